@@ -1,0 +1,25 @@
+"""Cohort sampling: who is asked in a round, from a seed and nothing else."""
+
+from collections.abc import Iterable
+from math import ceil
+
+import numpy as np
+
+
+def cohort_size(eligible: int, size: int | None, fraction: float) -> int:
+    """How many updates a round wants: `size`, or `fraction` of the eligible nodes, at least one."""
+    wanted = size if size is not None else ceil(fraction * eligible - 1e-9)
+    return max(1, min(wanted, eligible))
+
+
+def sample(nodes: Iterable[str], k: int, *, seed: int, round: int, attempt: int) -> tuple[str, ...]:
+    """Draw `k` nodes without replacement, sorted.
+
+    The draw depends on the set of nodes, the seed, the round and the attempt, not on the order in which
+    nodes are given (McMahan et al. 2017, https://arxiv.org/abs/1602.05629, Algorithm 1, S_t).
+    """
+    pool = sorted(set(nodes))
+    if k >= len(pool):
+        return tuple(pool)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, round, attempt])))
+    return tuple(sorted(pool[i] for i in rng.choice(len(pool), size=k, replace=False)))

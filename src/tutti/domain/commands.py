@@ -1,0 +1,174 @@
+"""What a job can be told (commands, in the imperative; they may be refused) and what it asks for (instructions)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from tutti.domain.events import Digest, NodeId, UpdateAccepted
+from tutti.domain.spec import Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Initialise:
+    model: Digest
+    state: Digest
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Open the next round with these connected, eligible nodes."""
+
+    candidates: Sequence[NodeId]
+    left_out: Mapping[NodeId, str] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitUpdate:
+    """A node hands in its work. `fault` is what the shell found wrong with the bytes, if anything."""
+
+    round: int
+    attempt: int
+    node: NodeId
+    digest: Digest
+    weight: int
+    metrics: Metrics
+    seconds: float = 0.0
+    bytes: int = 0
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefuseUpdate:
+    """Record a submission that belonged nowhere, in the round that the node should have worked on."""
+
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoseUpdate:
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extend:
+    """Give the open round its full time again, because the coordinator was away."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """The aggregate of `counted` is stored as `model`; `state` is the strategy's checkpoint."""
+
+    round: int
+    attempt: int
+    counted: Mapping[NodeId, int]
+    model: Digest
+    state: Digest
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordEvaluation:
+    round: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkipEvaluation:
+    """Complete the job although nobody is there to measure its final model."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    reason: str = "asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    reason: str = "asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed."""
+
+
+Command: TypeAlias = (
+    Initialise
+    | Open
+    | SubmitUpdate
+    | RefuseUpdate
+    | LoseUpdate
+    | Drop
+    | Extend
+    | Close
+    | RecordEvaluation
+    | SkipEvaluation
+    | Pause
+    | Resume
+    | Stop
+    | Fail
+    | Tick
+)
+
+
+# -- instructions: what the shell must do; the only way out ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MakeInitialModel:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateModel:
+    round: int
+    model: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class GatherCohort:
+    """Find the eligible nodes and try to open the round."""
+
+    task: Literal["train", "evaluate"]
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """These nodes owe an update; tell each of them that is connected, once per connection."""
+
+    nodes: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Fold exactly these updates and close the round."""
+
+    updates: tuple[UpdateAccepted, ...]
+
+
+Instruction: TypeAlias = MakeInitialModel | EvaluateModel | GatherCohort | Assign | Aggregate

@@ -1,0 +1,222 @@
+"""Events: facts about jobs and nodes, in the past tense, written to the log once and never changed.
+
+They are all that is needed to rebuild the state after a crash; REST resources, live streams, metrics and
+the audit are readers of them. Events carry digests, never tensors. `at` is seconds since the epoch.
+"""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from tutti.domain.spec import DataSchema, JobSpec, Metrics
+
+Digest: TypeAlias = str
+NodeId: TypeAlias = str
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True, tag_field="type"):
+    at: float
+
+
+# -- a job, stream `job:<id>` ------------------------------------------------------------------------
+
+
+class JobSubmitted(Event, frozen=True, kw_only=True):
+    job: str
+    spec: JobSpec
+    data: DataSchema
+    by: str = ""
+
+
+class JobInitialised(Event, frozen=True, kw_only=True):
+    """The initial model exists: the seed's draw, or the one the job was told to start from."""
+
+    model: Digest
+    state: Digest
+    parameters: int
+
+
+class RoundOpened(Event, frozen=True, kw_only=True):
+    """A cohort was drawn. `left_out` says of every other known node why it was not asked."""
+
+    round: int
+    attempt: int
+    task: Literal["train", "evaluate"]
+    model: Digest
+    cohort: tuple[NodeId, ...]
+    wanted: int
+    quorum: int
+    deadline: float
+    left_out: dict[NodeId, str] = {}
+    settings: dict[str, float] = {}
+
+
+class UpdateAccepted(Event, frozen=True, kw_only=True):
+    """This update counts, unless its blob is lost before the round closes. `weight` is after the cap."""
+
+    round: int
+    node: NodeId
+    digest: Digest
+    weight: int
+    metrics: Metrics = {}
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+class UpdateRefused(Event, frozen=True, kw_only=True):
+    """A submission that does not count. `final`: the node has no further say in this round."""
+
+    round: int
+    node: NodeId
+    reason: str
+    final: bool = False
+
+
+class UpdateLost(Event, frozen=True, kw_only=True):
+    """An accepted update's bytes are gone or damaged; the node is asked for it again."""
+
+    round: int
+    node: NodeId
+    reason: str
+
+
+class NodeDropped(Event, frozen=True, kw_only=True):
+    """The round goes on without this node."""
+
+    round: int
+    node: NodeId
+    reason: str
+
+
+class RoundExtended(Event, frozen=True, kw_only=True):
+    """The coordinator was away; the cohort gets the time back."""
+
+    round: int
+    deadline: float
+    reason: str
+
+
+class RoundClosed(Event, frozen=True, kw_only=True):
+    """The updates of `counted` made `model` from the round's base; an evaluation round keeps the model."""
+
+    round: int
+    attempt: int
+    reason: str
+    model: Digest
+    state: Digest
+    counted: dict[NodeId, int]
+    metrics: Metrics = {}
+    aggregation_seconds: float = 0.0
+
+
+class RoundFailed(Event, frozen=True, kw_only=True):
+    round: int
+    attempt: int
+    reason: str
+
+
+class ModelEvaluated(Event, frozen=True, kw_only=True):
+    """The model that round `round` made (0: the initial one) was measured."""
+
+    round: int
+    by: Literal["nodes", "coordinator"]
+    metrics: Metrics
+
+
+class JobPaused(Event, frozen=True, kw_only=True):
+    reason: str = "asked"
+
+
+class JobResumed(Event, frozen=True, kw_only=True):
+    pass
+
+
+class JobStopped(Event, frozen=True, kw_only=True):
+    reason: str = "asked"
+
+
+class JobCompleted(Event, frozen=True, kw_only=True):
+    reason: str
+    model: Digest
+    best_round: int
+
+
+class JobFailed(Event, frozen=True, kw_only=True):
+    reason: str
+
+
+JobEvent: TypeAlias = (
+    JobSubmitted
+    | JobInitialised
+    | RoundOpened
+    | UpdateAccepted
+    | UpdateRefused
+    | UpdateLost
+    | NodeDropped
+    | RoundExtended
+    | RoundClosed
+    | RoundFailed
+    | ModelEvaluated
+    | JobPaused
+    | JobResumed
+    | JobStopped
+    | JobCompleted
+    | JobFailed
+)
+
+
+# -- the register of nodes, stream `nodes` -----------------------------------------------------------
+
+
+class InviteIssued(Event, frozen=True, kw_only=True):
+    """A join token: only its hash is kept. `uses` joins, until `expires`."""
+
+    token: str
+    uses: int
+    expires: float
+    by: str = ""
+
+
+class NodeJoined(Event, frozen=True, kw_only=True):
+    """A node took up an invitation; `secret` is the hash of the token it will show from now on."""
+
+    node: NodeId
+    invite: str
+    secret: str
+
+
+class NodeRemoved(Event, frozen=True, kw_only=True):
+    node: NodeId
+    reason: str = "asked"
+
+
+class NodeConnected(Event, frozen=True, kw_only=True):
+    node: NodeId
+    cpus: int = 0
+    memory: int = 0
+    gpus: int = 0
+    examples: int = 0
+    dataset: str = ""
+    version: str = ""
+
+
+class NodeDisconnected(Event, frozen=True, kw_only=True):
+    node: NodeId
+    reason: str
+
+
+class NodeTurnedAway(Event, frozen=True, kw_only=True):
+    """Somebody without a valid token, or with an unusable registration, wanted in under this name."""
+
+    node: str
+    reason: str
+
+
+class CoordinatorStarted(Event, frozen=True, kw_only=True):
+    version: str
+
+
+NodeEvent: TypeAlias = (
+    InviteIssued | NodeJoined | NodeRemoved | NodeConnected | NodeDisconnected | NodeTurnedAway | CoordinatorStarted
+)
+AnyEvent: TypeAlias = JobEvent | NodeEvent

@@ -1,0 +1,151 @@
+"""The register of nodes: invitations, who joined, and who may be asked to train what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TypeAlias, assert_never
+
+import msgspec
+
+from tutti.core.errors import Conflict, Forbidden, NotFound
+from tutti.domain import events as e
+from tutti.domain.events import NodeEvent, NodeId
+from tutti.domain.spec import DataSchema, JobSpec, Name
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a node says of its machine. Sizes in bytes."""
+
+    cpus: int = 1
+    memory: int = 0
+    gpus: tuple[str, ...] = ()
+    platform: str = ""
+    versions: dict[str, str] = {}  # tutti, python, torch, ...
+    trainers: tuple[str, ...] = ()  # names of the model registries' back ends that work here
+
+
+class DataSummary(msgspec.Struct, frozen=True):
+    """What a node says of its data: a name, the schema and two counts; never a row."""
+
+    name: Name
+    data: DataSchema
+    examples: int
+    held_out: int = 0
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """The part of the owner's policy that a coordinator should know, so as not to ask in vain.
+
+    The node itself enforces its policy, whatever the coordinator does with this.
+    """
+
+    jobs: tuple[str, ...] = ()  # glob patterns of job names; empty: any
+    models: tuple[str, ...] = ()  # glob patterns of model names; empty: any
+    min_cohort: int = 1
+    open: bool = True  # within the owner's hours
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    uses: int
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Invitations by token hash; nodes by name with their secret's hash. Removed nodes are gone."""
+
+    invites: Mapping[str, Invite] = field(default_factory=dict)
+    nodes: Mapping[NodeId, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueInvite:
+    token: str
+    uses: int
+    expires: float
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    invite: str
+    node: NodeId
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove:
+    node: NodeId
+    reason: str = "asked"
+
+
+Command: TypeAlias = IssueInvite | Join | Remove
+
+
+def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
+    """The facts that follow from a command; raises Forbidden, Conflict or NotFound with the reason."""
+    match command:
+        case IssueInvite():
+            return [
+                e.InviteIssued(at=now, token=command.token, uses=command.uses, expires=command.expires, by=command.by)
+            ]
+        case Join(invite=token, node=node, secret=secret):
+            invite = state.invites.get(token)
+            if invite is None:
+                raise Forbidden("this join link is not known here: ask for a new one (`tutti invite`)")
+            if invite.uses < 1:
+                raise Forbidden("this join link has been used up: ask for a new one (`tutti invite`)")
+            if now >= invite.expires:
+                raise Forbidden("this join link has expired: ask for a new one (`tutti invite`)")
+            if node in state.nodes:
+                raise Conflict(f"a node named {node!r} has joined already: choose another --name")
+            return [e.NodeJoined(at=now, node=node, invite=token, secret=secret)]
+        case Remove(node=node, reason=reason):
+            if node not in state.nodes:
+                raise NotFound(f"there is no node {node!r}")
+            return [e.NodeRemoved(at=now, node=node, reason=reason)]
+    assert_never(command)
+
+
+def evolve(state: Register, event: NodeEvent) -> Register:
+    match event:
+        case e.InviteIssued(token=token, uses=uses, expires=expires):
+            return replace(state, invites={**state.invites, token: Invite(uses, expires)})
+        case e.NodeJoined(node=node, invite=token, secret=secret):
+            invite = state.invites[token]
+            invites = {**state.invites, token: replace(invite, uses=invite.uses - 1)}
+            return replace(state, invites=invites, nodes={**state.nodes, node: secret})
+        case e.NodeRemoved(node=gone):
+            return replace(state, nodes={node: secret for node, secret in state.nodes.items() if node != gone})
+        case e.NodeConnected() | e.NodeDisconnected() | e.NodeTurnedAway() | e.CoordinatorStarted():
+            return state
+    assert_never(event)
+
+
+def why_not(spec: JobSpec, data: DataSchema, summary: DataSummary, terms: Terms, cohort: int) -> str | None:
+    """Why a connected node cannot be asked to work on a job; None when it can.
+
+    `cohort` is the number of nodes the job asks for at least.
+    """
+    if summary.name != spec.dataset:
+        return f"holds {summary.name}, the job is on {spec.dataset}"
+    if summary.data != data:
+        return f"its {summary.name} is {in_words(summary.data)}, the job expects {in_words(data)}"
+    if summary.examples < 1:
+        return "has no examples to train on"
+    if not terms.open:
+        return "outside its owner's hours"
+    if terms.jobs and not any(fnmatchcase(spec.name, pattern) for pattern in terms.jobs):
+        return f"its owner does not allow job {spec.name!r}"
+    if terms.models and not any(fnmatchcase(spec.model.name, pattern) for pattern in terms.models):
+        return f"its owner does not allow model {spec.model.name!r}"
+    if cohort < terms.min_cohort:
+        return f"its owner wants cohorts of {terms.min_cohort} or more, the job starts with {cohort}"
+    return None
+
+
+def in_words(data: DataSchema) -> str:
+    """A schema for people: `classification of 28x28 into 10 classes`."""
+    what = "classes" if data.task == "classification" else "targets"
+    return f"{data.task} of {'x'.join(map(str, data.shape))} into {data.outputs} {what}"

@@ -1,0 +1,166 @@
+"""A job's whole specification: what a person writes in `job.toml`, sends to the API or types as options."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tutti.core.errors import UserError
+from tutti.core.registry import Choice
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, le=604_800)]
+Metrics = dict[str, float]
+
+
+class BadSpec(UserError):
+    """The job cannot be run as written."""
+
+
+class DataSchema(msgspec.Struct, frozen=True):
+    """What the rows of a data set look like; two nodes can train together only if theirs are equal.
+
+    Attributes:
+        task: What is predicted.
+        shape: Shape of one example without the batch axis, such as (1, 28, 28) or (64,).
+        outputs: Number of classes, or of target columns for a regression.
+    """
+
+    task: Literal["classification", "regression"]
+    shape: tuple[Positive, ...]
+    outputs: Positive
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The local work of one node in one round."""
+
+    epochs: Positive = 1
+    batch_size: Positive | None = None  # None: the node chooses by its memory
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Annotated[float, Meta(gt=0, le=1e3)] = 0.1
+    lr_schedule: Choice = Choice("constant")  # over rounds
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    max_steps: Positive | None = None
+    mixed_precision: bool = False  # only where the node has a GPU
+    gradient_checkpointing: bool = False
+
+
+class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who takes part in a round, and when it closes.
+
+    Attributes:
+        min_nodes: A round opens once this many eligible nodes are connected.
+        size: How many updates a round wants; None for `fraction` of the eligible nodes.
+        over_select: Extra nodes asked, as a share of the wanted size; the round closes without the slowest.
+        quorum: Updates without which a round fails; None for `min_nodes`, or `size` if that is smaller.
+        deadline: Longest duration of a round in seconds.
+        patience: The deadline adapts to median + patience x MAD of past arrivals, never under `floor` seconds.
+        grace: How long a node may be disconnected before the round goes on without it, in seconds.
+        lease: How long a node may be silent about its progress, in seconds.
+        retries: How often one round may fail before the job does.
+        wait: How long to wait for `min_nodes` before the job fails, in seconds; None for ever.
+        weighting: `examples` weights an update by its number of examples, `equal` by 1.
+        max_weight: The most one update may weigh; larger claims are cut to it.
+    """
+
+    min_nodes: Positive = 1
+    size: Positive | None = None
+    fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    over_select: Annotated[float, Meta(ge=0, le=4)] = 0.0
+    quorum: Positive | None = None
+    deadline: Seconds = 600.0
+    floor: Seconds = 30.0
+    patience: Annotated[float, Meta(ge=1)] = 6.0
+    grace: Seconds = 20.0
+    lease: Seconds = 120.0
+    retries: Annotated[int, Meta(ge=0, le=100)] = 3
+    wait: Seconds | None = None
+    weighting: Literal["examples", "equal"] = "examples"
+    max_weight: Annotated[int, Meta(ge=1, le=2**24)] = 2**20
+
+
+class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where and how often the global model is measured.
+
+    Attributes:
+        every: After every so many rounds (the last is always measured).
+        nodes: Nodes measure the model they receive on their own held-out rows.
+        data: A data source that the coordinator itself evaluates on, such as `digits:split=test`.
+    """
+
+    every: Positive = 1
+    nodes: bool = True
+    data: Choice | None = None
+
+
+class EarlyStopping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """End the job when `metric` reaches `target`, or has not improved by `min_delta` for `patience` evaluations."""
+
+    metric: str = "accuracy"
+    mode: Literal["max", "min"] = "max"
+    target: float | None = None
+    patience: Positive | None = None
+    min_delta: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A training request. Every field has a default but `dataset` and `model`."""
+
+    dataset: Name
+    model: Choice
+    name: Name = "job"
+    strategy: Choice = Choice("fedavg")
+    rounds: Positive = 10
+    seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    training: Training = Training()
+    cohort: CohortRules = CohortRules()
+    evaluation: Evaluation = Evaluation()
+    early_stopping: EarlyStopping | None = None
+
+
+_CHOICES = (("model",), ("strategy",), ("training", "lr_schedule"), ("evaluation", "data"))
+
+
+def load_spec(raw: Mapping[str, Any]) -> JobSpec:
+    """A JobSpec from plain data (JSON, TOML, CLI options); raises BadSpec naming the field that is wrong.
+
+    Where a field is a Choice, its short form `name:key=value` and the flat table
+    `{name = "fedadam", server_lr = 0.1}` are read too.
+    """
+    data = _expand(raw, ())
+    try:
+        return msgspec.convert(data, JobSpec)
+    except msgspec.ValidationError as error:
+        raise BadSpec(f"job: {error}") from None
+
+
+def _expand(value: Any, path: tuple[str, ...]) -> Any:
+    if path in _CHOICES and isinstance(value, str):
+        return msgspec.to_builtins(Choice.parse(value))
+    if path in _CHOICES and isinstance(value, Mapping) and "options" not in value:
+        return {"name": value.get("name"), "options": {k: v for k, v in value.items() if k != "name"}}
+    if isinstance(value, Mapping):
+        return {key: _expand(item, (*path, key)) for key, item in value.items()}
+    return value
+
+
+def check_composition(spec: JobSpec) -> None:
+    """Refuse a job whose parts contradict each other, before it starts; raises BadSpec."""
+    cohort = spec.cohort
+    if cohort.size is not None and cohort.min_nodes < cohort.size:
+        raise BadSpec(
+            f"cohort.size is {cohort.size}, but cohort.min_nodes is {cohort.min_nodes}: "
+            f"a round could open with too few nodes; set min_nodes to {cohort.size} or more"
+        )
+    if cohort.quorum is not None and cohort.quorum > (cohort.size or cohort.min_nodes):
+        raise BadSpec(
+            f"cohort.quorum is {cohort.quorum}, more than the {cohort.size or cohort.min_nodes} nodes "
+            "that a round may start with: it could never close; lower the quorum"
+        )
+    if spec.early_stopping and spec.early_stopping.target is None and spec.early_stopping.patience is None:
+        raise BadSpec("early_stopping needs a target, a patience, or both")
+    if spec.early_stopping and not spec.evaluation.nodes and spec.evaluation.data is None:
+        raise BadSpec("early_stopping needs an evaluation: set evaluation.nodes or evaluation.data")

@@ -1,0 +1,31 @@
+"""What the services need from the world: Protocols of one to four methods, nothing else."""
+
+from tutti.ports.blobs import BlobStore
+from tutti.ports.fabric import Arrived, Fabric, FabricEvent, Left, Link, LinkLost, LinkRefused, Said
+from tutti.ports.log import EventLog, Recorded, VersionConflict
+from tutti.ports.training import Cancelled, Data, Examples, NodeData, Report, Task, Trainer, Work
+from tutti.ports.workbench import Workbench
+
+__all__ = [
+    "Arrived",
+    "BlobStore",
+    "Cancelled",
+    "Data",
+    "EventLog",
+    "Examples",
+    "Fabric",
+    "FabricEvent",
+    "Left",
+    "Link",
+    "LinkLost",
+    "LinkRefused",
+    "NodeData",
+    "Recorded",
+    "Report",
+    "Said",
+    "Task",
+    "Trainer",
+    "VersionConflict",
+    "Work",
+    "Workbench",
+]

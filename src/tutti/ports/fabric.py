@@ -1,0 +1,84 @@
+"""How nodes are reached: the coordinator's side (Fabric) and the node's side (Link) of one channel."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from tutti.core.errors import TuttiError
+from tutti.domain.events import Digest, NodeId
+from tutti.wire.messages import CoordinatorMessage, NodeMessage, Registration
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A node connected and its token was right. A second connection of one node replaces the first."""
+
+    node: NodeId
+    registration: Registration
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A connection ended. `took_leave`: the node said goodbye, and will not be back in a moment."""
+
+    node: NodeId
+    reason: str
+    took_leave: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    node: NodeId
+    message: NodeMessage
+
+
+FabricEvent: TypeAlias = Arrived | Left | Said
+
+
+class Fabric(Protocol):
+    """The coordinator's side. Nodes are known by name; their connections come and go."""
+
+    def events(self) -> AsyncIterator[FabricEvent]:
+        """Everything nodes do, in order per node; bounded: a slow coordinator slows the nodes, nothing is lost."""
+        ...
+
+    def send(self, node: NodeId, message: CoordinatorMessage) -> bool:
+        """Queue a message; False if the node is not connected or its queue is full (then it is disconnected).
+
+        Nothing is kept for absent nodes: whoever sends asks the state again when the node returns.
+        """
+        ...
+
+    def disconnect(self, node: NodeId, reason: str) -> None:
+        """Close the node's connection, if there is one; a Left follows."""
+        ...
+
+
+class LinkLost(TuttiError):
+    """The coordinator cannot be reached now; connect again later."""
+
+
+class LinkRefused(TuttiError):
+    """The coordinator answered, and does not want this node (token, version, name); retrying does not help."""
+
+
+class Link(Protocol):
+    """A node's side: outbound connections only. Every method raises LinkLost when the coordinator is away."""
+
+    async def connect(self, registration: Registration) -> AsyncIterator[CoordinatorMessage]:
+        """Open the channel and register; the iterator yields messages (`Registered` first) and ends with LinkLost.
+
+        Raises LinkRefused for a refusal that only a person can mend.
+        """
+        ...
+
+    async def send(self, message: NodeMessage) -> None: ...
+
+    async def fetch(self, digest: Digest, into: Path) -> None:
+        """Download a blob, resuming a partial file, and verify it; raises CorruptBlob, NotFound, StorageError."""
+        ...
+
+    async def store(self, blob: bytes | memoryview, digest: Digest) -> None:
+        """Upload a blob, resuming where an interrupted upload ended; raises TuttiError with the reason if refused."""
+        ...

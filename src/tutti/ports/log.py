@@ -1,0 +1,42 @@
+"""The event log: append-only, durable, totally ordered."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tutti.core.errors import TuttiError
+from tutti.domain.events import AnyEvent
+
+
+class VersionConflict(TuttiError):
+    """Somebody else appended to the stream since it was read; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event with its place: `offset` counts all events from 1, `version` those of the stream from 1."""
+
+    offset: int
+    stream: str
+    version: int
+    event: AnyEvent
+
+
+class EventLog(Protocol):
+    async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:
+        """Write all events or none; they survive loss of power once this returns.
+
+        `version` is the stream's version as the caller knows it (0: no events yet). Raises VersionConflict,
+        or StorageError (disk full, read-only); then nothing was written.
+        """
+        ...
+
+    async def read(self, after: int = 0, *, stream: str | None = None, limit: int = 1000) -> list[Recorded]:
+        """Events with an offset above `after`, in order, of one stream or of all."""
+        ...
+
+    def follow(self, after: int) -> AsyncIterator[list[Recorded]]:
+        """Batches of all events above `after`, for ever: first the stored ones, then each as it is appended."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,207 @@
+"""The node protocol: every message between a node and its coordinator, as typed, frozen values.
+
+JSON text over any ordered channel (a WebSocket in the hub), one message a frame, at most MAX_MESSAGE bytes,
+told apart by `type`. Models and updates do not travel here but as blobs, named by their digest.
+A node opens the channel, sends `device:register`, and hears `device:registered` or `error`.
+The published schema in docs/protocol.md is printed from these classes.
+"""
+
+from typing import Annotated, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from tutti.core.errors import UserError
+from tutti.core.registry import Choice
+from tutti.domain.events import Digest, NodeId
+from tutti.domain.nodes import Capabilities, DataSummary, Terms
+from tutti.domain.spec import DataSchema, Metrics, Name, Training
+
+_M = TypeVar("_M")
+
+PROTOCOL = 1
+"""Version of this protocol; a coordinator refuses nodes that speak another one."""
+
+MAX_MESSAGE = 64 * 1024
+
+JobId: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
+Blob: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    pass
+
+
+# -- node to coordinator -----------------------------------------------------------------------------
+
+
+class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
+    """The first message of a connection: who, with what proof, on what machine, with what data."""
+
+    protocol: int
+    node: Name
+    token: Annotated[str, Meta(max_length=256)]
+    capabilities: Capabilities
+    data: DataSummary
+    terms: Terms = Terms()
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, tag="device:heartbeat"):
+    """Alive. `cpu` and `memory` are the shares of the machine in use, 0 to 1; `open` as in Terms."""
+
+    cpu: float = 0.0
+    memory: float = 0.0
+    battery: float | None = None
+    open: bool = True
+
+
+class Progress(Message, frozen=True, kw_only=True, tag="training:progress"):
+    """Work goes on: this renews the lease. `done` is the share of the task, 0 to 1."""
+
+    job: JobId
+    round: int
+    attempt: int
+    done: float
+    epoch: int = 0
+    loss: float | None = None
+
+
+class Submission(Message, frozen=True, kw_only=True, tag="weights:submit"):
+    """The work is done; for training, the update is already stored under `digest`."""
+
+    job: JobId
+    round: int
+    attempt: int
+    digest: Blob = ""
+    weight: int = 1
+    metrics: Metrics = {}
+    seconds: float = 0.0
+
+
+class Failure(Message, frozen=True, kw_only=True, tag="training:failed"):
+    """This node will not deliver this round: its owner forbids it, or the work broke."""
+
+    job: JobId
+    round: int
+    attempt: int
+    reason: Annotated[str, Meta(max_length=1000)]
+
+
+class Leave(Message, frozen=True, kw_only=True, tag="device:leave"):
+    """Goodbye: the owner stopped the node. Nobody waits for it to come back."""
+
+    reason: str = ""
+
+
+NodeMessage: TypeAlias = Registration | Heartbeat | Progress | Submission | Failure | Leave
+
+
+# -- coordinator to node -----------------------------------------------------------------------------
+
+
+class Registered(Message, frozen=True, kw_only=True, tag="device:registered"):
+    """Welcome. Send a heartbeat every `heartbeat` seconds, progress at least every `progress` seconds."""
+
+    node: NodeId
+    protocol: int = PROTOCOL
+    version: str = ""
+    heartbeat: float = 15.0
+    progress: float = 5.0
+
+
+class Start(Message, frozen=True, kw_only=True, tag="training:start"):
+    """Work to do. `seed` is this node's own for this round; `settings` come from the strategy.
+
+    A node that is told twice of the same work (after a reconnect) does it once.
+    """
+
+    job: JobId
+    name: Name
+    round: int
+    attempt: int
+    rounds: int
+    task: Literal["train", "evaluate"]
+    model: Choice
+    data: DataSchema
+    weights: Digest
+    seed: int
+    cohort: int
+    training: Training
+    settings: dict[str, float] = {}
+    evaluate: bool = False
+
+
+class Halt(Message, frozen=True, kw_only=True, tag="training:stop"):
+    """Drop this work: the round closed without it, or the job ended."""
+
+    job: JobId
+    round: int
+    attempt: int
+    reason: str
+
+
+class GlobalWeights(Message, frozen=True, kw_only=True, tag="weights:global"):
+    """A round closed and made this model."""
+
+    job: JobId
+    round: int
+    weights: Digest
+    metrics: Metrics = {}
+    final: bool = False
+
+
+class Verdict(Message, frozen=True, kw_only=True, tag="weights:verdict"):
+    """The definite answer to a submission: it counts, or it does not, and why.
+
+    `resend`: the update's bytes were lost here; store them again and submit again.
+    """
+
+    job: JobId
+    round: int
+    attempt: int
+    accepted: bool
+    reason: str = ""
+    resend: bool = False
+
+
+class Refusal(Message, frozen=True, kw_only=True, tag="error"):
+    """What was wrong with the last message. `fatal`: do not come back without a person's help."""
+
+    code: str
+    detail: str
+    fatal: bool = False
+
+
+CoordinatorMessage: TypeAlias = Registered | Start | Halt | GlobalWeights | Verdict | Refusal
+
+
+class BadMessage(UserError):
+    """A frame that is not a message of this protocol."""
+
+
+_node_decoder: msgspec.json.Decoder[NodeMessage] = msgspec.json.Decoder(NodeMessage)
+_coordinator_decoder: msgspec.json.Decoder[CoordinatorMessage] = msgspec.json.Decoder(CoordinatorMessage)
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """UTF-8 JSON, for one text frame."""
+    return _encoder.encode(message)
+
+
+def decode_from_node(frame: bytes | str) -> NodeMessage:
+    """Raises BadMessage, naming the field, for anything that is not a valid message of a node."""
+    return _decode(_node_decoder, frame)
+
+
+def decode_from_coordinator(frame: bytes | str) -> CoordinatorMessage:
+    return _decode(_coordinator_decoder, frame)
+
+
+def _decode(decoder: "msgspec.json.Decoder[_M]", frame: bytes | str) -> "_M":
+    if len(frame) > MAX_MESSAGE:
+        raise BadMessage(f"a message may have {MAX_MESSAGE} bytes, this one has {len(frame)}")
+    try:
+        return decoder.decode(frame)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadMessage(f"not a message of protocol {PROTOCOL}: {error}") from None

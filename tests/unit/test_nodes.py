@@ -1,0 +1,78 @@
+"""The register of nodes: invitations, joining, and who may be asked."""
+
+import pytest
+
+from tutti.core.errors import Conflict, Forbidden, NotFound
+from tutti.core.registry import Choice
+from tutti.domain import nodes
+from tutti.domain.nodes import DataSummary, Register, Terms, why_not
+from tutti.domain.spec import DataSchema, JobSpec
+
+DIGITS = DataSchema("classification", (64,), 10)
+HOLDS = DataSummary("digits", DIGITS, examples=100)
+SPEC = JobSpec(dataset="digits", model=Choice("mlp"), name="digits-night")
+
+
+def tell(state: Register, command: nodes.Command, now: float = 0.0) -> Register:
+    for event in nodes.decide(state, command, now=now):
+        state = nodes.evolve(state, event)
+    return state
+
+
+@pytest.fixture
+def invited() -> Register:
+    return tell(Register(), nodes.IssueInvite(token="t", uses=1, expires=100.0))
+
+
+def test_an_invitation_lets_in_as_many_as_it_says(invited):
+    state = tell(invited, nodes.Join(invite="t", node="a", secret="s"))
+    assert state.nodes == {"a": "s"}
+    with pytest.raises(Forbidden, match="used up"):
+        tell(state, nodes.Join(invite="t", node="b", secret="s"))
+
+
+def test_an_invitation_expires(invited):
+    with pytest.raises(Forbidden, match="expired"):
+        tell(invited, nodes.Join(invite="t", node="a", secret="s"), now=100.0)
+
+
+def test_an_unknown_invitation_is_refused(invited):
+    with pytest.raises(Forbidden, match="not known here"):
+        tell(invited, nodes.Join(invite="other", node="a", secret="s"))
+
+
+def test_names_are_unique_until_the_node_is_removed():
+    state = tell(Register(), nodes.IssueInvite(token="t", uses=3, expires=100.0))
+    state = tell(state, nodes.Join(invite="t", node="a", secret="s"))
+    with pytest.raises(Conflict, match="joined already"):
+        tell(state, nodes.Join(invite="t", node="a", secret="s2"))
+    state = tell(state, nodes.Remove(node="a"))
+    assert tell(state, nodes.Join(invite="t", node="a", secret="s2")).nodes == {"a": "s2"}
+
+
+def test_removing_a_stranger_is_an_error():
+    with pytest.raises(NotFound):
+        tell(Register(), nodes.Remove(node="a"))
+
+
+@pytest.mark.parametrize(
+    ("summary", "terms", "cohort", "reason"),
+    [
+        (HOLDS, Terms(), 1, None),
+        (DataSummary("mnist", DIGITS, 9), Terms(), 1, "holds mnist, the job is on digits"),
+        (
+            DataSummary("digits", DataSchema("classification", (64,), 9), 9),
+            Terms(),
+            1,
+            "its digits is classification of 64 into 9 classes, the job expects classification of 64 into 10 classes",
+        ),
+        (DataSummary("digits", DIGITS, 0), Terms(), 1, "has no examples to train on"),
+        (HOLDS, Terms(open=False), 1, "outside its owner's hours"),
+        (HOLDS, Terms(jobs=("day-*",)), 1, "its owner does not allow job 'digits-night'"),
+        (HOLDS, Terms(jobs=("day-*", "*night")), 1, None),
+        (HOLDS, Terms(models=("cnn",)), 1, "its owner does not allow model 'mlp'"),
+        (HOLDS, Terms(min_cohort=3), 2, "its owner wants cohorts of 3 or more, the job starts with 2"),
+    ],
+)
+def test_who_may_be_asked(summary, terms, cohort, reason):
+    assert why_not(SPEC, DIGITS, summary, terms, cohort) == reason
