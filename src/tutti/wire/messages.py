@@ -2,7 +2,8 @@
 
 JSON text over any ordered channel (a WebSocket in the hub), one message a frame, at most MAX_MESSAGE bytes,
 told apart by `type`. Models and updates do not travel here but as blobs, named by their digest.
-A node opens the channel, sends `device:register`, and hears `device:registered` or `error`.
+A node opens the channel, sends `device:register`, and hears `device:registered` or `error`. One that
+leaves for good closes with code 1001 (going away); after any other end it is expected back.
 The published schema in docs/protocol.md is printed from these classes.
 """
 
@@ -87,13 +88,7 @@ class Failure(Message, frozen=True, kw_only=True, tag="training:failed"):
     reason: Annotated[str, Meta(max_length=1000)]
 
 
-class Leave(Message, frozen=True, kw_only=True, tag="device:leave"):
-    """Goodbye: the owner stopped the node. Nobody waits for it to come back."""
-
-    reason: str = ""
-
-
-NodeMessage: TypeAlias = Registration | Heartbeat | Progress | Submission | Failure | Leave
+NodeMessage: TypeAlias = Registration | Heartbeat | Progress | Submission | Failure
 
 
 # -- coordinator to node -----------------------------------------------------------------------------
@@ -203,5 +198,5 @@ def _decode(decoder: "msgspec.json.Decoder[_M]", frame: bytes | str) -> "_M":
         raise BadMessage(f"a message may have {MAX_MESSAGE} bytes, this one has {len(frame)}")
     try:
         return decoder.decode(frame)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(f"not a message of protocol {PROTOCOL}: {error}") from None
