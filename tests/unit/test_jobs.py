@@ -92,7 +92,7 @@ def test_nodes_measure_the_model_they_receive_and_the_last_one_at_the_end():
     closed, measured = story.close("m1")
     assert isinstance(closed, e.RoundClosed)
     assert measured == e.ModelEvaluated(at=story.now, round=0, by="nodes", metrics={"accuracy": 0.5, "examples": 10.0})
-    assert jobs.react(story.state, now=story.now) == c.GatherCohort("evaluate", 1)
+    assert jobs.react(story.state, now=story.now) == c.GatherCohort("evaluate", 2)
     story.open("a")
     story.submit("a", digest="", metrics={"eval_accuracy": 0.9, "eval_examples": 10})
     story.close("m1")

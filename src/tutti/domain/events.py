@@ -37,7 +37,11 @@ class JobInitialised(Event, frozen=True, kw_only=True):
 
 
 class RoundOpened(Event, frozen=True, kw_only=True):
-    """A cohort was drawn. `left_out` says of every other known node why it was not asked."""
+    """A cohort was drawn; `model` is what round `round - 1` made (0: the initial one), its base.
+
+    An evaluation round comes after the last training round and makes no model of its own. `left_out` says of
+    every other known node why it was not asked.
+    """
 
     round: int
     attempt: int

@@ -183,7 +183,7 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
     needed = rules.min_nodes if task == "train" else 1
     if len(candidates) < needed:
         raise Conflict(f"job {state.id} needs {needed} nodes, {len(candidates)} are ready")
-    number = state.rounds_done + (task == "train")
+    number = state.rounds_done + 1
     wanted = cohort_size(len(candidates), rules.size, rules.fraction) if task == "train" else len(candidates)
     asked = min(len(candidates), ceil(wanted * (1 + rules.over_select)))
     cohort = sample(candidates, asked, seed=state.spec.seed, round=number, attempt=state.failures)
@@ -289,9 +289,8 @@ def _close(state: Job, command: c.Close, now: float) -> list[JobEvent]:
             aggregation_seconds=command.seconds,
         )
     ]
-    base = round.number - (round.opened.task == "train")
     if measured := _average(round.accepted, "eval_", "eval_examples"):
-        closed.append(e.ModelEvaluated(at=now, round=base, by="nodes", metrics=measured))
+        closed.append(e.ModelEvaluated(at=now, round=round.number - 1, by="nodes", metrics=measured))
     return closed
 
 
@@ -412,7 +411,7 @@ def react(state: Job, *, now: float) -> c.Instruction | None:
     task = next_task(state)
     if task is None or state.paused is not None:
         return None
-    return c.GatherCohort(task, state.rounds_done + (task == "train"))
+    return c.GatherCohort(task, state.rounds_done + 1)
 
 
 def wake_at(state: Job) -> float | None:

@@ -12,7 +12,11 @@ from tutti.wire.messages import CoordinatorMessage, NodeMessage, Registration
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A node connected and its token was right. A second connection of one node replaces the first."""
+    """A node connected and its token was right.
+
+    A second connection of one node replaces the first: a Left comes before this, and the first one's link raises
+    LinkRefused, for else two processes with one name would replace each other for ever.
+    """
 
     node: NodeId
     registration: Registration

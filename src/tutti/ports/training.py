@@ -83,6 +83,10 @@ class Trainer(Protocol):
         """`loss` and, for classes, `accuracy`; for targets, `mse` and `r2`."""
         ...
 
+    def predict(self, params: Params, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of classes, or targets: float32 (n, outputs), for `x` float32 (n, *shape)."""
+        ...
+
 
 Backend = Literal["torch", "sklearn"]
 

@@ -1,0 +1,462 @@
+"""The coordinator: one process that owns the log, reaches nodes through a fabric, and drives every job.
+
+Kill it at any moment: `start` replays the log, and each job goes on from what was recorded. Aggregates and
+connections are all that is lost, and both come back: updates are stored before they count, nodes reconnect.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from hmac import compare_digest
+
+from blake3 import blake3
+
+from tutti import __version__
+from tutti.core.errors import Conflict, Forbidden, NotFound, TuttiError
+from tutti.core.registry import Choice
+from tutti.core.schedules import schedules
+from tutti.core.strategy import strategies
+from tutti.domain import commands, nodes
+from tutti.domain import events as e
+from tutti.domain.events import Digest, JobEvent, NodeId
+from tutti.domain.jobs import Job
+from tutti.domain.rounds import Part
+from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
+from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
+from tutti.ports.training import datasets, models
+from tutti.services.driver import JobDriver, kept_blobs
+from tutti.services.journal import Journal
+from tutti.services.presence import Presence
+from tutti.wire.messages import Failure, Heartbeat, Progress, Registration, Submission, Verdict
+
+log = logging.getLogger(__name__)
+
+SUBMISSIONS_AT_ONCE = 8
+TURNED_AWAY_EVERY = 10.0
+UPDATE_OVERHEAD = 64 * 1024
+
+
+def fingerprint(secret: str) -> str:
+    """What is kept of a token: its hash. Tokens are random 192 bits or more, so no salt is needed."""
+    return blake3(secret.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """One registered node, as people want to see it. Times are seconds since the epoch."""
+
+    node: NodeId
+    connected: bool
+    joined_at: float
+    last_seen: float | None = None
+    registration: Registration | None = None
+    heartbeat: Heartbeat | None = None
+    progress: Progress | None = None
+    task: str = ""
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since this process started, for the metrics page."""
+
+    rounds_completed: int = 0
+    updates_accepted: int = 0
+    updates_refused: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    aggregation_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+    training_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+    aggregation_total: float = 0.0
+    training_total: float = 0.0
+
+    def count(self, event: JobEvent) -> None:
+        match event:
+            case e.UpdateAccepted(seconds=seconds):
+                self.updates_accepted += 1
+                self.training_seconds.append(seconds)
+                self.training_total += seconds
+            case e.UpdateRefused():
+                self.updates_refused += 1
+            case e.RoundClosed(aggregation_seconds=seconds):
+                self.rounds_completed += 1
+                self.aggregation_seconds.append(seconds)
+                self.aggregation_total += seconds
+            case _:
+                pass
+
+
+class Coordinator:
+    """Jobs, nodes and what connects them. Every public method is safe to call at any time after `start`."""
+
+    def __init__(
+        self,
+        *,
+        event_log: EventLog,
+        blobs: BlobStore,
+        fabric: Fabric,
+        workbench: Workbench,
+        known_schema: Callable[[Choice], DataSchema | None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.log = event_log
+        self.blobs = blobs
+        self.fabric = fabric
+        self.workbench = workbench
+        self.clock = clock
+        self.stats = Stats()
+        self.journal = Journal(event_log, clock)
+        self.presence = Presence(clock())
+        self._known_schema = known_schema
+        self._drivers: dict[str, JobDriver] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Condition()
+        self._kept_by_final: dict[str, set[Digest]] = {}
+        self._turned_away: dict[str, float] = {}
+        self._submissions = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Replay the log, give open rounds their time back, and go on."""
+        await self.journal.load()
+        self.presence = Presence(self.clock())
+        await self.journal.note(e.CoordinatorStarted(at=self.clock(), version=__version__))
+        for job in list(self.journal.jobs.values()):
+            if not job.final:
+                await self.journal.job(job.id, commands.Extend(reason="the coordinator was restarted"))
+                self._drive(job.id)
+        needed = self.needed_blobs()
+        for digest in await self.blobs.digests():
+            if digest not in needed:
+                await self.blobs.delete(digest)
+        self._spawn(self._listen())
+
+    async def stop(self) -> None:
+        """End the background work; what is in the log goes on at the next start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.workbench.close()
+        await self.log.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _drive(self, job_id: str) -> None:
+        driver = self._drivers[job_id] = JobDriver(self, job_id)
+        self._spawn(driver.run())
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        if job_id not in self.journal.jobs:
+            raise NotFound(f"there is no job {job_id!r}")
+        return self.journal.jobs[job_id]
+
+    @property
+    def jobs(self) -> dict[str, Job]:
+        return self.journal.jobs
+
+    @property
+    def register(self) -> nodes.Register:
+        return self.journal.register
+
+    async def submit(self, spec: JobSpec, *, by: str = "", paused: bool = False, key: str = "") -> Job:
+        """Check a job and take it on; raises a UserError that names what is wrong with it.
+
+        Asking again with the same `key` gives the same job, also after a restart; Conflict if the job differs.
+        """
+        data = self._check(spec)
+        suffix = fingerprint(key)[:16] if key else secrets.token_hex(4)
+        job_id = f"{spec.name.lower().replace('_', '-').replace('.', '-')[:40]}-{suffix}"
+        job = await self.journal.submit(job_id, spec, data, by=by, paused=paused)
+        if job.spec != spec:
+            raise Conflict(f"the key {key!r} was used for another job, {job_id}: choose a new key")
+        if not job.final and job_id not in self._drivers:
+            self._drive(job_id)
+        return job
+
+    def _check(self, spec: JobSpec) -> DataSchema:
+        check_composition(spec)
+        strategies.build(spec.strategy)
+        schedules.build(spec.training.lr_schedule)
+        models.options(spec.model)
+        if spec.evaluation.data is not None:
+            datasets.options(spec.evaluation.data)
+        return self._schema(spec)
+
+    def _schema(self, spec: JobSpec) -> DataSchema:
+        """What the job's data look like: known for bundled sets, else as the connected nodes describe theirs."""
+        described = {
+            seen.registration.data.data
+            for seen in self.presence.connected().values()
+            if seen.registration is not None and seen.registration.data.name == spec.dataset
+        }
+        if len(described) == 1:
+            return described.pop()
+        if len(described) > 1:
+            shapes = "; ".join(sorted(map(nodes.in_words, described)))
+            raise BadSpec(f"the connected nodes hold different data under the name {spec.dataset!r}: {shapes}")
+        known = self._known_schema(Choice(spec.dataset))
+        if known is None:
+            raise BadSpec(
+                f"no connected node holds {spec.dataset!r}, and it is not a bundled data set: "
+                f"start a node that holds it first (`tutti join <link> --data …`)"
+            )
+        return known
+
+    async def pause(self, job_id: str, *, by: str = "") -> Job:
+        return await self._steer(job_id, commands.Pause(reason=f"asked by {by}" if by else "asked"))
+
+    async def resume(self, job_id: str, *, by: str = "") -> Job:
+        return await self._steer(job_id, commands.Resume())
+
+    async def stop_job(self, job_id: str, reason: str = "asked", *, by: str = "") -> Job:
+        return await self._steer(job_id, commands.Stop(reason=f"{reason} by {by}" if by else reason))
+
+    async def _steer(self, job_id: str, command: commands.Command) -> Job:
+        events = await self.journal.job(job_id, command)
+        if (driver := self._drivers.get(job_id)) is not None:
+            await driver.after(events)
+            driver.poke()
+        return self.job(job_id)
+
+    async def wait_for(self, job_id: str, condition: Callable[[Job], bool]) -> Job:
+        """The job, as soon as an event has made the condition true."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: condition(self.job(job_id)))
+        return self.job(job_id)
+
+    async def wait_final(self, job_id: str) -> Job:
+        """The job, once it is completed, stopped or failed."""
+        return await self.wait_for(job_id, lambda job: job.final and job_id not in self._drivers)
+
+    def trouble(self, job_id: str) -> str:
+        """What keeps a job from going on, such as a full disk; empty when nothing does."""
+        driver = self._drivers.get(job_id)
+        return driver.trouble if driver else ""
+
+    # -- nodes ---------------------------------------------------------------------------------------------
+
+    async def invite(self, *, uses: int = 1, seconds: float = 86_400.0, by: str = "") -> str:
+        """Issue a join token for so many joins within so many seconds; only its hash is kept."""
+        token = secrets.token_urlsafe(24)
+        expires = self.clock() + seconds
+        await self.journal.nodes(nodes.IssueInvite(token=fingerprint(token), uses=uses, expires=expires, by=by))
+        return token
+
+    def check_invite(self, token: str) -> None:
+        """Raises Forbidden, as `admit` would, if this token lets nobody in; does not use it up."""
+        join = nodes.Join(invite=fingerprint(token), node="", secret="")
+        nodes.decide(self.register, join, now=self.clock())
+
+    async def admit(self, token: str, node: NodeId, secret: str | None = None) -> str:
+        """Take a node in; returns the secret it shows from now on (its own choice, if it made one).
+
+        A node that chose its secret may ask again after a lost answer, and is let in once.
+        """
+        secret = secret or secrets.token_urlsafe(32)
+        known = self.register.nodes.get(node)
+        if known is not None and compare_digest(known, fingerprint(secret)):
+            return secret
+        await self.journal.nodes(nodes.Join(invite=fingerprint(token), node=node, secret=fingerprint(secret)))
+        return secret
+
+    def authenticate(self, node: NodeId, secret: str) -> None:
+        known = self.register.nodes.get(node)
+        if known is None:
+            raise Forbidden(f"no node {node!r} has joined here, or it was removed: join again with a new link")
+        if not compare_digest(known, fingerprint(secret)):
+            raise Forbidden(f"the token is not that of node {node!r}")
+
+    async def remove_node(self, node: NodeId, reason: str = "asked") -> None:
+        await self.journal.nodes(nodes.Remove(node=node, reason=reason))
+        self.fabric.disconnect(node, f"removed: {reason}")
+        self.presence.forget(node)
+        for job_id, driver in self._drivers.items():
+            round = self.job(job_id).round
+            if round is not None and node in round.members:
+                await self._steer(job_id, commands.Drop(node=node, reason=f"removed: {reason}"))
+            driver.poke()
+
+    async def turn_away(self, node: str, reason: str) -> None:
+        """Record that somebody was refused at the door, at most once in ten seconds for each name."""
+        now = self.clock()
+        if now - self._turned_away.get(node, 0.0) >= TURNED_AWAY_EVERY and len(self._turned_away) < 10_000:
+            self._turned_away[node] = now
+            await self.journal.note(e.NodeTurnedAway(at=now, node=node[:64], reason=reason))
+
+    def node_statuses(self) -> list[NodeStatus]:
+        """All registered nodes, by name."""
+        return [self._status(node) for node in sorted(self.register.nodes)]
+
+    def _status(self, node: NodeId) -> NodeStatus:
+        seen, task = self.presence.get(node), self.task_of(node)
+        joined = self.journal.joined_at[node]
+        if seen is None:
+            return NodeStatus(node=node, connected=False, joined_at=joined)
+        return NodeStatus(
+            node=node,
+            connected=seen.connected,
+            joined_at=joined,
+            last_seen=seen.heard_at,
+            registration=seen.registration,
+            heartbeat=seen.heartbeat,
+            progress=seen.progress,
+            task=f"{task[0]}/{task[1]}" if task else "",
+        )
+
+    def task_of(self, node: NodeId) -> tuple[str, int] | None:
+        """The job and round for which a node owes an update, if any."""
+        for job_id in self._drivers:
+            round = self.journal.jobs[job_id].round
+            if round is not None and (member := round.members.get(node)) and member.part is Part.ASSIGNED:
+                return job_id, round.number
+        return None
+
+    def someone_waits_longer(self, job_id: str) -> bool:
+        """Whether another job that could open a round now has waited longer for it: first come, first served."""
+        mine = self.job(job_id)
+        for other_id, driver in self._drivers.items():
+            other = driver.job
+            if other_id == job_id or other.waiting_since >= mine.waiting_since or not driver.wants_nodes:
+                continue
+            if driver.can_open(driver.candidates()[0]):
+                driver.poke()
+                return True
+        return False
+
+    def update_limit(self, node: NodeId) -> int:
+        """The largest blob in bytes that a node may store now; 0 when no update of it is expected."""
+        limits = [
+            4 * self.job(job_id).parameters + UPDATE_OVERHEAD + 256 * self._entries(job_id)
+            for job_id in self._drivers
+            if (round := self.job(job_id).round) is not None and node in round.members
+        ]
+        return max(limits, default=0)
+
+    def _entries(self, job_id: str) -> int:
+        server = self._drivers[job_id].aggregation.server
+        return len(server.params.layout.entries) if server else 1000
+
+    # -- what nodes do -------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for event in self.fabric.events():
+            try:
+                await self._on(event)
+            except TuttiError as error:
+                log.error("%s: %s", event.node, error)
+
+    async def _on(self, event: FabricEvent) -> None:
+        now = self.clock()
+        match event:
+            case Arrived(node=node, registration=registration):
+                self.presence.arrived(node, registration, now)
+                self._poke_all()
+                await self._note_arrival(node, registration)
+            case Left(node=node, reason=reason, took_leave=took_leave):
+                self.presence.left(node, now, took_leave=took_leave)
+                self._poke_all()
+                await self.journal.note(e.NodeDisconnected(at=now, node=node, reason=reason[:200]))
+            case Said(node=node, message=message):
+                self.presence.heard(node, message, now)
+                await self._on_message(node, message)
+
+    async def _note_arrival(self, node: NodeId, registration: Registration) -> None:
+        machine = registration.capabilities
+        await self.journal.note(
+            e.NodeConnected(
+                at=self.clock(),
+                node=node,
+                cpus=machine.cpus,
+                memory=machine.memory,
+                gpus=len(machine.gpus),
+                examples=registration.data.examples,
+                dataset=registration.data.name,
+                version=machine.versions.get("tutti", ""),
+            )
+        )
+
+    async def _on_message(self, node: NodeId, message: object) -> None:
+        match message:
+            case Submission():
+                await self._submissions.acquire()
+                self._spawn(self._receive(node, message))
+            case Failure(job=job_id, round=number, attempt=attempt, reason=reason):
+                round = self.job(job_id).round if job_id in self._drivers else None
+                if round is not None and (round.number, round.opened.attempt) == (number, attempt):
+                    await self._steer(job_id, commands.Drop(node=node, reason=reason))
+            case Heartbeat(open=True):
+                self._poke_waiting()  # a node may be back within its owner's hours
+            case _:
+                pass
+
+    async def _receive(self, node: NodeId, submission: Submission) -> None:
+        """Hand a submission to its job; one that names a wrong job is recorded where the node was asked."""
+        try:
+            driver = self._drivers.get(submission.job)
+            if driver is not None:
+                await driver.receive(node, submission)
+            else:
+                await self._refuse_stray(node, submission)
+        except TuttiError as error:
+            log.error("submission of %s: %s", node, error)
+            self._answer(node, submission, f"could not be recorded, send it again: {error}", resend=True)
+        finally:
+            self._submissions.release()
+
+    async def _refuse_stray(self, node: NodeId, submission: Submission) -> None:
+        reason = f"there is no running job {submission.job!r}"
+        if (owed := self.task_of(node)) is not None:
+            refuse = commands.RefuseUpdate(node=node, reason=f"{reason}; {node} was asked by job {owed[0]!r}")
+            await self._steer(owed[0], refuse)
+        self._answer(node, submission, reason)
+
+    def _answer(self, node: NodeId, said: Submission, reason: str, *, resend: bool = False) -> None:
+        verdict = Verdict(
+            job=said.job, round=said.round, attempt=said.attempt, accepted=False, reason=reason, resend=resend
+        )
+        self.fabric.send(node, verdict)
+
+    def _poke_all(self) -> None:
+        for driver in self._drivers.values():
+            driver.poke()
+
+    def _poke_waiting(self, but: str = "") -> None:
+        for job_id, driver in self._drivers.items():
+            if job_id != but and driver.wants_nodes:
+                driver.poke()
+
+    # -- what jobs report ----------------------------------------------------------------------------------
+
+    async def on_events(self, job_id: str, events: list[JobEvent]) -> None:
+        for event in events:
+            self.stats.count(event)
+        if any(isinstance(event, e.RoundClosed | e.RoundFailed | e.NodeDropped) for event in events):
+            self._poke_waiting(but=job_id)  # nodes have become free
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def on_final(self, job_id: str) -> None:
+        """A job is over: its driver goes, whoever waits for it hears."""
+        self._kept_by_final[job_id] = kept_blobs(self.job(job_id))
+        del self._drivers[job_id]
+        self._poke_all()
+        async with self._changed:
+            self._changed.notify_all()
+
+    def needed_blobs(self) -> set[Digest]:
+        """Every blob that some job still refers to."""
+        needed: set[Digest] = set()
+        for job_id, job in self.journal.jobs.items():
+            if job.final and job_id not in self._drivers:
+                needed |= self._kept_by_final.setdefault(job_id, kept_blobs(job))
+            else:
+                needed |= kept_blobs(job)
+        return needed

@@ -1,0 +1,423 @@
+"""Drives one job: asks the state what is owed (`react`), does it, and waits until something has changed."""
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, UserError
+from tutti.core.strategy import strategies
+from tutti.domain import commands, jobs
+from tutti.domain import events as e
+from tutti.domain.events import Digest, NodeId
+from tutti.domain.jobs import Job
+from tutti.domain.nodes import why_not
+from tutti.domain.spec import Metrics
+from tutti.services.aggregation import Aggregation, Fold, UnreadableUpdate
+from tutti.wire.messages import GlobalWeights, Halt, Start, Submission, Verdict
+
+if TYPE_CHECKING:
+    from tutti.services.coordinator import Coordinator
+
+log = logging.getLogger(__name__)
+
+STORAGE_RETRY_SECONDS = 2.0
+MODELS_KEPT = 20
+"""Newest models of a job that stay in the store, beside the first and the best."""
+
+
+def node_seed(seed: int, round: int, node: NodeId) -> int:
+    """A node's own seed for one round, the same however often the round is tried."""
+    digest = blake2b(f"{seed}/{round}/{node}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def kept_blobs(job: Job) -> set[Digest]:
+    """Blobs that a job still needs: recent models, the first, the best, the checkpoint, accepted updates."""
+    recent = [summary.model for summary in job.past[-MODELS_KEPT:]]
+    kept = {*recent, job.initial_model, job.model, job.state}
+    if job.best is not None and (model := job.model_of(job.best[0])) is not None:
+        kept.add(model)
+    if job.round is not None:
+        kept.update(update.digest for update in job.round.accepted)
+        kept.add(job.round.opened.model)
+    return kept - {""}
+
+
+class JobDriver:
+    """One task per live job. Everything it does may be done twice: the state decides whether it still counts."""
+
+    def __init__(self, coordinator: "Coordinator", job_id: str) -> None:
+        self._coordinator = coordinator
+        self._journal = coordinator.journal
+        self._id = job_id
+        spec = self.job.spec
+        strategy = strategies.build(spec.strategy)
+        self.aggregation = Aggregation(strategy, coordinator.blobs, spec.cohort.max_weight)
+        self._changed = asyncio.Event()
+        self.trouble = ""
+        """What keeps the job from going on, in words for a person; empty when nothing does."""
+
+    @property
+    def job(self) -> Job:
+        return self._journal.jobs[self._id]
+
+    @property
+    def wants_nodes(self) -> bool:
+        """Whether the job waits for nothing but nodes."""
+        return isinstance(jobs.react(self.job, now=self._journal.clock()), commands.GatherCohort)
+
+    def poke(self) -> None:
+        """Something changed: look again."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until the job is over. Storage trouble is waited out; our own mistakes fail the job, loudly."""
+        while not self.job.final:
+            self._changed.clear()
+            try:
+                if await self._step():
+                    continue
+            except StorageError as error:
+                await self._on_storage_error(error)
+            except UserError as error:
+                await self._command(commands.Fail(reason=str(error)))
+                continue
+            except Exception as error:
+                log.exception("job %s: internal error", self._id)
+                await self._command(commands.Fail(reason=f"internal error: {error!r}"))
+                continue
+            await self._wait()
+        await self._coordinator.on_final(self._id)
+
+    async def _wait(self) -> None:
+        until = self._wake_at()
+        timeout = None if until is None else max(0.0, until - self._journal.clock())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):  # wait_for of Python 3.11 can swallow a cancellation
+                await self._changed.wait()
+
+    def _wake_at(self) -> float | None:
+        times = [at for at in (jobs.wake_at(self.job),) if at is not None]
+        if self.trouble:
+            times.append(self._journal.clock() + STORAGE_RETRY_SECONDS)
+        if self.job.status is jobs.Status.WAITING:
+            times.extend(self._returning().values())
+        if (round := self.job.round) is not None:
+            owed = (self._id, round.number, round.opened.attempt)
+            rules, presence = self.job.spec.cohort, self._coordinator.presence
+            times.extend(presence.expiry(node, owed, rules)[0] for node in round.waiting_for)
+        return min(times, default=None)
+
+    async def _on_storage_error(self, error: StorageError) -> None:
+        if isinstance(error, CorruptBlob):
+            await self._command(commands.Pause(reason=f"{error}; restore the file and resume the job"))
+            return
+        if self.trouble != str(error):
+            log.error("job %s waits: %s", self._id, error)
+        self.trouble = str(error)
+
+    async def _step(self) -> bool:
+        """One thing; True if the state should be asked again at once."""
+        now = self._journal.clock()
+        if (round := self.job.round) is not None:
+            owed = (self._id, round.number, round.opened.attempt)
+            presence, rules = self._coordinator.presence, self.job.spec.cohort
+            for node, reason in presence.lost(round.waiting_for, owed, rules, now).items():
+                await self._command(commands.Drop(node=node, reason=reason))
+        if await self._command(commands.Tick()):
+            return True
+        match jobs.react(self.job, now=self._journal.clock()):
+            case commands.MakeInitialModel():
+                await self._initialise()
+            case commands.EvaluateModel(round=number, model=model):
+                await self._evaluate(number, model)
+            case commands.GatherCohort(task=task):
+                return await self._open(task)
+            case commands.Assign(nodes=nodes):
+                await self._assign(nodes)
+                return False
+            case commands.Aggregate(updates=updates):
+                await self._close(updates)
+            case None:
+                return False
+        self.trouble = ""
+        return True
+
+    async def _command(self, command: commands.Command) -> bool:
+        """Carry out a command; False if nothing came of it."""
+        try:
+            events = await self._journal.job(self._id, command)
+        except Conflict as conflict:
+            log.debug("job %s: %s", self._id, conflict)
+            return False
+        await self.after(events)
+        return bool(events)
+
+    # -- what react asks for ---------------------------------------------------------------------------
+
+    async def _initialise(self) -> None:
+        spec = self.job.spec
+        with tempfile.TemporaryDirectory(prefix="tutti-") as folder:
+            path = Path(folder) / "initial.safetensors"
+            await self._coordinator.workbench.initial(spec.model, self.job.data, spec.seed, path)
+            model, state = await self.aggregation.initialise(path)
+        await self._command(commands.Initialise(model=model, state=state, parameters=self.aggregation.layout.size))
+
+    async def _evaluate(self, number: int, model: Digest) -> None:
+        source = self.job.spec.evaluation.data
+        assert source is not None
+        path = await self._coordinator.blobs.path(model)
+        metrics = await self._coordinator.workbench.evaluate(self.job.spec.model, self.job.data, source, path)
+        await self._command(commands.RecordEvaluation(round=number, metrics=metrics))
+
+    async def _open(self, task: str) -> bool:
+        candidates, left_out = self.candidates()
+        if self._returning():
+            return False
+        if task == "evaluate" and not candidates:
+            return await self._command(commands.SkipEvaluation(reason="no node was there to measure the final model"))
+        if not self.can_open(candidates) or self._coordinator.someone_waits_longer(self._id):
+            return False
+        await self.restore()
+        assert self.aggregation.server is not None
+        settings = self.aggregation.strategy.configure(self.aggregation.server)
+        return await self._command(commands.Open(candidates=candidates, left_out=left_out, settings=settings))
+
+    def can_open(self, candidates: Sequence[NodeId]) -> bool:
+        """Whether these nodes are enough for the next round."""
+        needed = self.job.spec.cohort.min_nodes if jobs.next_task(self.job) == "train" else 1
+        return len(candidates) >= needed
+
+    def _returning(self) -> dict[NodeId, float]:
+        """Nodes of the last cohort that may be back in a moment, and when the job stops waiting for them.
+
+        A node or a coordinator that is killed and restarted between two rounds then changes no cohort.
+        """
+        if not self.job.past:
+            return {}
+        presence, rules, now = self._coordinator.presence, self.job.spec.cohort, self._journal.clock()
+        last = [node for node in self.job.past[-1].round.opened.cohort if node in self._journal.register.nodes]
+        back = {node: presence.back_by(node, rules.grace) for node in last}
+        return {node: at for node, at in back.items() if at is not None and at > now}
+
+    def candidates(self) -> tuple[list[NodeId], dict[NodeId, str]]:
+        """The nodes that could take part now, and of each of the others why it could not."""
+        job, left_out, free = self.job, {}, []
+        for node in self._journal.register.nodes:
+            reason = self._unavailable(node, job)
+            if reason is None:
+                free.append(node)
+            else:
+                left_out[node] = reason
+        return free, left_out
+
+    def _unavailable(self, node: NodeId, job: Job) -> str | None:
+        seen = self._coordinator.presence.get(node)
+        if seen is None or not seen.connected or seen.registration is None:
+            return "not connected"
+        registration = seen.registration
+        is_open = seen.heartbeat.open if seen.heartbeat else registration.terms.open
+        if not is_open:
+            return "outside its owner's hours"
+        rules = job.spec.cohort
+        expected = rules.size or rules.min_nodes
+        reason = why_not(job.spec, job.data, registration.data, registration.terms, expected)
+        if reason is None and (busy := self._coordinator.task_of(node)):
+            return f"busy with job {busy[0]} round {busy[1]}"
+        return reason
+
+    async def restore(self) -> None:
+        job = self.job
+        await self.aggregation.restore(job.model, job.state, job.rounds_done)
+
+    async def _assign(self, nodes: tuple[NodeId, ...]) -> None:
+        round, presence = self.job.round, self._coordinator.presence
+        if round is None:
+            return
+        owed = (self._id, round.number, round.opened.attempt)
+        for node in nodes:
+            seen = presence.get(node)
+            if seen is None or not seen.connected or presence.was_told(node, owed):
+                continue
+            presence.tell(node, owed, self._journal.clock())
+            self._coordinator.fabric.send(node, self._start(node))
+
+    def _start(self, node: NodeId) -> Start:
+        job = self.job
+        assert job.round is not None
+        opened = job.round.opened
+        return Start(
+            job=job.id,
+            name=job.spec.name,
+            round=opened.round,
+            attempt=opened.attempt,
+            rounds=job.spec.rounds,
+            task=opened.task,
+            model=job.spec.model,
+            data=job.data,
+            weights=opened.model,
+            seed=node_seed(job.spec.seed, opened.round, node),
+            cohort=len(opened.cohort),
+            training=job.spec.training,
+            settings=opened.settings,
+            evaluate=jobs.nodes_evaluate(job),
+        )
+
+    async def _fold_of(self, opened: e.RoundOpened) -> Fold:
+        await self.restore()
+        return self.aggregation.begin((opened.round, opened.attempt), len(opened.cohort))
+
+    async def _close(self, updates: tuple[e.UpdateAccepted, ...]) -> None:
+        job, before = self.job, self.job.state
+        assert job.round is not None
+        opened = job.round.opened
+        if opened.task == "evaluate":
+            counted = {update.node: update.weight for update in updates}
+            close = commands.Close(
+                round=opened.round, attempt=opened.attempt, counted=counted, model=job.model, state=job.state
+            )
+            await self._command(close)
+            return
+        started = time.perf_counter()
+        fold = await self._fold_of(opened)
+        if not await self._add(fold, updates):
+            return
+        server, counted, model, state = await self.aggregation.finish(fold)
+        seconds = time.perf_counter() - started
+        close = commands.Close(
+            round=opened.round, attempt=opened.attempt, counted=counted, model=model, state=state, seconds=seconds
+        )
+        if await self._command(close):
+            self.aggregation.commit(server)
+            await self._forget([before, *(update.digest for update in updates)])
+
+    async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:
+        """Add updates to a fold; False if one of them was lost, which is then asked for again."""
+        try:
+            await self.aggregation.add(fold, updates)
+        except UnreadableUpdate as lost:
+            log.error("job %s: update of %s lost: %s", self._id, lost.node, lost)
+            await self._command(commands.LoseUpdate(node=lost.node, reason=str(lost)))
+            return False
+        return True
+
+    # -- what nodes send ---------------------------------------------------------------------------------
+
+    async def receive(self, node: NodeId, submission: Submission) -> None:
+        """Judge a submission, record the judgement, then tell the node."""
+        fault, size, fold = None, 0, None
+        round = self.job.round
+        if round is not None and round.opened.task == "train" and self._would_count(node, submission):
+            fold = await self._fold_of(round.opened)
+            try:
+                fault, size = await self.aggregation.examine(fold, submission.digest, submission.weight)
+            except NotFound:
+                self._answer(node, submission, accepted=False, reason="its bytes are not here", resend=True)
+                return
+        try:
+            events = await self._journal.job(self._id, self._submission(node, submission, size, fault))
+        except Conflict as conflict:
+            self._answer(node, submission, accepted=False, reason=str(conflict))
+            return
+        refused = next((event for event in events if isinstance(event, e.UpdateRefused)), None)
+        counts = refused is None or self._counts(node, submission)
+        self._answer(node, submission, accepted=counts, reason=refused.reason if refused else "")
+        await self.after(events)
+        self.poke()
+        if fold is not None:
+            await self._add(fold, [event for event in events if isinstance(event, e.UpdateAccepted)])
+
+    def _submission(self, node: NodeId, said: Submission, size: int, fault: str | None) -> commands.SubmitUpdate:
+        return commands.SubmitUpdate(
+            round=said.round,
+            attempt=said.attempt,
+            node=node,
+            digest=said.digest,
+            weight=said.weight,
+            metrics=said.metrics,
+            seconds=said.seconds,
+            bytes=size,
+            fault=fault,
+        )
+
+    def _would_count(self, node: NodeId, submission: Submission) -> bool:
+        """Whether the update is wanted at all, before its bytes are looked at."""
+        try:
+            command = self._submission(node, submission, 0, None)
+            events = jobs.decide(self.job, command, now=self._journal.clock())
+        except Conflict:
+            return False
+        return any(isinstance(event, e.UpdateAccepted) for event in events)
+
+    def _counts(self, node: NodeId, said: Submission) -> bool:
+        """Whether this very update is in already: its first answer was lost, and the node asks again."""
+        round = self.job.round
+        member = round.members.get(node) if round else None
+        return member is not None and member.update is not None and member.update.digest == said.digest
+
+    def _answer(
+        self, node: NodeId, said: Submission, *, accepted: bool, reason: str = "", resend: bool = False
+    ) -> None:
+        verdict = Verdict(
+            job=said.job, round=said.round, attempt=said.attempt, accepted=accepted, reason=reason, resend=resend
+        )
+        self._coordinator.fabric.send(node, verdict)
+
+    # -- what follows from events ------------------------------------------------------------------------
+
+    async def after(self, events: list[e.JobEvent]) -> None:
+        """Tell the nodes what they should know; losing such a message costs a node some vain work, nothing else."""
+        for event in events:
+            match event:
+                case e.UpdateLost(round=number, node=node):
+                    self._on_lost(number, node)
+                case e.RoundClosed() | e.RoundFailed() | e.JobStopped() | e.JobFailed():
+                    await self._on_round_over(event)
+                case e.JobCompleted():
+                    self._announce(event.model, final=True)
+                case _:
+                    pass
+        if events:
+            await self._coordinator.on_events(self._id, events)
+
+    def _on_lost(self, number: int, node: NodeId) -> None:
+        if (round := self.job.round) is None:
+            return
+        owed = (self._id, number, round.opened.attempt)
+        self._coordinator.presence.untell(node, owed)
+
+    async def _on_round_over(self, event: e.RoundClosed | e.RoundFailed | e.JobStopped | e.JobFailed) -> None:
+        if not self.job.past:
+            return
+        round = self.job.past[-1].round
+        opened, fabric = round.opened, self._coordinator.fabric
+        for node in round.waiting_for:
+            if self._coordinator.presence.was_told(node, (self._id, opened.round, opened.attempt)):
+                halt = Halt(job=self._id, round=opened.round, attempt=opened.attempt, reason=event.reason)
+                fabric.send(node, halt)
+        if isinstance(event, e.RoundClosed) and opened.task == "train":
+            self._announce(event.model, event.metrics)
+        else:
+            await self._forget([update.digest for update in round.accepted])
+
+    def _announce(self, model: Digest, metrics: Metrics | None = None, *, final: bool = False) -> None:
+        """Tell the last cohort of a new model."""
+        opened = self.job.past[-1].round.opened
+        news = GlobalWeights(job=self._id, round=opened.round, weights=model, metrics=metrics or {}, final=final)
+        for node in opened.cohort:
+            self._coordinator.fabric.send(node, news)
+
+    # -- tidying up --------------------------------------------------------------------------------------
+
+    async def _forget(self, digests: list[Digest]) -> None:
+        """Delete blobs that no job needs any more: these, and models that have grown old."""
+        past = [summary.model for summary in self.job.past[-MODELS_KEPT - 4 : -MODELS_KEPT]]
+        needed = self._coordinator.needed_blobs()
+        for digest in {*digests, *past} - needed - {""}:
+            await self._coordinator.blobs.delete(digest)

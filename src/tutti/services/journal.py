@@ -1,0 +1,100 @@
+"""The state of everything, always one step behind the log: decide, write, and only then evolve."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+
+from tutti.core.errors import NotFound
+from tutti.domain import commands, jobs, nodes
+from tutti.domain import events as e
+from tutti.domain.events import AnyEvent, JobEvent, NodeEvent
+from tutti.domain.jobs import Job
+from tutti.domain.spec import DataSchema, JobSpec
+from tutti.ports import EventLog, Recorded
+
+NODES = "nodes"
+REPLAY_BATCH = 5000
+
+
+def stream_of(job_id: str) -> str:
+    return f"job:{job_id}"
+
+
+class Journal:
+    """Holds every job and the register of nodes, rebuilt from the log and changed through it alone.
+
+    Commands to one stream run one after another. When the log cannot write, the caller gets its StorageError
+    and the state stays as it was.
+    """
+
+    def __init__(self, log: EventLog, clock: Callable[[], float]) -> None:
+        self.log = log
+        self.clock = clock
+        self.jobs: dict[str, Job] = {}
+        self.register = nodes.Register()
+        self.joined_at: dict[str, float] = {}
+        self.offset = 0
+        self._versions: defaultdict[str, int] = defaultdict(int)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def load(self) -> None:
+        """Replay the whole log."""
+        offset = 0
+        while batch := await self.log.read(offset, limit=REPLAY_BATCH):
+            for recorded in batch:
+                self._apply(recorded)
+            offset = batch[-1].offset
+
+    async def submit(self, job_id: str, spec: JobSpec, data: DataSchema, *, by: str, paused: bool) -> Job:
+        """Record a new job, paused from the start if asked; one that has this id already stays as it is."""
+        now = self.clock()
+        events: list[AnyEvent] = [jobs.submit(job_id, spec, data, now=now, by=by)]
+        if paused:
+            events.append(e.JobPaused(at=now, reason="not started yet"))
+        async with self._locks[stream_of(job_id)]:
+            if job_id not in self.jobs:
+                await self._record(stream_of(job_id), events)
+        return self.jobs[job_id]
+
+    async def job(self, job_id: str, command: commands.Command) -> list[JobEvent]:
+        """Carry out a command on a job; returns the new events, raises Conflict with the reason for a refusal."""
+        if job_id not in self.jobs:
+            raise NotFound(f"there is no job {job_id!r}")
+        async with self._locks[stream_of(job_id)]:
+            events = jobs.decide(self.jobs[job_id], command, now=self.clock())
+            await self._record(stream_of(job_id), events)
+        return events
+
+    async def nodes(self, command: nodes.Command) -> list[NodeEvent]:
+        """Carry out a command on the register of nodes."""
+        async with self._locks[NODES]:
+            events = nodes.decide(self.register, command, now=self.clock())
+            await self._record(NODES, events)
+        return events
+
+    async def note(self, event: NodeEvent) -> None:
+        """Record something that happened, such as a connection, which nothing can refuse."""
+        async with self._locks[NODES]:
+            await self._record(NODES, [event])
+
+    async def _record(self, stream: str, events: "list[AnyEvent] | list[JobEvent] | list[NodeEvent]") -> None:
+        if events:
+            for recorded in await self.log.append(stream, self._versions[stream], events):
+                self._apply(recorded)
+
+    def _apply(self, recorded: Recorded) -> None:
+        event, stream = recorded.event, recorded.stream
+        self._versions[stream] = recorded.version
+        self.offset = max(self.offset, recorded.offset)
+        if isinstance(event, e.JobSubmitted):
+            self.jobs[event.job] = jobs.begin(event)
+        elif stream == NODES:
+            self._apply_to_nodes(event)  # type: ignore[arg-type]  # a stream holds events of its own kind
+        else:
+            job_id = stream.removeprefix("job:")
+            self.jobs[job_id] = jobs.evolve(self.jobs[job_id], event)  # type: ignore[arg-type]  # likewise
+
+    def _apply_to_nodes(self, event: NodeEvent) -> None:
+        self.register = nodes.evolve(self.register, event)
+        if isinstance(event, e.NodeJoined):
+            self.joined_at[event.node] = event.at

@@ -1,0 +1,99 @@
+"""Which nodes are here now, what they last said, and who has been silent for too long. Nothing here is logged."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tutti.domain.events import NodeId
+from tutti.domain.spec import CohortRules
+from tutti.wire.messages import Heartbeat, Progress, Registration
+
+Owed = tuple[str, int, int]
+"""A task: job, round, attempt."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """One node: `since` is when it came or, if it is away, when it left."""
+
+    connected: bool
+    since: float
+    registration: Registration | None = None
+    heard_at: float = 0.0
+    heartbeat: Heartbeat | None = None
+    progress: Progress | None = None
+    took_leave: bool = False
+    told: dict[Owed, float] = field(default_factory=dict)  # tasks sent over this connection, with the last sign of work
+
+
+class Presence:
+    """All nodes seen since the coordinator started; a node not seen yet counts as gone since then."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self._seen: dict[NodeId, Seen] = {}
+
+    def get(self, node: NodeId) -> Seen | None:
+        return self._seen.get(node)
+
+    def connected(self) -> dict[NodeId, Seen]:
+        return {node: seen for node, seen in self._seen.items() if seen.connected}
+
+    def arrived(self, node: NodeId, registration: Registration, now: float) -> None:
+        self._seen[node] = Seen(True, now, registration, now)
+
+    def left(self, node: NodeId, now: float, *, took_leave: bool) -> None:
+        if node in self._seen:
+            gone = self._seen[node]
+            self._seen[node] = Seen(False, now, gone.registration, gone.heard_at, gone.heartbeat, took_leave=took_leave)
+
+    def forget(self, node: NodeId) -> None:
+        self._seen.pop(node, None)
+
+    def heard(self, node: NodeId, message: object, now: float) -> None:
+        seen = self._seen.get(node)
+        if seen is None:
+            return
+        seen.heard_at = now
+        if isinstance(message, Heartbeat):
+            seen.heartbeat = message
+        elif isinstance(message, Progress):
+            seen.progress = message
+            owed = (message.job, message.round, message.attempt)
+            if owed in seen.told:
+                seen.told[owed] = now
+
+    def tell(self, node: NodeId, owed: Owed, now: float) -> None:
+        """Note that the node was sent this task; the lease runs from now."""
+        seen = self._seen[node]
+        seen.told = {owed: now}
+        seen.progress = None
+
+    def was_told(self, node: NodeId, owed: Owed) -> bool:
+        seen = self._seen.get(node)
+        return seen is not None and seen.connected and owed in seen.told
+
+    def untell(self, node: NodeId, owed: Owed) -> None:
+        if (seen := self._seen.get(node)) is not None:
+            seen.told.pop(owed, None)
+
+    def back_by(self, node: NodeId, grace: float) -> float | None:
+        """Until when an absent node is expected back; None for one that is here or took its leave."""
+        seen = self._seen.get(node)
+        if seen is None:
+            return self._started + grace
+        return None if seen.connected or seen.took_leave else seen.since + grace
+
+    def expiry(self, node: NodeId, owed: Owed, rules: CohortRules) -> tuple[float, str]:
+        """When the round gives this node up if nothing is heard, and the reason it will then record."""
+        seen = self._seen.get(node)
+        if seen is not None and seen.took_leave:
+            return seen.since, "took its leave"
+        if seen is None or not seen.connected:
+            since = seen.since if seen else self._started
+            return since + rules.grace, f"disconnected for {rules.grace:g} s"
+        return seen.told.get(owed, seen.since) + rules.lease, f"no progress for {rules.lease:g} s"
+
+    def lost(self, nodes: Iterable[NodeId], owed: Owed, rules: CohortRules, now: float) -> dict[NodeId, str]:
+        """The nodes whose grace or lease has run out, with the reason."""
+        expiries = {node: self.expiry(node, owed, rules) for node in nodes}
+        return {node: reason for node, (at, reason) in expiries.items() if now >= at}

@@ -1,0 +1,147 @@
+"""A whole federation in one process: the real coordinator and real nodes over the local fabric, and a toy model.
+
+The toy is linear regression by gradient descent in numpy: fast, deterministic, and different on every node.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.datasets import known_schema
+from tutti.adapters.fabrics.local import LocalFabric, LocalLink
+from tutti.adapters.logs.sqlite import SqliteLog
+from tutti.adapters.machine import Machine
+from tutti.adapters.workbench import ThreadWorkbench
+from tutti.core.params import Params
+from tutti.domain.jobs import Job
+from tutti.domain.policy import Policy
+from tutti.domain.spec import DataSchema, JobSpec, load_spec
+from tutti.ports import Data, Examples, LinkRefused, Report, Task, Work
+from tutti.ports.training import models
+from tutti.services.coordinator import Coordinator
+from tutti.services.node import NodeRuntime
+
+SCHEMA = DataSchema("regression", (3,), 1)
+DEADLINE = 30.0
+
+
+class ToyTrainer:
+    """Linear regression by stochastic gradient descent."""
+
+    def init(self, seed: int) -> Params:
+        rng = np.random.default_rng(seed)
+        return Params.from_arrays({"w": rng.standard_normal(3).astype(np.float32), "b": np.zeros(1, np.float32)})
+
+    def train(self, params: Params, examples: Examples, task: Task, report: Report) -> Work:
+        local = Params(params.layout, params.buffer.copy())
+        rng = np.random.default_rng(task.seed)
+        for epoch in range(task.training.epochs):
+            for i in rng.permutation(len(examples)):
+                error = examples.x[i] @ local["w"] + local["b"][0] - examples.y[i, 0]
+                local["w"][:] -= np.float32(task.lr) * error * examples.x[i]
+                local["b"][:] -= np.float32(task.lr) * error
+            report((epoch + 1) / task.training.epochs, epoch, None)
+        return Work(local, len(examples), self.evaluate(local, examples))
+
+    def evaluate(self, params: Params, examples: Examples) -> dict[str, float]:
+        error = examples.x @ params["w"] + params["b"] - examples.y[:, 0]
+        return {"loss": float(np.mean(error**2))}
+
+
+if "toy" not in models:
+
+    @models.register("toy")
+    def toy(*, data: DataSchema) -> ToyTrainer:
+        """Linear regression for tests."""
+        return ToyTrainer()
+
+
+def toy_data(part: int) -> Data:
+    rng = np.random.default_rng(part)
+    x = rng.standard_normal((20, 3)).astype(np.float32) + part
+    y = (x @ np.array([1.0, -2.0, 0.5], np.float32) + 0.1 * rng.standard_normal(20)).astype(np.float32)[:, None]
+    return Data("toy", SCHEMA, Examples(x[:16], y[:16]), Examples(x[16:], y[16:]))
+
+
+def toy_spec(nodes: int = 3, **fields: object) -> JobSpec:
+    cohort = {"min_nodes": nodes, **dict(fields.pop("cohort", {}))}  # type: ignore[call-overload]
+    training = {"lr": 0.01, "epochs": 2, **dict(fields.pop("training", {}))}  # type: ignore[call-overload]
+    return load_spec({"dataset": "toy", "model": "toy", "rounds": 4, "cohort": cohort, "training": training, **fields})
+
+
+class World:
+    """Start, kill and restart a coordinator and its nodes; `folder` is what survives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.links: dict[str, LocalLink] = {}
+        self._nodes: dict[str, asyncio.Task[None]] = {}
+        self._secrets: dict[str, str] = {}
+        self.core: Coordinator
+
+    async def up(self) -> Coordinator:
+        blobs = DirectoryBlobs(self.folder / "blobs")
+        log = await SqliteLog.open(self.folder / "log.sqlite")
+        self.fabric = LocalFabric(lambda node, secret: self.core.authenticate(node, secret), blobs)
+        self.core = Coordinator(
+            event_log=log,
+            blobs=blobs,
+            fabric=self.fabric,
+            workbench=ThreadWorkbench(),
+            known_schema=lambda choice: SCHEMA if choice.name == "toy" else known_schema(choice),
+            clock=time.time,
+        )
+        await self.core.start()
+        for link in self.links.values():
+            link.fabric = self.fabric
+        return self.core
+
+    async def down(self) -> None:
+        """The coordinator is gone; its nodes notice, and go on trying."""
+        for link in self.links.values():
+            link.fabric = None
+            link.drop()
+        await self.core.stop()
+
+    async def join(self, name: str, part: int, policy: Policy | None = None) -> None:
+        if name not in self._secrets:
+            self._secrets[name] = await self.core.admit(await self.core.invite(), name)
+        link = self.links[name] = LocalLink(self.fabric)
+        runtime = NodeRuntime(
+            name=name,
+            token=self._secrets[name],
+            link=link,
+            data=toy_data(part),
+            policy=policy or Policy(),
+            machine=Machine(),
+            workdir=self.folder / "nodes" / name,
+            trainer_for=lambda model, data: models.build(model, data=data),
+        )
+        self._nodes[name] = asyncio.create_task(runtime.run())
+
+    async def kill(self, name: str) -> None:
+        """The node's process dies: no goodbye."""
+        self.links.pop(name).drop()
+        task = self._nodes.pop(name)
+        task.cancel()
+        with suppress(asyncio.CancelledError, LinkRefused):
+            await task
+
+    async def finished(self, job: Job) -> Job:
+        async with asyncio.timeout(DEADLINE):
+            return await self.core.wait_final(job.id)
+
+    async def until(self, condition, job: Job) -> None:
+        """Wait until an event makes `condition(job)` true."""
+        async with asyncio.timeout(DEADLINE):
+            await self.core.wait_for(job.id, condition)
+
+    async def close(self) -> None:
+        for name in list(self._nodes):
+            await self.kill(name)
+        await self.core.stop()
+
