@@ -1,0 +1,166 @@
+"""Named columns to rows: every cell a number, or refused by file, row and column."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutti.adapters.datasets._common import BadData, Rows
+from tutti.core.registry import BadOption
+from tutti.domain.spec import DataSchema
+
+_MISSING = {"", "?", "na", "n/a", "nan", "null", "none", "-"}
+_AT_MOST_CLASSES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Cells by column name, with the file they are from and each row's number in it, for error messages."""
+
+    path: str
+    cells: Mapping[str, Sequence[Any] | NDArray[Any]]
+    row_numbers: Sequence[int]
+
+    def at(self, row: int, name: str) -> str:
+        return f"{self.path}, row {self.row_numbers[row]}, column {name!r}"
+
+
+def to_rows(
+    columns: Columns, target: str, *, task: str, classes: int | str, drop: str, one_hot: str, name: str
+) -> Rows:
+    """Rows with the column `target` as y and the others, in alphabetical order, as x.
+
+    The order of columns in the file does not matter, so files of several owners fit together.
+    """
+    if target not in columns.cells:
+        raise BadOption(f"{columns.path}: there is no column {target!r}; its columns are: {', '.join(columns.cells)}")
+    if not columns.row_numbers:
+        raise BadData(f"{columns.path}: has a header and no rows")
+    x = features(columns, drop=f"{drop}|{target}" if drop else target, one_hot=one_hot)
+    y = _targets(columns, target, task, classes)
+    outputs = y.shape[1] if y.ndim == 2 else _count(y, classes)
+    return Rows(x, y, DataSchema("regression" if y.ndim == 2 else "classification", x.shape[1:], outputs), name=name)
+
+
+def features(columns: Columns, *, drop: str, one_hot: str) -> NDArray[np.float32]:
+    """float32 (n, features): all columns but those in drop=a|b, in alphabetical order."""
+    dropped, encoded = set(filter(None, drop.split("|"))), _parse_one_hot(one_hot)
+    if unknown := sorted((dropped | encoded.keys()) - columns.cells.keys()):
+        raise BadOption(
+            f"{columns.path}: there is no column {unknown[0]!r}; its columns are: {', '.join(columns.cells)}"
+        )
+    used = sorted(columns.cells.keys() - dropped)
+    if not used:
+        raise BadData(f"{columns.path}: no column is left to learn from")
+    parts = [_encode(columns, n, encoded[n]) if n in encoded else _numbers(columns, n)[:, None] for n in used]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _parse_one_hot(text: str) -> dict[str, list[str]]:
+    """one_hot=colour:red|green;size:S|M. Categories are written out, since every node must number them alike."""
+    encoded: dict[str, list[str]] = {}
+    for part in filter(None, text.split(";")):
+        name, colon, categories = part.partition(":")
+        if not colon or not categories:
+            raise BadOption(f"expected one_hot=column:category|category;column:…, came {part!r}")
+        encoded[name] = categories.split("|")
+    return encoded
+
+
+def _encode(columns: Columns, name: str, categories: list[str]) -> NDArray[np.float64]:
+    return np.eye(len(categories))[_numbered(columns, name, categories)]
+
+
+def _numbered(columns: Columns, name: str, categories: list[str]) -> NDArray[np.int64]:
+    """The place of each cell in `categories`; raises BadData for a cell that is none of them."""
+    number = {category: i for i, category in enumerate(categories)}
+    texts = [_text(cell) for cell in columns.cells[name]]
+    for row, text in enumerate(texts):
+        if text not in number:
+            raise BadData(f"{columns.at(row, name)}: {text!r} is none of {'|'.join(categories)}")
+    return np.array([number[text] for text in texts], np.int64)
+
+
+def _text(cell: Any) -> str:
+    """A category as written; 1.0 in one file and 1 in another are the same one."""
+    text = str(cell).strip()
+    return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdigit() else text
+
+
+def _numbers(columns: Columns, name: str) -> NDArray[np.float64]:
+    """A column as float64; raises BadData for the first cell that is missing or no number."""
+    try:
+        values = np.asarray(columns.cells[name], np.float64)
+    except (TypeError, ValueError):
+        values = np.full(len(columns.row_numbers), np.nan)
+    if not np.isfinite(values).all():
+        for row, cell in enumerate(columns.cells[name]):
+            _check_cell(columns, row, name, cell)
+    return values
+
+
+def _check_cell(columns: Columns, row: int, name: str, cell: Any) -> None:
+    if cell is None or str(cell).strip().lower() in _MISSING:
+        raise BadData(
+            f"{columns.at(row, name)}: the value is missing; fill it in, leave out the row, or drop the column "
+            f"(drop={name})"
+        )
+    try:
+        finite = np.isfinite(float(cell))
+    except (TypeError, ValueError):
+        raise BadData(
+            f"{columns.at(row, name)}: expected a number, came {str(cell)!r}; drop the column (drop={name}), or write "
+            f"out its categories (one_hot={name}:first|second)"
+        ) from None
+    if not finite:
+        raise BadData(f"{columns.at(row, name)}: expected a finite number, came {cell}")
+
+
+def _targets(columns: Columns, target: str, task: str, classes: int | str) -> NDArray[np.int64] | NDArray[np.float32]:
+    """int64 (n,) classes or float32 (n, 1) targets."""
+    if isinstance(classes, str) and classes:
+        return _numbered(columns, target, classes.split("|"))
+    if task != "regression" and _is_text(columns.cells[target]):
+        found = sorted({_text(cell) for cell in columns.cells[target]} - {""})[:10]
+        raise BadData(
+            f"{columns.path}, column {target!r}: the classes are words, and every node must number them alike: "
+            f"give classes={'|'.join(found)}"
+        )
+    values = _numbers(columns, target)
+    whole = bool((values == np.floor(values)).all() and values.min() >= 0)
+    if task == "auto":
+        task = "classification" if classes or (whole and values.max() < _AT_MOST_CLASSES) else "regression"
+    if task == "regression":
+        return values.astype(np.float32)[:, None]
+    _check_classes(columns, target, values, int(classes or 0))
+    return values.astype(np.int64)
+
+
+def _check_classes(columns: Columns, target: str, values: NDArray[np.float64], classes: int) -> None:
+    wrong = (values != np.floor(values)) | (values < 0) | (values >= (classes or np.inf))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise BadData(
+            f"{columns.at(row, target)}: expected a class 0{f' to {classes - 1}' if classes else ', 1, 2 …'}, came "
+            f"{values[row]:g}; name the classes (classes=first|second), or give task=regression"
+        )
+
+
+def _is_text(cells: Sequence[Any] | NDArray[Any]) -> bool:
+    """True if some cell is a word: neither a number nor missing."""
+    for cell in cells:
+        text = "" if cell is None else str(cell).strip()
+        try:
+            float(text or "0")
+        except ValueError:
+            if text.lower() not in _MISSING:
+                return True
+    return False
+
+
+def _count(y: NDArray[Any], classes: int | str) -> int:
+    if isinstance(classes, str):
+        return len(classes.split("|")) if classes else int(y.max()) + 1
+    return classes or int(y.max()) + 1

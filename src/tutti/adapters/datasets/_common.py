@@ -1,0 +1,189 @@
+"""What every data source shares: which part of the rows is this node's, and which of those it holds out.
+
+A data set file only reads rows. `source` registers it with these options besides its own:
+
+    part=0/4                  the first of four parts
+    partition=dirichlet:0.3   how parts are made (a partitioner; several options are joined by ';')
+    held_out=0.2              share of the part's rows that models are measured on and never trained on
+    split=test                the data set's common test rows, which belong to no part
+    seed=0                    of partition and held-out rows; give all nodes the same
+    standardize=true          scale features to mean 0 and deviation 1 over this part's training rows
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from functools import partial
+from re import fullmatch
+from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from tutti.adapters.partitioners import partitioners
+from tutti.core.errors import UserError
+from tutti.core.registry import BadOption, Choice
+from tutti.domain.spec import DataSchema
+from tutti.ports.training import Data, Examples, NodeData, datasets
+
+Rowset: TypeAlias = NDArray[np.int64]
+
+
+class BadData(UserError):
+    """A file does not hold what it should; the message names file, row and column."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """All rows of a source, as read.
+
+    Attributes:
+        x: (n, *shape) of any real dtype; uint8 stands for pixels and is scaled to [0, 1].
+        y: int64 (n,) classes, or float32 (n, outputs) targets.
+        test: Row numbers of the common test set; empty where the source has none.
+        name: The data set's name, where it is not that of the source.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int64] | NDArray[np.float32]
+    schema: DataSchema
+    test: Rowset = field(default_factory=lambda: np.zeros(0, np.int64))
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Carving:
+    """The options that all sources share (see the top of this file)."""
+
+    part: str = "0/1"
+    partition: str = "iid"
+    held_out: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    split: Literal["train", "test"] = "train"
+    seed: Annotated[int, Meta(ge=0)] = 0
+    standardize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """ports.NodeData: what `read` gives, carved."""
+
+    name: str
+    read: Callable[[], Rows]
+    carving: Carving
+
+    def load(self) -> Data:
+        rows = self.read()
+        train, held_out = carve(rows, self.carving)
+        return Data(_checked_name(rows.name or self.name), rows.schema, train, held_out)
+
+
+def carve(rows: Rows, carving: Carving) -> tuple[Examples, Examples]:
+    """(train, held out) of this node; with split=test there is nothing to train on."""
+    if carving.split == "test":
+        train, held_out = np.zeros(0, np.int64), _test_rows(rows, carving)
+    else:
+        train, held_out = _hold_out(_part(rows, carving), carving)
+    examples = _take(rows, train), _take(rows, held_out)
+    return _standardized(*examples) if carving.standardize else examples
+
+
+def _test_rows(rows: Rows, carving: Carving) -> Rowset:
+    if len(rows.test) == 0:
+        raise BadOption("split=test: this source has no common test rows; use held_out=1 on a file of test rows")
+    if carving.part != Carving().part or carving.standardize:
+        raise BadOption("split=test is the same for everybody: leave out part and standardize")
+    return rows.test
+
+
+def _part(rows: Rows, carving: Carving) -> Rowset:
+    index, parts = _parse_part(carving.part)
+    pool = np.setdiff1d(np.arange(len(rows.x)), rows.test)
+    partition = partitioners.build(Choice.parse(carving.partition.replace(";", ",")))
+    return pool[partition(rows.y[pool], parts, carving.seed)[index]]
+
+
+def _parse_part(text: str) -> tuple[int, int]:
+    if match := fullmatch(r"(\d+)/(\d+)", text):
+        index, parts = int(match[1]), int(match[2])
+        if index < parts:
+            return index, parts
+    raise BadOption(f"expected part=k/n with k from 0 to n-1, such as part=0/4, came part={text}")
+
+
+def _hold_out(part: Rowset, carving: Carving) -> tuple[Rowset, Rowset]:
+    """At least one row is left to train on, unless held_out is 1."""
+    held = round(carving.held_out * len(part))
+    if carving.held_out < 1:
+        held = min(held, len(part) - 1)
+    order = _rng(carving.seed, 1).permutation(part)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def reserve(n: int, share: float = 0.2) -> Rowset:
+    """Rows of a common test set for a source that has none of its own: always the same."""
+    return np.sort(_rng(0, 2).permutation(n)[: round(share * n)])
+
+
+def _rng(*seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def _take(rows: Rows, index: Rowset) -> Examples:
+    """Only the rows of this node become float32."""
+    x = rows.x[index]
+    scaled = x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
+    return Examples(scaled, rows.y[index])
+
+
+def _standardized(train: Examples, held_out: Examples) -> tuple[Examples, Examples]:
+    known = train.x if len(train) else held_out.x
+    mean, deviation = known.mean(axis=0, dtype=np.float64), known.std(axis=0, dtype=np.float64)
+    scale = np.where(deviation > 0, deviation, 1)
+    first, second = (Examples(((e.x - mean) / scale).astype(np.float32), e.y) for e in (train, held_out))
+    return first, second
+
+
+def _checked_name(name: str) -> str:
+    if fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        return name
+    raise BadOption(f"{name!r} cannot be the name of a data set (letters, digits, '.', '_', '-'): give name=…")
+
+
+SCHEMAS: dict[str, Callable[..., DataSchema]] = {}
+"""Schemas of bundled sets as functions of their own options: known without reading anything."""
+
+
+def source(
+    name: str, schema: Callable[..., DataSchema] | None = None
+) -> Callable[[Callable[..., Rows]], Callable[..., NodeData]]:
+    """Register a reader of rows as a data set, with the options of Carving besides its own."""
+
+    def decorate(read: Callable[..., Rows]) -> Callable[..., NodeData]:
+        signature = _joined_signature(read)
+
+        def factory(**given: Any) -> NodeData:
+            bound = signature.bind(**given)
+            bound.apply_defaults()
+            common = {option: bound.arguments.pop(option) for option in Carving.__slots__}
+            return Source(name, partial(read, **bound.arguments), Carving(**common))
+
+        hints = get_type_hints(read, include_extras=True) | get_type_hints(Carving, include_extras=True)
+        factory.__signature__ = signature  # type: ignore[attr-defined]
+        factory.__annotations__ = hints
+        factory.__doc__ = read.__doc__
+        if schema is not None:
+            SCHEMAS[name] = schema
+        return datasets.register(name)(factory)
+
+    return decorate
+
+
+def _joined_signature(read: Callable[..., Rows]) -> inspect.Signature:
+    """The reader's required options, the common ones, then the reader's optional ones."""
+    own = list(inspect.signature(read).parameters.values())
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    common = [inspect.Parameter(f.name, kind, default=f.default) for f in dataclass_fields(Carving)]
+    required = [parameter for parameter in own if parameter.default is parameter.empty]
+    return inspect.Signature([*required, *common, *(parameter for parameter in own if parameter not in required)])

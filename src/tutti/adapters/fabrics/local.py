@@ -1,0 +1,173 @@
+"""A fabric within one process, for simulation and tests: messages are passed as values, blobs copied through a store.
+
+Faults are part of it: `LocalLink.drop` cuts a connection as a network would, and a link whose `fabric` is set to
+None finds no coordinator, until it is set to a fabric again (a restarted coordinator brings a new one).
+"""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from blake3 import blake3
+
+from tutti import __version__
+from tutti.core.errors import CorruptBlob, Forbidden, StorageError, TuttiError
+from tutti.domain.events import Digest, NodeId
+from tutti.ports import Arrived, BlobStore, FabricEvent, Left, LinkLost, LinkRefused, Said
+from tutti.wire.messages import PROTOCOL, CoordinatorMessage, NodeMessage, Registered, Registration
+
+Authenticate: TypeAlias = Callable[[NodeId, str], Awaitable[None] | None]
+
+
+class LocalFabric:
+    """A Fabric. `authenticate` raises Forbidden; `incoming` and `outgoing` are messages that may wait, per node."""
+
+    def __init__(
+        self, authenticate: Authenticate, blobs: BlobStore, *, incoming: int = 64, outgoing: int = 256
+    ) -> None:
+        self.blobs = blobs
+        self._authenticate = authenticate
+        self._incoming, self._outgoing = incoming, outgoing
+        self._nodes: dict[NodeId, _Connection] = {}
+        self._events: asyncio.Queue[tuple[FabricEvent, _Connection]] = asyncio.Queue()
+
+    async def events(self) -> AsyncIterator[FabricEvent]:
+        while True:
+            event, connection = await self._events.get()
+            if isinstance(event, Said):
+                connection.room.release()
+            yield event
+
+    def send(self, node: NodeId, message: CoordinatorMessage) -> bool:
+        connection = self._nodes.get(node)
+        if connection is None:
+            return False
+        if connection.messages.qsize() >= self._outgoing:
+            self.disconnect(node, f"does not read: {self._outgoing} messages wait for it")
+            return False
+        connection.messages.put_nowait(message)
+        return True
+
+    def disconnect(self, node: NodeId, reason: str) -> None:
+        if (connection := self._nodes.get(node)) is not None:
+            connection.end(reason)
+
+    # -- for LocalLink -------------------------------------------------------------------------------------
+
+    async def _admit(self, registration: Registration) -> "_Connection":
+        node = registration.node
+        if registration.protocol != PROTOCOL:
+            raise LinkRefused(f"this coordinator speaks protocol {PROTOCOL}, the node {registration.protocol}")
+        try:
+            if (verdict := self._authenticate(node, registration.token)) is not None:
+                await verdict
+        except Forbidden as error:
+            raise LinkRefused(str(error)) from None
+        if (before := self._nodes.get(node)) is not None:
+            reason = f"another process has connected as {node}: give each node a name of its own"
+            before.end(reason, tell=LinkRefused(reason))
+        connection = self._nodes[node] = _Connection(self, node, self._incoming)
+        connection.messages.put_nowait(Registered(node=node, version=__version__))
+        self._events.put_nowait((Arrived(node, registration), connection))
+        return connection
+
+    def _leave(self, connection: "_Connection", left: Left) -> None:
+        del self._nodes[left.node]
+        self._events.put_nowait((left, connection))
+
+
+class LocalLink:
+    """A Link. Set `fabric` to None for a coordinator that is away, to another one for one that came back."""
+
+    def __init__(self, fabric: LocalFabric | None) -> None:
+        self.fabric = fabric
+        self._connection: _Connection | None = None
+
+    async def connect(self, registration: Registration) -> AsyncIterator[CoordinatorMessage]:
+        self.drop()
+        fabric = self._reach()
+        self._connection = connection = await fabric._admit(registration)
+        return self._messages(connection)
+
+    async def send(self, message: NodeMessage) -> None:
+        if (connection := self._connection) is None:
+            raise LinkLost("there is no connection to the coordinator")
+        await connection.say(message)
+
+    async def fetch(self, digest: Digest, into: Path) -> None:
+        source = await self._reach().blobs.path(digest)
+        await asyncio.to_thread(_copy, source, into, digest)
+
+    async def store(self, blob: bytes | memoryview, digest: Digest) -> None:
+        await self._reach().blobs.put(_once(blob), digest=digest)
+
+    def drop(self) -> None:
+        """Lose the connection, as when a cable is pulled: both sides notice at once."""
+        self._end("the connection was lost", took_leave=False)
+
+    def close(self) -> None:
+        """Say goodbye: the coordinator does not wait for this node to return."""
+        self._end("the node closed the connection", took_leave=True)
+
+    def _end(self, reason: str, *, took_leave: bool) -> None:
+        if self._connection is not None:
+            self._connection.end(reason, took_leave=took_leave)
+            self._connection = None
+
+    def _reach(self) -> LocalFabric:
+        if self.fabric is None:
+            raise LinkLost("the coordinator is away")
+        return self.fabric
+
+    async def _messages(self, connection: "_Connection") -> AsyncIterator[CoordinatorMessage]:
+        try:
+            while not isinstance(message := await connection.messages.get(), TuttiError):
+                yield message
+            raise message
+        finally:
+            connection.end("the connection was lost")
+
+
+class _Connection:
+    """The messages to one node, and the room for its own. What is queued when it ends is still delivered."""
+
+    def __init__(self, fabric: LocalFabric, node: NodeId, room: int) -> None:
+        self.node = node
+        self.room = asyncio.Semaphore(room)
+        self.messages: asyncio.Queue[CoordinatorMessage | LinkLost | LinkRefused] = asyncio.Queue()
+        self._ended: str | None = None
+        self._fabric = fabric
+
+    async def say(self, message: NodeMessage) -> None:
+        await self.room.acquire()
+        if self._ended is not None:
+            self.room.release()  # the next one who waits for room sees the end too
+            raise LinkLost(self._ended)
+        self._fabric._events.put_nowait((Said(self.node, message), self))
+
+    def end(self, reason: str, *, took_leave: bool = False, tell: LinkRefused | None = None) -> None:
+        """The node hears `tell`, else that the connection is lost. After the first time this does nothing."""
+        if self._ended is None:
+            self._ended = f"the connection to the coordinator ended: {reason}"
+            self.messages.put_nowait(tell or LinkLost(self._ended))
+            self.room.release()
+            self._fabric._leave(self, Left(self.node, reason, took_leave))
+
+
+async def _once(blob: bytes | memoryview) -> AsyncIterator[bytes | memoryview]:
+    yield blob
+
+
+def _copy(source: Path, into: Path, digest: Digest) -> None:
+    part = into.with_name(f"{into.name}.part")
+    try:
+        shutil.copyfile(source, part)
+        found = blake3().update_mmap(part).hexdigest()
+        if found != digest:
+            part.unlink()
+            raise CorruptBlob(f"expected blob {digest}, got bytes with digest {found}: they were thrown away")
+        part.replace(into)
+    except OSError as error:
+        raise StorageError(f"cannot copy blob {digest} to {into}: {error.strerror or error}") from error

@@ -1,0 +1,35 @@
+"""Events as JSON, the form in which every log keeps them."""
+
+import msgspec
+
+from tutti.core.errors import TuttiError
+from tutti.domain.events import AnyEvent
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+
+
+class BadEvent(TuttiError):
+    """An event that could be written but not read back, such as one with a NaN in it."""
+
+
+def encode(event: AnyEvent) -> tuple[bytes, AnyEvent]:
+    """The JSON, and the event as it will be read back: who acts on it now sees what a replay will see.
+
+    Raises BadEvent for what JSON cannot hold, before it can make a log unreadable.
+    """
+    try:
+        data = _encoder.encode(event)
+        return data, _decoder.decode(data)
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        raise BadEvent(f"cannot record {event!r}: {error}; numbers must be finite, and types as declared") from None
+
+
+def decode(data: bytes) -> AnyEvent:
+    """Raises msgspec.MsgspecError for what is not an event."""
+    return _decoder.decode(data)
+
+
+def type_of(event: AnyEvent) -> str:
+    """The name under which `decode` knows the event."""
+    return type(event).__name__

@@ -1,0 +1,78 @@
+"""A torch module whose trained weights are views on one contiguous vector, and so are their gradients.
+
+Import, export, the optimiser, weight decay and the proximal term are then single operations on one vector,
+whatever the number of layers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tutti.adapters.trainers.measure import Misfit
+from tutti.core.params import Entry, Layout, Params, Role
+
+
+class Network:
+    """`weights` and `gradient` are float32 (n,); `layout` lists weights first, then buffers, then counters.
+
+    Trained parameters are weights. Frozen parameters and floating buffers are buffers (averaged, never
+    optimised), integer buffers are counters; buffers that a module does not save are not exchanged.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.device = device
+        self.module = module.float().to(device)
+        trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self._rest = _rest(self.module)
+        self.layout = Layout((*(_entry(name, p, Role.WEIGHT) for name, p in trained.items()), *self._rest))
+        self.weights, self.gradient = _flatten(list(trained.values()), device)
+
+    def load(self, params: Params) -> None:
+        """Copy `params` in; they are not kept."""
+        host = torch.from_numpy(params.buffer.copy())
+        state = self.module.state_dict()
+        with torch.no_grad():
+            self.weights.copy_(host[: len(self.weights)])
+            for entry in self._rest:
+                state[entry.name].copy_(host[self.layout.spans[entry.name]].view(entry.shape))
+
+    def dump(self) -> Params:
+        """A copy of everything that is exchanged."""
+        params = Params.zeros(self.layout)
+        params.buffer[: len(self.weights)] = self.weights.cpu().numpy()
+        # By name, not by view: a module may replace its buffers while it trains.
+        state = self.module.state_dict()
+        for entry in self._rest:
+            params.buffer[self.layout.spans[entry.name]] = state[entry.name].reshape(-1).cpu().numpy()
+        return params
+
+
+def _flatten(parameters: list[nn.Parameter], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Move the parameters into one vector and point them, and their gradients, at their places in it."""
+    weights = torch.zeros(sum(p.numel() for p in parameters), device=device)
+    gradient = torch.zeros_like(weights)
+    start = 0
+    for parameter in parameters:
+        place = slice(start, start + parameter.numel())
+        weights[place] = parameter.detach().reshape(-1)
+        parameter.data = weights[place].view(parameter.shape)
+        parameter.grad = gradient[place].view(parameter.shape)
+        start = place.stop
+    return weights, gradient
+
+
+def _rest(module: nn.Module) -> list[Entry]:
+    """Entries of frozen parameters and saved buffers: floating ones first, then counters."""
+    frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    saved = module.state_dict().keys()
+    buffers = {name: b for name, b in module.named_buffers() if name in saved}
+    floating = {name: t for name, t in {**frozen, **buffers}.items() if t.is_floating_point()}
+    counters = {name: t for name, t in {**frozen, **buffers}.items() if not t.is_floating_point()}
+    return [_entry(name, t, Role.BUFFER) for name, t in floating.items()] + [
+        _entry(name, t, Role.COUNTER) for name, t in counters.items()
+    ]
+
+
+def _entry(name: str, tensor: Tensor, role: Role) -> Entry:
+    if tensor.is_complex():
+        raise Misfit(f"the model's {name!r} is complex; only real tensors can be exchanged as float32")
+    return Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), role)

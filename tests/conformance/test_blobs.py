@@ -1,0 +1,227 @@
+"""The directory of blobs against the suite, and what is its own: partial uploads, damage, cleaning up."""
+
+import asyncio
+import os
+
+import pytest
+
+from tutti.adapters.blobs.directory import PARTIAL_KEPT, DirectoryBlobs
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError
+from tutti.ports.blobs import BadDigest, TooLarge
+from tutti.testing.blobs import MEGABYTE, BlobSuite, broken, digest_of, pattern, pieces, stalled
+
+SMALL, LARGE = pattern(1000), pattern(3 * MEGABYTE + 17)
+both_sizes = pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+
+
+def files(blobs, name):
+    return sorted((blobs.root / name).iterdir())
+
+
+class TestDirectoryBlobs(BlobSuite):
+    @pytest.fixture
+    def blobs(self, tmp_path):
+        blobs = DirectoryBlobs(tmp_path / "blobs")
+        yield blobs
+        assert files(blobs, "tmp") == []
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    blobs = DirectoryBlobs(tmp_path / "blobs")
+    yield blobs
+    assert files(blobs, "tmp") == []
+
+
+async def test_verify(blobs):
+    digest = await blobs.put(pieces(SMALL))
+    await blobs.verify(digest)
+    with (await blobs.path(digest)).open("r+b") as file:
+        file.write(b"X")
+    with pytest.raises(CorruptBlob, match=f"{digest} is damaged"):
+        await blobs.verify(digest)
+    await blobs.delete(digest)
+    with pytest.raises(NotFound):
+        await blobs.verify(digest)
+
+
+async def test_a_blob_is_never_replaced(blobs):
+    path = await blobs.path(await blobs.put(pieces(SMALL)))
+    first = path.stat().st_ino
+    await blobs.put(pieces(SMALL))
+    assert path.stat().st_ino == first
+
+
+async def test_blobs_are_there_after_reopening(blobs):
+    digest = await blobs.put(pieces(SMALL))
+    again = DirectoryBlobs(blobs.root)
+    assert await again.digests() == [digest]
+    assert (await again.path(digest)).read_bytes() == SMALL
+
+
+async def test_only_files_of_the_dead_are_cleaned_up(blobs):
+    (blobs.root / "tmp" / "of-a-killed-process").write_bytes(SMALL)
+    reached = asyncio.Event()
+    running = asyncio.ensure_future(blobs.put(stalled(LARGE, reached)))
+    await reached.wait()
+    (living,) = set(files(blobs, "tmp")) - {blobs.root / "tmp" / "of-a-killed-process"}
+    DirectoryBlobs(blobs.root)
+    assert files(blobs, "tmp") == [living]
+    running.cancel()
+    await asyncio.wait([running])
+
+
+def test_a_directory_that_cannot_be_used(tmp_path):
+    (tmp_path / "blobs").write_text("a file")
+    with pytest.raises(StorageError, match="cannot use the blob directory"):
+        DirectoryBlobs(tmp_path / "blobs")
+
+
+async def test_a_blob_directory_that_vanished(tmp_path):
+    blobs = DirectoryBlobs(tmp_path / "blobs")
+    (tmp_path / "blobs" / "tmp").rmdir()
+    with pytest.raises(StorageError, match=r"cannot store.*nothing was stored"):
+        await blobs.put(pieces(SMALL))
+
+
+# -- partial uploads ---------------------------------------------------------------------------------
+
+
+async def write(partial, data, *, offset=0, total=None, limit=None, source=pieces):
+    return await partial.write(
+        source(data[offset:]), offset=offset, total=len(data) if total is None else total, limit=limit
+    )
+
+
+@both_sizes
+async def test_an_upload_in_one_go(blobs, data):
+    partial = blobs.partial(digest_of(data), "n1")
+    assert partial.size == 0
+    assert await write(partial, data) is True
+    assert partial.size == 0
+    assert (await blobs.path(digest_of(data))).read_bytes() == data
+    assert files(blobs, "partial") == []
+
+
+async def test_an_upload_of_nothing(blobs):
+    assert await write(blobs.partial(digest_of(b""), "n1"), b"") is True
+
+
+@both_sizes
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+async def test_an_upload_goes_on_where_it_broke_off(blobs, data, share):
+    broke = int(share * len(data))
+    partial = blobs.partial(digest_of(data), "n1")
+    with pytest.raises(ConnectionResetError):
+        await write(partial, data[:broke], total=len(data) + 1, source=broken)
+    assert partial.size == broke
+    assert await blobs.digests() == []
+    after_restart = DirectoryBlobs(blobs.root).partial(digest_of(data), "n1")
+    assert after_restart.size == broke
+    assert await write(after_restart, data, offset=broke) is True
+    assert (await blobs.path(digest_of(data))).read_bytes() == data
+
+
+async def test_a_stream_that_ends_early_is_kept(blobs):
+    partial = blobs.partial(digest_of(LARGE), "n1")
+    assert await write(partial, LARGE[:MEGABYTE], total=len(LARGE)) is False
+    assert partial.size == MEGABYTE
+    assert await write(partial, LARGE[: 2 * MEGABYTE], offset=MEGABYTE, total=len(LARGE)) is False
+    assert await write(partial, LARGE, offset=2 * MEGABYTE) is True
+
+
+async def test_an_upload_may_start_again_below_its_end(blobs):
+    partial = blobs.partial(digest_of(LARGE), "n1")
+    await write(partial, b"\0" * (2 * MEGABYTE), total=len(LARGE))
+    assert await write(partial, LARGE) is True
+    assert (await blobs.path(digest_of(LARGE))).read_bytes() == LARGE
+
+
+async def test_an_upload_cannot_leave_a_gap(blobs):
+    partial = blobs.partial(digest_of(SMALL), "n1")
+    await write(partial, SMALL[:10], total=len(SMALL))
+    with pytest.raises(Conflict, match="10 bytes of this upload are here"):
+        await write(partial, SMALL, offset=11)
+    assert partial.size == 10
+
+
+@both_sizes
+async def test_a_corrupt_upload_is_thrown_away(blobs, data):
+    partial = blobs.partial(digest_of(b"something else"), "n1")
+    with pytest.raises(CorruptBlob, match=digest_of(data)):
+        await write(partial, data)
+    assert partial.size == 0
+    assert files(blobs, "partial") == []
+    assert await blobs.digests() == []
+
+
+async def test_an_upload_that_is_too_large(blobs):
+    partial = blobs.partial(digest_of(SMALL), "n1")
+    with pytest.raises(TooLarge, match="999"):
+        await write(partial, SMALL, limit=999)
+    assert files(blobs, "partial") == []
+    with pytest.raises(TooLarge, match="900"):
+        await write(partial, SMALL, total=900)
+
+
+async def test_owners_do_not_disturb_each_other(blobs):
+    mine, theirs = (blobs.partial(digest_of(SMALL), owner) for owner in ("n1", "../n2"))
+    await write(theirs, b"spoilt", total=len(SMALL))
+    assert mine.size == 0
+    assert await write(mine, SMALL) is True
+    assert await write(theirs, SMALL, offset=6) is True
+    assert files(blobs, "partial") == []
+
+
+async def test_what_is_there_is_not_read_again(blobs):
+    digest = await blobs.put(pieces(SMALL))
+    assert await blobs.partial(digest, "n1").write(broken(b""), offset=0, total=len(SMALL)) is True
+
+
+async def test_the_newest_connection_takes_an_upload_over(blobs):
+    digest, reached = digest_of(LARGE), asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def hanging():
+        yield LARGE[:MEGABYTE]
+        reached.set()
+        await go_on.wait()
+        yield LARGE[MEGABYTE:]
+
+    old = asyncio.ensure_future(blobs.partial(digest, "n1").write(hanging(), offset=0, total=len(LARGE)))
+    await reached.wait()
+    new = blobs.partial(digest, "n1")
+    assert new.size == MEGABYTE
+    assert await write(new, LARGE, offset=MEGABYTE) is True
+    go_on.set()
+    with pytest.raises(Conflict, match="took this upload over"):
+        await old
+    assert (await blobs.path(digest)).read_bytes() == LARGE
+    assert files(blobs, "partial") == []
+
+
+@both_sizes
+async def test_a_cancelled_upload_can_be_resumed(blobs, data):
+    partial, reached = blobs.partial(digest_of(data), "n1"), asyncio.Event()
+    uploading = asyncio.ensure_future(partial.write(stalled(data[:-1], reached), offset=0, total=len(data)))
+    await reached.wait()
+    uploading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await uploading
+    assert await write(partial, data, offset=partial.size) is True
+
+
+async def test_uploads_that_nobody_continues_are_given_up(blobs):
+    old, young = (blobs.partial(digest_of(SMALL), owner) for owner in ("old", "young"))
+    await write(old, SMALL[:1], total=len(SMALL))
+    (path,) = files(blobs, "partial")
+    stale = path.stat().st_mtime - PARTIAL_KEPT - 1
+    os.utime(path, (stale, stale))
+    await write(young, SMALL[:2], total=len(SMALL))
+    DirectoryBlobs(blobs.root)
+    assert (old.size, young.size) == (0, 2)
+
+
+async def test_names_that_are_no_digests(blobs):
+    with pytest.raises(BadDigest):
+        blobs.partial("../" + digest_of(SMALL), "n1")
