@@ -63,6 +63,8 @@ async def test_a_job_followed_to_its_end(world, client, tmp_path):
     assert events[-1].type == "JobCompleted"
     assert [event.offset for event in events] == sorted({event.offset for event in events})
     assert (await asyncio.to_thread(client.wait, job.id)).status == "completed"
+    assert await asyncio.to_thread(lambda: list(client.follow(job.id))) == events
+    assert await asyncio.to_thread(lambda: list(client.follow(job.id, after=events[-1].offset))) == []
 
     path = await asyncio.to_thread(client.download, job.id, tmp_path / "model.safetensors")
     with safe_open(path, "np") as file:

@@ -144,7 +144,9 @@ async def test_a_damaged_update_is_asked_for_again_after_a_restart(tmp_path):
             path = await world.core.blobs.path(update.digest)
             path.write_bytes(path.read_bytes()[:-4] + b"evil")
     await world.up()
-    assert (await world.finished(job)).model == expected.model
+    job = await world.finished(job)
+    assert (job.status, job.outcome) == (expected.status, expected.outcome)
+    assert job.model == expected.model
     await world.close()
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
@@ -132,12 +133,15 @@ class LinearTrainer:
                 local["w"][...] -= task.lr * (x.T @ error) / len(rows)
                 local["b"][...] -= task.lr * error.mean(axis=0)
             report((epoch + 1) / task.training.epochs, epoch, float((error**2).mean()))
-        return Work(local, len(examples), {"train_loss": float((error**2).mean())})
+        return Work(local, len(examples), {"loss": float((error**2).mean())})
 
     def evaluate(self, params: Params, examples: Examples) -> Metrics:
-        error = examples.x @ params["w"] + params["b"] - examples.y
+        error = self.predict(params, examples.x) - examples.y
         with np.errstate(over="ignore"):
             return {"loss": float((error**2).mean()), "mse": float((error**2).mean())}
+
+    def predict(self, params: Params, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return x @ params["w"] + params["b"]
 
 
 class SmallHost:
@@ -322,7 +326,7 @@ async def test_trains_and_hands_in_the_difference(tmp_path: Path) -> None:
     assert submission.weight == 40
     measured = LinearTrainer().evaluate(model(), DATA.held_out)
     assert submission.metrics == {
-        "train_loss": work.metrics["train_loss"],
+        "train_loss": work.metrics["loss"],
         "train_examples": 40.0,
         "eval_loss": measured["loss"],
         "eval_mse": measured["mse"],

@@ -144,4 +144,3 @@ class World:
         for name in list(self._nodes):
             await self.kill(name)
         await self.core.stop()
-

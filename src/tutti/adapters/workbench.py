@@ -88,7 +88,7 @@ class ThreadWorkbench:
         return result
 
 
-def _initial(request: bytes, into: str) -> None | UserError:
+def _initial(request: bytes, into: str) -> UserError | None:
     try:
         model, data, seed = msgspec.json.decode(request, type=tuple[Choice, DataSchema, int])
         params = models.build(model, data=data).init(seed)

@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Result of training: the local model, how many examples stand behind it, and how it went."""
+    """Result of training: the local model, how many examples stand behind it, and the metrics of the last epoch."""
 
     params: Params
     examples: int

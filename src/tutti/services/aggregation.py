@@ -19,11 +19,9 @@ CHUNK = 1 << 20
 
 
 class UnreadableUpdate(TuttiError):
-    """An accepted update's bytes are gone or damaged."""
+    """An update's bytes are gone or damaged; `node` is who sent it, where that is known."""
 
-    def __init__(self, node: NodeId, reason: str) -> None:
-        super().__init__(reason)
-        self.node = node
+    node: NodeId = ""
 
 
 @dataclass(slots=True)
@@ -97,24 +95,17 @@ class Aggregation:
     async def examine(self, fold: Fold, digest: Digest, weight: int) -> tuple[str | None, int]:
         """Why a stored update cannot be admitted (None when it can), and its size in bytes.
 
-        Raises NotFound if it is not stored.
+        Raises UnreadableUpdate if it is not stored, or damaged; it is deleted then, so that it can be stored again.
         """
         if not digest:
             return "the submission names no update", 0
-        path = await self._blobs.path(digest)
-
-        def examine() -> str | None:
-            try:
-                delta = read_blob(path)
-            except tensors.BadTensors as error:
-                return f"not a tensor file: {error}"
-            capped = min(weight, self._max_weight)
-            return self.strategy.reducer.check(fold.accumulator, Update(delta, capped))
-
-        reason = await asyncio.to_thread(examine)
-        if reason is None:
-            self._sound.add(digest)
-        return reason, path.stat().st_size
+        try:
+            delta = await self._read(digest)
+        except tensors.BadTensors as error:
+            return f"not a tensor file: {error}", 0
+        update = Update(delta, min(weight, self._max_weight))
+        reason = await asyncio.to_thread(self.strategy.reducer.check, fold.accumulator, update)
+        return reason, delta.buffer.nbytes
 
     async def add(self, fold: Fold, updates: Iterable[UpdateAccepted]) -> None:
         """Add those updates that are not in the fold yet, with all that wait for their turn in one pass.
@@ -140,14 +131,22 @@ class Aggregation:
             raise lost
 
     async def _load(self, update: UpdateAccepted) -> Update:
-        digest = update.digest
+        try:
+            return Update(await self._read(update.digest), update.weight)
+        except UnreadableUpdate as error:
+            error.node = update.node
+            raise
+
+    async def _read(self, digest: Digest) -> Params:
+        """Map a stored update; its digest is checked once in the life of this process."""
         try:
             path = await self._blobs.path(digest)
             delta = await asyncio.to_thread(read_blob, path, None if digest in self._sound else digest)
-        except (CorruptBlob, NotFound, tensors.BadTensors, OSError) as error:
+        except (CorruptBlob, NotFound, OSError) as error:
             await self._blobs.delete(digest)
-            raise UnreadableUpdate(update.node, str(error)) from error
-        return Update(delta, update.weight)
+            raise UnreadableUpdate(str(error)) from error
+        self._sound.add(digest)
+        return delta
 
     async def finish(self, fold: Fold) -> tuple[ServerState, dict[NodeId, int], Digest, Digest]:
         """The next state from the whole fold, with who is in it, stored as (model, checkpoint)."""

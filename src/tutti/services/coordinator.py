@@ -187,8 +187,17 @@ class Coordinator:
         schedules.build(spec.training.lr_schedule)
         models.options(spec.model)
         if spec.evaluation.data is not None:
-            datasets.options(spec.evaluation.data)
+            self._check_evaluation(spec.evaluation.data)
         return self._schema(spec)
+
+    def _check_evaluation(self, source: Choice) -> None:
+        """Only bundled sets: a job must not make the coordinator read files or call code of its choice."""
+        datasets.options(source)
+        if self._known_schema(source) is None:
+            raise BadSpec(
+                f"evaluation.data may be a bundled data set such as digits:split=test, came {source}: "
+                "leave it out, and the nodes measure the model on their own held-out rows"
+            )
 
     def _schema(self, spec: JobSpec) -> DataSchema:
         """What the job's data look like: known for bundled sets, else as the connected nodes describe theirs."""

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, UserError
+from tutti.core.errors import Conflict, CorruptBlob, StorageError, UserError
 from tutti.core.strategy import strategies
 from tutti.domain import commands, jobs
 from tutti.domain import events as e
@@ -317,8 +317,8 @@ class JobDriver:
             fold = await self._fold_of(round.opened)
             try:
                 fault, size = await self.aggregation.examine(fold, submission.digest, submission.weight)
-            except NotFound:
-                self._answer(node, submission, accepted=False, reason="its bytes are not here", resend=True)
+            except UnreadableUpdate as lost:
+                self._answer(node, submission, accepted=False, reason=str(lost), resend=True)
                 return
         try:
             events = await self._journal.job(self._id, self._submission(node, submission, size, fault))

@@ -78,9 +78,19 @@ class Journal:
             await self._record(NODES, [event])
 
     async def _record(self, stream: str, events: "list[AnyEvent] | list[JobEvent] | list[NodeEvent]") -> None:
-        if events:
-            for recorded in await self.log.append(stream, self._versions[stream], events):
-                self._apply(recorded)
+        """Write and apply. A caller that is cancelled meanwhile cannot part the two, or leave the lock too early."""
+        if not events:
+            return
+        writing = asyncio.ensure_future(self._write(stream, events))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait((writing,))
+            raise
+
+    async def _write(self, stream: str, events: "list[AnyEvent] | list[JobEvent] | list[NodeEvent]") -> None:
+        for recorded in await self.log.append(stream, self._versions[stream], events):
+            self._apply(recorded)
 
     def _apply(self, recorded: Recorded) -> None:
         event, stream = recorded.event, recorded.stream

@@ -47,10 +47,10 @@ class Partial:
             await asyncio.to_thread(sink.close, keep=False)
             raise
         finally:
-            if self._uploads.get(self._path) is sink:
-                del self._uploads[self._path]
             if not sink.closed:
                 await asyncio.to_thread(sink.close, keep=True)
+            if self._uploads.get(self._path) is sink:  # only now: whoever takes over in between closes it too
+                del self._uploads[self._path]
 
     async def _receive(self, sink: Sink, chunks: Chunks, total: int) -> bool:
         if self._place.is_file():

@@ -139,6 +139,9 @@ class HubLink:
                 with _lost_when_broken("receive a message"):
                     message = await _receive(socket)
                 yield message
+        except asyncio.CancelledError:
+            await socket.close(code=GOING_AWAY)  # the node stops: a goodbye, so that nobody waits for it
+            raise
         finally:
             await socket.close()
 

@@ -1,0 +1,130 @@
+"""The REST and WebSocket application over one coordinator."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tutti import __version__
+from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.fabrics.hub import HubFabric
+from tutti.apps.api import documented, jobs, live, nodes, status, transfer
+from tutti.apps.api.auth import ApiSettings, Failures, Guard
+from tutti.apps.api.problems import problem, problem_of, status_of
+from tutti.apps.api.schema import Api
+from tutti.core.errors import TuttiError
+from tutti.core.registry import Registry
+from tutti.core.schedules import schedules
+from tutti.core.strategy import strategies
+from tutti.ports.training import datasets, models
+from tutti.services.coordinator import Coordinator
+
+log = logging.getLogger(__name__)
+
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    "strategies": strategies,
+    "models": models,
+    "datasets": datasets,
+    "schedules": schedules,
+}
+
+DESCRIPTION = """
+Train one model together, with nobody's data leaving home.
+
+Lists answer `{"items": […], "next": …}`; pass `next` as `after` for what follows. Errors are
+[problem details](https://www.rfc-editor.org/rfc/rfc9457). Live events come over the WebSocket `/ws`:
+every message is an event as in `/api/v1/events`, and `?after=<offset>` resumes where a client left off.
+"""
+
+TAGS = [
+    {"name": "jobs", "description": "Ask for training and steer it."},
+    {"name": "rounds", "description": "What happened in a job, round by round, and why."},
+    {"name": "models", "description": "Models with their lineage, and their files."},
+    {"name": "nodes", "description": "Who takes part, and how others join."},
+    {"name": "coordinator", "description": "Health, status, events, metrics, and what there is to choose from."},
+    {"name": documented.TRAINING, "description": "Aliases for the calls of a training dashboard."},
+    {"name": documented.FLEET, "description": "Aliases for the calls of a device-fleet client."},
+]
+
+
+def create_app(
+    coordinator: Coordinator,
+    fabric: HubFabric,
+    blobs: DirectoryBlobs,
+    settings: ApiSettings,
+    registries: Mapping[str, Registry[Any]] = REGISTRIES,
+) -> FastAPI:
+    """The caller starts and stops the coordinator."""
+    app = FastAPIOffline(  # its assets come from here: hospitals have machines without internet
+        title="Tutti",
+        version=__version__,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        redoc_url=None,
+    )
+    failures = Failures()
+    app.add_middleware(Guard, settings=settings, failures=failures)
+    _handle_errors(app)
+    _add_routes(app, coordinator, settings, registries, failures)
+    app.router.routes.extend(transfer.routes(fabric, coordinator, blobs, lambda request: request.state.operator))
+    return app
+
+
+def _add_routes(
+    app: FastAPI,
+    coordinator: Coordinator,
+    settings: ApiSettings,
+    registries: Mapping[str, Registry[Any]],
+    failures: Failures,
+) -> None:
+    api = Api(app, transfer.OPENAPI_PATHS)
+    its_jobs = jobs.JobRoutes(coordinator)
+    its_nodes = nodes.NodeRoutes(coordinator, failures)
+    its_status = status.StatusRoutes(coordinator, settings, registries)
+    aliases = documented.DocumentedRoutes(coordinator, its_jobs, its_nodes, registries)
+    jobs.add_routes(api, its_jobs)
+    nodes.add_routes(api, its_nodes)
+    status.add_routes(api, its_status)
+    documented.add_routes(api, aliases, its_jobs, its_nodes, its_status)
+    live.add_routes(app, live.LiveRoutes(coordinator))
+
+
+def _handle_errors(app: FastAPI) -> None:
+    app.add_exception_handler(TuttiError, _on_tutti_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameters)
+    app.add_exception_handler(Exception, _on_our_mistake)
+
+
+async def _on_tutti_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TuttiError)
+    if status_of(error) >= 500:
+        log.error("%s %s: %s", request.method, request.url.path, error)
+    return problem_of(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = str(error.detail)
+    if error.status_code == 404 and detail == "Not Found":
+        detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+    if error.status_code == 405:
+        detail = f"{request.method} does not work on {request.url.path}"
+    return problem(error.status_code, detail, headers=error.headers)
+
+
+async def _on_bad_parameters(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = (f"{found['loc'][-1]}: {found['msg']}" for found in error.errors())
+    return problem(422, "; ".join(details))
+
+
+async def _on_our_mistake(request: Request, error: Exception) -> Response:
+    """The server logs the traceback; whoever called learns only that it was not their fault."""
+    return problem(500, "something went wrong here; the coordinator's log has the details")

@@ -1,0 +1,77 @@
+"""A model as a file that needs nothing beside it: the stored tensors, and in the header what they are."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import msgspec
+from starlette.responses import Response, StreamingResponse
+
+from tutti.core.errors import NotFound
+from tutti.domain.events import Digest
+from tutti.domain.jobs import Job
+from tutti.ports import BlobStore
+
+CHUNK = 256 * 1024
+
+
+async def model_response(job: Job, round: int | None, blobs: BlobStore) -> Response:
+    """The file of the job's current model (`round` None) or of the one a round made; raises NotFound."""
+    digest = job.model if round is None else job.model_of(round)
+    if not digest:
+        which = "no model yet" if round is None else f"no model of round {round}: {job.rounds_done} rounds are done"
+        raise NotFound(f"job {job.id} has {which}")
+    made_in = _round_of(job, digest) if round is None else round
+    path = await _kept(job, made_in, digest, blobs)
+    head, skip = await asyncio.to_thread(_with_metadata, path, _metadata(job, made_in, digest))
+    size = len(head) + path.stat().st_size - skip
+    headers = {
+        "content-length": str(size),
+        "content-disposition": f'attachment; filename="{job.id}-round-{made_in}.safetensors"',
+        "etag": f'"{digest}"',
+    }
+    return StreamingResponse(_chunks(head, path, skip), media_type="application/octet-stream", headers=headers)
+
+
+async def _kept(job: Job, round: int, digest: Digest, blobs: BlobStore) -> Path:
+    try:
+        return await blobs.path(digest)
+    except NotFound:
+        raise NotFound(f"the model of round {round} of job {job.id} is not kept any more, only its record is") from None
+
+
+def _round_of(job: Job, digest: Digest) -> int:
+    return next((n for n in range(job.rounds_done, 0, -1) if job.model_of(n) == digest), 0)
+
+
+def _metadata(job: Job, round: int, digest: Digest) -> dict[str, str]:
+    """What `tutti predict` needs to know; `model` and `data` are JSON."""
+    return {
+        "tutti.job": job.id,
+        "tutti.name": job.spec.name,
+        "tutti.round": str(round),
+        "tutti.digest": digest,
+        "tutti.dataset": job.spec.dataset,
+        "tutti.model": msgspec.json.encode(job.spec.model).decode(),
+        "tutti.data": msgspec.json.encode(job.data).decode(),
+    }
+
+
+def _with_metadata(path: Path, extra: Mapping[str, str]) -> tuple[bytes, int]:
+    """The file's head (length and JSON header) with more metadata, and how many bytes of the file it replaces."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header["__metadata__"] = {**header.get("__metadata__", {}), **extra}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text, 8 + length
+
+
+async def _chunks(head: bytes, path: Path, skip: int) -> AsyncIterator[bytes]:
+    yield head
+    with path.open("rb") as file:
+        file.seek(skip)
+        while chunk := await asyncio.to_thread(file.read, CHUNK):
+            yield chunk

@@ -1,0 +1,188 @@
+"""Jobs: ask for one, steer it, and read its rounds, metrics and models."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from fastapi import Depends, Header, Query, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from tutti.apps.api.download import model_response
+from tutti.apps.api.schema import After, Answer, Api, Body, Limit
+from tutti.core.errors import NotFound
+from tutti.domain.jobs import Job
+from tutti.domain.spec import JobSpec, load_spec
+from tutti.services.coordinator import Coordinator
+from tutti.services.views import (
+    ContributionView,
+    JobView,
+    MetricPoint,
+    ModelView,
+    Page,
+    RoundView,
+    WhyView,
+    contribution_views,
+    job_view,
+    metric_points,
+    model_views,
+    round_views,
+    status_of_job,
+    why_view,
+)
+
+T = TypeVar("T")
+
+Key = Annotated[str, Header(alias="Idempotency-Key", max_length=200)]
+Text = Annotated[str, Query(max_length=200)]
+NewJob = Annotated[JobSpec, Depends(Body(JobSpec, load_spec))]
+
+
+class StopRequest(msgspec.Struct, frozen=True):
+    reason: Annotated[str, msgspec.Meta(max_length=200)] = "asked"
+
+
+def page(items: Sequence[T], limit: int, after: str) -> Page[T]:
+    """A part of a list that only grows at its end; the cursor is a position."""
+    if after and not after.isdecimal():
+        raise HTTPException(422, f"after: expected the `next` of an earlier page, came {after!r}")
+    start = int(after or 0)
+    end = start + limit
+    return Page(items=list(items[start:end]), next=str(end) if end < len(items) else None)
+
+
+def page_by_name(items: Sequence[T], limit: int, after: str, name: Callable[[T], str]) -> Page[T]:
+    """A part of a list in which items may come and go anywhere; the cursor is the last item's name."""
+    names = [name(item) for item in items]
+    if after and after not in names:
+        raise HTTPException(422, f"after: there is no {after!r} in this list")
+    start = names.index(after) + 1 if after else 0
+    end = start + limit
+    return Page(items=list(items[start:end]), next=names[end - 1] if end < len(names) else None)
+
+
+class JobRoutes:
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def view(self, job: Job) -> JobView:
+        return self.views([job])[0]
+
+    def views(self, jobs: Iterable[Job]) -> list[JobView]:
+        nodes = self._coordinator.node_statuses()
+        return [job_view(job, nodes, self._coordinator.trouble(job.id)) for job in jobs]
+
+    async def list_jobs(
+        self, limit: Limit = 50, after: After = "", status: Text = "", name: Text = "", dataset: Text = ""
+    ) -> Answer[Page[JobView]]:
+        """The jobs, newest first."""
+        chosen = [
+            job
+            for job in reversed(self._coordinator.jobs.values())
+            if (not status or status_of_job(job) == status)
+            and (not name or job.spec.name == name)
+            and (not dataset or job.spec.dataset == dataset)
+        ]
+        found = page_by_name(chosen, limit, after, lambda job: job.id)
+        return Answer(Page(items=self.views(found.items), next=found.next))
+
+    async def create_job(self, request: Request, spec: NewJob, key: Key = "", paused: bool = False) -> Answer[JobView]:
+        """Ask for training. `model`, `strategy` and other choices may be written short: `fedadam:server_lr=0.1`.
+
+        With an `Idempotency-Key`, sending the same request again gives the same job.
+        """
+        job = await self.submit(request, spec, key=key, paused=paused)
+        return Answer(job, 201, {"location": f"/api/v1/jobs/{job.id}"})
+
+    async def submit(self, request: Request, spec: JobSpec, *, key: str = "", paused: bool = False) -> JobView:
+        return self.view(await self._coordinator.submit(spec, by=caller(request), paused=paused, key=key))
+
+    async def show_job(self, job: str) -> Answer[JobView]:
+        return Answer(self.view(self._coordinator.job(job)))
+
+    async def pause_job(self, request: Request, job: str) -> Answer[JobView]:
+        """Let the open round run to its end, and open no further one."""
+        return Answer(self.view(await self._coordinator.pause(job, by=caller(request))))
+
+    async def resume_job(self, request: Request, job: str) -> Answer[JobView]:
+        return Answer(self.view(await self._coordinator.resume(job, by=caller(request))))
+
+    async def stop_job(
+        self, request: Request, job: str, asked: Annotated[StopRequest, Depends(Body(StopRequest))]
+    ) -> Answer[JobView]:
+        """End the job for good; its latest model stays."""
+        return Answer(await self.stop(request, job, asked.reason))
+
+    async def stop(self, request: Request, job: str, reason: str) -> JobView:
+        return self.view(await self._coordinator.stop_job(job, reason, by=caller(request)))
+
+    async def list_rounds(
+        self,
+        job: str,
+        limit: Limit = 100,
+        after: After = "",
+        status: Literal["", "open", "closed", "failed"] = "",
+    ) -> Answer[Page[RoundView]]:
+        """Every attempt at every round, the open one last."""
+        rounds = round_views(self._coordinator.job(job))
+        return Answer(page([r for r in rounds if not status or r.status == status], limit, after))
+
+    async def show_round(self, job: str, round: int) -> Answer[WhyView]:
+        """Who took part in a round, who did not and why, and what each contributed."""
+        found = self._coordinator.job(job)
+        why = why_view(found, round)
+        if why is None:
+            raise NotFound(f"job {job} has no round {round}: {found.rounds_done} of {found.spec.rounds} are done")
+        return Answer(why)
+
+    async def list_metrics(self, job: str, limit: Limit = 1000, after: After = "") -> Answer[Page[MetricPoint]]:
+        """The history of training and evaluation, one point a model."""
+        return Answer(page(metric_points(self._coordinator.job(job)), limit, after))
+
+    async def list_job_models(self, job: str, limit: Limit = 100, after: After = "") -> Answer[Page[ModelView]]:
+        """The job's models with their lineage, the initial one first."""
+        return Answer(page(model_views(self._coordinator.job(job)), limit, after))
+
+    async def list_models(self, limit: Limit = 100, after: After = "", dataset: Text = "") -> Answer[Page[ModelView]]:
+        """The current model of every job, the newest job first."""
+        models = [
+            model
+            for job in reversed(self._coordinator.jobs.values())
+            if not dataset or job.spec.dataset == dataset
+            for model in model_views(job)[-1:]
+        ]
+        return Answer(page_by_name(models, limit, after, lambda model: model.job))
+
+    async def download_model(self, job: str, round: Annotated[int | None, Query(ge=0)] = None) -> Response:
+        """The job's current model, or the one that a round made, as a safetensors file that says what it is."""
+        return await model_response(self._coordinator.job(job), round, self._coordinator.blobs)
+
+    async def list_contributions(
+        self, limit: Limit = 100, after: After = "", job: Text = "", node: Text = ""
+    ) -> Answer[Page[ContributionView]]:
+        """Who trained what, when, and how much of it counted."""
+        chosen = [self._coordinator.job(job)] if job else list(self._coordinator.jobs.values())
+        given = [part for each in chosen for part in contribution_views(each) if not node or part.node == node]
+        return Answer(page(given, limit, after))
+
+
+def caller(request: Request) -> str:
+    """Who asked, for the log."""
+    return f"the operator at {request.client.host}" if request.client else "the operator"
+
+
+def add_routes(api: Api, jobs: JobRoutes) -> None:
+    root = "/api/v1/jobs"
+    api.add("GET", root, jobs.list_jobs, "jobs")
+    api.add("POST", root, jobs.create_job, "jobs", 201)
+    api.add("GET", root + "/{job}", jobs.show_job, "jobs")
+    api.add("POST", root + "/{job}/pause", jobs.pause_job, "jobs")
+    api.add("POST", root + "/{job}/resume", jobs.resume_job, "jobs")
+    api.add("POST", root + "/{job}/stop", jobs.stop_job, "jobs")
+    api.add("GET", root + "/{job}/rounds", jobs.list_rounds, "rounds")
+    api.add("GET", root + "/{job}/rounds/{round}", jobs.show_round, "rounds")
+    api.add("GET", root + "/{job}/metrics", jobs.list_metrics, "rounds")
+    api.add("GET", root + "/{job}/models", jobs.list_job_models, "models")
+    api.add("GET", root + "/{job}/model", jobs.download_model, "models")
+    api.add("GET", "/api/v1/models", jobs.list_models, "models")
+    api.add("GET", "/api/v1/contributions", jobs.list_contributions, "nodes")

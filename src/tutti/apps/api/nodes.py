@@ -1,0 +1,120 @@
+"""Nodes: who is here, and how others get in."""
+
+from typing import Annotated
+
+import msgspec
+from fastapi import Depends, Query, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from tutti.apps.api.auth import TOO_MANY, Failures, client_of
+from tutti.apps.api.jobs import Text, caller, page_by_name
+from tutti.apps.api.schema import After, Answer, Api, Body, Limit
+from tutti.core.errors import Forbidden, NotFound
+from tutti.domain.spec import Name
+from tutti.services.coordinator import Coordinator
+from tutti.services.views import Invitation, NodeView, Page, View, node_view
+
+
+class InviteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    uses: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)] = 86_400.0
+
+
+class JoinRequest(msgspec.Struct, frozen=True):
+    """`secret` is what the node will show from now on, if it chose one: then it may repeat this request."""
+
+    node: Name
+    token: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    secret: Annotated[str, msgspec.Meta(min_length=32, max_length=256)] | None = None
+
+
+class InviteToken(msgspec.Struct, frozen=True):
+    token: Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class Joined(View, frozen=True, kw_only=True):
+    node: str
+    secret: str
+
+
+class NodeRoutes:
+    def __init__(self, coordinator: Coordinator, failures: Failures) -> None:
+        self._coordinator, self._failures = coordinator, failures
+
+    async def list_nodes(
+        self,
+        limit: Limit = 100,
+        after: After = "",
+        connected: Annotated[bool | None, Query()] = None,
+        dataset: Text = "",
+    ) -> Answer[Page[NodeView]]:
+        """The nodes that have joined, by name."""
+        nodes = [
+            node
+            for node in map(node_view, self._coordinator.node_statuses())
+            if (connected is None or node.connected is connected) and (not dataset or node.dataset == dataset)
+        ]
+        return Answer(page_by_name(nodes, limit, after, lambda node: node.name))
+
+    async def show_node(self, node: str) -> Answer[NodeView]:
+        for status in self._coordinator.node_statuses():
+            if status.node == node:
+                return Answer(node_view(status))
+        raise NotFound(f"there is no node {node!r}")
+
+    async def remove_node(self, node: str) -> Response:
+        """Send a node away for good: its secret is void, its open work is dropped."""
+        await self._coordinator.remove_node(node)
+        return Response(status_code=204)
+
+    async def join(self, request: Request, wish: Annotated[JoinRequest, Depends(Body(JoinRequest))]) -> Answer[Joined]:
+        """Register a node by a join token. The operator needs none."""
+        client = self._checked_client(request)
+        token = wish.token
+        if not token and request.state.operator:
+            token = await self._coordinator.invite(uses=1, seconds=60.0, by=caller(request))
+        try:
+            secret = await self._coordinator.admit(token, wish.node, wish.secret)
+        except Forbidden as error:
+            self._failures.count(client)
+            await self._coordinator.turn_away(wish.node, str(error))
+            raise
+        return Answer(Joined(node=wish.node, secret=secret), 201, {"location": f"/api/v1/nodes/{wish.node}"})
+
+    async def check_invite(
+        self, request: Request, wish: Annotated[InviteToken, Depends(Body(InviteToken))]
+    ) -> Response:
+        """Whether a join token would let a node in now; does not use it up."""
+        client = self._checked_client(request)
+        try:
+            self._coordinator.check_invite(wish.token)
+        except Forbidden:
+            self._failures.count(client)
+            raise
+        return Response(status_code=204)
+
+    def _checked_client(self, request: Request) -> str:
+        client = client_of(request)
+        if not self._failures.allows(client):
+            raise HTTPException(429, TOO_MANY, {"retry-after": "5"})
+        return client
+
+    async def create_invite(
+        self, request: Request, wish: Annotated[InviteRequest, Depends(Body(InviteRequest))]
+    ) -> Answer[Invitation]:
+        """Make a join link for so many nodes and so many seconds."""
+        token = await self._coordinator.invite(uses=wish.uses, seconds=wish.seconds, by=caller(request))
+        link = f"{request.url.scheme}://{request.url.netloc}/join#{token}"
+        invitation = Invitation(token=token, link=link, uses=wish.uses, expires_in=wish.seconds)
+        return Answer(invitation, 201)
+
+
+def add_routes(api: Api, nodes: NodeRoutes) -> None:
+    root = "/api/v1/nodes"
+    api.add("GET", root, nodes.list_nodes, "nodes")
+    api.add("POST", root, nodes.join, "nodes", 201)
+    api.add("GET", root + "/{node}", nodes.show_node, "nodes")
+    api.add("DELETE", root + "/{node}", nodes.remove_node, "nodes", 204)
+    api.add("POST", "/api/v1/invites", nodes.create_invite, "nodes", 201)
+    api.add("POST", "/api/v1/invites/check", nodes.check_invite, "nodes", 204)

@@ -1,0 +1,120 @@
+"""The coordinator as a whole: is it well, what is going on, what can it do, and what has happened."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from tutti import __version__
+from tutti.apps.api.auth import ApiSettings
+from tutti.apps.api.jobs import Text
+from tutti.apps.api.prometheus import Exposition
+from tutti.apps.api.schema import Answer, Api, Limit
+from tutti.core.errors import NotFound
+from tutti.core.registry import Registry, describe
+from tutti.domain.spec import CohortRules, Evaluation, Training
+from tutti.services.coordinator import Coordinator
+from tutti.services.views import (
+    EventView,
+    MetricsView,
+    Page,
+    StatusView,
+    View,
+    event_view,
+    metrics_view,
+    status_view,
+)
+
+Names = dict[str, dict[str, Any]]
+"""Names of a registry, each with the JSON schema of its options."""
+
+
+class Health(View, frozen=True, kw_only=True):
+    status: str
+    timestamp: str
+
+
+class Configuration(View, frozen=True, kw_only=True):
+    """How this coordinator is set up, and what a job gets that does not say otherwise."""
+
+    host: str
+    port: int
+    authentication: bool
+    training: Training
+    cohort: CohortRules
+    evaluation: Evaluation
+
+
+class StatusRoutes:
+    def __init__(
+        self, coordinator: Coordinator, settings: ApiSettings, registries: Mapping[str, Registry[Any]]
+    ) -> None:
+        self._coordinator, self._settings, self._registries = coordinator, settings, registries
+        self._described: dict[str, Names] = {}
+        self._exposition = Exposition(coordinator)
+
+    async def health(self) -> Answer[Health]:
+        return Answer(Health(status="healthy", timestamp=datetime.now(UTC).isoformat()))
+
+    async def status(self) -> Answer[StatusView]:
+        it = self._coordinator
+        now, offset = it.clock(), it.journal.offset
+        return Answer(status_view(it.jobs.values(), it.node_statuses(), version=__version__, now=now, offset=offset))
+
+    async def metrics(self) -> Answer[MetricsView]:
+        it = self._coordinator
+        return Answer(metrics_view(it.jobs.values(), it.node_statuses(), it.stats))
+
+    async def exposition(self) -> Response:
+        """Metrics for Prometheus."""
+        return Response(self._exposition.text(), media_type=self._exposition.media_type)
+
+    async def configuration(self) -> Answer[Configuration]:
+        return Answer(
+            Configuration(
+                host=self._settings.host,
+                port=self._settings.port,
+                authentication=self._settings.needs_token,
+                training=Training(),
+                cohort=CohortRules(),
+                evaluation=Evaluation(),
+            )
+        )
+
+    async def registry(self) -> Answer[dict[str, Names]]:
+        """What jobs and nodes can name, with the options of each."""
+        return Answer({kind: await self._names(kind) for kind in self._registries})
+
+    async def registry_of(self, kind: str) -> Answer[Names]:
+        if kind not in self._registries:
+            raise NotFound(f"there is no registry {kind!r}; choose from: {', '.join(self._registries)}")
+        return Answer(await self._names(kind))
+
+    async def _names(self, kind: str) -> Names:
+        if kind not in self._described:  # the first look imports every module of the registry
+            found = await run_in_threadpool(describe, self._registries[kind])
+            self._described[kind] = msgspec.convert(found, Names)
+        return self._described[kind]
+
+    async def events(
+        self, limit: Limit = 100, after: Annotated[int, Query(ge=0)] = 0, stream: Text = ""
+    ) -> Answer[Page[EventView]]:
+        """What has happened, in order. Streams: `nodes`, and `job:<id>` for each job."""
+        found = await self._coordinator.log.read(after, stream=stream or None, limit=limit)
+        more = str(found[-1].offset) if len(found) == limit else None
+        return Answer(Page(items=[event_view(recorded) for recorded in found], next=more))
+
+
+def add_routes(api: Api, status: StatusRoutes) -> None:
+    api.add("GET", "/health", status.health, "coordinator")
+    api.add("GET", "/metrics", status.exposition, "coordinator")
+    api.add("GET", "/api/v1/status", status.status, "coordinator")
+    api.add("GET", "/api/v1/metrics", status.metrics, "coordinator")
+    api.add("GET", "/api/v1/config", status.configuration, "coordinator")
+    api.add("GET", "/api/v1/registry", status.registry, "coordinator")
+    api.add("GET", "/api/v1/registry/{kind}", status.registry_of, "coordinator")
+    api.add("GET", "/api/v1/events", status.events, "coordinator")

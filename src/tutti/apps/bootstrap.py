@@ -1,0 +1,297 @@
+"""The composition root: the only place where adapters meet services."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tutti.core.errors import StorageError, UserError
+from tutti.core.registry import Choice
+from tutti.domain.policy import Policy, load_policy
+from tutti.ports import Data
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tutti.services.coordinator import Coordinator
+
+INVITE_SECONDS = 24 * 3600.0
+SHUTDOWN_SECONDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A coordinator that answers: its address, a link for one node, and where the operator's token lies.
+
+    No token is needed, and none is made, while it listens on loopback only.
+    """
+
+    url: str
+    join_link: str
+    operator_token_file: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorSettings:
+    """What `tutti up` needs to know."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    data_dir: Path = Path("tutti-data")
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    on_ready: Callable[[Ready], None] | None = None
+
+
+async def serve(settings: CoordinatorSettings) -> None:
+    """Run a coordinator until SIGINT or SIGTERM; raises UserError or StorageError if it cannot start."""
+    import uvicorn
+
+    from tutti.apps.server import Server
+
+    listener = _listen(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    with contextlib.closing(listener):
+        token_file, token = operator_token(settings)
+        async with coordinator(settings, port, token) as (core, app):
+            server = Server(
+                uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,
+                    http="httptools",
+                    ws="websockets-sansio",
+                    ws_per_message_deflate=False,
+                    ws_max_size=1 << 20,
+                    ws_ping_interval=None,  # nodes send heartbeats
+                    ssl_certfile=settings.tls_cert,
+                    ssl_keyfile=settings.tls_key,
+                    timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+                    timeout_keep_alive=75,
+                    server_header=False,
+                    lifespan="off",
+                )
+            )
+            server.on_ready = lambda: _announce(core, settings, port, token_file)
+            await server.serve(sockets=[listener])
+
+
+@asynccontextmanager
+async def coordinator(
+    settings: CoordinatorSettings, port: int, token: str | None
+) -> "AsyncIterator[tuple[Coordinator, FastAPI]]":
+    """A started coordinator on an embedded log and a directory of blobs, and the API in front of it."""
+    from tutti.adapters.blobs.directory import DirectoryBlobs
+    from tutti.adapters.datasets import known_schema
+    from tutti.adapters.fabrics.hub import HubFabric
+    from tutti.adapters.logs.sqlite import SqliteLog
+    from tutti.adapters.workbench import ProcessWorkbench
+    from tutti.apps.api.app import create_app
+    from tutti.apps.api.auth import ApiSettings
+    from tutti.services.coordinator import Coordinator, fingerprint
+
+    folder = _data_dir(settings.data_dir)
+    log = await SqliteLog.open(folder / "log.sqlite")
+    blobs = DirectoryBlobs(folder / "blobs")
+    fabric = HubFabric(lambda node, secret: core.authenticate(node, secret), turned_away=lambda *a: core.turn_away(*a))
+    core = Coordinator(
+        event_log=log,
+        blobs=blobs,
+        fabric=fabric,
+        workbench=ProcessWorkbench(),
+        known_schema=known_schema,
+        clock=time.time,
+    )
+    api = ApiSettings(host=settings.host, port=port, token=fingerprint(token) if token else None)
+    await core.start()
+    try:
+        yield core, create_app(core, fabric, blobs, api)
+    finally:
+        await core.stop()
+
+
+async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: int, token_file: Path | None) -> None:
+    scheme = "https" if settings.tls_cert else "http"
+    url = f"{scheme}://{_reachable(settings.host)}:{port}"
+    link = f"{url}/join#{await core.invite(seconds=INVITE_SECONDS, by='tutti up')}"
+    if settings.on_ready is not None:
+        settings.on_ready(Ready(url, link, token_file))
+
+
+# -- nodes ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """What `tutti join` needs to know. `link` is a join link, or the coordinator's address if it joined before."""
+
+    link: str
+    data: Choice
+    name: str
+    state_dir: Path
+    policy: Path | None = None
+    ca: Path | None = None
+    compress: bool = False
+    on_joined: Callable[[str], None] | None = None
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """What a node keeps of its membership, in `membership.json` of its state directory, for its eyes only."""
+
+    url: str
+    node: str
+    secret: str
+
+
+async def run_node(settings: NodeSettings) -> None:
+    """Join (once) and serve until cancelled; raises UserError or LinkRefused with the reason if that cannot be."""
+    from tutti.adapters.fabrics.hub_link import HubLink
+    from tutti.adapters.machine import Machine, apply_limits
+    from tutti.ports.training import models
+    from tutti.services.node import NodeRuntime
+
+    policy = read_policy(settings.policy)
+    apply_limits(policy)
+    data = await asyncio.to_thread(load_data, settings.data)
+    member = await membership(settings)
+    if settings.on_joined is not None:
+        settings.on_joined(member.url)
+    async with HubLink(member.url, member.node, member.secret, ca=settings.ca, compress=settings.compress) as link:
+        runtime = NodeRuntime(
+            name=member.node,
+            token=member.secret,
+            link=link,
+            data=data,
+            policy=policy,
+            machine=Machine(),
+            workdir=settings.state_dir / "work",
+            trainer_for=lambda model, schema: models.build(model, data=schema),
+        )
+        await runtime.run()
+
+
+def load_data(choice: Choice) -> Data:
+    """Read a node's data; raises UserError that names file, row and column of what is wrong."""
+    from tutti.ports.training import datasets
+
+    return datasets.build(choice).load()
+
+
+def read_policy(file: Path | None) -> Policy:
+    """The owner's policy; without a file everything is allowed."""
+    if file is None:
+        return Policy()
+    try:
+        return load_policy(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the policy file {file}: {error}") from None
+
+
+async def membership(settings: NodeSettings) -> Membership:
+    """The membership kept from before, or a new one bought with the link's token.
+
+    The secret is chosen and stored here before it is told to the coordinator: a node killed at any moment
+    of this can ask again with the same link.
+    """
+    url, token = split_link(settings.link)
+    file = settings.state_dir / "membership.json"
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        kept = msgspec.json.decode(file.read_bytes(), type=Membership) if file.exists() else None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StorageError(f"cannot use the state directory {settings.state_dir}: {error}") from None
+    if kept is None or (kept.url, kept.node) != (url, settings.name):
+        if token is None:
+            raise UserError(f"{settings.name!r} has not joined {url} yet: use a join link (`tutti invite` prints one)")
+        kept = Membership(url, settings.name, secrets.token_urlsafe(32))
+        write_secret(file, msgspec.json.encode(kept).decode())
+    if token is not None:
+        await asyncio.to_thread(_join, kept, token, settings.ca)
+    return kept
+
+
+def split_link(link: str) -> tuple[str, str | None]:
+    """A join link's address and token; the token is None for a plain address. Raises UserError for anything else."""
+    parts = urlsplit(link)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"expected a join link such as http://host:8000/join#token, came {link!r}")
+    return f"{parts.scheme}://{parts.netloc}", parts.fragment or None
+
+
+def _join(member: Membership, token: str, ca: Path | None) -> None:
+    from tutti.apps.client import Client
+
+    with Client(member.url, ca=ca) as client:
+        client.join(token, member.node, member.secret)
+
+
+# -- files and sockets ---------------------------------------------------------------------------------
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The listening socket, made before anything else is touched, so that a second coordinator stops here."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} on {host} is in use: choose another with --port") from None
+        raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+    return listener
+
+
+def _reachable(host: str) -> str:
+    """An address that other machines can use: for 'every interface', the one that leads outside."""
+    if host not in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+        return f"[{host}]" if ":" in host else host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a documentation address; nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
+
+
+def _data_dir(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"cannot use the data directory {folder}: {error.strerror}") from None
+    return folder
+
+
+def operator_token(settings: CoordinatorSettings) -> tuple[Path | None, str | None]:
+    """The operator's token, made at the first start and kept in the data directory; none on loopback."""
+    from tutti.apps.api.auth import is_loopback
+
+    if is_loopback(settings.host):
+        return None, None
+    file = _data_dir(settings.data_dir) / "operator-token"
+    if not file.exists():
+        write_secret(file, secrets.token_urlsafe(32))
+    return file, file.read_text().strip()
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    partial.replace(file)

@@ -1,0 +1,82 @@
+"""The command `tutti`: its subcommands, and the one place where errors become messages and exit codes."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tutti.apps.cli import catalog, demo, doctor, listings, models, run_job, serving
+from tutti.apps.cli.exits import Exit, exit_for
+from tutti.core.errors import TuttiError
+
+
+class InOrder(click.Group):
+    """Lists its commands as they were added: what a newcomer needs first comes first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tutti", prog_name="tutti")
+def cli() -> None:
+    """Train one model together, with nobody's data leaving home.
+
+    \b
+    Examples:
+      tutti run --dataset digits --model mlp --rounds 20 --nodes 4
+      tutti up --host 0.0.0.0
+      tutti join 'http://host:8000/join#token' --data csv:path=mine.csv,target=died
+      tutti why digits --round 3
+
+    Exit codes: 0 done, 1 a mistake of Tutti, 2 bad usage or input, 3 no coordinator there, 4 refused,
+    5 the job failed, 6 storage, 7 conflict. Every list has --json.
+    """
+
+
+for command in (
+    demo.demo,
+    serving.up,
+    serving.join,
+    serving.invite,
+    run_job.run,
+    listings.jobs,
+    listings.nodes,
+    listings.rounds,
+    models.models,
+    listings.why,
+    models.predict,
+    catalog.catalog,
+    doctor.doctor,
+):
+    cli.add_command(command)
+cli.add_command(models.model_alias)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; whatever goes wrong is said in one line, unless it is our fault."""
+    try:
+        return int(cli.main(args, prog_name="tutti", standalone_mode=False) or Exit.OK)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has had enough
+        return Exit.OK
+    except Exception as error:
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    code = exit_for(error)
+    if code is Exit.BUG and not isinstance(error, TuttiError):
+        import traceback
+
+        traceback.print_exc()
+        click.echo("tutti: this is a mistake of Tutti, not yours; please report it with the lines above", err=True)
+    else:
+        click.echo(f"tutti: {error}", err=True)
+    return code

@@ -1,0 +1,73 @@
+"""`catalog`: what a job or a node can name, and the options of each."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tutti.apps.cli.options import as_json, print_json
+
+if TYPE_CHECKING:
+    from tutti.core.registry import Registry
+
+KINDS = ("models", "strategies", "schedules", "datasets", "partitioners")
+
+
+@click.command()
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@as_json
+def catalog(kind: str | None, as_json: bool) -> None:
+    """List what there is to choose from, with options: models, strategies, schedules, data sources, partitioners.
+
+    A choice is written NAME or NAME:OPTION=VALUE,OPTION=VALUE; the first option needs no name.
+
+    \b
+    Examples:
+      tutti catalog
+      tutti catalog models
+      tutti catalog datasets --json
+    """
+    found = {name: described(name) for name in ([kind] if kind else KINDS)}
+    if as_json:
+        print_json(found)
+        return
+    for name, entries in found.items():
+        click.secho(name, bold=True)
+        for entry, schema in entries.items():
+            click.echo(f"  {entry:<14} {schema['description']}")
+            if options := options_of(schema):
+                click.echo(f"  {'':<14} {', '.join(options)}")
+
+
+def described(kind: str) -> Mapping[str, Mapping[str, Any]]:
+    from tutti.core.registry import describe
+
+    return describe(registry(kind))
+
+
+def registry(kind: str) -> "Registry[Any]":
+    from tutti.adapters.partitioners import partitioners
+    from tutti.core.schedules import schedules
+    from tutti.core.strategy import strategies
+    from tutti.ports.training import datasets, models
+
+    registries: dict[str, Registry[Any]] = {
+        "models": models,
+        "strategies": strategies,
+        "schedules": schedules,
+        "datasets": datasets,
+        "partitioners": partitioners,
+    }
+    return registries[kind]
+
+
+def options_of(schema: Mapping[str, Any]) -> list[str]:
+    """`name=default`, or `name=…` where one has to be given."""
+    return [
+        f"{name}={_written(field['default'])}" if "default" in field else f"{name}=…"
+        for name, field in schema.get("properties", {}).items()
+    ]
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

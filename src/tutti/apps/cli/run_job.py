@@ -1,0 +1,304 @@
+"""`run`: a job from options or a file, on a coordinator that is there or on a federation made for it."""
+
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tutti.apps.cli import text
+from tutti.apps.cli.exits import JobNotDone
+from tutti.apps.cli.options import DEFAULT_URL, ExistingFile, File, as_json, open_client, print_json, reaching
+from tutti.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tutti.apps.cli.federation import Federation
+    from tutti.apps.client import Client
+    from tutti.domain.spec import JobSpec
+    from tutti.services.views import JobView
+
+LOCAL_NODES = 4
+LOCAL_WAIT = 120.0
+"""Seconds that a job on a federation of its own waits for nodes before it fails: nobody else can start them."""
+
+FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "dataset": "dataset",
+        "model": "model",
+        "strategy": "strategy",
+        "rounds": "rounds",
+        "name": "name",
+        "seed": "seed",
+        "epochs": "training.epochs",
+        "batch_size": "training.batch_size",
+        "lr": "training.lr",
+        "lr_schedule": "training.lr_schedule",
+        "optimizer": "training.optimizer",
+        "nodes": "cohort.min_nodes",
+        "fraction": "cohort.fraction",
+        "deadline": "cohort.deadline",
+        "evaluate": "evaluation.data",
+        "target": "early_stopping.target",
+        "patience": "early_stopping.patience",
+    }
+)
+"""Options of `tutti run` and the fields of the job that they set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is wanted of the end of a job: nothing (detach), JSON or words, a model file."""
+
+    detach: bool
+    as_json: bool
+    out: Path | None
+
+
+def job_options(command: Any) -> Any:
+    """One option for each of FIELDS."""
+    for option in reversed(
+        (
+            click.option("--dataset", help="Which of the nodes' data sets to train on."),
+            click.option("--model", help="What to train, such as mlp or mlp:hidden=200x200 (`tutti catalog models`)."),
+            click.option("--strategy", help="How updates make a model: fedavg, fedadam:server_lr=0.03, …"),
+            click.option("--rounds", type=click.IntRange(1), help="How many.  [default: 10]"),
+            click.option("--nodes", type=click.IntRange(1), help="How many must be there before a round starts."),
+            click.option("--name", help="What the job is called.  [default: the data set]"),
+            click.option("--seed", type=click.IntRange(0), help="The same seed and nodes give the same model."),
+            click.option("--epochs", type=click.IntRange(1), help="Local epochs in a round.  [default: 1]"),
+            click.option("--batch-size", type=click.IntRange(1), help="[default: each node chooses by its memory]"),
+            click.option("--lr", type=float, help="Learning rate of the nodes.  [default: 0.1]"),
+            click.option("--lr-schedule", help="constant, cosine, step:every=10, …"),
+            click.option("--optimizer", help="sgd or adam.  [default: sgd]"),
+            click.option("--fraction", type=float, help="Share of the ready nodes that a round asks.  [default: 1]"),
+            click.option("--deadline", type=float, help="Longest time for a round, in seconds.  [default: 600]"),
+            click.option("--evaluate", help="Data the coordinator measures on, such as digits:split=test."),
+            click.option("--target", type=float, help="Stop early at this accuracy."),
+            click.option("--patience", type=click.IntRange(1), help="Stop after so many evaluations without progress."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("job_file", required=False, type=ExistingFile)
+@job_options
+@click.option("--set", "more", multiple=True, metavar="FIELD=VALUE", help="Any other field, such as training.momentum.")
+@click.option("--out", type=File, help="Write the final model to this safetensors file.")
+@click.option("--detach", is_flag=True, help="Submit the job, print its id, and do not wait.")
+@click.option("--local", is_flag=True, help="Train on a federation of this command's own, whatever runs here.")
+@click.option("--data", "source", help="Own federation: what its nodes divide among them.  [default: the data set]")
+@click.option("--partition", default="iid", show_default=True, help="Own federation: how, such as dirichlet:0.3.")
+@reaching
+@as_json
+def run(
+    job_file: Path | None, more: tuple[str, ...], detach: bool, as_json: bool, out: Path | None, **options: Any
+) -> None:
+    """Train: submit a job and follow it to its end.
+
+    The job comes from options, or from a TOML file (see examples/) which options may override. Without --url,
+    and if no coordinator runs on this machine, the command starts one and --nodes nodes for this job alone, each
+    with a part of the data, and ends them when it is done.
+
+    \b
+    Examples:
+      tutti run --dataset digits --model mlp --strategy fedavg --rounds 20 --nodes 4
+      tutti run --dataset digits --model mlp --partition dirichlet:0.3 --out model.safetensors
+      tutti run --data csv:path=heart.csv,target=died --model linear --nodes 3
+      tutti run examples/job.toml --url http://host:8000 --detach
+      tutti run examples/job.toml --rounds 50 --set training.momentum=0.9
+    """
+    source, ending = options["source"], Ending(detach, as_json, out)
+    raw = spec_from(job_file, options, more)
+    if source is not None and "dataset" not in raw:
+        raw["dataset"] = _name_of(source)
+    raw.setdefault("name", raw.get("dataset", "job"))
+    with _client_for(options) as client:
+        if client is not None:
+            _refuse_local_options(source)
+            _run_on(client, _checked(raw), ending)
+        else:
+            _run_locally(raw, source, options, ending)
+
+
+def spec_from(job_file: Path | None, options: Mapping[str, Any], more: tuple[str, ...]) -> dict[str, Any]:
+    """The job as plain data: the file's, then the options', then what --set says."""
+    raw: dict[str, Any] = _read_toml(job_file) if job_file else {}
+    for option, path in FIELDS.items():
+        if (value := options.get(option)) is not None:
+            _put(raw, path, value)
+    for assignment in more:
+        path, equals, value = assignment.partition("=")
+        if not equals or not path:
+            raise click.BadParameter(f"expected FIELD=VALUE, came {assignment!r}", param_hint="--set")
+        _put(raw, path.strip(), _toml_value(value))
+    return raw
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read the job file {file}: {error}") from None
+
+
+def _put(raw: dict[str, Any], path: str, value: Any) -> None:
+    *tables, last = path.split(".")
+    for table in tables:
+        raw = raw.setdefault(table, {})
+        if not isinstance(raw, dict):
+            raise UserError(f"job: {path} cannot be set, {table} is no table")
+    raw[last] = value
+
+
+def _toml_value(written: str) -> Any:
+    """A value as in TOML; what is none is a string, so that quotes are not needed."""
+    try:
+        return tomllib.loads(f"value = {written}")["value"]
+    except tomllib.TOMLDecodeError:
+        return written
+
+
+def _checked(raw: Mapping[str, Any]) -> "JobSpec":
+    from tutti.domain.spec import check_composition, load_spec
+
+    for needed in ("dataset", "model"):
+        if needed not in raw:
+            raise click.UsageError(f"the job has no {needed}: give --{needed}, or a job file with `{needed} = …`")
+    spec = load_spec(raw)
+    check_composition(spec)
+    return spec
+
+
+# -- on a coordinator that is there --------------------------------------------------------------------
+
+
+@contextmanager
+def _client_for(options: Mapping[str, Any]) -> "Iterator[Client | None]":
+    """A client of the coordinator that was named, or of the one that runs here; None if there is none."""
+    from tutti.apps.client import Unreachable
+
+    if options["local"]:
+        yield None
+        return
+    with open_client(options["url"] or DEFAULT_URL, options["token_file"], options["ca"]) as client:
+        try:
+            client.status()
+        except Unreachable:
+            if options["url"]:
+                raise
+            found = None
+        else:
+            found = client
+        yield found
+
+
+def _refuse_local_options(source: str | None) -> None:
+    if source is not None:
+        raise click.UsageError(
+            "--data is for a federation of this command's own; here the nodes that have joined hold the data "
+            "(use --dataset with the name that `tutti nodes ls` shows, or --local)"
+        )
+
+
+def _run_on(client: "Client", spec: "JobSpec", ending: Ending) -> None:
+    job = client.submit(spec)
+    if ending.detach:
+        print_json(job) if ending.as_json else click.echo(job.id)
+        return
+    _print_result(client, _follow(client, job, ending.as_json), ending)
+
+
+def _follow(client: "Client", job: "JobView", as_json: bool) -> "JobView":
+    if as_json:
+        return client.wait(job.id)
+    from tutti.apps.cli.live import follow
+
+    click.echo(f"job {job.id}: {job.model} on {job.dataset} with {job.strategy}, at {client.url}")
+    if job.reason:
+        click.echo(job.reason)
+    try:
+        return follow(client, job)
+    except KeyboardInterrupt:
+        click.echo(f"\nthe job goes on without you; `tutti jobs stop {job.id} --url {client.url}` ends it", err=True)
+        raise
+
+
+def _print_result(client: "Client", job: "JobView", ending: Ending) -> None:
+    if ending.out is not None and job.status == "completed":
+        client.download(job.id, ending.out)
+    if ending.as_json:
+        print_json(job)
+    elif job.status == "completed":
+        click.echo(_summary(client, job, ending.out))
+    if job.status != "completed":
+        raise JobNotDone(f"job {job.id} {job.status}: {job.reason}")
+
+
+def _summary(client: "Client", job: "JobView", out: Path | None) -> str:
+    rounds = list(client.rounds(job.id))
+    seconds = (rounds[-1].closed_at or 0.0) - job.submitted_at if rounds else 0.0
+    score = f"accuracy {text.share(job.accuracy)}" if job.accuracy is not None else f"loss {text.number(job.loss)}"
+    sent = text.size(sum(round.bytes for round in rounds))
+    where = f"\nmodel: {out}" if out else ""
+    return f"done: {job.reason}; {score}, {sent} of updates, {text.duration(seconds)}; job {job.id}{where}"
+
+
+# -- on a federation of its own ------------------------------------------------------------------------
+
+
+def _run_locally(raw: dict[str, Any], source: str | None, options: Mapping[str, Any], ending: Ending) -> None:
+    from tutti.apps.cli.federation import Federation
+
+    if ending.detach:
+        raise click.UsageError("--detach needs a coordinator that stays: start one (`tutti up`), or give --url")
+    cohort = raw.setdefault("cohort", {})
+    count = max(cohort.setdefault("min_nodes", LOCAL_NODES), cohort.get("size") or 1)
+    cohort.setdefault("wait", LOCAL_WAIT)
+    spec = _checked(raw)
+    _check_source(spec.dataset, source)
+    with tempfile.TemporaryDirectory(prefix="tutti-") as folder, Federation(Path(folder)) as federation:
+        if not ending.as_json:
+            why = "as asked" if options["local"] else "no coordinator runs here"
+            click.echo(f"{why}: starting one at {federation.url} with {count} nodes, for this job only")
+        _run_in(federation, spec, parts_of(source or spec.dataset, count, options["partition"], spec.seed), ending)
+
+
+def _run_in(federation: "Federation", spec: "JobSpec", parts: list[str], ending: Ending) -> None:
+    from tutti.apps.client import Client
+
+    federation.join({f"node-{number}": part for number, part in enumerate(parts, start=1)})
+    with Client(federation.url) as client:
+        _run_on(client, spec, ending)
+
+
+def parts_of(source: str, count: int, partition: str, seed: int) -> list[str]:
+    """The data sources of `count` nodes that divide one source among them."""
+    joint = "," if ":" in source else ":"
+    carved = f"partition={partition.replace(',', ';')},seed={seed}"
+    return [f"{source}{joint}part={index}/{count},{carved}" for index in range(count)]
+
+
+def _check_source(dataset: str, source: str | None) -> None:
+    """Say at once what the nodes would say one by one."""
+    from tutti.ports.training import datasets
+
+    if source is None and dataset not in datasets:
+        raise UserError(
+            f"no coordinator runs here, and there is no data source {dataset!r} that nodes could divide "
+            f"(there are: {', '.join(datasets)}): give --data, or --url"
+        )
+
+
+def _name_of(source: str) -> str:
+    """What nodes with this source will call their data."""
+    from tutti.apps.bootstrap import load_data
+    from tutti.core.registry import Choice
+
+    return load_data(Choice.parse(source)).name

@@ -1,0 +1,206 @@
+"""`up`, `join` and `invite`: the two long-running processes, and how the second finds the first."""
+
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+
+from tutti.apps.cli.options import ExistingFile, Folder, as_json, print_json, with_client
+from tutti.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tutti.apps.bootstrap import CoordinatorSettings, Ready
+    from tutti.apps.client import Client
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input closes.")
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0: any free port.")
+@click.option("--data-dir", type=Folder, default="tutti-data", show_default=True, help="Event log and models.")
+@click.option("--tls-cert", type=ExistingFile, help="Certificate chain (PEM).")
+@click.option("--tls-key", type=ExistingFile, help="Its private key (PEM), if it is in another file.")
+@as_json
+@until_eof
+def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
+    """Start a coordinator.
+
+    It listens on this machine only, unless --host says otherwise; then an operator's token is needed, which is
+    made at the first start and kept in the data directory. Ends at ctrl-C or SIGTERM; started again with the
+    same data directory, it goes on where it stopped.
+
+    \b
+    Examples:
+      tutti up
+      tutti up --host 0.0.0.0 --tls-cert server.pem --tls-key server.key
+      tutti up --port 0 --data-dir /srv/tutti --json
+    """
+    from tutti.apps.bootstrap import CoordinatorSettings
+
+    if settings["tls_key"] and not settings["tls_cert"]:
+        raise click.UsageError("--tls-key needs --tls-cert")
+    _log_to_stderr()
+    if until_eof:
+        _end_at_eof()
+    _serve(CoordinatorSettings(**settings, on_ready=lambda ready: _announce(ready, as_json)))
+
+
+def _serve(settings: "CoordinatorSettings") -> None:
+    import asyncio
+
+    from tutti.apps.bootstrap import serve
+
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        asyncio.run(serve(settings))
+    else:
+        uvloop.run(serve(settings))
+
+
+def _announce(ready: "Ready", as_json: bool) -> None:
+    token_file = ready.operator_token_file
+    if as_json:
+        facts = {"url": ready.url, "join_link": ready.join_link, "token_file": token_file and str(token_file)}
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"coordinator  {ready.url}  (API: {ready.url}/docs)")
+    click.echo(f"join link    {ready.join_link}")
+    click.echo("             for one node, within a day; `tutti invite` makes more")
+    if token_file is not None:
+        click.echo(f"token file   {token_file}  (the operator's: give it to tutti with --token-file)")
+        if ready.url.startswith("http:"):
+            click.echo("warning      without --tls-cert, tokens and models cross the network in the clear", err=True)
+
+
+@click.command()
+@click.argument("link")
+@click.option("--data", "source", required=True, help="What this node trains on, such as digits:part=0/4.")
+@click.option("--name", help="What the node is called.  [default: this machine's name]")
+@click.option("--policy", type=ExistingFile, help="The owner's limits (TOML); no coordinator can override them.")
+@click.option("--state-dir", type=Folder, help="Where the node's secret is kept.  [default: ~/.local/state/tutti/…]")
+@click.option("--ca", type=ExistingFile, help="Certificate authority of the coordinator's certificate.")
+@click.option("--compress", is_flag=True, help="Compress updates on the way.")
+@as_json
+@until_eof
+def join(
+    link: str, source: str, name: str | None, state_dir: Path | None, as_json: bool, until_eof: bool, **rest: Any
+) -> None:
+    """Take part with this machine's data, which stays on it.
+
+    Only makes outbound connections, and reconnects by itself. The secret that the link buys is kept, so the
+    same command starts the node again, even with a link that is used up. LINK may also be the plain address of a
+    coordinator that was joined before. Ends at ctrl-C or SIGTERM.
+
+    \b
+    Examples:
+      tutti join 'http://host:8000/join#token' --data digits:part=0/4,partition=dirichlet:0.3
+      tutti join 'https://host:8000/join#token' --data csv:path=mine.csv,target=died --name clinic-a
+      tutti join 'https://host:8000/join#token' --data npz:path=scans.npz --policy policy.toml
+    """
+    import asyncio
+
+    from tutti.apps.bootstrap import NodeSettings, run_node, split_link
+    from tutti.core.registry import Choice
+
+    url, _ = split_link(link)
+    name = name or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._") or "node"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise click.BadParameter(f"letters, digits, '.', '_' and '-' make a name, not {name!r}", param_hint="--name")
+    settings = NodeSettings(
+        link=link,
+        data=Choice.parse(source),
+        name=name,
+        state_dir=state_dir or _state_dir(name, url),
+        on_joined=lambda url: _joined(name, url, as_json),
+        **rest,
+    )
+    _log_to_stderr()
+    if until_eof:
+        _end_at_eof()
+    asyncio.run(_until_signalled(run_node(settings)))
+
+
+def _state_dir(name: str, url: str) -> Path:
+    """One folder for each name and coordinator, so that several nodes on one machine do not share a secret."""
+    root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return root / "tutti" / f"{name}@{urlsplit(url).netloc.replace(':', '_')}"
+
+
+def _joined(name: str, url: str, as_json: bool) -> None:
+    click.echo(json.dumps({"node": name, "url": url}) if as_json else f"node {name} has joined {url}; ctrl-C ends it")
+
+
+@click.command()
+@click.option("--uses", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many nodes may join.")
+@click.option("--ttl", default="24h", show_default=True, help="How long it is good for: 90s, 15m, 24h, 7d.")
+@as_json
+@with_client
+def invite(client: "Client", uses: int, ttl: str, as_json: bool) -> None:
+    """Make a join link.
+
+    \b
+    Examples:
+      tutti invite
+      tutti invite --uses 10 --ttl 7d
+    """
+    invitation = client.invite(uses=uses, seconds=_seconds(ttl))
+    if as_json:
+        print_json(invitation)
+    else:
+        click.echo(invitation.link)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise click.BadParameter(f"expected a time such as 90s, 15m, 24h or 7d, came {text!r}", param_hint="--ttl")
+    return float(found[1]) * UNITS[found[2]]
+
+
+# -- processes that run until they are told to stop ----------------------------------------------------
+
+
+async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    """Run it; SIGINT and SIGTERM end it cleanly."""
+    import asyncio
+    import contextlib
+
+    task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _end_at_eof() -> None:
+    """Tie this process to the one that holds the other end of its standard input, however that one dies."""
+    import threading
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    level = os.environ.get("TUTTI_LOG", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise UserError(f"TUTTI_LOG: expected DEBUG, INFO, WARNING or ERROR, came {level!r}")
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    for chatty in ("httpx", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

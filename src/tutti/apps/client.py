@@ -1,0 +1,321 @@
+"""A coordinator from Python: the REST API as methods that take and return the same types as the server's.
+
+with tutti.Client("http://127.0.0.1:8000") as client:
+    job = client.submit({"dataset": "digits", "model": "mlp", "rounds": 20})
+    for event in client.follow(job.id):
+        print(event.type, event.data)
+    client.download(job.id, "model.safetensors")
+"""
+
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import httpx
+import msgspec
+
+from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError, UserError
+from tutti.domain.spec import JobSpec, load_spec
+from tutti.services.views import (
+    ContributionView,
+    EventView,
+    Invitation,
+    JobView,
+    MetricPoint,
+    MetricsView,
+    ModelView,
+    NodeView,
+    Page,
+    RoundView,
+    StatusView,
+    WhyView,
+)
+
+T = TypeVar("T")
+
+OVER = frozenset({"completed", "stopped", "failed"})
+LAST_EVENTS = frozenset({"JobCompleted", "JobStopped", "JobFailed"})
+RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Unreachable(TuttiError):
+    """No coordinator answers at this address."""
+
+
+class Client:
+    """Speaks with one coordinator; not for use by several threads at once.
+
+    Args:
+        url: Such as `http://127.0.0.1:8000`.
+        token: The operator's token; not needed for a coordinator on this machine.
+        ca: A file with the certificate authority that signed the coordinator's certificate.
+        timeout: Seconds to wait for an answer.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        token: str | None = None,
+        *,
+        ca: Path | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._tls = ssl.create_default_context(cafile=ca) if self.url.startswith("https:") else None
+        self._timeout = timeout
+        self._local = urlsplit(self.url).hostname in LOOPBACK
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=self._headers,
+            verify=self._tls or False,
+            timeout=timeout,
+            trust_env=not self._local,  # no proxy stands between a machine and itself
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # -- jobs ----------------------------------------------------------------------------------------------
+
+    def submit(self, spec: JobSpec | Mapping[str, Any], *, key: str = "", paused: bool = False) -> JobView:
+        """Ask for training. With a `key`, asking again gives the same job; raises a UserError for a bad spec."""
+        checked = spec if isinstance(spec, JobSpec) else load_spec(spec)
+        headers = {"idempotency-key": key} if key else {}
+        return self._call("POST", "/jobs", JobView, body=checked, headers=headers, query={"paused": paused})
+
+    def jobs(self, **filters: str) -> Iterator[JobView]:
+        """Newest first; filter by status, name or dataset."""
+        return self._pages("/jobs", JobView, **filters)
+
+    def job(self, job: str) -> JobView:
+        return self._call("GET", f"/jobs/{quote(job)}", JobView)
+
+    def pause(self, job: str) -> JobView:
+        return self._call("POST", f"/jobs/{quote(job)}/pause", JobView)
+
+    def resume(self, job: str) -> JobView:
+        return self._call("POST", f"/jobs/{quote(job)}/resume", JobView)
+
+    def stop(self, job: str, reason: str = "asked") -> JobView:
+        return self._call("POST", f"/jobs/{quote(job)}/stop", JobView, body={"reason": reason})
+
+    def wait(self, job: str) -> JobView:
+        """Until the job is over, however long; the result may be a failed job."""
+        offset, now = self.status().offset, self.job(job)
+        if now.status not in OVER:
+            for _ in self.follow(job, after=offset):
+                pass
+        return self.job(job)
+
+    def rounds(self, job: str) -> Iterator[RoundView]:
+        """Every attempt at every round, the open one last."""
+        return self._pages(f"/jobs/{quote(job)}/rounds", RoundView)
+
+    def why(self, job: str, round: int) -> WhyView:
+        """Who took part in a round, who did not and why, and what each contributed."""
+        return self._call("GET", f"/jobs/{quote(job)}/rounds/{round}", WhyView)
+
+    def metrics(self, job: str) -> Iterator[MetricPoint]:
+        return self._pages(f"/jobs/{quote(job)}/metrics", MetricPoint)
+
+    def contributions(self, **filters: str) -> Iterator[ContributionView]:
+        """Who gave how much; filter by job or node."""
+        return self._pages("/contributions", ContributionView, **filters)
+
+    # -- models --------------------------------------------------------------------------------------------
+
+    def models(self, job: str | None = None) -> Iterator[ModelView]:
+        """The models of a job with their lineage, or the current one of every job."""
+        return self._pages(f"/jobs/{quote(job)}/models" if job else "/models", ModelView)
+
+    def download(self, job: str, path: str | Path, round: int | None = None) -> Path:
+        """Write the job's current model, or that of a round, to a safetensors file: whole, or not at all."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.part")
+        query = {} if round is None else {"round": round}
+        try:
+            with (
+                self._errors(),
+                self._http.stream("GET", f"/api/v1/jobs/{quote(job)}/model", params=query) as response,
+                partial.open("wb") as file,
+            ):
+                if response.is_error:
+                    response.read()
+                    raise _error_of(response.status_code, response.content)
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+            return partial.replace(target)
+        except OSError as error:
+            raise StorageError(f"cannot write {target}: {error.strerror or error}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+    # -- nodes ---------------------------------------------------------------------------------------------
+
+    def nodes(self, **filters: str) -> Iterator[NodeView]:
+        """By name; filter by `connected` ("true", "false") or dataset."""
+        return self._pages("/nodes", NodeView, **filters)
+
+    def node(self, name: str) -> NodeView:
+        return self._call("GET", f"/nodes/{quote(name)}", NodeView)
+
+    def remove_node(self, name: str) -> None:
+        self._request("DELETE", f"/nodes/{quote(name)}")
+
+    def invite(self, uses: int = 1, seconds: float = 86_400.0) -> Invitation:
+        """A join link for so many nodes and so many seconds."""
+        return self._call("POST", "/invites", Invitation, body={"uses": uses, "seconds": seconds})
+
+    def check_invite(self, token: str) -> None:
+        """Raises Forbidden if a join token would not be taken; does not use it up."""
+        self._request("POST", "/invites/check", body={"token": token})
+
+    def join(self, token: str, node: str, secret: str) -> None:
+        """Join under a name, with the secret that the node will show from now on; asking again is harmless."""
+        self._request("POST", "/nodes", body={"token": token, "node": node, "secret": secret})
+
+    # -- the coordinator -----------------------------------------------------------------------------------
+
+    def status(self) -> StatusView:
+        return self._call("GET", "/status", StatusView)
+
+    def overview(self) -> MetricsView:
+        """Counters since the coordinator started, and where every job stands."""
+        return self._call("GET", "/metrics", MetricsView)
+
+    def registry(self, kind: str) -> dict[str, dict[str, Any]]:
+        """The names in a registry (strategies, models, datasets, schedules), with the schema of their options."""
+        return self._call("GET", f"/registry/{quote(kind)}", dict[str, dict[str, Any]])
+
+    def events(self, after: int = 0, stream: str = "", limit: int = 1000) -> list[EventView]:
+        """What has happened since `after`, in order; streams are `nodes` and `job:<id>`."""
+        query = {"after": after, "stream": stream, "limit": limit}
+        return self._call("GET", "/events", Page[EventView], query=query).items
+
+    def follow(self, job: str | None = None, after: int = 0, patience: float = 60.0) -> Iterator[EventView]:
+        """Events from `after` on, as they happen: of a job until it is over, or of everything for ever.
+
+        Survives a restart of the coordinator; raises Unreachable after `patience` seconds without it.
+        """
+        if job is not None and self.job(job).status in OVER:
+            yield from self._stored(f"job:{job}", after)
+            return
+        lost_at: float | None = None
+        tries = 0
+        while True:
+            try:
+                for event in self._listen(f"job:{job}" if job else "", after):
+                    after, lost_at, tries = event.offset, None, 0
+                    yield event
+                    if job is not None and event.type in LAST_EVENTS:
+                        return
+            except Unreachable:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > patience:
+                    raise
+            time.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
+            tries += 1
+
+    def _stored(self, stream: str, after: int) -> Iterator[EventView]:
+        while events := self.events(after, stream):
+            yield from events
+            after = events[-1].offset
+
+    def _listen(self, stream: str, after: int) -> Iterator[EventView]:
+        """Events over one WebSocket, until the connection ends."""
+        from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+        from websockets.sync.client import connect
+
+        address = f"ws{self.url.removeprefix('http')}/ws?{urlencode({'after': after, 'stream': stream})}"
+        try:
+            with connect(
+                address,
+                ssl=self._tls,
+                additional_headers=self._headers,
+                compression=None,
+                open_timeout=self._timeout,
+                proxy=None if self._local else True,
+            ) as socket:
+                for frame in socket:
+                    yield msgspec.json.decode(frame, type=EventView)
+        except InvalidStatus as error:
+            raise _error_of(error.response.status_code, error.response.body or b"") from None
+        except ConnectionClosed:
+            return
+        except (OSError, InvalidHandshake) as error:
+            raise self._unreachable(error) from None
+
+    # -- HTTP ----------------------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        type: type[T],
+        *,
+        body: object = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        query: Mapping[str, object] = MappingProxyType({}),
+    ) -> T:
+        answer = self._request(method, path, body=body, headers=headers, query=query)
+        return msgspec.json.decode(answer, type=type)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        query: Mapping[str, object] = MappingProxyType({}),
+    ) -> bytes:
+        content = None if body is None else msgspec.json.encode(body)
+        its_headers = {**headers, **({"content-type": "application/json"} if content else {})}
+        params = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in query.items()}
+        with self._errors():
+            response = self._http.request(method, f"/api/v1{path}", content=content, headers=its_headers, params=params)
+        if response.is_error:
+            raise _error_of(response.status_code, response.content)
+        return response.content
+
+    def _pages(self, path: str, type: type[T], **query: object) -> Iterator[T]:
+        after: str | None = ""
+        while after is not None:
+            page = self._call("GET", path, Page[type], query={**query, "after": after})  # type: ignore[valid-type]
+            yield from page.items
+            after = page.next
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        what = str(error) or type(error).__name__
+        return Unreachable(f"no coordinator answers at {self.url} ({what}): is it running (`tutti up`)?")
+
+
+def _error_of(status: int, body: bytes | bytearray) -> TuttiError:
+    """The error that a problem document stands for."""
+    kinds = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 507: StorageError}
+    kind = kinds.get(status, UserError if 400 <= status < 500 else TuttiError)
+    try:
+        detail = msgspec.json.decode(body)["detail"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        detail = f"the server answered with status {status}"
+    return kind(detail)

@@ -1,0 +1,182 @@
+"""The node's side of the protocol: connect, register, obey, and keep at it until somebody says stop.
+
+The connection and the work live apart: after a reconnect the coordinator tells of the same task again, and
+running work goes on, finished work is handed in again with the same digest. The coordinator's newest word
+counts; the owner's policy counts more.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import assert_never
+
+from tutti.domain.nodes import Capabilities, DataSummary
+from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered, terms
+from tutti.ports.fabric import Link, LinkLost, LinkRefused
+from tutti.ports.machine import Host
+from tutti.ports.training import Data
+from tutti.services.runner import TaskRunner, TrainerFor, backoff, key_of
+from tutti.services.work import failure
+from tutti.wire.messages import (
+    PROTOCOL,
+    CoordinatorMessage,
+    Failure,
+    GlobalWeights,
+    Halt,
+    Heartbeat,
+    Refusal,
+    Registered,
+    Registration,
+    Start,
+    Verdict,
+)
+
+log = logging.getLogger(__name__)
+
+
+class NodeRuntime:
+    """A node: its data, its owner's policy, a link to a coordinator, and a way to build trainers."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        token: str,
+        link: Link,
+        data: Data,
+        policy: Policy,
+        machine: Host,
+        workdir: Path,
+        trainer_for: TrainerFor,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self._name, self._token, self._link, self._data = name, token, link, data
+        self._policy, self._machine, self._now = policy, machine, now
+        self._capabilities = Capabilities()
+        self._rng = Random(name)  # noqa: S311 - spreads reconnects, guards nothing
+        self._tasks = TaskRunner(name, link, data, workdir, trainer_for, self._rng)
+
+    async def run(self) -> None:
+        """Serve until cancelled; raises LinkRefused if the coordinator does not want this node. Runs once."""
+        self._capabilities = offered(await asyncio.to_thread(self._machine.capabilities), self._policy)
+        delays = backoff(self._rng)
+        try:
+            while True:
+                try:
+                    await self._session()
+                except LinkLost as lost:
+                    log.info("node %s: no connection, trying again: %s", self._name, lost)
+                if self._tasks.connected.is_set():
+                    self._tasks.connected.clear()
+                    delays = backoff(self._rng)
+                await asyncio.sleep(next(delays))
+        finally:
+            self._tasks.close()
+
+    # -- one connection ----------------------------------------------------------------------------------
+
+    async def _session(self) -> None:
+        """From registering to losing the connection, which raises LinkLost."""
+        messages = await self._link.connect(self._registration())
+        try:
+            async with asyncio.TaskGroup() as background:
+                async for message in messages:
+                    if isinstance(message, Registered):
+                        self._on_registered(message)
+                        background.create_task(self._send_heartbeats(message.heartbeat))
+                        background.create_task(self._send_progress())
+                    else:
+                        await self._obey(message)
+                raise LinkLost("the coordinator closed the connection")
+        except BaseExceptionGroup as failed:  # the first failure ended the session, the others followed from it
+            raise failed.exceptions[0] from None
+
+    def _registration(self) -> Registration:
+        data = self._data
+        return Registration(
+            protocol=PROTOCOL,
+            node=self._name,
+            token=self._token,
+            capabilities=self._capabilities,
+            data=DataSummary(data.name, data.schema, len(data.train), len(data.held_out)),
+            terms=terms(self._policy, self._now()),
+        )
+
+    def _on_registered(self, welcome: Registered) -> None:
+        self._tasks.progress_every = welcome.progress
+        self._tasks.connected.set()
+        log.info("node %s: connected to a coordinator of version %s", self._name, welcome.version or "unknown")
+
+    async def _send_heartbeats(self, every: float) -> None:
+        while True:
+            opened, load = is_open(self._policy, self._now()), self._machine.load()
+            if not opened:
+                await self._end_shift()
+            await self._link.send(Heartbeat(cpu=load.cpu, memory=load.memory, battery=load.battery, open=opened))
+            await asyncio.sleep(every)
+
+    async def _end_shift(self) -> None:
+        """The owner's hours are over in the middle of a task: the machine is the owner's again."""
+        held, reason = self._tasks.held, "outside its owner's hours"
+        if held is not None and held.outcome is None:
+            self._tasks.release(reason)
+            await self._tasks.say(failure(held.start, reason))
+
+    async def _send_progress(self) -> None:
+        while True:
+            await self._link.send(await self._tasks.next_progress())
+
+    # -- what the coordinator says -----------------------------------------------------------------------
+
+    async def _obey(self, message: CoordinatorMessage) -> None:
+        held = self._tasks.held
+        match message:
+            case Start():
+                await self._on_start(message)
+            case Verdict():
+                await self._on_verdict(message)
+            case Halt(reason=reason):
+                if held is not None and held.is_for(message):
+                    self._tasks.release(reason)
+            case GlobalWeights(job=job, round=round):
+                if held is not None and held.start.job == job and held.start.round <= round:
+                    self._tasks.release(f"round {round} is closed")
+            case Refusal(detail=detail, fatal=True):
+                raise LinkRefused(detail)
+            case Refusal(code=code, detail=detail):
+                log.warning("node %s: the coordinator refused a message: %s: %s", self._name, code, detail)
+            case Registered():
+                pass
+            case _:
+                assert_never(message)
+
+    async def _on_start(self, start: Start) -> None:
+        held, tasks = self._tasks.held, self._tasks
+        if held is not None and held.key == key_of(start):
+            tasks.hand_in_again()
+            return
+        if held is not None and held.busy and held.start.job != start.job:
+            await tasks.say(failure(held.start, f"given up for job {start.job} round {start.round}"))
+        tasks.release(f"job {start.job} round {start.round} comes instead")
+        if reason := allows(self._policy, start, self._now()):
+            log.warning("job %s round %d node %s: refused: %s", start.job, start.round, self._name, reason)
+            await tasks.say(failure(start, reason))
+            return
+        log.info("job %s round %d node %s: %s", start.job, start.round, self._name, start.task)
+        tasks.take(start, start.training.batch_size or batch_size_for(self._capabilities.memory))
+
+    async def _on_verdict(self, verdict: Verdict) -> None:
+        job, round, held = verdict.job, verdict.round, self._tasks.held
+        if verdict.accepted:
+            log.info("job %s round %d node %s: counted", job, round, self._name)
+        elif not verdict.resend:
+            log.warning("job %s round %d node %s: not counted: %s", job, round, self._name, verdict.reason)
+        elif held is not None and held.is_for(verdict):
+            log.info("job %s round %d node %s: handing in again: %s", job, round, self._name, verdict.reason)
+            self._tasks.hand_in_again()
+        else:
+            reason = "asked to hand in again an update that is not kept here any more"
+            await self._tasks.say(Failure(job=job, round=round, attempt=verdict.attempt, reason=reason))

@@ -1,0 +1,229 @@
+"""The task at hand on a node: fetched, computed in a worker thread, delivered; independent of the connection.
+
+A lost connection ends neither the work nor its result. Running work goes on; finished work waits, and is
+handed in again when the coordinator asks again. There is one task at a time, and one thread that computes.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from random import Random
+from time import monotonic
+from typing import TypeAlias, TypeVar
+
+from tutti.core.registry import Choice
+from tutti.domain.events import Digest
+from tutti.domain.spec import DataSchema
+from tutti.ports.fabric import Link, LinkLost
+from tutti.ports.training import Cancelled, Data, Report, Trainer
+from tutti.services.work import ModelCache, Outcome, carry_out, failure, reason_of
+from tutti.wire.messages import Halt, NodeMessage, Progress, Start, Submission, Verdict
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY, LAST_DELAY = 0.1, 5.0
+PROGRESS_SECONDS = 5.0
+
+TrainerFor: TypeAlias = Callable[[Choice, DataSchema], Trainer]
+T = TypeVar("T")
+
+
+def backoff(rng: Random) -> Iterator[float]:
+    """Seconds before each further try: 0.1 doubling up to 5, cut by up to half so that nodes spread out."""
+    delay = FIRST_DELAY
+    while True:
+        yield delay * rng.uniform(0.5, 1.0)
+        delay = min(LAST_DELAY, 2 * delay)
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """A task: `activity` fetches, computes and delivers; `outcome` is there once the work is done."""
+
+    start: Start
+    batch_size: int
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    activity: "asyncio.Task[None] | None" = None
+    outcome: Outcome | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.activity is not None and not self.activity.done()
+
+    @property
+    def key(self) -> tuple[str, int, int, str, Digest]:
+        return key_of(self.start)
+
+    def is_for(self, message: Halt | Verdict) -> bool:
+        return (message.job, message.round, message.attempt) == self.key[:3]
+
+    def cancel(self) -> None:
+        """The thread notices at its next report; nothing waits for it here."""
+        self.cancelled.set()
+        if self.activity is not None:
+            self.activity.cancel()
+
+
+def key_of(start: Start) -> tuple[str, int, int, str, Digest]:
+    """What makes two Starts the same work."""
+    return start.job, start.round, start.attempt, start.task, start.weights
+
+
+class TaskRunner:
+    """Carries out one assignment at a time.
+
+    Attributes:
+        held: The assignment, kept after delivery until its round is over, in case its bytes get lost.
+        connected: Set while the coordinator can be reached; transfers wait for it.
+        progress_every: Seconds between progress messages.
+    """
+
+    def __init__(self, name: str, link: Link, data: Data, workdir: Path, trainer_for: TrainerFor, rng: Random) -> None:
+        self.held: Assignment | None = None
+        self.connected = asyncio.Event()
+        self.progress_every = PROGRESS_SECONDS
+        self._name, self._link, self._data, self._trainer_for, self._rng = name, link, data, trainer_for, rng
+        self._models = ModelCache(workdir / "models", self._fetch)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._trainer: tuple[Choice, Trainer] | None = None
+        self._progress: Progress | None = None
+        self._progressed = asyncio.Event()
+
+    def take(self, start: Start, batch_size: int) -> None:
+        """Begin this task; whatever was held before must have been released."""
+        self.held = Assignment(start, batch_size)
+        self.held.activity = asyncio.create_task(self._work(self.held))
+
+    def hand_in_again(self) -> None:
+        """Deliver the outcome once more, unless the work or its first delivery is still going on."""
+        if self.held is not None and not self.held.busy:
+            self.held.activity = asyncio.create_task(self._deliver(self.held))
+
+    def release(self, reason: str) -> None:
+        """Forget the task, and stop it if it is running."""
+        held, self.held, self._progress = self.held, None, None
+        if held is None:
+            return
+        if held.busy:
+            log.info("job %s round %d node %s: dropped: %s", held.start.job, held.start.round, self._name, reason)
+        held.cancel()
+
+    def close(self) -> None:
+        self.release("the node is stopping")
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def next_progress(self) -> Progress:
+        """Wait for something to tell. Only the newest report counts, so there is one place for all of them."""
+        while True:
+            await self._progressed.wait()
+            self._progressed.clear()
+            progress, self._progress = self._progress, None
+            if progress is not None:
+                return progress
+
+    async def say(self, message: NodeMessage) -> None:
+        """Send, if the connection is there; if not, the coordinator asks again when it is."""
+        try:
+            await self._link.send(message)
+        except LinkLost as lost:
+            log.debug("node %s: %s waits for a connection: %s", self._name, type(message).__name__, lost)
+
+    # -- the work ----------------------------------------------------------------------------------------
+
+    async def _work(self, held: Assignment) -> None:
+        """Fetch, compute, deliver; an error becomes a Failure, and the node stays."""
+        try:
+            weights = await self._transfer(held, 0.0, self._models.get(held.start.weights))
+            loop = asyncio.get_running_loop()
+            held.outcome = await loop.run_in_executor(self._thread, self._compute, held, weights, loop)
+        except Exception as error:
+            held.outcome = self._failed(held.start, error)
+        await self._deliver(held)
+
+    def _compute(self, held: Assignment, weights: bytes, loop: asyncio.AbstractEventLoop) -> Outcome:
+        """In the worker thread. A trainer that did its work is kept, for the next round wants it again."""
+        start, kept = held.start, self._trainer
+        self._trainer = None
+        if kept is None or kept[0] != start.model:
+            kept = (start.model, self._trainer_for(start.model, self._data.schema))
+        outcome = carry_out(start, weights, self._data, kept[1], held.batch_size, self._reporter(held, loop))
+        self._trainer = kept
+        return outcome
+
+    def _reporter(self, held: Assignment, loop: asyncio.AbstractEventLoop) -> Report:
+        """For the worker thread: looks for a cancellation at every call, passes a report on now and then."""
+        start, due = held.start, 0.0
+
+        def report(done: float, epoch: int, loss: float | None) -> None:
+            nonlocal due
+            if held.cancelled.is_set():
+                raise Cancelled(f"job {start.job} round {start.round} is not wanted any more")
+            if (now := monotonic()) >= due:
+                due = now + self.progress_every
+                loop.call_soon_threadsafe(self._note, held, done, epoch, loss)
+
+        return report
+
+    def _note(self, held: Assignment, done: float, epoch: int = 0, loss: float | None = None) -> None:
+        """Leave a progress message to be sent; it renews the lease."""
+        if held is not self.held:
+            return
+        job, round, attempt, *_ = held.key
+        finite = loss if loss is not None and isfinite(loss) else None
+        self._progress = Progress(job=job, round=round, attempt=attempt, done=done, epoch=epoch, loss=finite)
+        self._progressed.set()
+
+    async def _deliver(self, held: Assignment) -> None:
+        """Store the update, if there is one, and say so."""
+        assert held.outcome is not None
+        message, blob = held.outcome.message, held.outcome.blob
+        if blob is not None and isinstance(message, Submission):
+            try:
+                await self._transfer(held, 1.0, self._store(blob, message.digest))
+            except Exception as error:
+                held.outcome = self._failed(held.start, error)
+        self._progress = None
+        await self.say(held.outcome.message)
+
+    def _failed(self, start: Start, error: Exception) -> Outcome:
+        reason = reason_of(error)
+        log.warning("job %s round %d node %s: failed: %s", start.job, start.round, self._name, reason)
+        log.debug("job %s round %d node %s: traceback", start.job, start.round, self._name, exc_info=error)
+        return Outcome(failure(start, reason))
+
+    # -- transfers ---------------------------------------------------------------------------------------
+
+    async def _transfer(self, held: Assignment, done: float, transfer: Awaitable[T]) -> T:
+        """Await a transfer, which has deadlines of its own, and renew the lease meanwhile."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(self.progress_every)
+                self._note(held, done)
+
+        renewal = asyncio.create_task(renew())
+        try:
+            return await transfer
+        finally:
+            renewal.cancel()
+
+    async def _fetch(self, digest: Digest, into: Path) -> None:
+        await self._insist(lambda: self._link.fetch(digest, into))
+
+    async def _store(self, blob: bytearray, digest: Digest) -> None:
+        await self._insist(lambda: self._link.store(memoryview(blob), digest))
+
+    async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Try again whenever the coordinator was away, once it is back."""
+        for delay in backoff(self._rng):
+            await self.connected.wait()
+            try:
+                return await attempt()
+            except LinkLost as lost:
+                log.debug("node %s: transfer interrupted, going on later: %s", self._name, lost)
+            await asyncio.sleep(delay)

@@ -1,0 +1,63 @@
+"""What people and programs get to see: pure functions from the state to plain values.
+
+REST, `tutti … --json`, the Python client and the dashboard all show exactly these. Times are seconds since
+the epoch, durations seconds, sizes bytes, shares 0 to 1.
+"""
+
+from tutti.services.views.base import Page, View
+from tutti.services.views.jobs import JobView, job_view, latest_score, status_of_job
+from tutti.services.views.models import (
+    ContributionView,
+    Ingredient,
+    MetricPoint,
+    ModelView,
+    contribution_views,
+    metric_points,
+    model_views,
+)
+from tutti.services.views.nodes import Invitation, NodeView, node_view
+from tutti.services.views.overview import (
+    Durations,
+    EventView,
+    JobScore,
+    MetricsView,
+    StatusView,
+    event_view,
+    metrics_view,
+    status_view,
+)
+from tutti.services.views.rounds import AttemptView, PartView, RefusalView, RoundView, WhyView, round_views, why_view
+
+__all__ = [
+    "AttemptView",
+    "ContributionView",
+    "Durations",
+    "EventView",
+    "Ingredient",
+    "Invitation",
+    "JobScore",
+    "JobView",
+    "MetricPoint",
+    "MetricsView",
+    "ModelView",
+    "NodeView",
+    "Page",
+    "PartView",
+    "RefusalView",
+    "RoundView",
+    "StatusView",
+    "View",
+    "WhyView",
+    "contribution_views",
+    "event_view",
+    "job_view",
+    "latest_score",
+    "metric_points",
+    "metrics_view",
+    "model_views",
+    "node_view",
+    "round_views",
+    "status_of_job",
+    "status_view",
+    "why_view",
+]

@@ -1,0 +1,186 @@
+"""Rounds: what happened in each attempt, and why, node by node."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from tutti.domain.events import Digest, NodeId
+from tutti.domain.jobs import Job
+from tutti.domain.rounds import Member, Part, Round, RoundSummary
+from tutti.domain.spec import Metrics
+from tutti.services.views.base import View
+
+
+class RoundView(View, frozen=True, kw_only=True):
+    """One attempt at one round. `cohort` were asked, `wanted` updates close it early, `counted` made the model.
+
+    `metrics` are the training metrics, averaged over the counted updates; `evaluations` measure the model that
+    the round made or, for a round that only evaluates, started from, by who measured. `bytes` is the size of the
+    accepted updates.
+    """
+
+    round: int
+    attempt: int
+    task: Literal["train", "evaluate"]
+    status: Literal["open", "closed", "failed"]
+    reason: str
+    opened_at: float
+    closed_at: float | None
+    deadline: float
+    seconds: float | None
+    cohort: int
+    wanted: int
+    quorum: int
+    accepted: int
+    counted: int
+    bytes: int
+    metrics: Metrics
+    evaluations: dict[str, Metrics]
+    model: Digest
+
+
+def round_views(job: Job) -> list[RoundView]:
+    """Every attempt at every round, in order; the open one is the last."""
+    views = [round_view(job, summary.round, summary) for summary in job.past]
+    return [*views, round_view(job, job.round, None)] if job.round else views
+
+
+def round_view(job: Job, round: Round, summary: RoundSummary | None) -> RoundView:
+    opened, accepted = round.opened, round.accepted
+    closed_at = summary.closed_at if summary else None
+    measured = summary is not None and summary.succeeded
+    return RoundView(
+        round=opened.round,
+        attempt=opened.attempt,
+        task=opened.task,
+        status="open" if summary is None else "closed" if summary.succeeded else "failed",
+        reason=summary.reason if summary else _waiting_for(round),
+        opened_at=opened.at,
+        closed_at=closed_at,
+        deadline=round.deadline,
+        seconds=None if closed_at is None else closed_at - opened.at,
+        cohort=len(round.members),
+        wanted=opened.wanted,
+        quorum=opened.quorum,
+        accepted=len(accepted),
+        counted=len(summary.counted) if summary else 0,
+        bytes=sum(update.bytes for update in accepted),
+        metrics=dict(summary.metrics) if summary else {},
+        evaluations=evaluations_of(job, opened.round - (opened.task == "evaluate")) if measured else {},
+        model=summary.model if summary else "",
+    )
+
+
+def _waiting_for(round: Round) -> str:
+    return f"waits for {', '.join(round.waiting_for)}" if round.waiting_for else "is closing"
+
+
+def evaluations_of(job: Job, round: int) -> dict[str, Metrics]:
+    return {str(by): metrics for by, metrics in job.evaluations.get(round, {}).items()}
+
+
+class PartView(View, frozen=True, kw_only=True):
+    """One node in one attempt. `share` is its part of the total weight, `arrived` seconds after the opening."""
+
+    node: NodeId
+    selected: bool
+    outcome: Literal["counted", "accepted", "assigned", "unanswered", "refused", "dropped", "left out"]
+    reason: str = ""
+    weight: int = 0
+    share: float = 0.0
+    arrived: float | None = None
+    seconds: float = 0.0
+    bytes: int = 0
+    digest: Digest = ""
+    metrics: Metrics = msgspec.field(default_factory=dict)
+
+
+class RefusalView(View, frozen=True, kw_only=True):
+    """A submission that did not count. `selected` is False for a node that had not been asked."""
+
+    node: NodeId
+    at: float
+    reason: str
+    selected: bool
+    final: bool
+
+
+class AttemptView(View, frozen=True, kw_only=True):
+    round: RoundView
+    nodes: list[PartView]
+    refusals: list[RefusalView]
+
+
+class WhyView(View, frozen=True, kw_only=True):
+    """Who took part in a round, who did not and why, and what each contributed, for every attempt at it."""
+
+    job: str
+    round: int
+    base: Digest
+    model: Digest
+    attempts: list[AttemptView]
+
+
+def why_view(job: Job, round: int) -> WhyView | None:
+    """None if the job has not come to that round."""
+    attempts = [_attempt_view(job, summary.round, summary) for summary in job.past if summary.round.number == round]
+    if job.round is not None and job.round.number == round:
+        attempts.append(_attempt_view(job, job.round, None))
+    if not attempts:
+        return None
+    return WhyView(
+        job=job.id,
+        round=round,
+        base=job.model_of(round - 1) or "",
+        model=job.model_of(round) or "",
+        attempts=attempts,
+    )
+
+
+def _attempt_view(job: Job, round: Round, summary: RoundSummary | None) -> AttemptView:
+    counted = summary.counted if summary else {}
+    parts = [_part_view(node, member, round, summary, counted) for node, member in sorted(round.members.items())]
+    parts += [
+        PartView(node=node, selected=False, outcome="left out", reason=reason)
+        for node, reason in sorted(round.opened.left_out.items())
+    ]
+    refusals = [
+        RefusalView(node=r.node, at=r.at, reason=r.reason, selected=r.node in round.members, final=r.final)
+        for r in round.refusals
+    ]
+    return AttemptView(round=round_view(job, round, summary), nodes=parts, refusals=refusals)
+
+
+def _part_view(
+    node: NodeId, member: Member, round: Round, summary: RoundSummary | None, counted: Mapping[NodeId, int]
+) -> PartView:
+    update = member.update
+    if update is None:
+        return _part_without_update(node, member, summary)
+    total = sum(counted.values())
+    return PartView(
+        node=node,
+        selected=True,
+        outcome="counted" if node in counted else "accepted",
+        reason=member.reason,
+        weight=update.weight,
+        share=counted[node] / total if node in counted else 0.0,
+        arrived=update.at - round.opened.at,
+        seconds=update.seconds,
+        bytes=update.bytes,
+        digest=update.digest,
+        metrics=update.metrics,
+    )
+
+
+def _part_without_update(node: NodeId, member: Member, summary: RoundSummary | None) -> PartView:
+    match member.part:
+        case Part.REFUSED:
+            return PartView(node=node, selected=True, outcome="refused", reason=member.reason)
+        case Part.DROPPED:
+            return PartView(node=node, selected=True, outcome="dropped", reason=member.reason)
+    if summary is None:
+        return PartView(node=node, selected=True, outcome="assigned", reason=member.reason)
+    reason = member.reason or "had not answered when the round ended"
+    return PartView(node=node, selected=True, outcome="unanswered", reason=reason)

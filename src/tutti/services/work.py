@@ -1,0 +1,163 @@
+"""One task on a node: measure the received model, train it, encode the update. Plain functions for a worker thread.
+
+The same Start on the same data gives the same bytes: nothing here looks at a clock (but to report seconds)
+or draws a number of its own.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import TypeAlias
+
+import numpy as np
+
+from tutti.core.errors import CorruptBlob, TuttiError, UserError
+from tutti.core.params import Params
+from tutti.core.schedules import schedules
+from tutti.domain.events import Digest
+from tutti.domain.spec import Metrics
+from tutti.ports.training import Data, Report, Task, Trainer
+from tutti.wire import tensors
+from tutti.wire.messages import Failure, Start, Submission
+
+log = logging.getLogger(__name__)
+
+MODELS_KEPT = 3
+REASON_LENGTH = 500
+
+Fetch: TypeAlias = Callable[[Digest, Path], Awaitable[None]]
+
+
+class Diverged(UserError):
+    """Training ended in values that are not numbers; sending them would only have them refused."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What the coordinator is to be told, and the bytes of the update it names, if it names one."""
+
+    message: Submission | Failure
+    blob: bytearray | None = None
+
+
+def carry_out(start: Start, weights: bytes, data: Data, trainer: Trainer, batch_size: int, report: Report) -> Outcome:
+    """Do what `start` asks for with the model in `weights`, a safetensors file.
+
+    Raises Cancelled out of `report`, UserError if model and data do not fit, and whatever the trainer raises.
+    """
+    began = perf_counter()
+    if start.data != data.schema:
+        raise UserError(f"the job expects data like {start.data}, {data.name} here is {data.schema}")
+    report(0.0, 0, None)
+    model = tensors.decode(weights)
+    measured = _measure(model, data, trainer) if start.evaluate or start.task == "evaluate" else {}
+    if start.task == "evaluate":
+        if not measured:
+            raise UserError(f"{data.name} holds out no rows here to measure a model on")
+        return Outcome(_submission(start, len(data.held_out), measured, perf_counter() - began))
+    report(0.0, 0, None)
+    work = trainer.train(model, data.train, _task(start, batch_size), report)
+    blob = tensors.encode(_delta(model, work.params))
+    trained = {f"train_{name}": value for name, value in work.metrics.items()}
+    sizes = {"train_examples": float(work.examples), "batch_size": float(batch_size)}
+    metrics = {**measured, **trained, **sizes}
+    submission = _submission(start, work.examples, metrics, perf_counter() - began, tensors.digest(blob))
+    return Outcome(submission, blob)
+
+
+def _measure(model: Params, data: Data, trainer: Trainer) -> Metrics:
+    """Metrics on the held-out rows, with their number; nothing if there are none."""
+    if len(data.held_out) == 0:
+        return {}
+    metrics = trainer.evaluate(model, data.held_out)
+    return {**{f"eval_{name}": value for name, value in metrics.items()}, "eval_examples": float(len(data.held_out))}
+
+
+def _task(start: Start, batch_size: int) -> Task:
+    training = start.training
+    factor = schedules.build(training.lr_schedule)(start.round, start.rounds)
+    return Task(training, start.seed, batch_size, training.lr * factor, start.settings)
+
+
+def _delta(model: Params, trained: Params) -> Params:
+    """local - global; raises UserError if the trainer changed the layout, Diverged if a value is not finite."""
+    if difference := model.layout.difference(trained.layout):
+        raise UserError(f"the trainer returned another model than it was given: {difference}")
+    delta = trained.buffer - model.buffer
+    if not np.isfinite(delta).all():
+        bad = delta.size - int(np.isfinite(delta).sum())
+        raise Diverged(f"training diverged: {bad} of {delta.size} values are not finite; lower the learning rate")
+    return Params(model.layout, delta)
+
+
+def _submission(start: Start, weight: int, metrics: Metrics, seconds: float, digest: Digest = "") -> Submission:
+    """Metrics that are not finite cannot be told in JSON, and are left out."""
+    finite = {name: float(value) for name, value in metrics.items() if isfinite(value)}
+    if dropped := sorted(metrics.keys() - finite.keys()):
+        log.warning("job %s round %d: not finite, so not sent: %s", start.job, start.round, ", ".join(dropped))
+    return Submission(
+        job=start.job,
+        round=start.round,
+        attempt=start.attempt,
+        digest=digest,
+        weight=weight,
+        metrics=finite,
+        seconds=seconds,
+    )
+
+
+def failure(start: Start, reason: str) -> Failure:
+    return Failure(job=start.job, round=start.round, attempt=start.attempt, reason=reason[:REASON_LENGTH])
+
+
+def reason_of(error: Exception) -> str:
+    """An error in words for the coordinator's log."""
+    if isinstance(error, MemoryError):
+        return f"out of memory on the node: {error}" if str(error) else "out of memory on the node"
+    if isinstance(error, TuttiError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+class ModelCache:
+    """Models by digest in a directory: the newest few stay, and what lay there is verified before it is used."""
+
+    def __init__(self, root: Path, fetch: Fetch) -> None:
+        self._root = root
+        self._fetch = fetch
+
+    async def get(self, digest: Digest) -> bytes:
+        """The model's bytes, from here or from the coordinator; raises what `fetch` raises."""
+        path = self._root / digest
+        if (found := await asyncio.to_thread(_verified, path)) is not None:
+            return found
+        await asyncio.to_thread(self._root.mkdir, parents=True, exist_ok=True)
+        try:
+            await self._fetch(digest, path)
+        except CorruptBlob as corrupt:  # perhaps the part that an interrupted download left behind
+            log.warning("%s; loading it once more", corrupt)
+            await self._fetch(digest, path)
+        return await asyncio.to_thread(self._take, path)
+
+    def _take(self, path: Path) -> bytes:
+        found = path.read_bytes()
+        files = sorted(self._root.iterdir(), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        for old in [file for file in files if file != path][MODELS_KEPT - 1 :]:
+            old.unlink(missing_ok=True)
+        return found
+
+
+def _verified(path: Path) -> bytes | None:
+    """The file's bytes if it is there and they have the digest that it is named by; a damaged one is deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.read_bytes()
+        if tensors.digest(found) == path.name:
+            return found
+        log.warning("the stored model %s is damaged, loading it again", path.name[:12])
+        path.unlink()
+    return None

@@ -1,0 +1,279 @@
+"""What every pair of Fabric and Link must do. Inherit, and say how to make the coordinator's side and links to it:
+
+    class TestMyFabric(FabricSuite):
+        @pytest.fixture
+        async def setup(self, tmp_path: Path) -> AsyncIterator[Setup]:
+            blobs = DirectoryBlobs(tmp_path / "blobs")
+            fabric = MyFabric(authenticate, blobs)
+            async with serve(fabric) as address:
+                yield Setup(fabric, blobs, lambda node, token: MyLink(address, node, token))
+
+`authenticate` is the one of this module. Needs pytest-asyncio in its auto mode.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tutti.core.errors import CorruptBlob, Forbidden, NotFound, TuttiError
+from tutti.domain.events import NodeId
+from tutti.domain.nodes import Capabilities, DataSummary
+from tutti.domain.spec import DataSchema
+from tutti.ports import Arrived, BlobStore, Fabric, FabricEvent, Left, Link, LinkLost, LinkRefused, Said
+from tutti.testing.blobs import digest_of, pattern, pieces
+from tutti.wire.messages import PROTOCOL, CoordinatorMessage, GlobalWeights, Progress, Registered, Registration
+
+DEADLINE = 30.0
+"""Seconds after which something that should happen at once is taken for broken."""
+
+_T = TypeVar("_T")
+
+
+def token_of(node: NodeId) -> str:
+    return f"token of {node}"
+
+
+def authenticate(node: NodeId, token: str) -> None:
+    """Every node is welcome that shows `token_of` itself."""
+    if token != token_of(node):
+        raise Forbidden(f"{node} is not known by this token")
+
+
+def registration(node: NodeId, token: str | None = None, *, protocol: int = PROTOCOL) -> Registration:
+    return Registration(
+        protocol=protocol,
+        node=node,
+        token=token_of(node) if token is None else token,
+        capabilities=Capabilities(cpus=2, memory=2**33),
+        data=DataSummary("toy", DataSchema("classification", (4,), 2), 100),
+    )
+
+
+def progress(number: int) -> Progress:
+    """Messages of a node that can be told apart."""
+    return Progress(job="toy-1", round=number, attempt=0, done=0.5, loss=0.25)
+
+
+def news(number: int) -> GlobalWeights:
+    """Messages of a coordinator that can be told apart."""
+    return GlobalWeights(job="toy-1", round=number, weights="a" * 64, metrics={"loss": 0.25})
+
+
+async def soon(items: AsyncIterator[_T]) -> _T:
+    """The next item, which must not take long."""
+    async with asyncio.timeout(DEADLINE):
+        return await anext(items)
+
+
+@dataclass
+class Setup:
+    """A fabric, the coordinator's blobs, and a way to make links by the node's name and token."""
+
+    fabric: Fabric
+    blobs: BlobStore
+    make_link: Callable[[NodeId, str], Link]
+    events: AsyncIterator[FabricEvent] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.events = self.fabric.events()
+
+    async def join(self, node: NodeId) -> "Joined":
+        """A node that has connected; its arrival was heard."""
+        link = self.make_link(node, token_of(node))
+        messages = await link.connect(registration(node))
+        assert isinstance(await soon(messages), Registered)
+        assert await soon(self.events) == Arrived(node, registration(node))
+        return Joined(link, messages)
+
+
+@dataclass
+class Joined:
+    link: Link
+    messages: AsyncIterator[CoordinatorMessage]
+
+    async def loses_its_connection(self) -> None:
+        with pytest.raises(LinkLost):
+            await soon(self.messages)
+        with pytest.raises(LinkLost):
+            await self.link.send(progress(0))
+
+
+class FabricSuite:
+    @pytest.fixture
+    def setup(self, tmp_path: Path) -> Setup:
+        raise NotImplementedError("yield a Setup without nodes")
+
+    # -- coming and going ----------------------------------------------------------------------------------
+
+    async def test_a_node_arrives(self, setup: Setup) -> None:
+        messages = await setup.make_link("n1", token_of("n1")).connect(registration("n1"))
+        welcome = await soon(messages)
+        assert isinstance(welcome, Registered)
+        assert (welcome.node, welcome.protocol) == ("n1", PROTOCOL)
+        assert await soon(setup.events) == Arrived("n1", registration("n1"))
+
+    async def test_a_wrong_token_is_refused(self, setup: Setup) -> None:
+        with pytest.raises(LinkRefused, match="not known by this token"):
+            await setup.make_link("n1", "stolen").connect(registration("n1", "stolen"))
+        await setup.join("n2")  # its arrival is the first thing the coordinator hears
+
+    async def test_another_protocol_is_refused(self, setup: Setup) -> None:
+        with pytest.raises(LinkRefused, match=f"protocol {PROTOCOL}.*{PROTOCOL + 1}"):
+            await setup.make_link("n1", token_of("n1")).connect(registration("n1", protocol=PROTOCOL + 1))
+        await setup.join("n2")
+
+    async def test_a_refused_stranger_does_not_disturb_the_node_of_that_name(self, setup: Setup) -> None:
+        node = await setup.join("n1")
+        with pytest.raises(LinkRefused):
+            await setup.make_link("n1", "stolen").connect(registration("n1", "stolen"))
+        assert setup.fabric.send("n1", news(1))
+        assert await soon(node.messages) == news(1)
+
+    async def test_without_a_connection_nothing_is_sent(self, setup: Setup) -> None:
+        with pytest.raises(LinkLost):
+            await setup.make_link("n1", token_of("n1")).send(progress(1))
+        assert setup.fabric.send("n1", news(1)) is False
+        setup.fabric.disconnect("n1", "nobody is there")
+        await setup.join("n2")
+
+    async def test_the_coordinator_disconnects_a_node(self, setup: Setup) -> None:
+        node = await setup.join("n1")
+        setup.fabric.disconnect("n1", "go away")
+        assert setup.fabric.send("n1", news(1)) is False
+        assert await soon(setup.events) == Left("n1", "go away")
+        await node.loses_its_connection()
+
+    async def test_a_node_comes_back(self, setup: Setup) -> None:
+        node = await setup.join("n1")
+        for number in range(3):
+            setup.fabric.disconnect("n1", "a fault")
+            assert isinstance(await soon(setup.events), Left)
+            await node.loses_its_connection()
+            node.messages = await node.link.connect(registration("n1"))
+            assert isinstance(await soon(node.messages), Registered)
+            assert isinstance(await soon(setup.events), Arrived)
+            assert setup.fabric.send("n1", news(number))
+            assert await soon(node.messages) == news(number)
+
+    async def test_a_second_connection_replaces_the_first(self, setup: Setup) -> None:
+        old = await setup.join("n1")
+        link = setup.make_link("n1", token_of("n1"))
+        messages = await link.connect(registration("n1"))
+        left = await soon(setup.events)
+        assert isinstance(left, Left)
+        assert (left.node, left.took_leave) == ("n1", False)
+        assert await soon(setup.events) == Arrived("n1", registration("n1"))
+        assert isinstance(await soon(messages), Registered)
+        with pytest.raises(LinkRefused, match="another process"):  # else the two would take turns for ever
+            await soon(old.messages)
+        with pytest.raises(LinkLost):
+            await old.link.send(progress(0))
+        assert setup.fabric.send("n1", news(1))
+        assert await soon(messages) == news(1)
+        await link.send(progress(1))
+        assert await soon(setup.events) == Said("n1", progress(1))
+
+    async def test_a_node_that_stops_listening_leaves(self, setup: Setup) -> None:
+        node = await setup.join("n1")
+        listening = asyncio.ensure_future(anext(node.messages))
+        await asyncio.sleep(0)
+        listening.cancel()
+        await asyncio.wait([listening])
+        left = await soon(setup.events)
+        assert isinstance(left, Left)
+        assert setup.fabric.send("n1", news(1)) is False
+
+    # -- messages ------------------------------------------------------------------------------------------
+
+    async def test_messages_to_a_node_keep_their_order(self, setup: Setup) -> None:
+        node = await setup.join("n1")
+        for number in range(100):
+            assert setup.fabric.send("n1", news(number)) is True
+        assert [await soon(node.messages) for _ in range(100)] == [news(number) for number in range(100)]
+
+    async def test_messages_of_a_node_keep_their_order(self, setup: Setup) -> None:
+        node = await setup.join("n1")
+        for number in range(50):
+            await node.link.send(progress(number))
+        assert [await soon(setup.events) for _ in range(50)] == [Said("n1", progress(i)) for i in range(50)]
+
+    async def test_messages_reach_the_node_they_are_for(self, setup: Setup) -> None:
+        nodes = {f"n{i}": await setup.join(f"n{i}") for i in range(20)}
+        for i, (name, node) in enumerate(nodes.items()):
+            assert setup.fabric.send(name, news(i))
+            await node.link.send(progress(i))
+        assert [await soon(node.messages) for node in nodes.values()] == [news(i) for i in range(20)]
+        heard = [await soon(setup.events) for _ in range(20)]
+        assert sorted(heard, key=lambda event: int(event.node[1:])) == [Said(f"n{i}", progress(i)) for i in range(20)]
+
+    async def test_a_node_that_does_not_read_is_disconnected(self, setup: Setup) -> None:
+        silent, other = await setup.join("n1"), await setup.join("n2")
+        assert not all(setup.fabric.send("n1", news(number)) for number in range(100_000))
+        left = await soon(setup.events)
+        assert isinstance(left, Left)
+        assert left.node == "n1"
+        assert setup.fabric.send("n1", news(0)) is False
+        assert setup.fabric.send("n2", news(1)) is True
+        assert await soon(other.messages) == news(1)
+        with pytest.raises(LinkLost):
+            async for _ in silent.messages:
+                pass
+
+    async def test_a_slow_coordinator_loses_nothing(self, setup: Setup) -> None:
+        count = 6000
+        node = await setup.join("n1")
+
+        async def talk() -> None:
+            for number in range(count):
+                await node.link.send(progress(number))
+
+        talking = asyncio.ensure_future(talk())
+        await asyncio.wait([talking], timeout=0.05)
+        for number in range(count):
+            assert await soon(setup.events) == Said("n1", progress(number))
+        await talking
+
+    # -- blobs ---------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("size", [0, 7000, 3_000_000])
+    async def test_fetch(self, setup: Setup, tmp_path: Path, size: int) -> None:
+        node = await setup.join("n1")
+        digest = await setup.blobs.put(pieces(pattern(size)))
+        await node.link.fetch(digest, tmp_path / "model")
+        assert (tmp_path / "model").read_bytes() == pattern(size)
+        await node.link.fetch(digest, tmp_path / "model")
+        assert not [name for name in os.listdir(tmp_path) if name.startswith("model.")]
+
+    async def test_fetch_what_is_not_there(self, setup: Setup, tmp_path: Path) -> None:
+        node = await setup.join("n1")
+        with pytest.raises(NotFound):
+            await node.link.fetch(digest_of(b"nothing"), tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+
+    async def test_fetch_notices_damage(self, setup: Setup, tmp_path: Path) -> None:
+        node = await setup.join("n1")
+        digest = await setup.blobs.put(pieces(pattern(100_000)))
+        path = await setup.blobs.path(digest)
+        path.write_bytes(bytes(100_000))
+        with pytest.raises(CorruptBlob):
+            await node.link.fetch(digest, tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+
+    @pytest.mark.parametrize("size", [0, 7000, 3_000_000])
+    async def test_store(self, setup: Setup, size: int) -> None:
+        node, data = await setup.join("n1"), pattern(size)
+        await node.link.store(data, digest_of(data))
+        assert (await setup.blobs.path(digest_of(data))).read_bytes() == data
+        await node.link.store(memoryview(data), digest_of(data))
+        assert await setup.blobs.digests() == [digest_of(data)]
+
+    async def test_store_under_another_digest(self, setup: Setup) -> None:
+        node = await setup.join("n1")
+        with pytest.raises(TuttiError, match=digest_of(b"came")):
+            await node.link.store(b"came", digest_of(b"announced"))
+        assert await setup.blobs.digests() == []
