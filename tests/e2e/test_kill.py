@@ -1,0 +1,170 @@
+"""Real processes, `kill -9`, and the same final bits: one coordinator and three nodes on digits serve all tests."""
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from support.commands import running
+from tutti.apps.client import Client
+from tutti.services.views import EventView, JobView
+
+NODES = ("n0", "n1", "n2")
+SPEC = {
+    "dataset": "digits",
+    "model": "sgd-linear",
+    "name": "kill",
+    "rounds": 12,
+    "seed": 7,
+    "training": {"lr": 0.02, "batch_size": 32},
+    "cohort": {"min_nodes": 3, "grace": 60},
+}
+
+
+class Federation:
+    """A coordinator on a fixed port and three nodes, each of which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with closing(socket.create_server(("127.0.0.1", 0))) as free:
+            self.port = free.getsockname()[1]
+        self.client = Client(f"http://127.0.0.1:{self.port}")
+        self._running: dict[str, ExitStack] = {}
+        self.pids: dict[str, int] = {}
+        self.start("coordinator")
+        self.link = self.client.invite(uses=len(NODES)).link
+        for name in NODES:
+            self.start(name)
+
+    def start(self, name: str) -> None:
+        if name == "coordinator":
+            arguments = ["up", "--port", str(self.port), "--data-dir", str(self.folder / "data")]
+        else:
+            source = f"digits:part={NODES.index(name)}/3,partition=dirichlet:0.5"
+            arguments = ["join", self.link, "--data", source, "--name", name, "--state-dir", str(self.folder / name)]
+        stack = self._running[name] = ExitStack()
+        self.pids[name] = stack.enter_context(running(*arguments, cwd=self.folder)).process.pid
+
+    def kill(self, name: str) -> None:
+        os.kill(self.pids[name], signal.SIGKILL)
+        self._running.pop(name).close()
+
+    def end(self, name: str, number: int) -> None:
+        os.kill(self.pids[name], number)
+        os.waitid(os.P_PID, self.pids[name], os.WEXITED | os.WNOWAIT)
+        self._running.pop(name).close()
+
+    def close(self) -> None:
+        self.client.close()
+        for stack in self._running.values():
+            stack.close()
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    federation = Federation(tmp_path_factory.mktemp("kill"))
+    yield federation
+    federation.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation: Federation) -> JobView:
+    job = federation.client.wait(federation.client.submit(SPEC).id)
+    assert job.status == "completed", job.reason
+    return job
+
+
+def counted(client: Client, job: JobView) -> list[tuple[int, int, list[str]]]:
+    """Of every closed round, who is in it: each node once."""
+    return [
+        (view.round, view.counted, sorted(part.node for part in client.why(job.id, view.round).attempts[-1].nodes))
+        for view in client.rounds(job.id)
+    ]
+
+
+def run_and_kill(federation: Federation, victim: str, when: Callable[[EventView], bool]) -> JobView:
+    """Submit the job, kill the victim at the first event that `when` picks, bring it back, wait for the end."""
+    client = federation.client
+    job = client.submit(SPEC)
+    for event in client.follow(job.id):
+        if when(event):
+            federation.kill(victim)
+            federation.start(victim)
+            break
+    return client.wait(job.id)
+
+
+def is_event(kind: str, round: int) -> Callable[[EventView], bool]:
+    return lambda event: event.type == kind and event.data.get("round") == round
+
+
+@pytest.mark.parametrize(
+    ("victim", "kind"),
+    [
+        ("coordinator", "JobSubmitted"),
+        ("coordinator", "RoundOpened"),
+        ("coordinator", "UpdateAccepted"),
+        ("coordinator", "RoundClosed"),
+        ("n1", "RoundOpened"),
+        ("n1", "UpdateAccepted"),
+        ("n1", "RoundClosed"),
+    ],
+)
+def test_killed_and_restarted_the_model_is_the_same_to_the_bit(federation, undisturbed, victim, kind):
+    when = (lambda event: event.type == kind) if kind == "JobSubmitted" else is_event(kind, 4)
+    job = run_and_kill(federation, victim, when)
+    assert (job.status, job.reason) == (undisturbed.status, undisturbed.reason)
+    assert job.model_digest == undisturbed.model_digest
+    assert counted(federation.client, job) == counted(federation.client, undisturbed)
+
+
+def test_killed_at_random_moments_again_and_again(federation, undisturbed):
+    """Three kills per run, of anybody, at moments drawn from a printed seed."""
+    seed = int(os.environ.get("TUTTI_TEST_SEED", time.time_ns() % 10**6))
+    print(f"TUTTI_TEST_SEED={seed}")
+    chance = random.Random(seed)
+    client = federation.client
+    job = client.submit(SPEC)
+    moments = sorted(chance.sample(range(3, 50), 3))
+    for seen, _ in enumerate(client.follow(job.id)):
+        if moments and seen >= moments[0]:
+            moments.pop(0)
+            victim = chance.choice(("coordinator", *NODES))
+            federation.kill(victim)
+            federation.start(victim)
+    job = client.job(job.id)
+    assert (job.status, job.model_digest) == ("completed", undisturbed.model_digest), f"TUTTI_TEST_SEED={seed}"
+
+
+def test_a_node_that_never_returns_costs_only_its_share(federation, undisturbed):
+    client = federation.client
+    job = client.submit({**SPEC, "cohort": {"min_nodes": 2, "grace": 0.5}})
+    for event in client.follow(job.id):
+        if event.type == "RoundOpened" and event.data["round"] == 4:
+            federation.kill("n2")
+            break
+    job = client.wait(job.id)
+    federation.start("n2")
+    assert job.status == "completed"
+    why = client.why(job.id, 12)
+    outcomes = {part.node: (part.outcome, part.reason) for part in why.attempts[-1].nodes}
+    assert outcomes["n0"][0] == outcomes["n1"][0] == "counted"
+    assert outcomes["n2"] == ("left out", "not connected")
+
+
+def test_ctrl_c_of_a_node_is_a_goodbye_that_nobody_waits_for(federation, undisturbed):
+    client = federation.client
+    assert client.wait(client.submit({**SPEC, "rounds": 1}).id).status == "completed"  # all three are connected
+    before = client.status().offset
+    federation.end("n2", signal.SIGINT)
+    job = client.wait(client.submit({**SPEC, "rounds": 1, "cohort": {"min_nodes": 2, "grace": 600}}).id)
+    federation.start("n2")
+    assert job.status == "completed"
+    (left,) = [event for event in client.events(before, "nodes") if event.type == "NodeDisconnected"]
+    assert left.data["reason"] == "the node closed the connection"
