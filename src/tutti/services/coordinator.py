@@ -423,8 +423,8 @@ class Coordinator:
     async def _refuse_stray(self, node: NodeId, submission: Submission) -> None:
         reason = f"there is no running job {submission.job!r}"
         if (owed := self.task_of(node)) is not None:
-            refuse = commands.RefuseUpdate(node=node, reason=f"{reason}; {node} was asked by job {owed[0]!r}")
-            await self._steer(owed[0], refuse)
+            reason = f"{reason}; {node} was asked by job {owed[0]!r}"
+            await self._steer(owed[0], commands.RefuseUpdate(node=node, reason=reason))
         self._answer(node, submission, reason)
 
     def _answer(self, node: NodeId, said: Submission, reason: str, *, resend: bool = False) -> None:
