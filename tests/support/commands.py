@@ -5,7 +5,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,13 @@ def first_line(process: "subprocess.Popen[str]") -> str:
 
 
 @contextmanager
-def running(*arguments: object, cwd: Path, **environment: str) -> Iterator[Running]:
-    """`tutti ARGUMENTS --json` in the background, once it is ready; killed at the end if it still runs."""
+def running(*arguments: object, cwd: Path, prefix: Sequence[str] = (), **environment: str) -> Iterator[Running]:
+    """`tutti ARGUMENTS --json` in the background, once it is ready; killed at the end if it still runs.
+
+    `prefix` is a command that runs the rest of its line, in the same process in the end.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "tutti.apps.cli", *map(str, arguments), "--json"],
+        [*prefix, sys.executable, "-m", "tutti.apps.cli", *map(str, arguments), "--json"],
         cwd=cwd,
         env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
