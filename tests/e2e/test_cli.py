@@ -1,22 +1,25 @@
 """The command line as a stranger meets it: real processes, real ports, right and wrong input."""
 
-import csv
-import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import click
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from support.commands import DEADLINE, ENVIRONMENT, Running, running, tutti
+from support.commands import DEADLINE, ENVIRONMENT, running, tutti
+from tutti import Client
 from tutti.apps.cli.app import cli, run
 from tutti.apps.cli.exits import MEANING, Exit
 
@@ -42,7 +45,7 @@ def test_every_command_has_help_with_examples_that_name_it(path, capsys):
     said = capsys.readouterr().out
     examples = said.partition("Examples:")[2]
     first, *rest = path or ("",)
-    assert re.search(rf"^    tutti {first}s? ?{' '.join(rest)}".rstrip(), examples, re.MULTILINE), said
+    assert re.search(rf"^ +tutti {' '.join([first.removesuffix('s') + 's?', *rest])}", examples, re.MULTILINE), said
 
 
 @pytest.mark.parametrize("path", [p for p, c in COMMANDS.items() if p[-1:] in (("ls",), ("show",), ("catalog",))])
@@ -166,195 +169,40 @@ def test_beyond_loopback_an_operators_token_is_needed(tmp_path):
             pass
 
 
-# -- a federation --------------------------------------------------------------------------------------
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate of 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tutti test")])
+    now = datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
+    cert_file.write_bytes(built.public_bytes(Encoding.PEM))
+    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return cert_file, key_file
 
 
-@dataclass
-class Site:
-    """A coordinator with two nodes and a finished job."""
-
-    folder: Path
-    up: Running
-    job: str
-
-    def tutti(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
-        return tutti(*arguments, cwd=self.folder, TUTTI_URL=self.up.ready["url"])
-
-    def ok(self, *arguments: object) -> str:
-        result = self.tutti(*arguments)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    with ExitStack() as stack:
-        up = stack.enter_context(running("up", "--port", 0, cwd=folder))
-        found = Site(folder, up, "")
-        link = found.ok("invite", "--uses", 2).strip()
-        for part, name in enumerate(("clinic-a", "clinic-b")):
-            source = f"digits:part={part}/2,partition=dirichlet:0.5"
-            join = ("join", link, "--data", source, "--name", name, "--state-dir", name)
-            stack.enter_context(running(*join, cwd=folder))
-        done = found.ok("run", EXAMPLES / "job.toml", "--rounds", 4, "--out", "model.safetensors", "--json")
-        found.job = json.loads(done)["id"]
-        yield found
-
-
-def test_a_run_trains_and_writes_its_model(site):
-    job = json.loads(site.ok("jobs", "show", site.job, "--json"))
-    assert (job["status"], job["rounds_done"]) == ("completed", 4)
-    assert job["accuracy"] > 0.5
-    assert (site.folder / "model.safetensors").stat().st_size > 4 * job["parameters"]
-
-
-def test_a_run_on_no_terminal_prints_a_line_a_round(site):
-    said = site.ok("run", "--dataset", "digits", "--model", "linear", "--rounds", 2, "--nodes", 2)
-    lines = [line for line in said.splitlines() if line.startswith("round ")]
-    assert [line.split()[1] for line in lines] == ["0/2", "1/2", "2/2"]
-    assert all("accuracy" in line and "loss" in line for line in lines)
-    assert all("2 of 2 nodes" in line and "kB" in line for line in lines[1:])
-
-
-def test_a_job_that_cannot_be_run_ends_in_exit_code_5_and_says_why(site):
-    result = site.tutti("run", "--dataset", "digits", "--model", "cnn")
-    assert result.returncode == Exit.JOB_FAILED
-    assert "takes images" in result.stderr
-
-
-def test_names_that_the_coordinator_does_not_know_are_refused(site):
-    for arguments, words in (
-        (("jobs", "show", "nope"), "no job with the id or name 'nope'"),
-        (("nodes", "show", "nope"), "no node 'nope'"),
-        (("rounds", "show", site.job, 99), "no round 99"),
-        (("why", site.job, "--round", 99), "no round 99"),
-        (("models", "show", site.job, "--round", 99), "round 99"),
-        (("model", "pull", site.job, "m", "--round", 99), "round 99"),
-        (("run", "--dataset", "digits", "--model", "nope"), "no model 'nope'; choose from: 2nn"),
-        (("run", "--dataset", "digits", "--model", "mlp:hiden=3"), "hiden"),
-        (("run", "--dataset", "other", "--model", "mlp"), "no connected node holds 'other'"),
-        (("run", "--dataset", "digits", "--model", "mlp", "--data", "digits"), "--local"),
-    ):
-        result = site.tutti(*arguments)
-        assert (result.returncode, words in result.stderr) == (Exit.USAGE, True), (arguments, result.stderr)
-
-
-def test_lists_show_what_happened_to_people_and_to_programs(site):
-    for arguments, words in (
-        (("jobs", "ls"), site.job),
-        (("jobs", "show", "digits"), "completed"),
-        (("nodes", "ls"), "clinic-a"),
-        (("nodes", "show", "clinic-b"), "examples"),
-        (("rounds", "ls", site.job), "closed"),
-        (("rounds", "show", site.job, 2), "2 accepted, 2 counted"),
-        (("models", "ls"), site.job),
-        (("models", "ls", site.job), "best"),
-        (("models", "show", site.job, "--round", 1), "clinic-a"),
-        (("why", site.job, "--round", 1), "counted"),
-    ):
-        assert words in site.ok(*arguments), arguments
-        json.loads(site.ok(*arguments, "--json"))
-
-
-def test_why_adds_up(site):
-    why = json.loads(site.ok("why", site.job, "--round", 2, "--json"))
-    (attempt,) = why["attempts"]
-    assert {part["node"]: part["outcome"] for part in attempt["nodes"]} == {
-        "clinic-a": "counted",
-        "clinic-b": "counted",
-    }
-    assert sum(part["share"] for part in attempt["nodes"]) == pytest.approx(1)
-
-
-def test_a_pulled_model_predicts_and_is_measured(site):
-    assert "mlp:hidden=64" in site.ok("model", "pull", site.job, "pulled.safetensors")
-    assert (site.folder / "pulled.safetensors").read_bytes() == (site.folder / "model.safetensors").read_bytes()
-    predict = ("predict", "pulled.safetensors", EXAMPLES / "digits.csv", "--target", "digit")
-    result = site.tutti(*predict, "--out", "predictions.csv")
-    assert result.returncode == 0, result.stderr
-    measured = float(re.search(r"accuracy ([\d.]+)", result.stderr)[1])
-    rows = list(csv.DictReader((site.folder / "predictions.csv").open()))
-    truth = [row["digit"] for row in csv.DictReader((EXAMPLES / "digits.csv").open())]
-    right = sum(row["prediction"] == digit for row, digit in zip(rows, truth, strict=True))
-    assert measured == pytest.approx(right / len(truth))
-    assert measured > 0.4
-
-
-def test_predicting_on_other_columns_says_what_does_not_fit(site):
-    result = site.tutti("predict", "model.safetensors", EXAMPLES / "digits.csv")
-    assert result.returncode == Exit.USAGE
-    assert "takes 64 features" in result.stderr
-    assert "--target" in result.stderr
-
-
-def test_a_model_that_cannot_be_written_is_a_storage_error(site):
-    result = site.tutti("model", "pull", site.job, "no/such/folder/model.safetensors")
-    assert result.returncode == Exit.STORAGE
-
-
-def test_a_job_is_paused_resumed_and_stopped(site):
-    job = site.ok("run", "--dataset", "digits", "--model", "mlp", "--nodes", 3, "--detach").strip()
-    site.ok("jobs", "pause", job)
-    assert json.loads(site.ok("jobs", "show", job, "--json"))["status"] == "paused"
-    site.ok("jobs", "resume", job)
-    assert "3 are needed, 2 are ready" in site.ok("jobs", "show", job)
-    site.ok("jobs", "stop", job)
-    again = site.tutti("jobs", "stop", job)
-    assert (again.returncode, "stopped" in again.stderr) == (Exit.CONFLICT, True), again.stderr
-
-
-def test_a_link_for_one_is_good_for_one_but_a_node_may_come_back_with_it(site):
-    link = site.ok("invite").strip()
-    first = ("join", link, "--data", "digits:part=0/9", "--name", "one", "--state-dir", "one")
-    secret = site.folder / "one" / "membership.json"
-    for _ in range(2):
-        with running(*first, cwd=site.folder) as node:
-            assert node.ready["node"] == "one"
-            assert node.end(signal.SIGTERM) == Exit.OK
-        assert secret.stat().st_mode & 0o777 == 0o600
-    second = site.tutti("join", link, "--data", "digits", "--name", "two", "--state-dir", "two")
-    assert (second.returncode, "used up" in second.stderr) == (Exit.REFUSED, True), second.stderr
-    other = site.ok("invite").strip()
-    taken = site.tutti("join", other, "--data", "digits", "--name", "one", "--state-dir", "three")
-    assert (taken.returncode, "another --name" in taken.stderr) == (Exit.CONFLICT, True), taken.stderr
-
-
-def test_a_removed_node_is_turned_away(site):
-    link = site.ok("invite").strip()
-    with running(
-        "join", link, "--data", "digits:part=0/9", "--name", "gone", "--state-dir", "gone", cwd=site.folder
-    ) as node:
-        site.ok("nodes", "rm", "gone")
-        assert node.process.wait(DEADLINE) == Exit.REFUSED
-    assert "gone" not in site.ok("nodes", "ls")
-
-
-# -- doctor --------------------------------------------------------------------------------------------
-
-
-def test_the_doctor_finds_nothing_wrong_where_nothing_is(site):
-    link = site.ok("invite").strip()
-    said = site.ok("doctor", link, "--data", "digits:part=0/2")
-    assert re.findall(r"^(\w+) +ok ", said, re.MULTILINE) == ["address", "clock", "version", "token", "data", "disk"]
-
-
-def test_the_doctor_names_each_thing_that_is_wrong(site):
-    url, used_up = site.up.ready["url"], site.ok("invite").strip() + "x"
-    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        somebody = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        silent.close()
-        for arguments, what, code in (
-            ((somebody,), "address", Exit.UNREACHABLE),
-            (("nonsense",), "address", Exit.USAGE),
-            (("http://no.such.host.invalid:8000",), "address", Exit.UNREACHABLE),
-            ((used_up,), "token", Exit.REFUSED),
-            ((url, "--data", "csv:path=no.csv,target=y"), "data", Exit.USAGE),
-        ):
-            result = site.tutti("doctor", *arguments)
-            wrong = re.findall(r"^(\w+) +wrong", result.stdout, re.MULTILINE)
-            assert (wrong, result.returncode) == ([what], code), result.stdout
-            assert "Traceback" not in result.stderr
+def test_over_tls_only_those_who_trust_the_certificate_get_through(tmp_path):
+    cert, key = certificate(tmp_path)
+    with running("up", "--port", 0, "--tls-cert", cert, "--tls-key", key, cwd=tmp_path) as up:
+        url, link = up.ready["url"], up.ready["join_link"]
+        assert url.startswith("https://")
+        assert tutti("jobs", "ls", "--url", url, "--ca", cert, cwd=tmp_path).returncode == Exit.OK
+        assert tutti("doctor", link, "--ca", cert, cwd=tmp_path).returncode == Exit.OK
+        for arguments in (("jobs", "ls", "--url", url), ("join", link, "--data", "digits"), ("doctor", url)):
+            result = tutti(*arguments, cwd=tmp_path, XDG_STATE_HOME=str(tmp_path))
+            assert result.returncode == Exit.UNREACHABLE, result.stderr
+            assert "CERTIFICATE_VERIFY_FAILED" in result.stderr + result.stdout
+        bad = tutti("jobs", "ls", "--url", url, "--ca", EXAMPLES / "job.toml", cwd=tmp_path)
+        assert (bad.returncode, "PEM" in bad.stderr) == (Exit.USAGE, True), bad.stderr
+        with running("join", link, "--ca", cert, "--data", "digits", "--state-dir", "node", cwd=tmp_path):
+            pass
 
 
 # -- a federation of the command's own -----------------------------------------------------------------
@@ -406,5 +254,17 @@ def test_a_signal_ends_a_federation_and_leaves_nothing_behind(number, code, tmp_
         _, errors = parent.communicate(timeout=DEADLINE)
         assert parent.returncode == code
         assert "Traceback" not in errors
-        assert [child for child in children if child.is_running()] == []
+        _, alive = psutil.wait_procs(children, DEADLINE)  # one that is not our child may have to be reaped by init
+        assert alive == []
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_that_is_killed_is_started_again(tmp_path):
+    with endless_run(tmp_path) as (_, children):
+        node = next(child for child in children if "join" in child.cmdline())
+        coordinator = next(child for child in children if "up" in child.cmdline())
+        (port,) = {each.laddr.port for each in coordinator.net_connections() if each.status == psutil.CONN_LISTEN}
+        with Client(f"http://127.0.0.1:{port}") as client:
+            node.kill()
+            arrivals = (event for event in client.follow() if event.type == "NodeConnected")
+            assert [next(arrivals).data["node"] for _ in range(2)] == ["node-1", "node-1"]

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tutti.core.errors import StorageError, UserError
+from tutti.core.errors import Conflict, StorageError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.policy import Policy, load_policy
 from tutti.ports import Data
@@ -249,7 +249,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} on {host} is in use: choose another with --port") from None
+            raise Conflict(f"port {port} on {host} is in use: choose another with --port") from None
         raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
     return listener
 

@@ -68,7 +68,7 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/")
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._tls = ssl.create_default_context(cafile=ca) if self.url.startswith("https:") else None
+        self._tls = trust(ca) if self.url.startswith("https:") else None
         self._timeout = timeout
         self._local = urlsplit(self.url).hostname in LOOPBACK
         self._http = httpx.Client(
@@ -271,7 +271,10 @@ class Client:
         query: Mapping[str, object] = MappingProxyType({}),
     ) -> T:
         answer = self._request(method, path, body=body, headers=headers, query=query)
-        return msgspec.json.decode(answer, type=type)
+        try:
+            return msgspec.json.decode(answer, type=type)
+        except msgspec.DecodeError as error:
+            raise Unreachable(f"what answers at {self.url} is no coordinator of this version: {error}") from None
 
     def _request(
         self,
@@ -308,6 +311,14 @@ class Client:
     def _unreachable(self, error: Exception) -> Unreachable:
         what = str(error) or type(error).__name__
         return Unreachable(f"no coordinator answers at {self.url} ({what}): is it running (`tutti up`)?")
+
+
+def trust(ca: Path | None) -> ssl.SSLContext:
+    """A TLS context that trusts the authorities in a PEM file, or the system's; raises UserError for another file."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(f"expected certificates in PEM format in {ca}: {error}") from None
 
 
 def _error_of(status: int, body: bytes | bytearray) -> TuttiError:

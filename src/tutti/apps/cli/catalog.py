@@ -17,9 +17,10 @@ KINDS = ("models", "strategies", "schedules", "datasets", "partitioners")
 @click.argument("kind", required=False, type=click.Choice(KINDS))
 @as_json
 def catalog(kind: str | None, as_json: bool) -> None:
-    """List what there is to choose from, with options: models, strategies, schedules, data sources, partitioners.
+    """List the models, strategies and data sources there are.
 
-    A choice is written NAME or NAME:OPTION=VALUE,OPTION=VALUE; the first option needs no name.
+    And learning-rate schedules and partitioners, each with its options. A choice is written NAME or
+    NAME:OPTION=VALUE,OPTION=VALUE; the first option needs no name.
 
     \b
     Examples:

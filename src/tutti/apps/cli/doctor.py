@@ -46,9 +46,10 @@ class Finding:
 def doctor(
     link_or_url: str, source: str | None, folder: Path, token_file: Path | None, ca: Path | None, as_json: bool
 ) -> None:
-    """Find out what is wrong: address, clock, version, token, data or disk.
+    """Find out what is wrong, and what to do about it.
 
-    Looks and changes nothing: a join link is not used up. The exit code is that of the first wrong line.
+    Looks at the address, the clock, the version, the token, the data and the disk, and changes nothing: a join
+    link is not used up. The exit code is that of the first wrong line.
 
     \b
     Examples:
@@ -113,14 +114,13 @@ def examine_address(link: str) -> Finding:
 
 
 def _examine_coordinator(link: str, token_file: Path | None, ca: Path | None) -> Iterator[Finding]:
-    import ssl
-
     import httpx
 
     from tutti.apps.bootstrap import split_link
+    from tutti.apps.client import trust
 
     url, join_token = split_link(link)
-    verify = ssl.create_default_context(cafile=ca) if url.startswith("https") else False
+    verify = trust(ca) if url.startswith("https") else False
     with httpx.Client(base_url=url, verify=verify, timeout=SECONDS, trust_env=False) as http:
         try:
             before = time.time()

@@ -58,8 +58,6 @@ def exit_for(error: Exception) -> Exit:
 
 def _codes() -> tuple[tuple[type[Exception], Exit], ...]:
     """The first that fits counts."""
-    import ssl
-
     from tutti.apps.client import Unreachable
     from tutti.ports.fabric import LinkLost, LinkRefused
 
@@ -72,5 +70,4 @@ def _codes() -> tuple[tuple[type[Exception], Exit], ...]:
         (Unreachable, Exit.UNREACHABLE),
         (LinkLost, Exit.UNREACHABLE),
         (JobNotDone, Exit.JOB_FAILED),
-        (ssl.SSLError, Exit.USAGE),
     )

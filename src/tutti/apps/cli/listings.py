@@ -291,7 +291,9 @@ def _metrics(metrics: dict[str, float]) -> str:
 @as_json
 @with_client
 def why(client: "Client", job: str, number: int, as_json: bool) -> None:
-    """Say who took part in a round, who did not and why, and what each contributed.
+    """Say who took part in a round, and why others did not.
+
+    And what each contributed, for every attempt at the round.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ import click
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
 from tutti.apps.cli.options import DEFAULT_URL, ExistingFile, File, as_json, open_client, print_json, reaching
-from tutti.core.errors import UserError
+from tutti.core.errors import NotFound, UserError
 
 if TYPE_CHECKING:
     from tutti.apps.cli.federation import Federation
@@ -190,7 +190,7 @@ def _client_for(options: Mapping[str, Any]) -> "Iterator[Client | None]":
     with open_client(options["url"] or DEFAULT_URL, options["token_file"], options["ca"]) as client:
         try:
             client.status()
-        except Unreachable:
+        except (Unreachable, NotFound):  # nobody there, or somebody else
             if options["url"]:
                 raise
             found = None

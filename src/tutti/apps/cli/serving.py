@@ -56,16 +56,26 @@ def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
 
 
 def _serve(settings: "CoordinatorSettings") -> None:
-    import asyncio
+    import ssl
 
     from tutti.apps.bootstrap import serve
 
     try:
+        _run(serve(settings))
+    except ssl.SSLError as error:
+        what = f"{settings.tls_cert} does not hold a certificate chain and its private key, or --tls-key is another's"
+        raise UserError(f"{what} ({error.reason or error})") from None
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
         import uvloop
     except ImportError:  # Windows
-        asyncio.run(serve(settings))
+        import asyncio
+
+        asyncio.run(work)
     else:
-        uvloop.run(serve(settings))
+        uvloop.run(work)
 
 
 def _announce(ready: "Ready", as_json: bool) -> None:

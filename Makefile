@@ -1,0 +1,49 @@
+# Everything runs in .venv; the first target that needs it builds it.
+PYTHON ?= python3
+TORCH_ARGS ?=
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test lint types bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     train on digits with four local nodes (KEEP=1: leave the coordinator running)"
+	@echo "make test     all tests (ARGS='tests/unit -k fedavg': some of them)"
+	@echo "make install  only build .venv (TORCH_ARGS='--index-url ...': another build of torch)"
+	@echo "make lint | types | bench | docs | clean"
+
+install: $(STAMP)
+
+# uv installs everything but torch, whose wheels come from whichever index pip is set up for.
+$(STAMP): pyproject.toml constraints.txt $(wildcard src/tutti/core/*.c)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tutti needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch==2.13.0
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/tutti demo $(if $(KEEP),--keep)
+
+test: $(STAMP)
+	@$(BIN)/pytest --numprocesses auto --dist loadgroup $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info tutti-data
