@@ -118,6 +118,7 @@ Forge = Callable[[Params], bytes | bytearray]
         (reshaped, {}, "wrong layout: 'coef' should be float32"),
         (other_layout, {}, "is missing"),
         (lambda params: b"not a tensor file at all", {}, "not a tensor file"),
+        (lambda params: b"", {}, "not a tensor file: the file is empty"),
         (delta, {"round": 7}, "the update is for round 7 attempt 0, round 1 attempt 0 is open"),
         (delta, {"attempt": 5}, "round 1 attempt 5"),
         (delta, {"job": "no-such-job"}, "there is no running job 'no-such-job'; rogue was asked by job"),

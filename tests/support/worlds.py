@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from support.faults import SabotagedBlobs, SabotagedLog, Saboteur
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
@@ -83,13 +84,14 @@ class World:
         self._secrets: dict[str, str] = {}
         self.core: Coordinator
 
-    async def up(self) -> Coordinator:
-        blobs = DirectoryBlobs(self.folder / "blobs")
+    async def up(self, saboteur: Saboteur | None = None, *, of: str = "log") -> Coordinator:
+        """Start the coordinator; a saboteur sits before its log or its blobs (not before what nodes upload)."""
+        self._saboteur, folder = saboteur or Saboteur(), self.folder / "blobs"
         log = await SqliteLog.open(self.folder / "log.sqlite")
-        self.fabric = LocalFabric(lambda node, secret: self.core.authenticate(node, secret), blobs)
+        self.fabric = LocalFabric(lambda node, secret: self.core.authenticate(node, secret), DirectoryBlobs(folder))
         self.core = Coordinator(
-            event_log=log,
-            blobs=blobs,
+            event_log=SabotagedLog(log, self._saboteur if of == "log" else Saboteur()),
+            blobs=SabotagedBlobs(folder, self._saboteur if of == "blobs" else Saboteur()),
             fabric=self.fabric,
             workbench=ThreadWorkbench(),
             known_schema=lambda choice: SCHEMA if choice.name == "toy" else known_schema(choice),
@@ -105,6 +107,7 @@ class World:
         for link in self.links.values():
             link.fabric = None
             link.drop()
+        asyncio.get_running_loop().call_soon(self._saboteur.release)
         await self.core.stop()
 
     async def join(self, name: str, part: int, policy: Policy | None = None) -> None:
@@ -141,6 +144,7 @@ class World:
             await self.core.wait_for(job.id, condition)
 
     async def close(self) -> None:
+        self._saboteur.release()
         for name in list(self._nodes):
             await self.kill(name)
         await self.core.stop()

@@ -87,6 +87,12 @@ async def serve(settings: CoordinatorSettings) -> None:
             await server.serve(sockets=[listener])
 
 
+def steady_clock() -> Callable[[], float]:
+    """Seconds since the epoch that never jump: a corrected system clock must not end every lease at once."""
+    epoch = time.time() - time.monotonic()
+    return lambda: epoch + time.monotonic()
+
+
 @asynccontextmanager
 async def coordinator(
     settings: CoordinatorSettings, port: int, token: str | None
@@ -111,7 +117,7 @@ async def coordinator(
         fabric=fabric,
         workbench=ProcessWorkbench(),
         known_schema=known_schema,
-        clock=time.time,
+        clock=steady_clock(),
     )
     api = ApiSettings(host=settings.host, port=port, token=fingerprint(token) if token else None)
     await core.start()

@@ -33,8 +33,8 @@ class BlobStore(Protocol):
         """A local file with the blob's bytes, to map or stream; raises NotFound. It is not verified here."""
         ...
 
-    async def delete(self, digest: Digest) -> None:
-        """Forget a blob; one that is not there is no error."""
+    async def delete(self, *digests: Digest) -> None:
+        """Forget blobs; one that is not there is no error."""
         ...
 
     async def digests(self) -> list[Digest]:

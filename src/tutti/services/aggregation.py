@@ -2,12 +2,15 @@
 
 import asyncio
 import mmap
-from collections.abc import AsyncIterator, Iterable
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tutti.core.errors import CorruptBlob, NotFound, TuttiError
+from tutti.core.errors import CorruptBlob, NotFound, StorageError, TuttiError
 from tutti.core.params import Layout, Params
 from tutti.core.reduce import Update
 from tutti.core.strategy import ServerState, Strategy
@@ -16,6 +19,17 @@ from tutti.ports import BlobStore
 from tutti.wire import tensors
 
 CHUNK = 1 << 20
+
+SMALL = 1 << 16
+"""Values of a model whose updates are read and summed in the event loop: going to a thread would take longer."""
+
+LARGEST_COHORT = 4095
+"""Updates for which a job's weights must be summable without overflow before it starts (see core.fixedpoint)."""
+
+AT_ONCE = 16
+"""Updates that are mapped and summed in one pass; each takes a file descriptor meanwhile."""
+
+T = TypeVar("T")
 
 
 class UnreadableUpdate(TuttiError):
@@ -32,7 +46,30 @@ class Fold:
     accumulator: Any
     counted: dict[NodeId, int] = field(default_factory=dict)
     waiting: list[UpdateAccepted] = field(default_factory=list)
+    examined: dict[Digest, Params] = field(default_factory=dict)  # until they are added
     finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A strategy's state as it will be stored: its blobs by digest, and which of them are model and checkpoint."""
+
+    server: ServerState
+    counted: dict[NodeId, int]
+    model: Digest
+    state: Digest
+    blobs: dict[Digest, bytearray]
+
+
+def encoded(server: ServerState, counted: dict[NodeId, int]) -> Result:
+    """A state without slots is its model, and is stored once."""
+    model = tensors.encode(server.params)
+    digest = tensors.digest(model)
+    if not server.slots:
+        return Result(server, counted, digest, digest, {digest: model})
+    checkpoint = tensors.encode_state(server)
+    state = tensors.digest(checkpoint)
+    return Result(server, counted, digest, state, {digest: model, state: checkpoint})
 
 
 async def chunks(data: bytes | bytearray | memoryview) -> AsyncIterator[bytes | memoryview]:
@@ -45,17 +82,34 @@ async def chunks(data: bytes | bytearray | memoryview) -> AsyncIterator[bytes | 
 def read_blob(path: Path, digest: Digest | None = None) -> Params:
     """Map a stored tensor file without copying it; with a digest, raises CorruptBlob if the bytes differ."""
     with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise tensors.BadTensors("the file is empty")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if digest is not None and tensors.digest(data) != digest:
         raise CorruptBlob(f"blob {digest[:12]} has been damaged on disk: {path}")
     return tensors.decode(data)
 
 
+def read_checkpoint(path: Path, digest: Digest) -> ServerState:
+    """A stored strategy state; raises CorruptBlob if the bytes are not those that were stored."""
+    data = path.read_bytes()
+    if tensors.digest(data) != digest:
+        raise CorruptBlob(f"checkpoint {digest[:12]} has been damaged on disk: {path}")
+    return tensors.decode_state(data)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of at most `size` items (itertools.batched comes with Python 3.12)."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
 class Aggregation:
     """Checks updates, folds them in the order in which they come, and makes the next model.
 
     The result does not depend on that order (see core.reduce), so after a crash the fold starts again from
-    the stored updates. Arithmetic runs in worker threads, one at a time per job.
+    the stored updates. Arithmetic on models that are not small runs in worker threads, one at a time per job.
     """
 
     def __init__(self, strategy: Strategy, blobs: BlobStore, max_weight: int) -> None:
@@ -81,10 +135,7 @@ class Aggregation:
         if state == model:
             self.server = ServerState(params, {}, steps)
         else:
-            data = (await self._blobs.path(state)).read_bytes()
-            if tensors.digest(data) != state:
-                raise CorruptBlob(f"checkpoint {state[:12]} has been damaged on disk")
-            self.server = tensors.decode_state(data)
+            self.server = await asyncio.to_thread(read_checkpoint, await self._blobs.path(state), state)
 
     def begin(self, key: tuple[int, int], cohort: int) -> Fold:
         """The fold of an attempt: the one that is open, or a new one."""
@@ -104,7 +155,9 @@ class Aggregation:
         except tensors.BadTensors as error:
             return f"not a tensor file: {error}", 0
         update = Update(delta, min(weight, self._max_weight))
-        reason = await asyncio.to_thread(self.strategy.reducer.check, fold.accumulator, update)
+        reason = await self._work(lambda: self.strategy.reducer.check(fold.accumulator, update))
+        if reason is None:
+            fold.examined[digest] = delta
         return reason, delta.buffer.nbytes
 
     async def add(self, fold: Fold, updates: Iterable[UpdateAccepted]) -> None:
@@ -119,18 +172,24 @@ class Aggregation:
             if fold.finished or not batch:
                 return
             lost: UnreadableUpdate | None = None
-            loaded: dict[NodeId, Update] = {}
-            for node, accepted in batch.items():
-                try:
-                    loaded[node] = await self._load(accepted)
-                except UnreadableUpdate as error:
-                    lost = error
-            await asyncio.to_thread(self.strategy.reducer.add, fold.accumulator, *loaded.values())
-            fold.counted.update({node: update.weight for node, update in loaded.items()})
+            for some in batched(batch.values(), AT_ONCE):
+                loaded: dict[NodeId, Update] = {}
+                for accepted in some:
+                    try:
+                        loaded[accepted.node] = await self._load(fold, accepted)
+                    except UnreadableUpdate as error:
+                        lost = error
+                await self._work(partial(self.strategy.reducer.add, fold.accumulator, *loaded.values()))
+                fold.counted.update({node: update.weight for node, update in loaded.items()})
         if lost is not None:
             raise lost
 
-    async def _load(self, update: UpdateAccepted) -> Update:
+    async def _work(self, work: Callable[[], T]) -> T:
+        return work() if self.layout.size <= SMALL else await asyncio.to_thread(work)
+
+    async def _load(self, fold: Fold, update: UpdateAccepted) -> Update:
+        if (delta := fold.examined.pop(update.digest, None)) is not None:
+            return Update(delta, update.weight)
         try:
             return Update(await self._read(update.digest), update.weight)
         except UnreadableUpdate as error:
@@ -141,41 +200,43 @@ class Aggregation:
         """Map a stored update; its digest is checked once in the life of this process."""
         try:
             path = await self._blobs.path(digest)
-            delta = await asyncio.to_thread(read_blob, path, None if digest in self._sound else digest)
-        except (CorruptBlob, NotFound, OSError) as error:
+            delta = await self._work(lambda: read_blob(path, None if digest in self._sound else digest))
+        except (CorruptBlob, NotFound, FileNotFoundError) as error:
             await self._blobs.delete(digest)
             raise UnreadableUpdate(str(error)) from error
+        except OSError as error:  # too many open files, a failing disk: the bytes may well be sound
+            raise StorageError(f"cannot read update {digest[:12]}: {error.strerror or error}") from error
         self._sound.add(digest)
         return delta
 
-    async def finish(self, fold: Fold) -> tuple[ServerState, dict[NodeId, int], Digest, Digest]:
-        """The next state from the whole fold, with who is in it, stored as (model, checkpoint)."""
+    async def finish(self, fold: Fold) -> "Result":
+        """The next state from the whole fold, with who is in it, encoded but not stored yet."""
         async with self._lock:
             server = self.server
             assert server is not None
 
-            def step() -> tuple[ServerState, bytearray]:
+            def step() -> Result:
                 mean = self.strategy.reducer.finish(fold.accumulator)
-                after = self.strategy.finish(server, mean)
-                return after, tensors.encode(after.params)
+                return encoded(self.strategy.finish(server, mean), dict(fold.counted))
 
             fold.finished = True  # the accumulator is used up; a repeated close folds again from the stored updates
-            after, encoded = await asyncio.to_thread(step)
-            model, state = await self._store(after, encoded)
-            return after, dict(fold.counted), model, state
+            return await self._work(step)
 
-    async def _store(self, server: ServerState, encoded: bytearray) -> tuple[Digest, Digest]:
-        model = await self._blobs.put(chunks(encoded))
-        if not server.slots:
-            return model, model
-        return model, await self._blobs.put(chunks(await asyncio.to_thread(tensors.encode_state, server)))
+    async def store(self, result: "Result") -> None:
+        for digest, data in result.blobs.items():
+            await self._blobs.put(chunks(data), digest=digest)
 
-    async def initialise(self, path: Path) -> tuple[Digest, Digest]:
-        """Make the first state from a file of initial parameters."""
-        params = await asyncio.to_thread(read_blob, path)
-        self.server = self.strategy.init(Params(params.layout, params.buffer.copy()))
-        self.strategy.reducer.zero(params.layout, 1, self._max_weight)  # raises BadSpec if the weights cannot be summed
-        return await self._store(self.server, tensors.encode(self.server.params))
+    async def initialise(self, path: Path) -> "Result":
+        """The first state, from a file of initial parameters; raises UserError if updates could not be summed."""
+
+        def begin() -> Result:
+            params = read_blob(path)
+            self.strategy.reducer.zero(params.layout, LARGEST_COHORT, self._max_weight)
+            return encoded(self.strategy.init(Params(params.layout, params.buffer.copy())), {})
+
+        result = await asyncio.to_thread(begin)
+        self.server = result.server
+        return result
 
     def commit(self, server: ServerState) -> None:
         """The round is closed in the log: go on from its state."""

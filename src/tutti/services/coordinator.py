@@ -7,23 +7,24 @@ connections are all that is lost, and both come back: updates are stored before 
 import asyncio
 import logging
 import secrets
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hmac import compare_digest
 
 from blake3 import blake3
 
 from tutti import __version__
-from tutti.core.errors import Conflict, Forbidden, NotFound, TuttiError
+from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError
 from tutti.core.registry import Choice
 from tutti.core.schedules import schedules
 from tutti.core.strategy import strategies
 from tutti.domain import commands, nodes
 from tutti.domain import events as e
-from tutti.domain.events import Digest, JobEvent, NodeId
+from tutti.domain.events import Digest, JobEvent, NodeEvent, NodeId
 from tutti.domain.jobs import Job
-from tutti.domain.rounds import Part
+from tutti.domain.rounds import Part, Round
 from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
 from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
 from tutti.ports.training import datasets, models
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 
 SUBMISSIONS_AT_ONCE = 8
 TURNED_AWAY_EVERY = 10.0
+TURNED_AWAY_BURST = 20.0
+UPLOADS_PER_TASK = 16
+SWEEP_SECONDS = 60.0
 UPDATE_OVERHEAD = 64 * 1024
 
 
@@ -72,7 +76,10 @@ class Stats:
     aggregation_total: float = 0.0
     training_total: float = 0.0
 
-    def count(self, event: JobEvent) -> None:
+    def count(self, event: JobEvent, *, training: bool) -> None:
+        """Evaluation rounds are not training, and nothing is aggregated in them."""
+        if not training:
+            return
         match event:
             case e.UpdateAccepted(seconds=seconds):
                 self.updates_accepted += 1
@@ -86,6 +93,25 @@ class Stats:
                 self.aggregation_total += seconds
             case _:
                 pass
+
+
+@dataclass(slots=True)
+class Door:
+    """How much of the log strangers may fill: an event in ten seconds for each name, one a second for all."""
+
+    tokens: float = TURNED_AWAY_BURST
+    at: float = 0.0
+    noted: dict[str, float] = field(default_factory=dict)
+
+    def may_note(self, name: str, now: float) -> bool:
+        self.tokens = min(TURNED_AWAY_BURST, self.tokens + max(0.0, now - self.at))
+        self.at = now
+        self.noted = {known: at for known, at in self.noted.items() if now - at < TURNED_AWAY_EVERY}
+        if name in self.noted or self.tokens < 1:
+            return False
+        self.tokens -= 1
+        self.noted[name] = now
+        return True
 
 
 class Coordinator:
@@ -114,8 +140,10 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._kept_by_final: dict[str, set[Digest]] = {}
-        self._turned_away: dict[str, float] = {}
-        self._submissions = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
+        self._pinned: Counter[Digest] = Counter()
+        self._uploads: Counter[tuple[NodeId, str, int, int]] = Counter()
+        self._door = Door()
+        self._submissions: asyncio.Queue[tuple[NodeId, Submission]] = asyncio.Queue()
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -123,16 +151,16 @@ class Coordinator:
         """Replay the log, give open rounds their time back, and go on."""
         await self.journal.load()
         self.presence = Presence(self.clock())
+        await self.blobs.delete(*set(await self.blobs.digests()) - self.needed_blobs())
         await self.journal.note(e.CoordinatorStarted(at=self.clock(), version=__version__))
         for job in list(self.journal.jobs.values()):
             if not job.final:
                 await self.journal.job(job.id, commands.Extend(reason="the coordinator was restarted"))
                 self._drive(job.id)
-        needed = self.needed_blobs()
-        for digest in await self.blobs.digests():
-            if digest not in needed:
-                await self.blobs.delete(digest)
         self._spawn(self._listen())
+        self._spawn(self._sweep())
+        for _ in range(SUBMISSIONS_AT_ONCE):
+            self._spawn(self._receive_all())
 
     async def stop(self) -> None:
         """End the background work; what is in the log goes on at the next start."""
@@ -145,7 +173,12 @@ class Coordinator:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("a background task of the coordinator died", exc_info=error)
 
     def _drive(self, job_id: str) -> None:
         driver = self._drivers[job_id] = JobDriver(self, job_id)
@@ -287,18 +320,15 @@ class Coordinator:
         await self.journal.nodes(nodes.Remove(node=node, reason=reason))
         self.fabric.disconnect(node, f"removed: {reason}")
         self.presence.forget(node)
-        for job_id, driver in self._drivers.items():
-            round = self.job(job_id).round
-            if round is not None and node in round.members:
+        for job_id, driver in list(self._drivers.items()):
+            with suppress(Conflict):  # the job has ended meanwhile
                 await self._steer(job_id, commands.Drop(node=node, reason=f"removed: {reason}"))
-            driver.poke()
+            driver.nodes_changed()
 
     async def turn_away(self, node: str, reason: str) -> None:
-        """Record that somebody was refused at the door, at most once in ten seconds for each name."""
-        now = self.clock()
-        if now - self._turned_away.get(node, 0.0) >= TURNED_AWAY_EVERY and len(self._turned_away) < 10_000:
-            self._turned_away[node] = now
-            await self.journal.note(e.NodeTurnedAway(at=now, node=node[:64], reason=reason))
+        """Record that somebody was refused at the door, as far as strangers may fill the log."""
+        if self._door.may_note(node, self.clock()):
+            await self.journal.note(e.NodeTurnedAway(at=self.clock(), node=node[:64], reason=reason[:200]))
 
     def node_statuses(self) -> list[NodeStatus]:
         """All registered nodes, by name."""
@@ -324,7 +354,7 @@ class Coordinator:
         """The job and round for which a node owes an update, if any."""
         for job_id in self._drivers:
             round = self.journal.jobs[job_id].round
-            if round is not None and (member := round.members.get(node)) and member.part is Part.ASSIGNED:
+            if round is not None and _owes(round, node):
                 return job_id, round.number
         return None
 
@@ -341,13 +371,26 @@ class Coordinator:
         return False
 
     def update_limit(self, node: NodeId) -> int:
-        """The largest blob in bytes that a node may store now; 0 when no update of it is expected."""
-        limits = [
-            4 * self.job(job_id).parameters + UPDATE_OVERHEAD + 256 * self._entries(job_id)
-            for job_id in self._drivers
-            if (round := self.job(job_id).round) is not None and node in round.members
-        ]
-        return max(limits, default=0)
+        """The largest blob in bytes that a node may store now; 0 when no update of it is expected.
+
+        Asking counts as one upload begun, of which a task has a few, so that nobody fills the disk.
+        """
+        for job_id in self._drivers:
+            round = self.job(job_id).round
+            if round is None or round.opened.task != "train" or not _owes(round, node):
+                continue
+            self._uploads[node, job_id, round.number, round.opened.attempt] += 1
+            if self._uploads[node, job_id, round.number, round.opened.attempt] <= UPLOADS_PER_TASK:
+                return 4 * self.job(job_id).parameters + UPDATE_OVERHEAD + 256 * self._entries(job_id)
+        return 0
+
+    def may_read(self, node: NodeId, digest: Digest) -> bool:
+        """Whether a node may fetch a blob: the models of rounds that it takes part in, and nothing else."""
+        for job_id in self._drivers:
+            round = self.job(job_id).round
+            if round is not None and node in round.members and round.opened.model == digest:
+                return True
+        return False
 
     def _entries(self, job_id: str) -> int:
         server = self._drivers[job_id].aggregation.server
@@ -361,64 +404,66 @@ class Coordinator:
                 await self._on(event)
             except TuttiError as error:
                 log.error("%s: %s", event.node, error)
+            except Exception:
+                log.exception("%s: cannot deal with %s", event.node, type(event).__name__)
 
     async def _on(self, event: FabricEvent) -> None:
+        """Never waits for the disk: what one node does must not keep the others' heartbeats waiting."""
         now = self.clock()
         match event:
             case Arrived(node=node, registration=registration):
                 self.presence.arrived(node, registration, now)
-                self._poke_all()
-                await self._note_arrival(node, registration)
+                self._nodes_changed()
+                self._spawn(self._note(_arrival(node, registration, now)))
             case Left(node=node, reason=reason, took_leave=took_leave):
                 self.presence.left(node, now, took_leave=took_leave)
-                self._poke_all()
-                await self.journal.note(e.NodeDisconnected(at=now, node=node, reason=reason[:200]))
+                self._nodes_changed()
+                self._spawn(self._note(e.NodeDisconnected(at=now, node=node, reason=reason[:200])))
             case Said(node=node, message=message):
-                self.presence.heard(node, message, now)
+                if self.presence.heard(node, message, now):
+                    self._poke_waiting()
                 await self._on_message(node, message)
 
-    async def _note_arrival(self, node: NodeId, registration: Registration) -> None:
-        machine = registration.capabilities
-        await self.journal.note(
-            e.NodeConnected(
-                at=self.clock(),
-                node=node,
-                cpus=machine.cpus,
-                memory=machine.memory,
-                gpus=len(machine.gpus),
-                examples=registration.data.examples,
-                dataset=registration.data.name,
-                version=machine.versions.get("tutti", ""),
-            )
-        )
+    async def _note(self, event: NodeEvent) -> None:
+        try:
+            await self.journal.note(event)
+        except StorageError as error:
+            log.error("not recorded: %s: %s", type(event).__name__, error)
 
     async def _on_message(self, node: NodeId, message: object) -> None:
         match message:
             case Submission():
-                await self._submissions.acquire()
-                self._spawn(self._receive(node, message))
+                self._submissions.put_nowait((node, message))
             case Failure(job=job_id, round=number, attempt=attempt, reason=reason):
                 round = self.job(job_id).round if job_id in self._drivers else None
                 if round is not None and (round.number, round.opened.attempt) == (number, attempt):
                     await self._steer(job_id, commands.Drop(node=node, reason=reason))
-            case Heartbeat(open=True):
-                self._poke_waiting()  # a node may be back within its owner's hours
             case _:
                 pass
 
+    async def _receive_all(self) -> None:
+        """One of a few workers; each takes the next submission. A node has one under way, so the queue is bounded."""
+        while True:
+            node, submission = await self._submissions.get()
+            try:
+                await self._receive(node, submission)
+            except Exception:
+                log.exception("submission of %s", node)
+                self._answer(node, submission, "the coordinator failed to deal with it")
+
     async def _receive(self, node: NodeId, submission: Submission) -> None:
         """Hand a submission to its job; one that names a wrong job is recorded where the node was asked."""
+        driver = self._drivers.get(submission.job)
         try:
-            driver = self._drivers.get(submission.job)
             if driver is not None:
                 await driver.receive(node, submission)
             else:
                 await self._refuse_stray(node, submission)
         except TuttiError as error:
             log.error("submission of %s: %s", node, error)
+            if driver is not None and isinstance(error, StorageError):
+                driver.trouble = str(error)
             self._answer(node, submission, f"could not be recorded, send it again: {error}", resend=True)
-        finally:
-            self._submissions.release()
 
     async def _refuse_stray(self, node: NodeId, submission: Submission) -> None:
         reason = f"there is no running job {submission.job!r}"
@@ -433,9 +478,9 @@ class Coordinator:
         )
         self.fabric.send(node, verdict)
 
-    def _poke_all(self) -> None:
+    def _nodes_changed(self) -> None:
         for driver in self._drivers.values():
-            driver.poke()
+            driver.nodes_changed()
 
     def _poke_waiting(self, but: str = "") -> None:
         for job_id, driver in self._drivers.items():
@@ -444,9 +489,15 @@ class Coordinator:
 
     # -- what jobs report ----------------------------------------------------------------------------------
 
+    def _is_training(self, job_id: str) -> bool:
+        """Whether the open round, or the one that has just ended, is for training."""
+        job = self.job(job_id)
+        round = job.round or (job.past[-1].round if job.past else None)
+        return round is None or round.opened.task == "train"
+
     async def on_events(self, job_id: str, events: list[JobEvent]) -> None:
         for event in events:
-            self.stats.count(event)
+            self.stats.count(event, training=self._is_training(job_id))
         if any(isinstance(event, e.RoundClosed | e.RoundFailed | e.NodeDropped) for event in events):
             self._poke_waiting(but=job_id)  # nodes have become free
         async with self._changed:
@@ -456,16 +507,62 @@ class Coordinator:
         """A job is over: its driver goes, whoever waits for it hears."""
         self._kept_by_final[job_id] = kept_blobs(self.job(job_id))
         del self._drivers[job_id]
-        self._poke_all()
+        self._poke_waiting()
         async with self._changed:
             self._changed.notify_all()
 
     def needed_blobs(self) -> set[Digest]:
-        """Every blob that some job still refers to."""
-        needed: set[Digest] = set()
+        """Every blob that some job still refers to, or is about to."""
+        needed: set[Digest] = set(self._pinned)
         for job_id, job in self.journal.jobs.items():
             if job.final and job_id not in self._drivers:
                 needed |= self._kept_by_final.setdefault(job_id, kept_blobs(job))
             else:
                 needed |= kept_blobs(job)
         return needed
+
+    @contextmanager
+    def pinned(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """Keep blobs from being cleared away between their being stored and the event that names them."""
+        pinned = list(digests)
+        self._pinned.update(pinned)
+        try:
+            yield
+        finally:
+            self._pinned -= Counter(pinned)
+
+    async def _sweep(self) -> None:
+        """Clear away what nobody refers to: updates that came late, or were never handed in.
+
+        A blob goes when two looks, a while apart, find it unneeded, so that an update on its way is not hit.
+        """
+        before: set[Digest] = set()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                unneeded = set(await self.blobs.digests()) - self.needed_blobs()
+                await self.blobs.delete(*(unneeded & before) - self.needed_blobs())
+                before = unneeded - before
+            except StorageError as error:
+                log.error("cannot clear away old blobs: %s", error)
+            live = {(job_id, job.round.number) for job_id, job in self.journal.jobs.items() if job.round}
+            self._uploads = Counter({key: n for key, n in self._uploads.items() if key[1:3] in live})
+
+
+def _owes(round: Round, node: NodeId) -> bool:
+    member = round.members.get(node)
+    return member is not None and member.part is Part.ASSIGNED
+
+
+def _arrival(node: NodeId, registration: Registration, now: float) -> e.NodeConnected:
+    machine = registration.capabilities
+    return e.NodeConnected(
+        at=now,
+        node=node,
+        cpus=machine.cpus,
+        memory=machine.memory,
+        gpus=len(machine.gpus),
+        examples=registration.data.examples,
+        dataset=registration.data.name,
+        version=machine.versions.get("tutti", ""),
+    )

@@ -10,13 +10,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutti.core.errors import Conflict, CorruptBlob, StorageError, UserError
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, UserError
 from tutti.core.strategy import strategies
 from tutti.domain import commands, jobs
 from tutti.domain import events as e
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.jobs import Job
 from tutti.domain.nodes import why_not
+from tutti.domain.rounds import due
 from tutti.domain.spec import Metrics
 from tutti.services.aggregation import Aggregation, Fold, UnreadableUpdate
 from tutti.wire.messages import GlobalWeights, Halt, Start, Submission, Verdict
@@ -58,8 +59,11 @@ class JobDriver:
         self._id = job_id
         spec = self.job.spec
         strategy = strategies.build(spec.strategy)
-        self.aggregation = Aggregation(strategy, coordinator.blobs, spec.cohort.max_weight)
+        max_weight = 1 if spec.cohort.weighting == "equal" else spec.cohort.max_weight
+        self.aggregation = Aggregation(strategy, coordinator.blobs, max_weight)
         self._changed = asyncio.Event()
+        self._look_at_nodes = True
+        self._first_expiry = 0.0
         self.trouble = ""
         """What keeps the job from going on, in words for a person; empty when nothing does."""
 
@@ -76,24 +80,45 @@ class JobDriver:
         """Something changed: look again."""
         self._changed.set()
 
+    def nodes_changed(self) -> None:
+        """A node came or went: somebody may have to be told of the work, or waited for differently."""
+        self._look_at_nodes, self._first_expiry = True, 0.0
+        self._changed.set()
+
     async def run(self) -> None:
         """Until the job is over. Storage trouble is waited out; our own mistakes fail the job, loudly."""
         while not self.job.final:
             self._changed.clear()
             try:
-                if await self._step():
-                    continue
-            except StorageError as error:
-                await self._on_storage_error(error)
-            except UserError as error:
-                await self._command(commands.Fail(reason=str(error)))
-                continue
+                busy = await self._step()
             except Exception as error:
-                log.exception("job %s: internal error", self._id)
-                await self._command(commands.Fail(reason=f"internal error: {error!r}"))
-                continue
-            await self._wait()
+                busy = await self._on_error(error)
+            if not busy:
+                await self._wait()
         await self._coordinator.on_final(self._id)
+
+    async def _on_error(self, error: Exception) -> bool:
+        """Draw the consequence; False to wait first, as for a consequence that cannot be recorded either."""
+        try:
+            match error:
+                case CorruptBlob() | NotFound():
+                    return await self._command(commands.Pause(reason=f"{error}; restore the file and resume the job"))
+                case StorageError():
+                    self._wait_out(error)
+                    return False
+                case UserError():
+                    return await self._command(commands.Fail(reason=str(error)))
+                case _:
+                    log.error("job %s: internal error", self._id, exc_info=error)
+                    return await self._command(commands.Fail(reason=f"internal error: {error!r}"))
+        except StorageError as worse:
+            self._wait_out(worse)
+            return False
+
+    def _wait_out(self, error: StorageError) -> None:
+        if self.trouble != str(error):
+            log.error("job %s waits: %s", self._id, error)
+        self.trouble = str(error)
 
     async def _wait(self) -> None:
         until = self._wake_at()
@@ -108,30 +133,31 @@ class JobDriver:
             times.append(self._journal.clock() + STORAGE_RETRY_SECONDS)
         if self.job.status is jobs.Status.WAITING:
             times.extend(self._returning().values())
-        if (round := self.job.round) is not None:
-            owed = (self._id, round.number, round.opened.attempt)
-            rules, presence = self.job.spec.cohort, self._coordinator.presence
-            times.extend(presence.expiry(node, owed, rules)[0] for node in round.waiting_for)
+        if self.job.round is not None:
+            times.append(self._first_expiry)
         return min(times, default=None)
 
-    async def _on_storage_error(self, error: StorageError) -> None:
-        if isinstance(error, CorruptBlob):
-            await self._command(commands.Pause(reason=f"{error}; restore the file and resume the job"))
+    async def _drop_lost(self) -> None:
+        """Go on without the nodes whose grace or lease has run out. Looks at all of them only when one can have."""
+        round, now = self.job.round, self._journal.clock()
+        if round is None or now < self._first_expiry:
             return
-        if self.trouble != str(error):
-            log.error("job %s waits: %s", self._id, error)
-        self.trouble = str(error)
+        owed = (self._id, round.number, round.opened.attempt)
+        rules, presence = self.job.spec.cohort, self._coordinator.presence
+        expiries = {node: presence.expiry(node, owed, rules) for node in round.waiting_for}
+        for node, (at, reason) in expiries.items():
+            if now >= at:
+                await self._command(commands.Drop(node=node, reason=reason))
+        self._first_expiry = min((at for at, _ in expiries.values() if at > now), default=now + rules.lease)
 
     async def _step(self) -> bool:
         """One thing; True if the state should be asked again at once."""
-        now = self._journal.clock()
-        if (round := self.job.round) is not None:
-            owed = (self._id, round.number, round.opened.attempt)
-            presence, rules = self._coordinator.presence, self.job.spec.cohort
-            for node, reason in presence.lost(round.waiting_for, owed, rules, now).items():
-                await self._command(commands.Drop(node=node, reason=reason))
+        await self._drop_lost()
         if await self._command(commands.Tick()):
             return True
+        round = self.job.round
+        if round is not None and not self._look_at_nodes and due(round, self._journal.clock()) is None:
+            return False  # an update more or less: nobody has to be told anything
         match jobs.react(self.job, now=self._journal.clock()):
             case commands.MakeInitialModel():
                 await self._initialise()
@@ -140,7 +166,9 @@ class JobDriver:
             case commands.GatherCohort(task=task):
                 return await self._open(task)
             case commands.Assign(nodes=nodes):
-                await self._assign(nodes)
+                self._assign(nodes)
+                self._look_at_nodes, self._first_expiry = False, 0.0
+                await self._drop_lost()
                 return False
             case commands.Aggregate(updates=updates):
                 await self._close(updates)
@@ -166,14 +194,21 @@ class JobDriver:
         with tempfile.TemporaryDirectory(prefix="tutti-") as folder:
             path = Path(folder) / "initial.safetensors"
             await self._coordinator.workbench.initial(spec.model, self.job.data, spec.seed, path)
-            model, state = await self.aggregation.initialise(path)
-        await self._command(commands.Initialise(model=model, state=state, parameters=self.aggregation.layout.size))
+            result = await self.aggregation.initialise(path)
+        with self._coordinator.pinned(result.blobs):
+            await self.aggregation.store(result)
+            parameters = result.server.params.layout.size
+            await self._command(commands.Initialise(model=result.model, state=result.state, parameters=parameters))
 
     async def _evaluate(self, number: int, model: Digest) -> None:
         source = self.job.spec.evaluation.data
         assert source is not None
         path = await self._coordinator.blobs.path(model)
-        metrics = await self._coordinator.workbench.evaluate(self.job.spec.model, self.job.data, source, path)
+        try:
+            metrics = await self._coordinator.workbench.evaluate(self.job.spec.model, self.job.data, source, path)
+        except UserError as error:  # the training itself is sound
+            await self._command(commands.Pause(reason=f"the model cannot be measured: {error}; mend it and resume"))
+            return
         await self._command(commands.RecordEvaluation(round=number, metrics=metrics))
 
     async def _open(self, task: str) -> bool:
@@ -187,6 +222,7 @@ class JobDriver:
         await self.restore()
         assert self.aggregation.server is not None
         settings = self.aggregation.strategy.configure(self.aggregation.server)
+        self._look_at_nodes, self._first_expiry = True, 0.0
         return await self._command(commands.Open(candidates=candidates, left_out=left_out, settings=settings))
 
     def can_open(self, candidates: Sequence[NodeId]) -> bool:
@@ -222,8 +258,7 @@ class JobDriver:
         if seen is None or not seen.connected or seen.registration is None:
             return "not connected"
         registration = seen.registration
-        is_open = seen.heartbeat.open if seen.heartbeat else registration.terms.open
-        if not is_open:
+        if not seen.is_open:
             return "outside its owner's hours"
         rules = job.spec.cohort
         expected = rules.size or rules.min_nodes
@@ -236,7 +271,7 @@ class JobDriver:
         job = self.job
         await self.aggregation.restore(job.model, job.state, job.rounds_done)
 
-    async def _assign(self, nodes: tuple[NodeId, ...]) -> None:
+    def _assign(self, nodes: tuple[NodeId, ...]) -> None:
         round, presence = self.job.round, self._coordinator.presence
         if round is None:
             return
@@ -288,13 +323,20 @@ class JobDriver:
         fold = await self._fold_of(opened)
         if not await self._add(fold, updates):
             return
-        server, counted, model, state = await self.aggregation.finish(fold)
-        seconds = time.perf_counter() - started
-        close = commands.Close(
-            round=opened.round, attempt=opened.attempt, counted=counted, model=model, state=state, seconds=seconds
-        )
-        if await self._command(close):
-            self.aggregation.commit(server)
+        result = await self.aggregation.finish(fold)
+        with self._coordinator.pinned(result.blobs):
+            await self.aggregation.store(result)
+            close = commands.Close(
+                round=opened.round,
+                attempt=opened.attempt,
+                counted=result.counted,
+                model=result.model,
+                state=result.state,
+                seconds=time.perf_counter() - started,
+            )
+            closed = await self._command(close)
+        if closed:
+            self.aggregation.commit(result.server)
             await self._forget([before, *(update.digest for update in updates)])
 
     async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:
@@ -314,12 +356,17 @@ class JobDriver:
         fault, size, fold = None, 0, None
         round = self.job.round
         if round is not None and round.opened.task == "train" and self._would_count(node, submission):
-            fold = await self._fold_of(round.opened)
             try:
+                fold = await self._fold_of(round.opened)
                 fault, size = await self.aggregation.examine(fold, submission.digest, submission.weight)
             except UnreadableUpdate as lost:
                 self._answer(node, submission, accepted=False, reason=str(lost), resend=True)
                 return
+            except StorageError:
+                raise
+            except Exception as error:
+                log.exception("job %s: the update of %s cannot be examined", self._id, node)
+                fault = f"the coordinator could not examine the update: {error!r}"
         try:
             events = await self._journal.job(self._id, self._submission(node, submission, size, fault))
         except Conflict as conflict:
@@ -330,6 +377,8 @@ class JobDriver:
         self._answer(node, submission, accepted=counts, reason=refused.reason if refused else "")
         await self.after(events)
         self.poke()
+        if fault is not None and submission.digest:
+            await self._forget([submission.digest])
         if fold is not None:
             await self._add(fold, [event for event in events if isinstance(event, e.UpdateAccepted)])
 
@@ -387,6 +436,7 @@ class JobDriver:
             await self._coordinator.on_events(self._id, events)
 
     def _on_lost(self, number: int, node: NodeId) -> None:
+        self._look_at_nodes = True
         if (round := self.job.round) is None:
             return
         owed = (self._id, number, round.opened.attempt)
@@ -419,5 +469,4 @@ class JobDriver:
         """Delete blobs that no job needs any more: these, and models that have grown old."""
         past = [summary.model for summary in self.job.past[-MODELS_KEPT - 4 : -MODELS_KEPT]]
         needed = self._coordinator.needed_blobs()
-        for digest in {*digests, *past} - needed - {""}:
-            await self._coordinator.blobs.delete(digest)
+        await self._coordinator.blobs.delete(*{*digests, *past} - needed - {""})

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import reduce
 
 from tutti.core.errors import NotFound
 from tutti.domain import commands, jobs, nodes
@@ -20,11 +22,19 @@ def stream_of(job_id: str) -> str:
     return f"job:{job_id}"
 
 
+@dataclass(slots=True, eq=False)
+class _Wish:
+    """A command that waits for its turn; then what came of it: events, or an error."""
+
+    command: commands.Command
+    outcome: list[JobEvent] | Exception | None = None
+
+
 class Journal:
     """Holds every job and the register of nodes, rebuilt from the log and changed through it alone.
 
-    Commands to one stream run one after another. When the log cannot write, the caller gets its StorageError
-    and the state stays as it was.
+    Commands to one stream run one after another; those that wait while the log writes share the next write.
+    When the log cannot write, the callers get its StorageError and the state stays as it was.
     """
 
     def __init__(self, log: EventLog, clock: Callable[[], float]) -> None:
@@ -36,6 +46,7 @@ class Journal:
         self.offset = 0
         self._versions: defaultdict[str, int] = defaultdict(int)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._wishes: defaultdict[str, list[_Wish]] = defaultdict(list)
 
     async def load(self) -> None:
         """Replay the whole log."""
@@ -60,10 +71,37 @@ class Journal:
         """Carry out a command on a job; returns the new events, raises Conflict with the reason for a refusal."""
         if job_id not in self.jobs:
             raise NotFound(f"there is no job {job_id!r}")
-        async with self._locks[stream_of(job_id)]:
-            events = jobs.decide(self.jobs[job_id], command, now=self.clock())
-            await self._record(stream_of(job_id), events)
-        return events
+        wish, waiting = _Wish(command), self._wishes[job_id]
+        waiting.append(wish)
+        try:
+            async with self._locks[stream_of(job_id)]:
+                if wish.outcome is None:
+                    wishes = waiting.copy()
+                    waiting.clear()
+                    await _to_the_end(self._fulfil(job_id, wishes))
+        finally:
+            if wish in waiting:  # cancelled before its turn
+                waiting.remove(wish)
+        if isinstance(wish.outcome, Exception):
+            raise wish.outcome
+        assert wish.outcome is not None
+        return wish.outcome
+
+    async def _fulfil(self, job_id: str, wishes: list[_Wish]) -> None:
+        """Decide on each as if what comes of those before it had happened already, and write all of it at once."""
+        state, now, news = self.jobs[job_id], self.clock(), list[JobEvent]()
+        for wish in wishes:
+            try:
+                wish.outcome = events = jobs.decide(state, wish.command, now=now)
+                state = reduce(jobs.evolve, events, state)
+                news += events
+            except Exception as refusal:
+                wish.outcome = refusal
+        try:
+            await self._write(stream_of(job_id), news)
+        except Exception as error:
+            for wish in wishes:
+                wish.outcome = error
 
     async def nodes(self, command: nodes.Command) -> list[NodeEvent]:
         """Carry out a command on the register of nodes."""
@@ -77,20 +115,13 @@ class Journal:
         async with self._locks[NODES]:
             await self._record(NODES, [event])
 
-    async def _record(self, stream: str, events: "list[AnyEvent] | list[JobEvent] | list[NodeEvent]") -> None:
-        """Write and apply. A caller that is cancelled meanwhile cannot part the two, or leave the lock too early."""
-        if not events:
-            return
-        writing = asyncio.ensure_future(self._write(stream, events))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait((writing,))
-            raise
+    async def _record(self, stream: str, events: "list[AnyEvent] | list[NodeEvent]") -> None:
+        await _to_the_end(self._write(stream, events))
 
     async def _write(self, stream: str, events: "list[AnyEvent] | list[JobEvent] | list[NodeEvent]") -> None:
-        for recorded in await self.log.append(stream, self._versions[stream], events):
-            self._apply(recorded)
+        if events:
+            for recorded in await self.log.append(stream, self._versions[stream], events):
+                self._apply(recorded)
 
     def _apply(self, recorded: Recorded) -> None:
         event, stream = recorded.event, recorded.stream
@@ -108,3 +139,13 @@ class Journal:
         self.register = nodes.evolve(self.register, event)
         if isinstance(event, e.NodeJoined):
             self.joined_at[event.node] = event.at
+
+
+async def _to_the_end(writing: Coroutine[None, None, None]) -> None:
+    """A caller that is cancelled meanwhile cannot part writing and applying, or leave the lock too early."""
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise

@@ -170,6 +170,8 @@ class NodeRuntime:
 
     async def _on_verdict(self, verdict: Verdict) -> None:
         job, round, held = verdict.job, verdict.round, self._tasks.held
+        if not verdict.resend:
+            self._tasks.settled(verdict)
         if verdict.accepted:
             log.info("job %s round %d node %s: counted", job, round, self._name)
         elif not verdict.resend:

@@ -1,6 +1,5 @@
 """Which nodes are here now, what they last said, and who has been silent for too long. Nothing here is logged."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tutti.domain.events import NodeId
@@ -23,6 +22,13 @@ class Seen:
     progress: Progress | None = None
     took_leave: bool = False
     told: dict[Owed, float] = field(default_factory=dict)  # tasks sent over this connection, with the last sign of work
+
+    @property
+    def is_open(self) -> bool:
+        """Within the owner's hours, as the node last said."""
+        if self.heartbeat is not None:
+            return self.heartbeat.open
+        return self.registration is not None and self.registration.terms.open
 
 
 class Presence:
@@ -49,18 +55,21 @@ class Presence:
     def forget(self, node: NodeId) -> None:
         self._seen.pop(node, None)
 
-    def heard(self, node: NodeId, message: object, now: float) -> None:
+    def heard(self, node: NodeId, message: object, now: float) -> bool:
+        """Note a sign of life; True if the node has just begun to take work again (its owner's hours)."""
         seen = self._seen.get(node)
         if seen is None:
-            return
+            return False
         seen.heard_at = now
         if isinstance(message, Heartbeat):
-            seen.heartbeat = message
+            before, seen.heartbeat = seen.is_open, message
+            return message.open and not before
         elif isinstance(message, Progress):
             seen.progress = message
             owed = (message.job, message.round, message.attempt)
             if owed in seen.told:
                 seen.told[owed] = now
+        return False
 
     def tell(self, node: NodeId, owed: Owed, now: float) -> None:
         """Note that the node was sent this task; the lease runs from now."""
@@ -92,8 +101,3 @@ class Presence:
             since = seen.since if seen else self._started
             return since + rules.grace, f"disconnected for {rules.grace:g} s"
         return seen.told.get(owed, seen.since) + rules.lease, f"no progress for {rules.lease:g} s"
-
-    def lost(self, nodes: Iterable[NodeId], owed: Owed, rules: CohortRules, now: float) -> dict[NodeId, str]:
-        """The nodes whose grace or lease has run out, with the reason."""
-        expiries = {node: self.expiry(node, owed, rules) for node in nodes}
-        return {node: reason for node, (at, reason) in expiries.items() if now >= at}

@@ -47,6 +47,7 @@ class Assignment:
 
     start: Start
     batch_size: int
+    delays: Iterator[float]  # before each further hand-in
     cancelled: threading.Event = field(default_factory=threading.Event)
     activity: "asyncio.Task[None] | None" = None
     outcome: Outcome | None = None
@@ -96,13 +97,18 @@ class TaskRunner:
 
     def take(self, start: Start, batch_size: int) -> None:
         """Begin this task; whatever was held before must have been released."""
-        self.held = Assignment(start, batch_size)
+        self.held = Assignment(start, batch_size, backoff(self._rng))
         self.held.activity = asyncio.create_task(self._work(self.held))
 
     def hand_in_again(self) -> None:
-        """Deliver the outcome once more, unless the work or its first delivery is still going on."""
+        """Deliver the outcome once more, in a while, unless the work or a delivery is still going on."""
         if self.held is not None and not self.held.busy:
-            self.held.activity = asyncio.create_task(self._deliver(self.held))
+            self.held.activity = asyncio.create_task(self._deliver_later(self.held))
+
+    def settled(self, verdict: Verdict) -> None:
+        """The coordinator has judged the outcome: should it ask again, that is a new matter."""
+        if self.held is not None and self.held.is_for(verdict):
+            self.held.delays = backoff(self._rng)
 
     def release(self, reason: str) -> None:
         """Forget the task, and stop it if it is running."""
@@ -127,7 +133,10 @@ class TaskRunner:
                 return progress
 
     async def say(self, message: NodeMessage) -> None:
-        """Send, if the connection is there; if not, the coordinator asks again when it is."""
+        """Send, if the connection is there; if not, the coordinator asks again when it is.
+
+        Raises whatever else keeps the link from sending, such as UserError for a message that is too long.
+        """
         try:
             await self._link.send(message)
         except LinkLost as lost:
@@ -146,7 +155,16 @@ class TaskRunner:
         await self._deliver(held)
 
     def _compute(self, held: Assignment, weights: bytes, loop: asyncio.AbstractEventLoop) -> Outcome:
-        """In the worker thread. A trainer that did its work is kept, for the next round wants it again."""
+        """In the worker thread. A model is somebody else's code: whatever it raises, SystemExit too, fails the task."""
+        try:
+            return self._train(held, weights, loop)
+        except (Cancelled, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            return self._failed(held.start, error)
+
+    def _train(self, held: Assignment, weights: bytes, loop: asyncio.AbstractEventLoop) -> Outcome:
+        """A trainer that did its work is kept, for the next round wants it again."""
         start, kept = held.start, self._trainer
         self._trainer = None
         if kept is None or kept[0] != start.model:
@@ -178,6 +196,10 @@ class TaskRunner:
         self._progress = Progress(job=job, round=round, attempt=attempt, done=done, epoch=epoch, loss=finite)
         self._progressed.set()
 
+    async def _deliver_later(self, held: Assignment) -> None:
+        await asyncio.sleep(next(held.delays))
+        await self._deliver(held)
+
     async def _deliver(self, held: Assignment) -> None:
         """Store the update, if there is one, and say so."""
         assert held.outcome is not None
@@ -188,9 +210,13 @@ class TaskRunner:
             except Exception as error:
                 held.outcome = self._failed(held.start, error)
         self._progress = None
-        await self.say(held.outcome.message)
+        try:
+            await self.say(held.outcome.message)
+        except Exception as error:
+            held.outcome = self._failed(held.start, error)
+            await self.say(held.outcome.message)
 
-    def _failed(self, start: Start, error: Exception) -> Outcome:
+    def _failed(self, start: Start, error: BaseException) -> Outcome:
         reason = reason_of(error)
         log.warning("job %s round %d node %s: failed: %s", start.job, start.round, self._name, reason)
         log.debug("job %s round %d node %s: traceback", start.job, start.round, self._name, exc_info=error)

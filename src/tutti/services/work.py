@@ -28,6 +28,9 @@ from tutti.wire.messages import Failure, Start, Submission
 log = logging.getLogger(__name__)
 
 MODELS_KEPT = 3
+SMALL = 1 << 18
+"""Bytes of a model file that is read in the event loop: going to a thread would take longer."""
+
 REASON_LENGTH = 500
 
 Fetch: TypeAlias = Callable[[Digest, Path], Awaitable[None]]
@@ -112,10 +115,12 @@ def _submission(start: Start, weight: int, metrics: Metrics, seconds: float, dig
 
 
 def failure(start: Start, reason: str) -> Failure:
-    return Failure(job=start.job, round=start.round, attempt=start.attempt, reason=reason[:REASON_LENGTH])
+    """Text that cannot be sent, such as half a surrogate pair in a file's name, becomes question marks."""
+    told = reason[:REASON_LENGTH].encode(errors="replace").decode()
+    return Failure(job=start.job, round=start.round, attempt=start.attempt, reason=told)
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """An error in words for the coordinator's log."""
     if isinstance(error, MemoryError):
         return f"out of memory on the node: {error}" if str(error) else "out of memory on the node"
@@ -134,15 +139,16 @@ class ModelCache:
     async def get(self, digest: Digest) -> bytes:
         """The model's bytes, from here or from the coordinator; raises what `fetch` raises."""
         path = self._root / digest
-        if (found := await asyncio.to_thread(_verified, path)) is not None:
+        if path.exists() and (found := await asyncio.to_thread(_verified, path)) is not None:
             return found
-        await asyncio.to_thread(self._root.mkdir, parents=True, exist_ok=True)
+        self._root.mkdir(parents=True, exist_ok=True)
         try:
             await self._fetch(digest, path)
         except CorruptBlob as corrupt:  # perhaps the part that an interrupted download left behind
             log.warning("%s; loading it once more", corrupt)
             await self._fetch(digest, path)
-        return await asyncio.to_thread(self._take, path)
+        small = path.stat().st_size <= SMALL
+        return self._take(path) if small else await asyncio.to_thread(self._take, path)
 
     def _take(self, path: Path) -> bytes:
         found = path.read_bytes()

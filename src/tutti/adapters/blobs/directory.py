@@ -15,6 +15,7 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -81,10 +82,10 @@ class DirectoryBlobs:
             raise NotFound(f"there is no blob {digest}")
         return place
 
-    async def delete(self, digest: Digest) -> None:
-        place = self._place(digest)
-        with storage_errors(f"delete blob {digest}"):
-            await asyncio.to_thread(place.unlink, missing_ok=True)
+    async def delete(self, *digests: Digest) -> None:
+        places = [self._place(digest) for digest in digests]
+        with storage_errors(f"delete blobs in {self.root}"):
+            await asyncio.to_thread(_unlink, places)
 
     async def digests(self) -> list[Digest]:
         with storage_errors(f"list the blobs in {self.root}"):
@@ -120,6 +121,11 @@ class DirectoryBlobs:
 
     def _list(self) -> list[Digest]:
         return [path.name for path in self.root.glob("[0-9a-f][0-9a-f]/*") if _DIGEST.fullmatch(path.name)]
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _is_file(path: Path) -> bool:

@@ -83,11 +83,12 @@ class Sink:
                     f"expected bytes with digest {expected}, those that came have {found}: send them again"
                 )
             place = place_of(found)
-            if not place.exists():
+            known = place.exists()
+            if not known:
                 os.fsync(file)
                 self.path.rename(place)
             sync_directory(place.parent)
-            self._close(keep=False)
+            self._close(keep=not known)
             return found
 
     def close(self, *, keep: bool) -> None:
@@ -114,11 +115,12 @@ class Sink:
         return file
 
     def _open(self) -> int:
-        file = self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        start = 0 if self.size else os.O_TRUNC
+        file = self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | start, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(file, self.size)
-        os.lseek(file, 0, os.SEEK_END)
         if self.size:
+            os.ftruncate(file, self.size)
+            os.lseek(file, 0, os.SEEK_END)
             self._hasher.update_mmap(self.path)
         return file
 

@@ -1,0 +1,85 @@
+"""The real log and blob store, with a saboteur before them: the n-th write fails, or a coordinator stops at it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.logs.sqlite import SqliteLog
+from tutti.core.errors import StorageError
+from tutti.domain.events import AnyEvent, Digest
+from tutti.ports import Recorded
+
+
+@dataclass
+class Saboteur:
+    """Counts writes from `arm` on. At number `at` it raises StorageError (`fail`), or lets the writer hang for ever,
+    before the write (`stop before`) or after it (`stop after`): what a process that is killed there has done."""
+
+    how: str = "fail"
+    at: int = -1
+    count: int = 0
+    struck: asyncio.Event = field(default_factory=asyncio.Event)
+    _hanging: "asyncio.Future[None] | None" = None
+
+    def arm(self, at: int) -> None:
+        self.at, self.count = at, 0
+
+    async def before(self) -> bool:
+        self.count += 1
+        if self.count != self.at:
+            return False
+        if self.how == "fail":
+            self.struck.set()
+            raise StorageError("the disk is full: free some space")
+        if self.how == "stop before":
+            await self._hang()
+        return True
+
+    async def after(self, struck: bool) -> None:
+        if struck and self.how == "stop after":
+            await self._hang()
+
+    async def _hang(self) -> None:
+        self._hanging = asyncio.get_running_loop().create_future()
+        self.struck.set()
+        await self._hanging
+
+    def release(self) -> None:
+        """The process is dead now: whoever hangs comes to an end, and nobody hangs any more."""
+        self.at = -1
+        if self._hanging is not None and not self._hanging.done():
+            self._hanging.set_exception(StorageError("the process was killed here"))
+
+
+class SabotagedLog:
+    def __init__(self, log: SqliteLog, saboteur: Saboteur) -> None:
+        self._log, self._saboteur = log, saboteur
+
+    async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:
+        struck = await self._saboteur.before()
+        recorded = await self._log.append(stream, version, events)
+        await self._saboteur.after(struck)
+        return recorded
+
+    async def read(self, after: int = 0, *, stream: str | None = None, limit: int = 1000) -> list[Recorded]:
+        return await self._log.read(after, stream=stream, limit=limit)
+
+    def follow(self, after: int) -> AsyncIterator[list[Recorded]]:
+        return self._log.follow(after)
+
+    async def close(self) -> None:
+        await self._log.close()
+
+
+class SabotagedBlobs(DirectoryBlobs):
+    def __init__(self, root: Path, saboteur: Saboteur) -> None:
+        super().__init__(root)
+        self._saboteur = saboteur
+
+    async def put(self, chunks, *, digest: Digest | None = None, limit: int | None = None) -> Digest:
+        struck = await self._saboteur.before()
+        stored = await super().put(chunks, digest=digest, limit=limit)
+        await self._saboteur.after(struck)
+        return stored
