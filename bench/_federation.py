@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
-from tutti.apps.client import Client
+from tutti.apps.client import OVER, Client
+from tutti.services.views import JobView
 
 HERE = Path(__file__).resolve().parent
 DEADLINE = 300.0
@@ -105,13 +107,15 @@ def coordinator(folder: Path, *, profile: str = "") -> Iterator[tuple[Process, C
     """`tutti up` on a port of the system's choice; `profile` names a file for cProfile's figures of its main thread."""
     under = ["-m", "cProfile", "-o", profile] if profile else []
     command = [*under, "-m", "tutti.apps.cli", "up", "--port", "0", "--json", "--until-eof"]
-    with Process([*command, "--data-dir", str(folder / "data")], plugin(folder)) as process:
-        with Client(process.read()["url"]) as client:
-            yield process, client
+    with ExitStack() as stack:
+        process = stack.enter_context(Process([*command, "--data-dir", str(folder / "data")], plugin(folder)))
+        yield process, stack.enter_context(Client(process.read()["url"]))
 
 
 @contextmanager
-def federation(folder: Path, nodes: int, *, hosts: int = 2, kind: str = "nodes", profile: str = "") -> Iterator[Federation]:
+def federation(
+    folder: Path, nodes: int, *, hosts: int = 2, kind: str = "nodes", profile: str = ""
+) -> Iterator[Federation]:
     """A coordinator with so many connected nodes, spread over the host processes."""
     with ExitStack() as stack:
         process, client = stack.enter_context(coordinator(folder, profile=profile))
@@ -128,29 +132,41 @@ def federation(folder: Path, nodes: int, *, hosts: int = 2, kind: str = "nodes",
 def shares(nodes: int, hosts: int) -> list[tuple[int, int]]:
     hosts = min(nodes, hosts)
     edges = [nodes * k // hosts for k in range(hosts + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
+
+
+def submit(client: Client, *, nodes: int, rounds: int, size: str) -> str:
+    """Ask for rounds with the model that is no work; the job."""
+    return client.submit(
+        {
+            "name": "nowork",
+            "dataset": "nowork",
+            "model": {"name": "nowork", "options": {"size": size}},
+            "rounds": rounds,
+            "cohort": {"min_nodes": nodes},
+            "evaluation": {"nodes": False},
+        }
+    ).id
 
 
 def run_job(client: Client, *, nodes: int, rounds: int, size: str) -> tuple[str, list[float]]:
-    """Train the model that is no work; the job, and the seconds between the openings of its rounds."""
-    spec = {
-        "name": "nowork",
-        "dataset": "nowork",
-        "model": {"name": "nowork", "options": {"size": size}},
-        "rounds": rounds + 1,
-        "cohort": {"min_nodes": nodes},
-        "evaluation": {"nodes": False},
-    }
-    job = client.submit(spec).id
-    until = time.monotonic() + DEADLINE
-    while (now := client.job(job)).status not in ("completed", "failed", "stopped"):
-        if time.monotonic() > until:
-            raise SystemExit(f"job {job} is not done after {DEADLINE:g} s: {now}")
-        time.sleep(0.2)  # a question five times a second costs the coordinator next to nothing
+    """Train to the end; the job, and the seconds between the openings of so many rounds and one more."""
+    job = submit(client, nodes=nodes, rounds=rounds + 1, size=size)
+    now = wait_for(client, job, lambda now: now.status in OVER)
     if now.status != "completed":
         raise SystemExit(f"job {job}: {now}")
     opened = [event.at for event in events_of(client, job) if event.type == "RoundOpened"]
-    return job, [after - before for before, after in zip(opened[:-1], opened[1:], strict=True)]
+    return job, [after - before for before, after in pairwise(opened)]
+
+
+def wait_for(client: Client, job: str, condition: Callable[[JobView], bool]) -> JobView:
+    """The job, once the condition holds; asked five times a second, which costs the coordinator next to nothing."""
+    until = time.monotonic() + DEADLINE
+    while not condition(now := client.job(job)):
+        if now.status in OVER or time.monotonic() > until:
+            raise SystemExit(f"job {job}, waited for at most {DEADLINE:g} s: {now}")
+        time.sleep(0.2)
+    return now
 
 
 def events_of(client: Client, job: str) -> Iterator[Any]:

@@ -26,16 +26,15 @@ import _nowork
 from tutti.adapters.fabrics.hub_link import HubLink
 from tutti.apps.client import Client
 from tutti.domain.nodes import Capabilities, DataSummary
-from tutti.ports.machine import Load
 from tutti.domain.policy import Policy
 from tutti.ports import Link
+from tutti.ports.machine import Load
 from tutti.ports.training import models
 from tutti.services.node import NodeRuntime
 from tutti.wire.messages import PROTOCOL, Heartbeat, Registered, Registration, Submission, Verdict
 
 SECRET = "a-secret-for-a-benchmark-on-loopback"
 AT_ONCE = 64
-PORTS = {}
 Answer = Callable[[str], Awaitable[dict[str, object]]]
 
 
@@ -55,7 +54,9 @@ async def nodes(link: str, names: list[str], folder: Path) -> AsyncIterator[Answ
     port = urlsplit(url).port
     async with contextlib.AsyncExitStack() as stack:
         links = [await stack.enter_async_context(Noticing(url, name, SECRET)) for name in names]
-        running = [asyncio.create_task(runtime(each, name, folder).run()) for each, name in zip(links, names, strict=True)]
+        running = [
+            asyncio.create_task(runtime(each, name, folder).run()) for each, name in zip(links, names, strict=True)
+        ]
         for each in links:
             await each.registered.wait()
         yield lambda question: traffic(port)
@@ -202,7 +203,9 @@ async def traffic(port: int | None) -> dict[str, object]:
 async def serve(kind: str, address: str, first: int, last: int, folder: Path) -> None:
     names = [f"node-{number:05d}" for number in range(first, last)]
     questions = lines()
-    async with contextlib.aclosing({"nodes": nodes, "links": links, "sockets": sockets}[kind](address, names, folder)) as it:
+    async with contextlib.aclosing(
+        {"nodes": nodes, "links": links, "sockets": sockets}[kind](address, names, folder)
+    ) as it:
         answer = await anext(it)
         print(json.dumps({"ready": len(names)}), flush=True)
         while (question := await questions.get()) is not None:

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tutti.apps.client import Client
-
-    __version__: str
+    from tutti.version import __version__
 
 __all__ = ["Client", "__version__"]
 
@@ -13,9 +12,9 @@ __all__ = ["Client", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import what is heavy only when it is asked for."""
     if name == "__version__":
-        from importlib.metadata import version
+        from tutti.version import __version__
 
-        return version("tutti")
+        return __version__
     if name == "Client":
         from tutti.apps.client import Client
 

@@ -6,8 +6,10 @@ import pytest
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
-from tutti.core.errors import StorageError
+from tutti.core.errors import Conflict, StorageError
 from tutti.ports import Arrived, Left, LinkLost, LinkRefused, Said
+from tutti.ports.blobs import TooLarge
+from tutti.testing.blobs import digest_of
 from tutti.testing.fabrics import FabricSuite, Setup, authenticate, news, progress, registration, soon, token_of
 from tutti.wire.messages import Registered
 
@@ -98,3 +100,31 @@ async def test_a_disk_that_cannot_take_a_model(tmp_path, setup):
 async def aiter_of(*items):
     for item in items:
         yield item
+
+
+async def test_a_limit_on_what_nodes_may_store(tmp_path):
+    limits = {"n1": 10, "n2": 0}
+    setup = local_setup(tmp_path, limit=limits.__getitem__)
+    asked, idle = await setup.join("n1"), await setup.join("n2")
+    await asked.link.store(b"0123456789", digest_of(b"0123456789"))
+    with pytest.raises(TooLarge):
+        await asked.link.store(b"0123456789a", digest_of(b"0123456789a"))
+    with pytest.raises(Conflict, match="no update of n2 is expected now"):
+        await idle.link.store(b"01", digest_of(b"01"))
+    assert await setup.blobs.digests() == [digest_of(b"0123456789")]
+
+
+async def test_only_who_is_still_let_in_may_store(tmp_path):
+    removed = set()
+
+    def doorkeeper(node, token):
+        authenticate("nobody" if node in removed else node, token)
+
+    setup = local_setup(tmp_path, doorkeeper)
+    with pytest.raises(LinkLost, match="not been connected"):
+        await LocalLink(setup.fabric).store(b"01", digest_of(b"01"))
+    node = await setup.join("n1")
+    removed.add("n1")
+    with pytest.raises(LinkRefused):
+        await node.link.store(b"01", digest_of(b"01"))
+    assert await setup.blobs.digests() == []

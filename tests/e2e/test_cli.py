@@ -74,7 +74,11 @@ WRONG = {
     "no model": (["run", "--local", "--dataset", "digits"], 2, "give --model"),
     "no rounds": (["run", "--local", "--dataset", "digits", "--model", "mlp", "--rounds", "0"], 2, "x>=1"),
     "no learning": (["run", "--local", "--dataset", "digits", "--model", "mlp", "--lr", "0"], 2, "$.training.lr"),
-    "an unknown field": (["run", "--local", "--dataset", "digits", "--model", "mlp", "--set", "cohort.x=1"], 2, "`x`"),
+    "an unknown field": (
+        ["run", "--local", "--dataset", "digits", "--model", "mlp", "--set", "cohort.x=1"],
+        2,
+        "`cohort.x`; choose from: min_nodes",
+    ),
     "no assignment": (["run", "--local", "--dataset", "digits", "--model", "mlp", "--set", "x"], 2, "FIELD=VALUE"),
     "a table set as a value": (["run", "--local", "--set", "name=a", "--set", "name.b=1"], 2, "name is no table"),
     "a contradiction": (
@@ -82,6 +86,8 @@ WRONG = {
         2,
         "set min_nodes to 3 or more",
     ),
+    "an unknown model": (["run", "--local", "--dataset", "digits", "--model", "nope"], 2, "choose from: 2nn"),
+    "an unwritable place": (["run", "--local", "--out", "no/such/m.st"], 6, "cannot write no/such/m.st"),
     "data nobody has": (["run", "--local", "--dataset", "nope", "--model", "mlp"], 2, "no data source 'nope'"),
     "a missing data file": (["run", "--local", "--data", "csv:path=no.csv,target=y", "--model", "linear"], 2, "no.csv"),
     "a detached federation": (["run", "--local", "--dataset", "digits", "--model", "mlp", "--detach"], 2, "tutti up"),
@@ -144,6 +150,40 @@ def test_a_port_in_use_and_a_data_dir_in_use_are_named(tmp_path):
         assert (same_port.returncode, f"port {port}" in same_port.stderr) == (Exit.CONFLICT, True), same_port.stderr
         same_data = tutti("up", "--port", 0, "--data-dir", "one", cwd=tmp_path)
         assert (same_data.returncode, "one" in same_data.stderr) == (Exit.CONFLICT, True), same_data.stderr
+
+
+def test_a_state_dir_in_use_is_named_and_free_again_after_kill_9(tmp_path):
+    with running("up", "--port", 0, cwd=tmp_path) as up:
+        join = ("join", up.ready["join_link"], "--data", "digits", "--name", "ward", "--state-dir", "state")
+        with running(*join, cwd=tmp_path) as node:
+            second = tutti(*join, cwd=tmp_path)
+            assert second.returncode == Exit.CONFLICT
+            assert "another node runs with the state directory state" in second.stderr
+            node.end(signal.SIGKILL)
+        with running(*join, cwd=tmp_path) as node:
+            assert node.ready["node"] == "ward"
+
+
+def test_a_module_of_a_jobs_choice_needs_both_owners_consent(tmp_path):
+    (tmp_path / "house.py").write_text(
+        "from torch import nn\n\ndef net() -> nn.Module:\n    return nn.Linear(64, 10)\n"
+    )
+    (tmp_path / "trap.py").write_text("open('imported', 'w').close()\nraise SystemExit(9)\n")
+    wish = ("run", "--local", "--dataset", "digits", "--rounds", 1, "--nodes", 1, "--model")
+    here = {"PYTHONPATH": str(tmp_path), "TUTTI_ALLOW_MODULES": "house other.*"}
+    refused = tutti(*wish, "module:entry=trap:net", cwd=tmp_path, **here)
+    assert refused.returncode in (Exit.USAGE, Exit.JOB_FAILED)
+    assert "--allow-module trap" in refused.stderr
+    assert not (tmp_path / "imported").exists()
+    done = tutti(*wish, "module:entry=house:net", "--out", "net.safetensors", cwd=tmp_path, **here)
+    assert done.returncode == Exit.OK, done.stderr
+    table = "\n".join([",".join(f"p{i}" for i in range(64)), ",".join("1" * 64)])
+    (tmp_path / "digit.csv").write_text(table)
+    predict = ("predict", "net.safetensors", "digit.csv")
+    unlisted = tutti(*predict, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (unlisted.returncode, "nobody has listed module 'house'" in unlisted.stderr) == (Exit.USAGE, True)
+    listed = tutti(*predict, "--allow-module", "house", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert listed.stdout.startswith("prediction,probability\n"), listed.stderr
 
 
 def test_a_data_dir_that_cannot_be_is_named(tmp_path):

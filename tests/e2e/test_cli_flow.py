@@ -80,7 +80,7 @@ def test_names_that_the_coordinator_does_not_know_are_refused(site):
     for arguments, words in (
         (("jobs", "show", "nope"), "no job with the id or name 'nope'"),
         (("nodes", "show", "nope"), "no node 'nope'"),
-        (("rounds", "show", site.job, 99), "no round 99"),
+        (("rounds", "show", site.job, "--round", 99), "no round 99"),
         (("why", site.job, "--round", 99), "no round 99"),
         (("models", "show", site.job, "--round", 99), "round 99"),
         (("model", "pull", site.job, "m", "--round", 99), "round 99"),
@@ -100,7 +100,7 @@ def test_lists_show_what_happened_to_people_and_to_programs(site):
         (("nodes", "ls"), "clinic-a"),
         (("nodes", "show", "clinic-b"), "examples"),
         (("rounds", "ls", site.job), "closed"),
-        (("rounds", "show", site.job, 2), "2 accepted, 2 counted"),
+        (("rounds", "show", site.job, "--round", 2), "2 accepted, 2 counted"),
         (("models", "ls"), site.job),
         (("models", "ls", site.job), "best"),
         (("models", "show", site.job, "--round", 1), "clinic-a"),
@@ -146,8 +146,32 @@ def test_a_model_that_cannot_be_written_is_a_storage_error(site):
     assert result.returncode == Exit.STORAGE
 
 
+def test_a_model_that_cannot_be_written_where_it_was_wanted_is_kept_elsewhere(site):
+    wish = ("run", "--dataset", "digits", "--model", "linear", "--rounds", 1, "--nodes", 2)
+    result = site.tutti(*wish, "--out", "m" * 255)  # a name that is free, and too long for a partial file
+    assert result.returncode == Exit.STORAGE, result.stderr
+    kept = Path(re.search(r"the model is in (\S+) instead", result.stderr)[1])
+    assert kept.stat().st_size > 4 * 65 * 10
+    kept.unlink()
+    kept.parent.rmdir()
+
+
+def test_nodes_that_did_not_count_are_named_after_a_run(site):
+    (site.folder / "policy.toml").write_text('forbid_jobs = ["unloved*"]')
+    link = site.ok("invite").strip()
+    join = ("join", link, "--data", "digits:part=0/2", "--name", "choosy", "--state-dir", "choosy")
+    with running(*join, "--policy", "policy.toml", cwd=site.folder):
+        wish = ("run", "--dataset", "digits", "--model", "linear", "--rounds", 2, "--nodes", 2)
+        result = site.tutti(*wish, "--name", "unloved")
+    assert result.returncode == 0, result.stderr
+    (warning,) = result.stderr.splitlines()
+    assert re.match(r"warning: node choosy counted in 0 of 2 rounds: its owner does not allow", warning), warning
+
+
 def test_a_job_is_paused_resumed_and_stopped(site):
     job = site.ok("run", "--dataset", "digits", "--model", "mlp", "--nodes", 3, "--detach").strip()
+    pulled = site.tutti("model", "pull", job, "untrained.safetensors")
+    assert (pulled.returncode, "--round 0 gives the initial one" in pulled.stderr) == (Exit.CONFLICT, True)
     site.ok("jobs", "pause", job)
     assert json.loads(site.ok("jobs", "show", job, "--json"))["status"] == "paused"
     site.ok("jobs", "resume", job)

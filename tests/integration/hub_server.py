@@ -32,15 +32,22 @@ def one_secret(node: str, secret: str) -> None:
 
 @dataclass
 class Doorkeeper:
-    """What the hub and the routes ask of a coordinator: one secret for all nodes, one limit for all updates."""
+    """What the hub and the routes ask of a coordinator: one secret for all nodes, one limit for all updates.
+
+    `models` are the digests that nodes may read; None for every one.
+    """
 
     check: Callable[[str, str], None] = one_secret
     limit: int = 64 << 20
+    models: set[str] | None = None
     stats: Stats = field(default_factory=Stats)
     turned_away: list[tuple[str, str]] = field(default_factory=list)
 
     def authenticate(self, node: str, secret: str) -> None:
         self.check(node, secret)
+
+    def may_read(self, node: str, digest: str) -> bool:
+        return self.models is None or digest in self.models
 
     def update_limit(self, node: str) -> int:
         return self.limit

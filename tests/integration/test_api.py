@@ -219,7 +219,14 @@ async def test_nodes_are_listed_shown_and_removed(world, client):
     nodes = (await client.get("/api/v1/nodes?connected=true&dataset=toy")).json()["items"]
     assert [(n["name"], n["connected"], n["examples"]) for n in nodes] == [("ada", True, 16), ("bob", True, 16)]
     assert (await client.get("/api/v1/nodes?connected=false")).json()["items"] == []
-    assert (await client.get("/api/v1/nodes?limit=1&after=ada")).json()["items"][0]["name"] == "bob"
+    assert (await client.get("/api/v1/nodes?limit=1&after=ada")).json() == {
+        "items": (await client.get("/api/v1/nodes")).json()["items"][1:],
+        "next": None,
+    }
+    assert (await client.get("/api/v1/nodes?limit=1")).json()["next"] == "ada"
+    gone = (await client.get("/api/v1/nodes?after=aaron")).json()["items"]  # left the list between two pages
+    assert [node["name"] for node in gone] == ["ada", "bob"]
+    assert (await client.get("/api/v1/nodes?after=zoe")).json() == {"items": [], "next": None}
     given = (await client.get(f"/api/v1/contributions?job={job}")).json()["items"]
     assert [(c["node"], c["updates"], c["share"]) for c in given] == [("ada", 2, 0.5), ("bob", 2, 0.5)]
     assert (await client.delete("/api/v1/nodes/bob")).status_code == 204
@@ -241,7 +248,7 @@ async def test_status_metrics_and_configuration(world, client):
     assert (status["status"], status["nodes_connected"], status["jobs"]) == ("idle", 2, {"completed": 1})
     assert status["offset"] == world.core.journal.offset
     metrics = (await client.get("/api/v1/metrics")).json()
-    assert (metrics["rounds_completed"], metrics["training"]["count"]) == (3, 6)
+    assert (metrics["rounds_completed"], metrics["training"]["count"]) == (2, 4)
     assert metrics["jobs"][0]["rounds_done"] == 2
     assert (await client.get("/api/v1/config")).json()["training"]["lr"] == 0.1
 
@@ -252,7 +259,7 @@ async def test_prometheus_names_are_the_documented_ones(world, client):
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
     values = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#"))
     assert values["devices_connected_total"] == "2.0"
-    assert values["training_rounds_completed"] == "3.0"
+    assert values["training_rounds_completed"] == "2.0"
     assert values["aggregation_time_seconds_count"] == "3.0"
     assert values["device_training_time_seconds_count"] == "6.0"
     assert float(values['device_training_time_seconds{quantile="0.5"}']) > 0
@@ -409,6 +416,16 @@ async def test_who_fails_too_often_has_to_wait(remote):
     assert [a.status_code for a in answers].count(429) >= 3
     assert answers[-1].headers["retry-after"]
     assert (await remote.post("/api/v1/nodes", json={"node": "ada", "token": "guess"})).status_code == 429
+    assert (await remote.post("/api/v1/invites/check", json={"token": "guess"})).status_code == 429
+
+
+async def test_who_fails_too_often_keeps_nobody_else_at_the_same_address_out(world, remote):
+    for _ in range(25):
+        await remote.get("/api/v1/jobs", headers={"authorization": "Bearer guess"})
+    assert (await remote.get("/api/v1/jobs", headers=BEARER)).status_code == 200
+    token = await world.core.invite()
+    assert (await remote.post("/api/v1/invites/check", json={"token": token})).status_code == 204
+    assert (await remote.post("/api/v1/nodes", json={"node": "ada", "token": token})).status_code == 201
 
 
 @pytest.mark.parametrize(
@@ -492,3 +509,11 @@ async def test_what_is_published_is_what_is_answered(world, client):
     }
     for name, answer in answers.items():
         assert set(answer.json()) == set(components[name]["properties"])
+
+
+async def test_an_unknown_field_is_refused_with_those_that_there_are(client):
+    answer = await client.post("/api/v1/nodes", json={"node": "ada", "tokn": "x"})
+    assert answer.status_code == 422
+    assert "`tokn`; there are: node, token, secret" in problem_of(answer)
+    answer = await client.post("/api/v1/training/stop", json={"session": "one"})
+    assert "there are: session_id, job_id, id" in problem_of(answer)

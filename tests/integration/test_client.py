@@ -89,7 +89,7 @@ async def test_every_view(world, client):
         assert [node.name for node in client.nodes(connected="true")] == ["ada", "bob"]
         assert client.node("ada").examples == 16
         assert client.status().nodes_connected == 2
-        assert client.overview().rounds_completed == 3
+        assert client.overview().rounds_completed == 2
         assert "fedavg" in client.registry("strategies")
         assert client.events(after=client.status().offset) == []
         assert client.invite(uses=2).link.startswith(client.url + "/join#")
@@ -163,6 +163,25 @@ async def test_nobody_answers():
             next(client.follow(patience=0.0))
 
 
+@pytest.mark.timeout(30)
+async def test_a_server_that_ends_every_connection_at_once_is_given_up():
+    app, opened = FastAPI(), []
+
+    @app.websocket("/ws")
+    async def hang_up(websocket: WebSocket) -> None:
+        await websocket.accept()
+        opened.append(websocket)
+        await websocket.close()
+
+    def follow(url: str) -> None:
+        with Client(url) as client, pytest.raises(Unreachable, match="ends every live connection at once"):
+            next(client.follow(patience=0.3))
+
+    async with served(app) as url:
+        await asyncio.to_thread(follow, url)
+    assert len(opened) >= 2
+
+
 async def test_following_survives_a_restart(world, tmp_path):
     await join_two(world)
     seen: list[tutti.apps.client.EventView] = []
@@ -215,6 +234,38 @@ async def test_live_events_of_one_stream(world, url):
     job = await world.core.submit(_slow(1), paused=True)
     async with connect(live_url(url, f"?after=0&stream=job:{job.id}")) as socket:
         assert json.loads(await socket.recv())["type"] == "JobSubmitted"
+
+
+async def test_the_backlog_of_one_stream_is_not_looked_for_in_the_whole_log(world, url, monkeypatch):
+    job = await world.core.submit(_slow(1), paused=True)
+    for _ in range(3):
+        await world.core.invite()
+    begun, follow = [], world.core.log.follow
+    monkeypatch.setattr(world.core.log, "follow", lambda after: begun.append(after) or follow(after))
+    async with connect(live_url(url, f"?after=0&stream=job:{job.id}")) as socket:
+        assert json.loads(await socket.recv())["type"] == "JobSubmitted"
+        await world.core.stop_job(job.id)
+        while json.loads(await socket.recv())["type"] != "JobStopped":
+            pass
+    assert begun
+    assert min(begun) >= 4
+
+
+async def test_events_that_come_while_a_backlog_is_read_come_once(world):
+    """Every event heard causes more, on the stream and beside it."""
+    heard, spec = [], _slow(1)
+    await world.core.invite()
+    async for recorded in live.LiveRoutes(world.core)._events(0, "nodes"):
+        heard.append(recorded.offset)
+        if len(heard) == 30:
+            break
+        if len(heard) < 20:
+            await world.core.journal.submit(f"job-{len(heard)}", spec, SCHEMA, by="", paused=True)
+            await world.core.invite()
+        if len(heard) == 20:
+            await asyncio.gather(*(world.core.invite() for _ in range(20)))
+    stored = [recorded.offset for recorded in await world.core.log.read(stream="nodes")]
+    assert heard == stored[:30]
 
 
 @pytest.mark.parametrize("query", ["?after=-1", "?after=x"])

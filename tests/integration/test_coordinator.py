@@ -1,5 +1,6 @@
 """The coordinator with real nodes in one process: the same model whatever dies, and every refusal with its reason."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,31 @@ async def test_a_job_runs_to_its_end_and_learns(world):
     job = await world.finished(await world.core.submit(toy_spec(rounds=8)))
     assert (job.status, job.rounds_done) == (Status.COMPLETED, 8)
     assert job.evaluations[8]["nodes"]["loss"] < 0.2 * job.evaluations[0]["nodes"]["loss"]
-    for summary in job.past[:-1]:
+    for summary in job.past[-5:-1]:
         assert summary.counted == {"ada": 16, "bob": 16, "cyd": 16}
+
+
+async def test_nodes_may_be_idle_for_longer_than_a_lease_before_they_are_asked(world):
+    await join_all(world)
+    first = await world.finished(await world.core.submit(toy_spec(rounds=1)))
+    world.later = 100_000.0
+    second = await world.finished(await world.core.submit(toy_spec(rounds=1)))
+    assert (second.status, second.model) == (Status.COMPLETED, first.model)
+    assert [summary.reason for summary in second.past] == [summary.reason for summary in first.past]
+
+
+async def test_a_node_that_is_silent_about_its_work_loses_its_lease(world):
+    gate = threading.Event()
+    await world.join("ada", 0)
+    await world.join("bob", 1, gate=gate)
+    await world.join("cyd", 2)
+    job = await world.core.submit(toy_spec(rounds=1, nodes=3, cohort={"lease": 60.0, "quorum": 2}))
+    await world.until(lambda job: job.round is not None and job.round.came == 2, job)
+    world.later = 61.0
+    world.look_again()
+    job = await world.finished(job)
+    assert sorted(job.past[0].counted) == ["ada", "cyd"]
+    gate.set()
 
 
 async def test_the_first_round_is_the_weighted_mean_of_what_the_nodes_send(world):

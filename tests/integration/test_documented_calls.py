@@ -45,7 +45,8 @@ FEDERATED_TRAINING = [
     ("POST", "/api/v1/training/start", {}, 201, {"session_id"}),
     ("POST", "/api/v1/training/start", {"model": "CNN", "dataset": "MNIST", "rounds": 3}, 201, {"session_id"}),
     ("POST", "/api/v1/training/start", {"model": "LeNet", "dataset": "mnist", "epochs": 1}, 201, {"session_id"}),
-    ("POST", "/api/v1/training/start", {"modelType": "mlp", "learningRate": 0.01, "mood": 1}, 201, {"ignored"}),
+    ("POST", "/api/v1/training/start", {"modelType": "mlp", "learningRate": 0.01, "notes": "x"}, 201, {"ignored"}),
+    ("POST", "/api/v1/training/start", {"modelType": "mlp", "learningRat": 0.01}, 422, {"detail"}),
     ("POST", "/api/v1/training/stop", None, 200, {"stopped"}),
     ("POST", "/api/v1/training/stop", {}, 200, {"stopped"}),
     ("GET", "/api/v1/training/status", None, 200, {"running", "session"}),
@@ -86,8 +87,8 @@ async def test_documented_call(world, client, method, path, body, status, fields
 
 
 async def test_a_dashboards_session_from_start_to_end(world, client):
-    started = await client.post("/api/v1/training/start", json={**TOY, "color": "blue"})
-    assert started.json()["ignored"] == ["color"]
+    started = await client.post("/api/v1/training/start", json={**TOY, "description": "blue"})
+    assert started.json()["ignored"] == ["description"]
     job = await finished(world, started)
     assert (await client.get("/api/v1/training/status")).json()["session"]["id"] == job
     assert (await client.get(f"/api/v1/sessions/{job}")).json()["status"] == "completed"

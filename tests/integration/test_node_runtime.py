@@ -73,8 +73,9 @@ def model(value: float = 0.0) -> Params:
 class LinearTrainer:
     """Least squares by mini-batch SGD. A closed `gate` holds training up; `tasks` and `ended` count the work."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
+        self.extra: Metrics = {}
         self.gate = threading.Event()
         self.gate.set()
         self.tasks: list[Task] = []
@@ -133,7 +134,7 @@ class LinearTrainer:
                 local["w"][...] -= task.lr * (x.T @ error) / len(rows)
                 local["b"][...] -= task.lr * error.mean(axis=0)
             report((epoch + 1) / task.training.epochs, epoch, float((error**2).mean()))
-        return Work(local, len(examples), {"loss": float((error**2).mean())})
+        return Work(local, len(examples), {"loss": float((error**2).mean()), **self.extra})
 
     def evaluate(self, params: Params, examples: Examples) -> Metrics:
         error = self.predict(params, examples.x) - examples.y
@@ -213,6 +214,7 @@ class Bench:
     script: Script
     trainer: LinearTrainer
     workdir: Path
+    runtime: NodeRuntime = field(init=False)
     node: "asyncio.Task[None] | None" = None
     expected_to_end: bool = False
     clock: list[datetime] = field(default_factory=lambda: [NIGHT])
@@ -253,7 +255,12 @@ def secret_is_right(node: str, token: str) -> None:
 
 @asynccontextmanager
 async def a_bench(
-    root: Path, *, policy: Policy | None = None, data: Data = DATA, error: Exception | None = None, here: bool = True
+    root: Path,
+    *,
+    policy: Policy | None = None,
+    data: Data = DATA,
+    error: BaseException | None = None,
+    here: bool = True,
 ) -> AsyncIterator[Bench]:
     """A node at work in a background task; `here`: its coordinator is there from the start."""
     blobs = DirectoryBlobs(root / "blobs")
@@ -266,7 +273,7 @@ async def a_bench(
             raise UserError(f"there is no model {choice.name!r}")
         return bench.trainer
 
-    node = NodeRuntime(
+    bench.runtime = NodeRuntime(
         name=NODE,
         token="secret",
         link=link,
@@ -280,7 +287,7 @@ async def a_bench(
     mishaps: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: mishaps.append(context))
     listening = asyncio.create_task(bench.script.listen())
-    bench.node = asyncio.create_task(node.run())
+    bench.node = asyncio.create_task(bench.runtime.run())
     try:
         if here:
             await bench.script.arrived()
@@ -461,6 +468,68 @@ async def test_update_is_stored_and_submitted_again_when_its_bytes_got_lost(tmp_
         assert await bench.script.hear(Submission, 2) == first
         assert (await bench.update(first)).layout == model().layout
     assert len(bench.trainer.tasks) == 1
+
+
+async def test_an_update_that_is_asked_for_again_and_again_is_handed_in_more_and_more_slowly(tmp_path: Path) -> None:
+    again = Verdict(job="job-1", round=1, attempt=0, accepted=False, reason="the disk is full", resend=True)
+    async with a_bench(tmp_path) as bench:
+        bench.script.tell(await bench.start())
+        await bench.script.hear(Submission)
+        began = asyncio.get_running_loop().time()
+        for count in range(2, 5):
+            bench.script.tell(again)
+            bench.script.tell(again)  # asked twice, handed in once
+            await bench.script.hear(Submission, count)
+        assert asyncio.get_running_loop().time() - began >= 0.05 + 0.1 + 0.2
+        assert len(bench.script.all(Submission)) == 4
+        assert bench.runtime._tasks.held is not None
+        assert next(bench.runtime._tasks.held.delays) > 0.3
+        bench.script.tell(Verdict(job="job-1", round=1, attempt=0, accepted=True))
+        bench.script.tell(again)
+        await bench.script.hear(Submission, 5)
+        assert next(bench.runtime._tasks.held.delays) <= 0.2  # the second delay of a new row
+    assert len(bench.trainer.tasks) == 1
+
+
+async def test_an_outcome_that_is_too_long_to_tell_is_a_failure_with_the_reason(tmp_path: Path) -> None:
+    async with a_bench(tmp_path) as bench:
+        bench.trainer.extra = {f"a metric with a long name, number {i}": 1.0 for i in range(2000)}
+        bench.script.tell(start := await bench.start())
+        failure = await bench.script.hear(Failure)
+        bench.script.tell(start)
+        assert await bench.script.hear(Failure, 2) == failure
+    assert failure.reason.startswith("a message may have 65536 bytes, this Submission has ")
+    assert bench.script.all(Submission) == []
+
+
+async def test_words_that_cannot_be_sent_do_not_keep_the_reason_back(tmp_path: Path) -> None:
+    async with a_bench(tmp_path, error=UserError("cannot read '\udcff.csv'")) as bench:
+        bench.script.tell(await bench.start())
+        assert (await bench.script.hear(Failure)).reason == "cannot read '?.csv'"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit("x"), asyncio.CancelledError("x")], ids=repr)
+async def test_a_model_cannot_end_the_node(tmp_path: Path, error: BaseException) -> None:
+    async with a_bench(tmp_path, error=error) as bench:
+        bench.script.tell(await bench.start())
+        failure = await bench.script.hear(Failure)
+        bench.trainer.error = None
+        bench.script.tell(await bench.start(round=2))
+        await bench.script.hear(Submission)
+    assert failure.reason == f"{type(error).__name__}: {error}"
+
+
+async def test_a_module_of_a_jobs_choice_is_refused_unless_the_owner_listed_it(tmp_path: Path) -> None:
+    wanted = Choice("module", {"entry": "lib2to3.__main__:x"})
+    async with a_bench(tmp_path) as bench:
+        bench.script.tell(await bench.start(model=wanted))
+        reason = (await bench.script.hear(Failure)).reason
+    assert reason.startswith("its owner does not let jobs import module 'lib2to3.__main__': add allow_modules = [")
+    async with a_bench(tmp_path / "listed", policy=Policy(allow_modules=("lib2to3.*",))) as bench:
+        bench.script.tell(await bench.start(model=wanted))
+        assert (
+            await bench.script.hear(Failure)
+        ).reason == "there is no model 'module'"  # the bench's factory was asked
 
 
 async def test_a_closed_round_frees_the_update(tmp_path: Path) -> None:

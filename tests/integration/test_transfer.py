@@ -1,6 +1,7 @@
 """Blobs over HTTP: a uvicorn server in this process, HubLink clients, and plain HTTP where a link is too polite."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -374,3 +375,46 @@ async def test_a_coordinator_that_does_not_answer_is_link_lost(hub: Hub, tmp_pat
             await link.fetch(digest_of(LARGE), tmp_path / "fetched")
         with pytest.raises(LinkLost, match="no answer in time"):
             await link.store(LARGE * 3, digest_of(LARGE * 3))
+
+
+async def test_a_node_reads_only_the_models_of_its_rounds(
+    hub: Hub, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Another node's update is not there for it, as if it were no blob at all; the operator reads everything."""
+    model, update = await put(hub, SMALL), await put(hub, LARGE)
+    hub.keeper.models, hub.keeper.limit = {model}, 0
+    async with hub.link() as link:
+        await link.fetch(model, tmp_path / "model")
+        with pytest.raises(NotFound, match=f"there is no blob {update}"):
+            await link.fetch(update, tmp_path / "update")
+    async with http.head(address(LARGE), headers=NODE) as response:
+        assert response.status == 404
+    async with http.get(address(LARGE), headers={"operator": "yes"}) as response:
+        assert (response.status, len(await response.read())) == (200, len(LARGE))
+
+
+async def test_decoding_leaves_the_event_loop_to_others(hub: Hub, http: aiohttp.ClientSession) -> None:
+    """All that an upload decodes, it decodes in a thread: the loop's own thread never enters the decoder."""
+    blob, entered = bytes(4_000_000), set()
+    decode_some = transfer._decode_some
+
+    def watched(*arguments: object) -> tuple[list[bytes], int]:
+        entered.add(threading.get_ident())
+        pieces, at = decode_some(*arguments)  # type: ignore[arg-type]
+        assert sum(map(len, pieces)) < transfer.ZSTD_ENOUGH + (32 << 20)
+        return pieces, at
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "_decode_some", watched)
+        async with hub.link(compress=True) as link:
+            await link.store(blob, digest_of(blob))
+    assert entered
+    assert threading.get_ident() not in entered
+    assert (await hub.blobs.path(digest_of(blob))).read_bytes() == blob
+
+
+@pytest.mark.parametrize("wanted", [f"bytes={'9' * 5000}-", f"bytes=-{'9' * 5000}", "bytes=1-٣"])
+async def test_a_range_that_is_no_number_gets_the_whole(hub: Hub, http: aiohttp.ClientSession, wanted: str) -> None:
+    await put(hub, SMALL)
+    async with http.get(address(SMALL), headers={**NODE, "Range": wanted}) as response:
+        assert (response.status, await response.read()) == (200, SMALL)

@@ -1,5 +1,8 @@
 """The job machine under random commands: what holds in every state, whatever is told in whatever order."""
 
+import math
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -9,11 +12,15 @@ from tutti.core.registry import Choice
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
+from tutti.domain.history import KEPT_IN_FULL, attempts_at
 from tutti.domain.rounds import Part, due
 from tutti.domain.spec import CohortRules, DataSchema, JobSpec
 
 NODES = ("a", "b", "c", "d", "e")
 nodes = st.sampled_from(NODES)
+numbers = st.sampled_from([0.0, 1.0, -1.0, 3e37, 1e38, -1e38, 1e308, -1e308, math.inf, math.nan])
+metrics = st.dictionaries(st.sampled_from(["eval_loss", "eval_examples", "train_loss", "train_examples"]), numbers)
+ALL = range(100)
 
 
 class JobMachine(RuleBasedStateMachine):
@@ -24,7 +31,9 @@ class JobMachine(RuleBasedStateMachine):
         retries=st.integers(0, 2),
     )
     def submit(self, min_nodes, over_select, rounds, retries):
-        rules = CohortRules(min_nodes=min_nodes, fraction=0.6, over_select=over_select, retries=retries, deadline=50.0)
+        rules = CohortRules(
+            min_nodes=min_nodes, fraction=0.6, over_select=over_select, retries=retries, deadline=50.0, floor=5.0
+        )
         spec = JobSpec(dataset="toy", model=Choice("linear"), rounds=rounds, cohort=rules)
         self.now = 0.0
         self.log: list[e.JobEvent] = [jobs.submit("j", spec, DataSchema("regression", (1,), 1), now=0.0)]
@@ -55,8 +64,11 @@ class JobMachine(RuleBasedStateMachine):
         weight=st.integers(-1, 9),
         fault=st.sampled_from([None, None, None, "NaN"]),
         digest=st.sampled_from(["x", "y"]),
+        metrics=st.just({}) | metrics,
+        seconds=st.sampled_from([0.0, 20.0]),
     )
-    def update(self, node, wrong_round, weight, fault, digest):
+    def update(self, node, wrong_round, weight, fault, digest, metrics, seconds):
+        self.now += seconds
         round = self.state.round
         number, attempt = (round.number, round.opened.attempt) if round else (1, 0)
         self.tell(
@@ -66,7 +78,7 @@ class JobMachine(RuleBasedStateMachine):
                 node=node,
                 digest=digest,
                 weight=weight,
-                metrics={},
+                metrics=metrics,
                 fault=fault,
             )
         )
@@ -144,6 +156,36 @@ class JobMachine(RuleBasedStateMachine):
                 case e.RoundClosed(counted=counted):
                     assert counted == {node: w for (n, a, node), w in accepted.items() if (n, a) == key}
                     assert all(weight >= 1 for weight in counted.values())
+
+    @invariant()
+    def whatever_nodes_say_the_log_holds_numbers_only(self):
+        for event in self.log:
+            assert all(math.isfinite(value) for value in getattr(event, "metrics", {}).values())
+
+    @invariant()
+    def a_round_has_its_time_and_after_a_missed_deadline_twice_as_much(self):
+        rules, missed = self.state.spec.cohort, 0.0
+        for summary in attempts_at(self.log, ALL):
+            opened = summary.round.opened
+            allowed = opened.deadline - opened.at
+            assert min(rules.deadline, max(rules.floor, 2 * missed)) - 1e-6 <= allowed <= rules.deadline + 1e-6
+            late = not summary.succeeded and summary.round.waiting_for and summary.closed_at >= summary.deadline
+            missed = allowed if late else 0.0
+
+    @invariant()
+    def the_past_can_be_rebuilt_from_the_log(self):
+        rebuilt = attempts_at(self.log, ALL)
+        assert [replace(summary, detail=None) for summary in rebuilt] == [
+            replace(summary, detail=None) for summary in self.state.past
+        ]
+        for full, kept in zip(rebuilt[-KEPT_IN_FULL:], self.state.past[-KEPT_IN_FULL:], strict=True):
+            assert full == kept
+
+    @invariant()
+    def contributions_are_what_was_counted(self):
+        made = [summary for summary in attempts_at(self.log, ALL) if summary.made_model]
+        counted = sum(weight for summary in made for weight in summary.counted.values())
+        assert sum(given.weight for given in self.state.contributions.values()) == counted
 
     @invariant()
     def the_job_never_hangs(self):

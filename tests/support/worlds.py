@@ -4,6 +4,7 @@ The toy is linear regression by gradient descent in numpy: fast, deterministic, 
 """
 
 import asyncio
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -31,13 +32,18 @@ DEADLINE = 30.0
 
 
 class ToyTrainer:
-    """Linear regression by stochastic gradient descent."""
+    """Linear regression by stochastic gradient descent. Training waits for `gate`, if there is one."""
+
+    def __init__(self, gate: threading.Event | None = None) -> None:
+        self.gate = gate
 
     def init(self, seed: int) -> Params:
         rng = np.random.default_rng(seed)
         return Params.from_arrays({"w": rng.standard_normal(3).astype(np.float32), "b": np.zeros(1, np.float32)})
 
     def train(self, params: Params, examples: Examples, task: Task, report: Report) -> Work:
+        if self.gate is not None:
+            self.gate.wait(DEADLINE)
         local = Params(params.layout, params.buffer.copy())
         rng = np.random.default_rng(task.seed)
         for epoch in range(task.training.epochs):
@@ -79,6 +85,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.later = 0.0  # seconds by which the coordinator's clock is ahead of this machine's
         self.links: dict[str, LocalLink] = {}
         self._nodes: dict[str, asyncio.Task[None]] = {}
         self._secrets: dict[str, str] = {}
@@ -88,14 +95,18 @@ class World:
         """Start the coordinator; a saboteur sits before its log or its blobs (not before what nodes upload)."""
         self._saboteur, folder = saboteur or Saboteur(), self.folder / "blobs"
         log = await SqliteLog.open(self.folder / "log.sqlite")
-        self.fabric = LocalFabric(lambda node, secret: self.core.authenticate(node, secret), DirectoryBlobs(folder))
+        self.fabric = LocalFabric(
+            lambda node, secret: self.core.authenticate(node, secret),
+            DirectoryBlobs(folder),
+            limit=lambda node: self.core.update_limit(node),
+        )
         self.core = Coordinator(
             event_log=SabotagedLog(log, self._saboteur if of == "log" else Saboteur()),
             blobs=SabotagedBlobs(folder, self._saboteur if of == "blobs" else Saboteur()),
             fabric=self.fabric,
             workbench=ThreadWorkbench(),
             known_schema=lambda choice: SCHEMA if choice.name == "toy" else known_schema(choice),
-            clock=time.time,
+            clock=lambda: time.time() + self.later,
         )
         await self.core.start()
         for link in self.links.values():
@@ -110,7 +121,9 @@ class World:
         asyncio.get_running_loop().call_soon(self._saboteur.release)
         await self.core.stop()
 
-    async def join(self, name: str, part: int, policy: Policy | None = None) -> None:
+    async def join(
+        self, name: str, part: int, policy: Policy | None = None, gate: threading.Event | None = None
+    ) -> None:
         if name not in self._secrets:
             self._secrets[name] = await self.core.admit(await self.core.invite(), name)
         link = self.links[name] = LocalLink(self.fabric)
@@ -122,9 +135,13 @@ class World:
             policy=policy or Policy(),
             machine=Machine(),
             workdir=self.folder / "nodes" / name,
-            trainer_for=lambda model, data: models.build(model, data=data),
+            trainer_for=lambda model, data: ToyTrainer(gate) if gate else models.build(model, data=data),
         )
         self._nodes[name] = asyncio.create_task(runtime.run())
+
+    def look_again(self) -> None:
+        """What a timer would do that went by the coordinator's clock."""
+        self.core._nodes_changed()
 
     async def kill(self, name: str) -> None:
         """The node's process dies: no goodbye."""

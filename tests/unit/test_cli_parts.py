@@ -106,6 +106,18 @@ def test_what_a_person_should_know_at_once_is_remarked():
         assert words in progress.see(event)
 
 
+def test_a_failed_run_does_not_tell_of_a_round_that_never_closed_and_the_last_measurement_is_no_round():
+    progress = Progress(job())
+    for event in events(opened(1, 1.0), ("JobFailed", 2.0, {"reason": "quorum"})):
+        progress.see(event)
+    assert progress.lines(final=True) == []
+    progress = Progress(job())
+    dropped = ("NodeDropped", 2.0, {"round": 3, "node": "a", "reason": "silent"})
+    opening, dropping = events(opened(3, 1.0, "evaluate"), dropped)
+    progress.see(opening)
+    assert progress.see(dropping) == "final evaluation: goes on without a: silent"
+
+
 def test_the_live_view_shows_every_round_and_who_is_waited_for():
     from rich.console import Console
 

@@ -1,6 +1,7 @@
 """The job machine by example: one life, and every refusal with its reason."""
 
 import math
+import pickle
 
 import pytest
 
@@ -9,6 +10,7 @@ from tutti.core.registry import Choice
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
+from tutti.domain.history import KEPT_IN_FULL, attempts_at
 from tutti.domain.jobs import Job, Status
 from tutti.domain.spec import CohortRules, DataSchema, EarlyStopping, Evaluation, JobSpec
 
@@ -118,11 +120,62 @@ def test_a_missing_final_measure_does_not_hold_the_job_up():
         ({"fault": "'w' holds NaN"}, "'w' holds NaN"),
         ({"weight": 0}, "the weight is 0"),
         ({"metrics": {"loss": math.nan}}, "the metric 'loss' is nan, expected a finite number"),
+        ({"metrics": {"loss": -1e39}}, "the metric 'loss' is -1e+39, expected at most 1e+38 in size"),
+        ({"metrics": {"eval_examples": -1.0}}, "'eval_examples' is -1, expected a number of examples, 0 or more"),
+        ({"metrics": {f"m{i}": 0.0 for i in range(65)}}, "65 metrics came, at most 64 are taken"),
+        ({"metrics": {"x" * 65: 0.0}}, "has a name of 65 characters, expected 64"),
+        ({"seconds": math.inf}, "the work took inf s, expected 0 to 604800 s"),
     ],
 )
 def test_bad_submissions_are_refused_with_the_reason(fields, reason):
     story = Story(cohort=CohortRules(min_nodes=2)).begin().open("a", "b")
     assert reason in only_reason(story.submit("a", **fields))
+
+
+def test_metrics_out_of_bounds_end_the_nodes_part_in_the_round():
+    story = Story(cohort=CohortRules(min_nodes=2)).begin().open("a", "b")
+    (refused,) = story.submit("a", metrics={"loss": 1e39})
+    assert refused.final
+
+
+def test_no_node_can_make_a_mean_overflow_or_outweigh_the_others():
+    story = Story(cohort=CohortRules(min_nodes=3, max_weight=100)).begin().open("a", "b", "c")
+    for node, loss in (("a", 1.0), ("b", 3.0), ("c", 1e38)):
+        examples = 1e38 if node == "c" else 100.0
+        story.submit(node, metrics={"eval_loss": loss, "eval_examples": examples})
+    _, measured = story.close()
+    assert isinstance(measured, e.ModelEvaluated)
+    assert measured.metrics["examples"] == 300.0
+    assert measured.metrics["loss"] == pytest.approx(1e38 / 3)
+
+
+def test_a_mean_that_is_not_finite_is_left_out():
+    """Such as of updates that an older version accepted."""
+    story = Story(cohort=CohortRules(min_nodes=2)).begin().open("a", "b")
+    for node, loss in (("a", 1e308), ("b", -1e308)):
+        metrics = {"eval_loss": loss, "eval_accuracy": 0.5, "eval_examples": 10.0}
+        update = e.UpdateAccepted(at=story.now, round=1, node=node, digest=node, weight=1, metrics=metrics)
+        story.state = jobs.evolve(story.state, update)
+        story.log.append(update)
+    _, measured = story.close()
+    assert isinstance(measured, e.ModelEvaluated)
+    assert measured.metrics == {"accuracy": 0.5, "examples": 20.0}
+
+
+def test_made_up_metrics_do_not_displace_those_that_most_nodes_report():
+    story = Story(cohort=CohortRules(min_nodes=3)).begin().open("a", "b", "c")
+    for node in ("b", "c"):
+        story.submit(node, metrics={"train_loss": 1.0, "train_examples": 5.0})
+    story.submit("a", metrics={"train_examples": 5.0, **{f"train_{i:02}": 0.0 for i in range(63)}})
+    closed = story.close()[0]
+    assert isinstance(closed, e.RoundClosed)
+    assert closed.metrics["loss"] == 1.0
+
+
+def test_a_diverged_model_is_measured_by_what_is_a_number():
+    story = Story(evaluation=Evaluation(nodes=False, data=Choice("digits"))).begin()
+    (measured,) = story.tell(c.RecordEvaluation(round=0, metrics={"loss": math.inf, "accuracy": 0.1}))
+    assert measured.metrics == {"accuracy": 0.1}
 
 
 def test_strangers_and_repetitions_are_refused_and_change_nothing():
@@ -187,6 +240,62 @@ def test_a_failed_round_is_tried_again_with_another_attempt_and_then_fails_the_j
     assert len(story.state.past) == 2
 
 
+def play_round(story: Story, seconds: dict[str, float]) -> None:
+    """Open a round and play it to its end, each node answering so many seconds after it was asked."""
+    story.open(*seconds)
+    round = story.state.round
+    assert round is not None
+    for node in sorted(seconds, key=lambda each: seconds[each]):
+        if round.opened.at + seconds[node] < round.deadline:
+            story.now = round.opened.at + seconds[node] - 1.0
+            story.submit(node)
+    if isinstance(jobs.react(story.state, now=story.now), c.Aggregate):
+        story.close(f"m{round.number}")
+    else:
+        story.now = round.deadline
+    story.tell(c.Tick())
+
+
+FOUR = JobSpec(
+    dataset="toy",
+    model=Choice("linear"),
+    rounds=6,
+    cohort=CohortRules(min_nodes=4),
+    evaluation=Evaluation(nodes=False),
+)
+
+
+def test_a_slow_node_that_the_quorum_needs_does_not_fail_the_job():
+    story = Story(FOUR).begin()
+    while not story.state.final:
+        play_round(story, {"a": 5.0, "b": 5.0, "c": 5.0, "d": 40.0})
+    assert story.state.status is Status.COMPLETED
+    assert [summary.attempt for summary in story.state.past] == [0] * 6
+
+
+def test_a_node_that_grows_slow_is_given_twice_the_time_after_each_missed_deadline():
+    story = Story(FOUR).begin()
+    for _ in range(3):
+        play_round(story, {"a": 5.0, "b": 5.0, "c": 5.0, "d": 5.0})
+    while not story.state.final:
+        play_round(story, {"a": 5.0, "b": 5.0, "c": 5.0, "d": 100.0})
+    assert story.state.status is Status.COMPLETED
+    allowed = [summary.deadline - summary.opened_at for summary in story.state.past]
+    assert allowed == pytest.approx([600.0, 30.0, 30.0, 30.0, 60.0, 120.0, 200.0, 200.0])
+
+
+def test_a_restart_during_a_round_leaves_no_trace_in_later_deadlines():
+    story = Story(rounds=3, evaluation=Evaluation(nodes=False), cohort=CohortRules(min_nodes=4)).begin()
+    story.open("a", "b", "c", "d")
+    story.tell(c.Extend(reason="restart"), seconds=3_000.0)
+    for node in "abcd":
+        story.submit(node)
+    story.close()
+    story.open("a", "b", "c", "d")
+    assert story.state.round is not None
+    assert story.state.round.deadline - story.now == 30.0
+
+
 def test_pausing_lets_the_open_round_finish_and_opens_no_other():
     story = Story().begin().open("a")
     story.tell(c.Pause(reason="lunch"))
@@ -231,6 +340,95 @@ def run_to(story: Story, scores: list[float]) -> Story:
         story.submit("a")
         story.close(f"m{number + 1}")
     return story
+
+
+METRICS = {"train_loss": 1.5, "train_accuracy": 0.5, "train_examples": 100.0}
+FLEET = [f"node-{number:04}.example" for number in range(1_000)]
+
+
+def fleet_story(rounds: int) -> Story:
+    """Rounds in which a hundred of a thousand nodes train."""
+    story = Story(rounds=rounds, cohort=CohortRules(min_nodes=100, size=100)).begin()
+    digest = "0123456789abcdef" * 4
+    for number in range(rounds):
+        story.open(*FLEET)
+        assert story.state.round is not None
+        for node in story.state.round.opened.cohort:
+            story.submit(node, metrics=METRICS, digest=digest)
+        story.close(f"{number:064}")
+    return story
+
+
+def test_what_is_kept_of_an_old_round_does_not_grow_with_the_nodes():
+    story = fleet_story(KEPT_IN_FULL + 3)
+    old, *_, newest = story.state.past
+    assert len(pickle.dumps(old)) < 5_000
+    assert (old.detail, old.cohort, old.accepted, old.model) == (None, 100, 100, f"{0:064}")
+    assert len(newest.counted) == 100
+    assert sum(summary.detail is not None for summary in story.state.past) == KEPT_IN_FULL
+    assert story.state.model_of(1) == f"{0:064}"
+    full = [jobs.replay(story.log[: story.log.index(end) + 1]).past[-1] for end in story.log if is_closing(end)]
+    assert attempts_at(story.log, (1, 2)) == full[:2]
+    of_two = [event for event in story.log if getattr(event, "round", 0) == 2]
+    assert attempts_at(of_two, (2,)) == full[1:2]
+
+
+def is_closing(event: e.JobEvent) -> bool:
+    return isinstance(event, e.RoundClosed)
+
+
+def test_every_attempt_at_a_round_can_be_rebuilt_from_the_events():
+    story = Story(cohort=CohortRules(min_nodes=2)).begin().open("a", "b")
+    story.submit("a")
+    story.submit("b", fault="NaN")
+    story.tell(c.Tick())
+    story.open("a", "b")
+    story.tell(c.Drop(node="a", reason="gone"))
+    story.tell(c.Stop())
+    assert attempts_at(story.log, {1}) == list(story.state.past)
+    assert len(story.state.past) == 2
+    assert attempts_at(story.log, {2}) == []
+
+
+def test_contributions_are_summed_over_the_updates_that_made_models():
+    story = Story(cohort=CohortRules(min_nodes=2)).begin()
+    for number in (1, 2):
+        story.open("a", "b")
+        story.submit("a", weight=3, seconds=2.0, bytes=10)
+        story.submit("b", weight=1, seconds=1.0, bytes=10)
+        story.close(f"m{number}")
+    story.open("a", "b")
+    story.submit("a", weight=5)
+    given = story.state.contributions
+    assert {node: (each.updates, each.weight, each.seconds, each.bytes) for node, each in given.items()} == {
+        "a": (2, 6, 4.0, 20),
+        "b": (2, 2, 2.0, 20),
+    }
+    assert (given["a"].first_at, given["a"].last_at) == (3.0, 7.0)
+
+
+def test_an_opening_names_a_hundred_nodes_and_counts_the_others():
+    story = Story(cohort=CohortRules(min_nodes=2, size=2)).begin()
+    away = {f"away-{number:04}": "not connected" for number in range(900)}
+    shapes = {f"odd-{number:02}": f"holds {number}" + "x" * 1_000 for number in range(3)}
+    story.tell(c.Open(candidates=["a", "b", "c"], left_out={**away, **shapes}))
+    assert story.state.round is not None
+    opened = story.state.round.opened
+    assert len(opened.left_out) == jobs.LEFT_OUT_NAMED
+    assert "not drawn" in opened.left_out.values()
+    assert opened.left_out["odd-00"].startswith("holds 0x")
+    assert opened.left_out_more == {"not connected": 804}
+    assert len(pickle.dumps(opened)) < 8_000
+
+
+def test_reasons_are_counted_up_to_a_number_of_them():
+    story = Story().begin()
+    story.tell(c.Open(candidates=["a"], left_out={f"n{number:03}": f"holds {number}" for number in range(500)}))
+    assert story.state.round is not None
+    more = story.state.round.opened.left_out_more
+    assert len(more) == jobs.LEFT_OUT_REASONS + 1
+    assert sum(more.values()) == 400
+    assert more["other reasons"] == 400 - jobs.LEFT_OUT_REASONS
 
 
 def test_early_stopping_by_target():

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tutti.adapters._imports import BadEntry, MissingExtra, extra
+from tutti.adapters._imports import BadEntry, MissingExtra, extra, importable
 from tutti.adapters.models._build import UnsuitableData
 from tutti.core.errors import UserError
 from tutti.core.params import Role
@@ -141,12 +142,13 @@ number = 3
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An importable module of the user's own."""
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An importable module of the user's own, which jobs may name."""
     name = f"house_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(MODULES))
     monkeypatch.syspath_prepend(str(tmp_path))
-    return name
+    with importable([name]):
+        yield name
 
 
 def test_module_by_entry_point(house: str) -> None:
@@ -198,8 +200,19 @@ def test_bad_modules_are_refused_with_the_reason(house: str, entry: str, error: 
     ],
 )
 def test_entries_that_are_no_modules_are_not_called(entry: str, message: str) -> None:
-    with pytest.raises(BadEntry, match=message):
+    with importable(["*"]), pytest.raises(BadEntry, match=message):
         build(f"module:entry={entry}", TABLE)
+
+
+def test_a_module_that_nobody_listed_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"trap_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for listed in ([], ["elsewhere"], [name[:-1]], [f"{name}.*"]):
+        with importable(listed), pytest.raises(BadEntry, match=f"nobody has listed module '{name}' here"):
+            build(f"module:entry={name}:Net", TABLE)
+    with importable([name]), pytest.raises(SystemExit, match="imported"):
+        build(f"module:entry={name}:Net", TABLE)
 
 
 def test_registry_is_found_without_heavy_imports() -> None:

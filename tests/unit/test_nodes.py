@@ -76,3 +76,10 @@ def test_removing_a_stranger_is_an_error():
 )
 def test_who_may_be_asked(summary, terms, cohort, reason):
     assert why_not(SPEC, DIGITS, summary, terms, cohort) == reason
+
+
+def test_a_node_that_would_refuse_the_module_is_not_asked():
+    spec = JobSpec(dataset="digits", model=Choice("module", {"entry": "hospital.models:Net"}))
+    reason = why_not(spec, DIGITS, HOLDS, Terms(), 1)
+    assert reason.startswith("its owner does not let jobs import module 'hospital.models'")
+    assert why_not(spec, DIGITS, HOLDS, Terms(modules=("hospital.*",)), 1) is None

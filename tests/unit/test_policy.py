@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -184,3 +185,28 @@ def test_batch_size_stays_within_the_documented_ranges(ram: int) -> None:
 def test_the_owners_limit_steers_the_batch_size() -> None:
     lent = offered(Capabilities(memory=64 * GB), load_policy('max_ram = "4 GB"'))
     assert batch_size_for(lent.memory) == 8
+
+
+def test_no_job_has_a_module_imported_that_the_owner_did_not_list() -> None:
+    wanted = {
+        "module:entry=lib2to3.__main__:x": "lib2to3.__main__",
+        "module:hospital.models.evil:Net": "hospital.models.evil",  # the entry by position
+        "module:entry=hospital.models_evil:Net": "hospital.models_evil",
+        "module:entry=": "",
+        "module": "",
+    }
+    for policy in (Policy(), load_policy('allow_modules = ["hospital.models"]\nallow_models = ["module"]')):
+        for model, module in wanted.items():
+            reason = allows(policy, msgspec.structs.replace(start(), model=Choice.parse(model)), NOON)
+            assert reason == (
+                f"its owner does not let jobs import module '{module}': "
+                f'add allow_modules = ["{module}"] to that node\'s policy file (`tutti join --policy`)'
+            )
+
+
+@pytest.mark.parametrize("patterns", ['["hospital.models"]', '["other", "hospital.*"]', '["*"]'])
+def test_listed_modules_are_allowed_and_told(patterns: str) -> None:
+    policy = load_policy(f"allow_modules = {patterns}")
+    wish = msgspec.structs.replace(start(), model=Choice.parse("module:entry=hospital.models:Net"))
+    assert allows(policy, wish, NOON) is None
+    assert terms(policy, NOON) == Terms(modules=policy.allow_modules)

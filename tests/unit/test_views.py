@@ -3,13 +3,16 @@
 import msgspec
 import pytest
 
+from tutti.adapters.logs.memory import MemoryLog
 from tutti.domain import events as e
+from tutti.domain.history import KEPT_IN_FULL, attempts_at
 from tutti.domain.jobs import Job, replay
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.spec import DataSchema, load_spec
 from tutti.ports import Recorded
 from tutti.services import views
 from tutti.services.coordinator import NodeStatus
+from tutti.services.history import attempts_of
 from tutti.wire.messages import Heartbeat, Progress, Registration
 
 DATA = DataSchema("classification", (64,), 10)
@@ -37,7 +40,14 @@ FAILED_ATTEMPT = [
     e.RoundFailed(at=110.0, round=1, attempt=0, reason="deadline: 1 updates, quorum is 2; silent: bob"),
 ]
 SECOND_ATTEMPT = [
-    opened(120.0, 1, ("ada", "bob", "cyd", "dan", "eve"), wanted=2, left_out={"fay": "not connected"}),
+    opened(
+        120.0,
+        1,
+        ("ada", "bob", "cyd", "dan", "eve"),
+        wanted=2,
+        left_out={"fay": "not connected"},
+        left_out_more={"busy": 7},
+    ),
     accepted(121.0, "ada", 30),
     e.UpdateRefused(at=122.0, round=1, node="cyd", reason="not finite", final=True),
     e.UpdateRefused(at=122.5, round=1, node="mallory", reason="mallory was not asked in round 1"),
@@ -71,7 +81,7 @@ def node(name: str, dataset: str = "digits", connected: bool = True) -> NodeStat
 
 
 def test_why_tells_every_nodes_fate(job):
-    why = views.why_view(job, 1)
+    why = views.why_view(job, 1, attempts_at(HISTORY, (1,)))
     assert why is not None
     assert (why.base, why.model, len(why.attempts)) == ("m0", "m1", 2)
     last = why.attempts[-1]
@@ -83,6 +93,7 @@ def test_why_tells_every_nodes_fate(job):
         "eve": "unanswered",
         "fay": "left out",
     }
+    assert last.left_out_more == {"busy": 7}
     ada, bob, *_ = last.nodes
     assert (ada.weight, ada.share, ada.arrived, ada.seconds, ada.bytes) == (30, 0.75, 1.0, 2.0, 50)
     assert bob.share == 0.25
@@ -96,7 +107,7 @@ def test_why_tells_every_nodes_fate(job):
 
 
 def test_why_keeps_the_failed_attempt(job):
-    why = views.why_view(job, 1)
+    why = views.why_view(job, 1, attempts_at(HISTORY, (1,)))
     assert why is not None
     failed = why.attempts[0]
     assert (failed.round.status, failed.round.reason) == ("failed", "deadline: 1 updates, quorum is 2; silent: bob")
@@ -106,15 +117,35 @@ def test_why_keeps_the_failed_attempt(job):
     ]
 
 
+async def test_attempts_that_the_state_has_forgotten_come_from_the_log(job):
+    log = MemoryLog()
+    later = [
+        msgspec.structs.replace(event, **({"round": number} if hasattr(event, "round") else {}))
+        for number in range(2, KEPT_IN_FULL + 2)
+        for event in (*SECOND_ATTEMPT, *CLOSING[:2])
+    ]
+    await log.append("job:other", 0, HISTORY)
+    await log.append("job:job-1", 0, [*HISTORY, *later])
+    grown = replay([*HISTORY, *later])
+    assert grown.past[0].detail is None
+    found = await attempts_of(log, grown, (1,))
+    assert found == attempts_at(HISTORY, (1,)) == list(job.past)
+    assert await attempts_of(log, job, (1,)) == found
+    assert await attempts_of(log, grown, (KEPT_IN_FULL + 1,)) == [grown.past[-1]]
+    assert views.why_view(grown, 1, found) == views.why_view(job, 1, job.past)
+    (model,) = views.model_views(grown, (1,), found)
+    assert [part.node for part in model.made_from] == ["ada", "bob"]
+
+
 def test_why_of_a_round_that_has_not_come(job):
-    assert views.why_view(job, 2) is None
+    assert views.why_view(job, 2, ()) is None
 
 
 def test_an_open_round_says_whom_it_waits_for():
     job = replay([*BEFORE_ROUND, *FAILED_ATTEMPT, *SECOND_ATTEMPT])
     current = views.round_views(job)[-1]
     assert (current.status, current.reason, current.accepted, current.counted) == ("open", "waits for bob, eve", 1, 0)
-    why = views.why_view(job, 1)
+    why = views.why_view(job, 1, job.past)
     assert why is not None
     assert why.attempts[-1].nodes[-2].outcome == "assigned"
     assert views.job_view(job).open_round == current
@@ -157,7 +188,7 @@ def test_metric_history_has_a_point_for_every_model(job):
 
 
 def test_lineage_names_the_updates_that_made_a_model(job):
-    first, second = views.model_views(job)
+    first, second = views.model_views(job, views.rounds_with_model(job), job.past)
     assert (first.round, first.digest, first.base, first.made_from) == (0, "m0", "", [])
     assert (second.digest, second.base, second.current, second.best) == ("m1", "m0", True, True)
     assert [(i.node, i.digest, i.weight, i.share) for i in second.made_from] == [
@@ -206,7 +237,12 @@ def test_events_show_every_field_but_secrets():
 
 
 def test_all_views_survive_json(job):
-    for view in [views.job_view(job), views.why_view(job, 1), *views.model_views(job), *views.round_views(job)]:
+    for view in [
+        views.job_view(job),
+        views.why_view(job, 1, attempts_at(HISTORY, (1,))),
+        *views.model_views(job, views.rounds_with_model(job), job.past),
+        *views.round_views(job),
+    ]:
         assert msgspec.json.decode(msgspec.json.encode(view), type=type(view)) == view
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutti.apps.api.app import REGISTRIES
-from tutti.apps.api.wishes import PLACES, read_job, read_join
+from tutti.apps.api.wishes import PLACES, UnknownField, read_job, read_join
 from tutti.core.errors import UserError
 from tutti.domain.spec import JobSpec
 
@@ -43,8 +43,26 @@ def test_names_are_recognised_by_their_letters():
     assert (spec.strategy.name, spec.model.options) == ("fedavg", {"hidden": [8, 8]})
 
 
-def test_what_means_nothing_is_named():
-    assert read_job({"rounds": 1, "mood": "good", "x": {"y": 1}}, [], REGISTRIES)[1] == ["mood", "y"]
+def test_remarks_change_nothing_and_are_named():
+    assert read_job({"rounds": 1, "description": "a try", "x": {"Notes": 1}}, [], REGISTRIES)[1] == [
+        "description",
+        "Notes",
+    ]
+
+
+def test_a_field_that_means_nothing_is_refused_with_those_that_there_are():
+    for plain, name in (({"rounds": 1, "ronds": 3}, "ronds"), ({"config": {"learning_rat": 1}}, "learning_rat")):
+        with pytest.raises(UnknownField, match=rf"no field '{name}'; there are: .*learning_rate.*rounds"):
+            read_job(plain, [], REGISTRIES)
+    with pytest.raises(UnknownField, match=r"no field 'tokn'; there are: capabilities, .*token"):
+        read_join({"node": "ada", "tokn": "x"})
+
+
+@pytest.mark.parametrize("digits", ["9" * 400, "9" * 5000, "1e999", "-" * 33])
+def test_numbers_without_end_are_a_users_error(digits):
+    for field in ("rounds", "lr", "seed", "max_weight"):
+        with pytest.raises(UserError):
+            read_job({field: digits}, [], REGISTRIES)
 
 
 def test_a_name_is_made_usable():

@@ -4,67 +4,109 @@ The coordinator stays small and its event loop free; the framework's memory is r
 """
 
 import asyncio
-from collections.abc import Callable
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from tutti.core.errors import TuttiError, UserError
+from tutti.adapters._imports import importable
+from tutti.core.errors import StorageError, TuttiError, UserError
 from tutti.core.registry import Choice
+from tutti.domain.modules import unlisted
 from tutti.domain.spec import DataSchema, Metrics
 from tutti.ports.training import Data, Examples, datasets, models
 from tutti.wire import tensors
 
+log = logging.getLogger(__name__)
+
 IDLE_SECONDS = 60.0
+DEATHS = 3
+"""How often in a row one request may kill the process before the request is blamed."""
+
 T = TypeVar("T")
 
 
-class ProcessWorkbench:
-    """ports.Workbench on one spawned worker process, started when first needed."""
+def _end_with_parent() -> None:
+    """In the worker: a coordinator that is killed leaves nothing behind."""
 
-    def __init__(self) -> None:
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class ProcessWorkbench:
+    """ports.Workbench on one spawned worker process, started when first needed.
+
+    `allow_modules` are glob patterns of the Python modules that jobs may have imported in it. A process that dies
+    is TuttiError, to be tried again; dying again and again of one request is UserError.
+    """
+
+    def __init__(self, allow_modules: Sequence[str] = ()) -> None:
+        self._listed = tuple(allow_modules)
         self._pool: ProcessPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._running = 0
+        self._turn = asyncio.Lock()  # one at a time: so it is known of which request the process died
+        self._deaths: Counter[bytes] = Counter()
+
+    def check(self, model: Choice) -> None:
+        check_listed(model, self._listed)
 
     async def initial(self, model: Choice, data: DataSchema, seed: int, into: Path) -> None:
-        await self._run(_initial, msgspec.json.encode((model, data, seed)), str(into))
+        self.check(model)
+        await self._run(_initial, msgspec.json.encode((model, data, seed, self._listed)), str(into))
 
     async def evaluate(self, model: Choice, data: DataSchema, source: Choice, weights: Path) -> Metrics:
-        return await self._run(_evaluate, msgspec.json.encode((model, data, source)), str(weights))
+        self.check(model)
+        return await self._run(_evaluate, msgspec.json.encode((model, data, source, self._listed)), str(weights))
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, function: Callable[[bytes, str], T | UserError], request: bytes, path: str) -> T:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        loop = asyncio.get_running_loop()
-        self._running += 1
-        try:
-            result = await loop.run_in_executor(self._pool, function, request, path)
-        except BrokenProcessPool:
-            self._pool = None
-            raise TuttiError("the process that builds and measures models died (out of memory?)") from None
-        finally:
-            self._running -= 1
-            self._timer = loop.call_later(IDLE_SECONDS, self._rest)
-        if isinstance(result, UserError):
-            raise result
-        return result
+    async def _run(self, function: Callable[[bytes, str], T], request: bytes, path: str) -> T:
+        async with self._turn:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
+            loop = asyncio.get_running_loop()
+            try:
+                result = await loop.run_in_executor(self._pool, _guarded, function, request, path)
+            except BrokenProcessPool:
+                self._pool = None
+                raise self._died_of(request) from None
+            finally:
+                self._timer = loop.call_later(IDLE_SECONDS, self._rest)
+            del self._deaths[request]
+        return _opened(result)
+
+    def _died_of(self, request: bytes) -> TuttiError:
+        self._deaths[request] += 1
+        if self._deaths[request] < DEATHS:
+            return TuttiError("the process that builds and measures models died (out of memory?)")
+        del self._deaths[request]
+        return UserError(
+            f"the process that builds and measures models died {DEATHS} times in a row of this job's model "
+            "(out of memory?): choose a smaller model, or a larger machine"
+        )
 
     def _rest(self) -> None:
-        if not self._running and self._pool is not None:
+        if self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
 
@@ -72,42 +114,81 @@ class ProcessWorkbench:
 class ThreadWorkbench:
     """ports.Workbench in this process, for simulations and tests, where the framework is loaded anyway."""
 
+    def __init__(self, allow_modules: Sequence[str] = ()) -> None:
+        self._listed = tuple(allow_modules)
+
+    def check(self, model: Choice) -> None:
+        check_listed(model, self._listed)
+
     async def initial(self, model: Choice, data: DataSchema, seed: int, into: Path) -> None:
-        await self._run(_initial, msgspec.json.encode((model, data, seed)), str(into))
+        self.check(model)
+        await self._run(_initial, msgspec.json.encode((model, data, seed, self._listed)), str(into))
 
     async def evaluate(self, model: Choice, data: DataSchema, source: Choice, weights: Path) -> Metrics:
-        return await self._run(_evaluate, msgspec.json.encode((model, data, source)), str(weights))
+        self.check(model)
+        return await self._run(_evaluate, msgspec.json.encode((model, data, source, self._listed)), str(weights))
 
     async def close(self) -> None:
         pass
 
-    async def _run(self, function: Callable[[bytes, str], T | UserError], request: bytes, path: str) -> T:
-        result = await asyncio.to_thread(function, request, path)
-        if isinstance(result, UserError):
-            raise result
-        return result
+    async def _run(self, function: Callable[[bytes, str], T], request: bytes, path: str) -> T:
+        return _opened(await asyncio.to_thread(_guarded, function, request, path))
 
 
-def _initial(request: bytes, into: str) -> UserError | None:
+def check_listed(model: Choice, listed: Sequence[str]) -> None:
+    """Raise UserError, saying what to do, for a model whose module the coordinator's owner has not listed."""
+    if (module := unlisted(model, listed)) is not None:
+        raise UserError(
+            f"the coordinator's owner does not let jobs import module {module!r}: start it with "
+            f"`tutti up --allow-module {module}`, or list the module in TUTTI_ALLOW_MODULES"
+        )
+
+
+def _guarded(function: Callable[[bytes, str], T], request: bytes, path: str) -> T | UserError:
+    """The function's result. A model is somebody else's code: whatever it raises, SystemExit too, is its mistake."""
     try:
-        model, data, seed = msgspec.json.decode(request, type=tuple[Choice, DataSchema, int])
-        params = models.build(model, data=data).init(seed)
-        Path(into).write_bytes(tensors.encode(params))
+        return function(request, path)
     except UserError as error:
         return error
-    return None
+    except (TuttiError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        log.exception("a model cannot be used")
+        return UserError(f"the model cannot be used: {type(error).__name__}: {str(error)[:500]}")
 
 
-def _evaluate(request: bytes, weights: str) -> Metrics | UserError:
+def _opened(result: T | UserError) -> T:
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def _initial(request: bytes, into: str) -> None:
+    model, data, seed, listed = msgspec.json.decode(request, type=tuple[Choice, DataSchema, int, tuple[str, ...]])
+    with importable(listed):
+        encoded = tensors.encode(models.build(model, data=data).init(seed))
+    with _disk(into):
+        Path(into).write_bytes(encoded)
+
+
+def _evaluate(request: bytes, weights: str) -> Metrics:
+    types = tuple[Choice, DataSchema, Choice, tuple[str, ...]]
+    model, schema, source, listed = msgspec.json.decode(request, type=types)
+    data = _load(msgspec.json.encode(source))
+    if data.schema != schema:
+        raise UserError(f"evaluation.data {source} has other rows than the job: {data.schema}, expected {schema}")
+    with _disk(weights):
+        stored = Path(weights).read_bytes()
+    with importable(listed):
+        return models.build(model, data=schema).evaluate(tensors.decode(stored), _all_rows(data))
+
+
+@contextmanager
+def _disk(path: str) -> Iterator[None]:
     try:
-        model, schema, source = msgspec.json.decode(request, type=tuple[Choice, DataSchema, Choice])
-        data = _load(msgspec.json.encode(source))
-        if data.schema != schema:
-            raise UserError(f"evaluation.data {source} has other rows than the job: {data.schema}, expected {schema}")
-        params = tensors.decode(Path(weights).read_bytes())
-        return models.build(model, data=schema).evaluate(params, _all_rows(data))
-    except UserError as error:
-        return error
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot use {path}: {error.strerror or error}") from error
 
 
 @lru_cache(maxsize=4)

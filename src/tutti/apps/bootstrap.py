@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ import msgspec
 from tutti.core.errors import Conflict, StorageError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.policy import Policy, load_policy
-from tutti.ports import Data
+from tutti.domain.spec import DataSchema
+from tutti.ports import Data, Trainer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,14 +46,19 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSettings:
-    """What `tutti up` needs to know."""
+    """What `tutti up` needs to know. `allow_modules`: glob patterns of Python modules that jobs may have imported."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     data_dir: Path = Path("tutti-data")
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    allow_modules: tuple[str, ...] = ()
     on_ready: Callable[[Ready], None] | None = None
+
+    def url(self, port: int) -> str:
+        """The address that nodes are given."""
+        return f"{'https' if self.tls_cert else 'http'}://{_reachable(self.host)}:{port}"
 
 
 async def serve(settings: CoordinatorSettings) -> None:
@@ -115,11 +122,12 @@ async def coordinator(
         event_log=log,
         blobs=blobs,
         fabric=fabric,
-        workbench=ProcessWorkbench(),
+        workbench=ProcessWorkbench(settings.allow_modules),
         known_schema=known_schema,
         clock=steady_clock(),
     )
-    api = ApiSettings(host=settings.host, port=port, token=fingerprint(token) if token else None)
+    known = fingerprint(token) if token else None
+    api = ApiSettings(host=settings.host, port=port, token=known, url=settings.url(port))
     await core.start()
     try:
         yield core, create_app(core, fabric, blobs, api)
@@ -128,8 +136,7 @@ async def coordinator(
 
 
 async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: int, token_file: Path | None) -> None:
-    scheme = "https" if settings.tls_cert else "http"
-    url = f"{scheme}://{_reachable(settings.host)}:{port}"
+    url = settings.url(port)
     link = f"{url}/join#{await core.invite(seconds=INVITE_SECONDS, by='tutti up')}"
     if settings.on_ready is not None:
         settings.on_ready(Ready(url, link, token_file))
@@ -140,13 +147,17 @@ async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """What `tutti join` needs to know. `link` is a join link, or the coordinator's address if it joined before."""
+    """What `tutti join` needs to know. `link` is a join link, or the coordinator's address if it joined before.
+
+    `allow_modules` adds to those of the policy.
+    """
 
     link: str
     data: Choice
     name: str
     state_dir: Path
     policy: Path | None = None
+    allow_modules: tuple[str, ...] = ()
     ca: Path | None = None
     compress: bool = False
     on_joined: Callable[[str], None] | None = None
@@ -162,12 +173,17 @@ class Membership(msgspec.Struct, frozen=True):
 
 async def run_node(settings: NodeSettings) -> None:
     """Join (once) and serve until cancelled; raises UserError or LinkRefused with the reason if that cannot be."""
+    policy = read_policy(settings.policy)
+    policy = msgspec.structs.replace(policy, allow_modules=(*policy.allow_modules, *settings.allow_modules))
+    with sole_use(settings.state_dir):
+        await _run_node(settings, policy)
+
+
+async def _run_node(settings: NodeSettings, policy: Policy) -> None:
     from tutti.adapters.fabrics.hub_link import HubLink
     from tutti.adapters.machine import Machine, apply_limits
-    from tutti.ports.training import models
     from tutti.services.node import NodeRuntime
 
-    policy = read_policy(settings.policy)
     apply_limits(policy)
     data = await asyncio.to_thread(load_data, settings.data)
     member = await membership(settings)
@@ -182,9 +198,21 @@ async def run_node(settings: NodeSettings) -> None:
             policy=policy,
             machine=Machine(),
             workdir=settings.state_dir / "work",
-            trainer_for=lambda model, schema: models.build(model, data=schema),
+            trainer_for=trainers(policy),
         )
         await runtime.run()
+
+
+def trainers(policy: Policy) -> Callable[[Choice, DataSchema], Trainer]:
+    """How a node builds trainers: of modules that a job names, only those that its owner's policy lists."""
+    from tutti.adapters._imports import importable
+    from tutti.ports.training import models
+
+    def trainer_for(model: Choice, schema: DataSchema) -> Trainer:
+        with importable(policy.allow_modules):
+            return models.build(model, data=schema)
+
+    return trainer_for
 
 
 def load_data(choice: Choice) -> Data:
@@ -213,7 +241,6 @@ async def membership(settings: NodeSettings) -> Membership:
     url, token = split_link(settings.link)
     file = settings.state_dir / "membership.json"
     try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True)
         kept = msgspec.json.decode(file.read_bytes(), type=Membership) if file.exists() else None
     except (OSError, msgspec.MsgspecError) as error:
         raise StorageError(f"cannot use the state directory {settings.state_dir}: {error}") from None
@@ -225,6 +252,28 @@ async def membership(settings: NodeSettings) -> Membership:
     if token is not None:
         await asyncio.to_thread(_join, kept, token, settings.ca)
     return kept
+
+
+@contextmanager
+def sole_use(state_dir: Path) -> Iterator[None]:
+    """Keep other nodes from a state directory; the kernel drops the lock when this process dies, however it does.
+
+    Raises Conflict if another process holds it, StorageError if the directory cannot be used.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        file = (state_dir / "lock").open("ab")
+    except OSError as error:
+        raise StorageError(f"cannot use the state directory {state_dir}: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"another node runs with the state directory {state_dir}: end it, "
+                "or choose another --name or --state-dir"
+            ) from None
+        yield
 
 
 def split_link(link: str) -> tuple[str, str | None]:

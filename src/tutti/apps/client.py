@@ -41,6 +41,8 @@ T = TypeVar("T")
 OVER = frozenset({"completed", "stopped", "failed"})
 LAST_EVENTS = frozenset({"JobCompleted", "JobStopped", "JobFailed"})
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+STEADY_SECONDS = 5.0
+"""A live connection that lasted so long was a good one, even if nothing happened meanwhile."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -216,16 +218,21 @@ class Client:
         lost_at: float | None = None
         tries = 0
         while True:
+            began = time.monotonic()
             try:
                 for event in self._listen(f"job:{job}" if job else "", after):
                     after, lost_at, tries = event.offset, None, 0
                     yield event
                     if job is not None and event.type in LAST_EVENTS:
                         return
-            except Unreachable:
-                lost_at = lost_at or time.monotonic()
-                if time.monotonic() - lost_at > patience:
-                    raise
+                lost = Unreachable(f"the coordinator at {self.url} ends every live connection at once")
+                if time.monotonic() - began > STEADY_SECONDS:
+                    lost_at, tries = None, 0
+            except Unreachable as error:
+                lost = error
+            lost_at = lost_at or time.monotonic()
+            if time.monotonic() - lost_at > patience:
+                raise lost
             time.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
             tries += 1
 

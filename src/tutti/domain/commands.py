@@ -17,7 +17,7 @@ class Initialise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Open the next round with these connected, eligible nodes."""
+    """Open the next round with these connected, eligible nodes. `left_out` may name any number of others."""
 
     candidates: Sequence[NodeId]
     left_out: Mapping[NodeId, str] = field(default_factory=dict)

@@ -40,7 +40,8 @@ class RoundOpened(Event, frozen=True, kw_only=True):
     """A cohort was drawn; `model` is what round `round - 1` made (0: the initial one), its base.
 
     An evaluation round comes after the last training round and makes no model of its own. `left_out` says of
-    every other known node why it was not asked.
+    the other known nodes why they were not asked; of a large fleet it names a hundred, those with rare reasons
+    first, and `left_out_more` counts the others by reason.
     """
 
     round: int
@@ -52,6 +53,7 @@ class RoundOpened(Event, frozen=True, kw_only=True):
     quorum: int
     deadline: float
     left_out: dict[NodeId, str] = {}
+    left_out_more: dict[str, int] = {}
     settings: dict[str, float] = {}
 
 

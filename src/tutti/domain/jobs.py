@@ -7,10 +7,11 @@ carries out what `react` asks for. Killed anywhere, it replays the log and asks 
 status of its own: the open round runs to its end, and no further one opens.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import ceil, isfinite
+from math import ceil
 from types import MappingProxyType
 from typing import Literal, TypeAlias, assert_never
 
@@ -19,16 +20,33 @@ from tutti.core.sampling import cohort_size, sample
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain.events import Digest, JobEvent, NodeId
-from tutti.domain.rounds import Part, Round, RoundSummary, allowed_seconds, due, evolve_round, open_round
-from tutti.domain.spec import DataSchema, EarlyStopping, JobSpec, Metrics
+from tutti.domain.history import Contribution, RoundEnd, RoundSummary, credit, finish, remember
+from tutti.domain.metrics import average, fault_of, finite
+from tutti.domain.rounds import (
+    PACES_KEPT,
+    Pace,
+    Part,
+    Round,
+    allowed_seconds,
+    due,
+    evolve_round,
+    open_round,
+    pace_of,
+)
+from tutti.domain.spec import LONGEST, DataSchema, EarlyStopping, JobSpec, Metrics
 
 Evaluator: TypeAlias = Literal["nodes", "coordinator"]
 
 REFUSALS_KEPT = 16
 """Refusals recorded per round and node; a node that goes on sending is answered, not logged."""
 
-ARRIVALS_KEPT = 64
-"""Past arrival times that the adaptive deadline looks back on."""
+LEFT_OUT_NAMED = 100
+"""Nodes that a round's opening names as not asked; of further ones it counts the reasons."""
+
+LEFT_OUT_REASONS = 16
+"""Reasons that are counted one by one; a reason may quote a node, so there could be as many as nodes."""
+
+LONGEST_REASON = 200
 
 
 class Status(StrEnum):
@@ -71,8 +89,9 @@ class Job:
         best: The measured round with the best steering metric (the earliest of equals), and its value.
         stale: Evaluations since the steering metric last improved.
         stop_early: Why training ends before its last round, if it does.
-        past: Every finished attempt, for the history and `tutti why`.
-        arrivals: Seconds from opening to arrival of recent updates.
+        past: Every finished attempt; only the newest ones know their members (see domain.history).
+        contributions: By node, what went into the models so far.
+        paces: How the newest attempts went in time.
         waiting_since: When the job last began to wait for nodes.
     """
 
@@ -97,7 +116,8 @@ class Job:
     round: Round | None = None
     past: tuple[RoundSummary, ...] = ()
     evaluations: Mapping[int, Mapping[Evaluator, Metrics]] = field(default_factory=dict)
-    arrivals: tuple[float, ...] = ()
+    contributions: Mapping[NodeId, Contribution] = field(default_factory=dict)
+    paces: tuple[Pace, ...] = ()
     waiting_since: float = 0.0
 
     @property
@@ -114,7 +134,7 @@ class Job:
         if round == 0:
             return self.initial_model or None
         for summary in reversed(self.past):
-            if summary.succeeded and summary.round.opened.task == "train" and summary.round.number == round:
+            if summary.made_model and summary.number == round:
                 return summary.model
         return None
 
@@ -151,7 +171,7 @@ def decide(state: Job, command: c.Command, *, now: float) -> list[JobEvent]:
         case c.RecordEvaluation(round=number, metrics=metrics):
             if "coordinator" in state.evaluations.get(number, {}) or state.status is not Status.WAITING:
                 return []
-            return [e.ModelEvaluated(at=now, round=number, by="coordinator", metrics=metrics)]
+            return [e.ModelEvaluated(at=now, round=number, by="coordinator", metrics=finite(metrics))]
         case c.SkipEvaluation(reason=reason):
             if state.status is not Status.WAITING or next_task(state) != "evaluate":
                 return []
@@ -187,7 +207,8 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
     wanted = cohort_size(len(candidates), rules.size, rules.fraction) if task == "train" else len(candidates)
     asked = min(len(candidates), ceil(wanted * (1 + rules.over_select)))
     cohort = sample(candidates, asked, seed=state.spec.seed, round=number, attempt=state.failures)
-    left_out = dict(command.left_out) | {node: "not drawn" for node in candidates if node not in cohort}
+    not_drawn = dict.fromkeys(set(candidates).difference(cohort), "not drawn")
+    named, more = _left_out({**command.left_out, **not_drawn})
     quorum = min(rules.quorum or rules.min_nodes, wanted) if task == "train" else 1
     return [
         e.RoundOpened(
@@ -199,11 +220,24 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
             cohort=cohort,
             wanted=wanted,
             quorum=quorum,
-            deadline=now + allowed_seconds(rules, state.arrivals),
-            left_out=left_out,
+            deadline=now + allowed_seconds(rules, state.paces),
+            left_out=named,
+            left_out_more=more,
             settings=dict(command.settings),
         )
     ]
+
+
+def _left_out(reasons: Mapping[NodeId, str]) -> tuple[dict[NodeId, str], dict[str, int]]:
+    """Whom to name, those with rare reasons first, and how many more there are of each reason."""
+    short = {node: reason[:LONGEST_REASON] for node, reason in reasons.items()}
+    common = Counter(short.values())
+    order = sorted(short, key=lambda node: (common[short[node]], short[node], node))
+    named = {node: short[node] for node in sorted(order[:LEFT_OUT_NAMED])}
+    unnamed = Counter(short[node] for node in order[LEFT_OUT_NAMED:])
+    more = dict(unnamed.most_common(LEFT_OUT_REASONS))
+    others = unnamed.total() - sum(more.values())
+    return named, {**more, "other reasons": others} if others else more
 
 
 def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobEvent]:
@@ -237,8 +271,10 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
         return refuse(command.fault, final=True)
     if command.weight < 1:
         return refuse(f"the weight is {command.weight}, expected a whole number of examples, 1 or more", final=True)
-    if bad := next((name for name, value in command.metrics.items() if not isfinite(value)), None):
-        return refuse(f"the metric {bad!r} is {command.metrics[bad]}, expected a finite number", final=True)
+    if not 0 <= command.seconds <= LONGEST:
+        return refuse(f"the work took {command.seconds:g} s, expected 0 to {LONGEST:g} s", final=True)
+    if (fault := fault_of(command.metrics)) is not None:
+        return refuse(fault, final=True)
     rules = state.spec.cohort
     return [
         e.UpdateAccepted(
@@ -276,6 +312,7 @@ def _close(state: Job, command: c.Close, now: float) -> list[JobEvent]:
     expected = {update.node: update.weight for update in round.accepted}
     if verdict is None or not verdict.succeeds or dict(command.counted) != expected:
         raise Conflict(f"round {round.number} of job {state.id} is not ready to close with these updates")
+    most = state.spec.cohort.max_weight
     closed: list[JobEvent] = [
         e.RoundClosed(
             at=now,
@@ -285,29 +322,13 @@ def _close(state: Job, command: c.Close, now: float) -> list[JobEvent]:
             model=command.model,
             state=command.state,
             counted=expected,
-            metrics=_average(round.accepted, "train_", "train_examples"),
+            metrics=average(round.accepted, "train_", max_weight=most),
             aggregation_seconds=command.seconds,
         )
     ]
-    if measured := _average(round.accepted, "eval_", "eval_examples"):
+    if measured := average(round.accepted, "eval_", max_weight=most):
         closed.append(e.ModelEvaluated(at=now, round=round.number - 1, by="nodes", metrics=measured))
     return closed
-
-
-def _average(updates: Sequence[e.UpdateAccepted], prefix: str, weight: str) -> Metrics:
-    """Mean of the nodes' metrics of one prefix (dropped from the name), weighted by a count they report."""
-    sums: dict[str, float] = {}
-    totals: dict[str, float] = {}
-    for update in updates:
-        examples = update.metrics.get(weight, 0.0)
-        if examples <= 0:
-            continue
-        for name, value in update.metrics.items():
-            if name.startswith(prefix) and name != weight:
-                sums[name] = sums.get(name, 0.0) + examples * value
-                totals[name] = totals.get(name, 0.0) + examples
-    mean = {name.removeprefix(prefix): total / totals[name] for name, total in sums.items()}
-    return {**mean, "examples": max(totals.values())} if mean else {}
 
 
 def _tick(state: Job, now: float) -> list[JobEvent]:
@@ -459,11 +480,7 @@ def evolve(state: Job, event: JobEvent) -> Job:
             )
         case e.RoundOpened():
             return replace(state, round=open_round(event))
-        case e.UpdateAccepted():
-            assert state.round is not None
-            arrivals = (*state.arrivals, event.at - state.round.opened.at)[-ARRIVALS_KEPT:]
-            return replace(state, round=evolve_round(state.round, event), arrivals=arrivals)
-        case e.UpdateRefused() | e.UpdateLost() | e.NodeDropped() | e.RoundExtended():
+        case e.UpdateAccepted() | e.UpdateRefused() | e.UpdateLost() | e.NodeDropped() | e.RoundExtended():
             assert state.round is not None
             return replace(state, round=evolve_round(state.round, event))
         case e.RoundClosed():
@@ -480,8 +497,8 @@ def evolve(state: Job, event: JobEvent) -> Job:
             return replace(state, paused=None, failures=0, waiting_since=event.at)
         case e.JobCompleted(reason=reason, model=model):
             return replace(state, outcome=reason, model=model)
-        case e.JobStopped(reason=reason) | e.JobFailed(reason=reason):
-            return replace(_abandon(state, event.at, reason), outcome=reason)
+        case e.JobStopped() | e.JobFailed():
+            return replace(_end_round(state, event), outcome=event.reason)
         case e.JobSubmitted():
             raise OutOfOrder(f"job {state.id} was submitted twice")
     assert_never(event)
@@ -489,12 +506,11 @@ def evolve(state: Job, event: JobEvent) -> Job:
 
 def _after_close(state: Job, event: e.RoundClosed) -> Job:
     assert state.round is not None
-    summary = RoundSummary(state.round, event.at, True, event.reason, event.model, event.counted, event.metrics)
     trained = state.round.opened.task == "train"
+    state = _end_round(state, event)
     return replace(
         state,
-        round=None,
-        past=(*state.past, summary),
+        contributions=credit(state.contributions, state.past[-1]),
         model=event.model,
         state=event.state,
         rounds_done=state.rounds_done + trained,
@@ -509,17 +525,24 @@ def _after_failure(state: Job, event: e.RoundFailed) -> Job:
     assert state.round is not None
     trained = state.round.opened.task == "train"
     return replace(
-        _abandon(state, event.at, event.reason),
+        _end_round(state, event),
         failures=state.failures + 1 if trained else 0,
         measured_at_end=state.measured_at_end or not trained,
         waiting_since=event.at,
     )
 
 
-def _abandon(state: Job, at: float, reason: str) -> Job:
+def _end_round(state: Job, event: RoundEnd) -> Job:
+    """The state without its open round, if there is one: it is past, and the next deadline goes by its pace."""
     if state.round is None:
         return state
-    return replace(state, round=None, past=(*state.past, RoundSummary(state.round, at, False, reason)))
+    pace = pace_of(state.round, event.at)
+    return replace(
+        state,
+        round=None,
+        past=remember(state.past, finish(state.round, event)),
+        paces=(*state.paces, pace)[-PACES_KEPT:] if pace else state.paces,
+    )
 
 
 def replay(events: Sequence[JobEvent]) -> Job:

@@ -10,6 +10,7 @@ import msgspec
 from tutti.core.errors import Conflict, Forbidden, NotFound
 from tutti.domain import events as e
 from tutti.domain.events import NodeEvent, NodeId
+from tutti.domain.modules import unlisted
 from tutti.domain.spec import DataSchema, JobSpec, Name
 
 
@@ -43,6 +44,7 @@ class Terms(msgspec.Struct, frozen=True):
     models: tuple[str, ...] = ()  # glob patterns of model names; empty: any
     min_cohort: int = 1
     open: bool = True  # within the owner's hours
+    modules: tuple[str, ...] = ()  # glob patterns of Python modules that jobs may name; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,8 @@ def why_not(spec: JobSpec, data: DataSchema, summary: DataSummary, terms: Terms,
         return f"its owner does not allow job {spec.name!r}"
     if terms.models and not any(fnmatchcase(spec.model.name, pattern) for pattern in terms.models):
         return f"its owner does not allow model {spec.model.name!r}"
+    if (module := unlisted(spec.model, terms.modules)) is not None:
+        return f"its owner does not let jobs import module {module!r}: allow_modules in its policy file can list it"
     if cohort < terms.min_cohort:
         return f"its owner wants cohorts of {terms.min_cohort} or more, the job starts with {cohort}"
     return None

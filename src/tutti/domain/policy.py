@@ -2,6 +2,7 @@
 
 allow_jobs = ["digits-*"]                        # glob patterns; empty or absent: any
 forbid_models = ["resnet*"]
+allow_modules = ["hospital.models"]              # Python modules that jobs may have imported; absent: none
 min_cohort = 3                                   # never train in a smaller company
 hours = ["22:00-06:00", "sat,sun 00:00-24:00"]   # local time
 max_cpus = 2
@@ -21,6 +22,7 @@ import msgspec
 
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice
+from tutti.domain.modules import unlisted
 from tutti.domain.nodes import Capabilities, Terms
 from tutti.domain.spec import Positive, Training
 
@@ -57,12 +59,13 @@ class Window(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The owner's limits. The default allows everything; sizes are in bytes."""
+    """The owner's limits. The default allows everything but modules of a job's choice; sizes are in bytes."""
 
     allow_jobs: tuple[str, ...] = ()
     forbid_jobs: tuple[str, ...] = ()
     allow_models: tuple[str, ...] = ()
     forbid_models: tuple[str, ...] = ()
+    allow_modules: tuple[str, ...] = ()
     min_cohort: Positive = 1
     hours: tuple[Window, ...] = ()
     max_cpus: Positive | None = None
@@ -93,6 +96,11 @@ def allows(policy: Policy, request: Request, now: datetime) -> str | None:
         return f"its owner does not allow job {job!r}"
     if not _permitted(model, policy.allow_models, policy.forbid_models):
         return f"its owner does not allow model {model!r}"
+    if (module := unlisted(request.model, policy.allow_modules)) is not None:
+        return (
+            f"its owner does not let jobs import module {module!r}: "
+            f'add allow_modules = ["{module}"] to that node\'s policy file (`tutti join --policy`)'
+        )
     if request.cohort < policy.min_cohort:
         return f"its owner wants cohorts of {policy.min_cohort} or more, this one has {request.cohort}"
     if policy.max_epochs is not None and epochs > policy.max_epochs:
@@ -113,7 +121,8 @@ def _permitted(name: str, allowed: Sequence[str], forbidden: Sequence[str]) -> b
 
 def terms(policy: Policy, now: datetime) -> Terms:
     """The part of the policy that a coordinator is told."""
-    return Terms(policy.allow_jobs, policy.allow_models, policy.min_cohort, is_open(policy, now))
+    opened = is_open(policy, now)
+    return Terms(policy.allow_jobs, policy.allow_models, policy.min_cohort, opened, policy.allow_modules)
 
 
 def offered(machine: Capabilities, policy: Policy) -> Capabilities:

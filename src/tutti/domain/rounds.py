@@ -1,7 +1,7 @@
 """One attempt at one round, as a value: who was asked, what came of it, and when it is due to close."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
 from typing import assert_never
@@ -17,6 +17,15 @@ from tutti.domain.events import (
 )
 from tutti.domain.spec import CohortRules
 
+NAMED_IN_REASONS = 8
+"""Silent nodes that the reason of a round's end names."""
+
+PACES_KEPT = 8
+"""Newest attempts that the next deadline goes by."""
+
+ARRIVALS_KEPT = 32
+"""Arrivals of one attempt that the next deadlines go by."""
+
 
 class Part(StrEnum):
     """What became of one node of the cohort."""
@@ -29,18 +38,25 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
+    """A node's part so far. `waited` is for how long the coordinator waited for the update, in seconds."""
+
     part: Part = Part.ASSIGNED
     reason: str = ""
     update: UpdateAccepted | None = None
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """An open round. `members` holds the cohort only; `refusals` also names strangers and latecomers."""
+    """An open round. `members` holds the cohort only; `refusals` also names strangers and latecomers.
+
+    `since` is when its clock started: when it was opened, or when the coordinator last came back to it.
+    """
 
     opened: RoundOpened
     members: Mapping[NodeId, Member]
     deadline: float
+    since: float
     open: int  # members that still owe an update
     came: int = 0  # updates that count
     refusals: tuple[UpdateRefused, ...] = ()
@@ -68,7 +84,7 @@ class Verdict:
 
 
 def open_round(event: RoundOpened) -> Round:
-    return Round(event, {node: Member() for node in event.cohort}, event.deadline, len(event.cohort))
+    return Round(event, {node: Member() for node in event.cohort}, event.deadline, event.at, len(event.cohort))
 
 
 RoundEvent = UpdateAccepted | UpdateRefused | UpdateLost | NodeDropped | RoundExtended
@@ -78,7 +94,7 @@ def evolve_round(state: Round, event: RoundEvent) -> Round:
     """The round after an event. Total: the fact is in the log already."""
     match event:
         case UpdateAccepted():
-            return _with(state, event.node, Member(Part.ACCEPTED, update=event))
+            return _with(state, event.node, Member(Part.ACCEPTED, update=event, waited=_waited(state, event.at)))
         case UpdateRefused():
             state = replace(state, refusals=(*state.refusals, event))
             return _with(state, event.node, Member(Part.REFUSED, event.reason)) if event.final else state
@@ -87,7 +103,7 @@ def evolve_round(state: Round, event: RoundEvent) -> Round:
         case NodeDropped():
             return _with(state, event.node, Member(Part.DROPPED, event.reason))
         case RoundExtended():
-            return replace(state, deadline=event.deadline)
+            return replace(state, deadline=event.deadline, since=event.at)
     assert_never(event)
 
 
@@ -111,34 +127,75 @@ def due(state: Round, now: float) -> Verdict | None:
     if came >= opened.wanted:
         return Verdict(True, f"{came} of {len(state.members)} came first, {opened.wanted} were wanted")
     if now >= state.deadline:
-        silent = ", ".join(state.waiting_for)
+        silent = _some(state.waiting_for)
         if came >= opened.quorum:
             return Verdict(True, f"deadline, {came} counted, without {silent}")
         return Verdict(False, f"deadline: {came} updates, quorum is {opened.quorum}; silent: {silent}")
     return None
 
 
-def allowed_seconds(rules: CohortRules, arrivals: Sequence[float]) -> float:
-    """How long a round may take: median + patience x MAD of past arrivals, between `floor` and `deadline`.
+def _some(nodes: Sequence[NodeId]) -> str:
+    """The first few names: a reason is logged and kept, and a cohort may be large."""
+    more = len(nodes) - NAMED_IN_REASONS
+    return ", ".join(nodes[:NAMED_IN_REASONS]) + (f" and {more} more" if more > 0 else "")
 
-    The MAD is scaled by 1.4826, so that for normal arrivals `patience` counts standard deviations. Under
-    four arrivals there is nothing to go by, and the full `deadline` holds.
-    """
-    if len(arrivals) < 4:
-        return rules.deadline
-    middle = median(arrivals)
-    spread = 1.4826 * median(abs(arrival - middle) for arrival in arrivals)
-    return min(rules.deadline, max(rules.floor, middle + rules.patience * spread))
+
+# -- how long a round may take -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class RoundSummary:
-    """A finished attempt, kept for `tutti why` and the history."""
+class Pace:
+    """How fast a finished attempt went, in seconds of waiting.
 
-    round: Round
-    closed_at: float
-    succeeded: bool
-    reason: str
-    model: str = ""
-    counted: Mapping[NodeId, int] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    Attributes:
+        arrivals: When its updates came, up to ARRIVALS_KEPT of them, evenly from the fastest to the slowest.
+            A node that was still silent at the end enters with the time for which it was waited: it is slower.
+        quorum: When enough updates had come; if they never had, the time for which they were waited.
+    """
+
+    arrivals: tuple[float, ...]
+    quorum: float
+
+
+def pace_of(state: Round, closed_at: float) -> Pace | None:
+    """The pace of an attempt that ends; None if it tells nothing.
+
+    Nodes that were refused or dropped do not enter. Where the coordinator was away, the time counts from its
+    return, and it never goes beyond the deadline: neither a restart nor a suspended machine makes a node slow.
+    """
+    arrived = sorted(member.waited for member in state.members.values() if member.part is Part.ACCEPTED)
+    if len(arrived) < state.opened.quorum and state.open == 0:
+        return None  # it failed, but not for lack of time
+    waited = _waited(state, min(closed_at, state.deadline))
+    times = sorted([*arrived, *[waited] * state.open])
+    quorum = state.opened.quorum
+    return Pace(_thinned(times), arrived[quorum - 1] if len(arrived) >= quorum else waited)
+
+
+def _waited(state: Round, at: float) -> float:
+    return max(0.0, at - state.since)
+
+
+def _thinned(ordered: Sequence[float]) -> tuple[float, ...]:
+    if len(ordered) <= ARRIVALS_KEPT:
+        return tuple(ordered)
+    return tuple(ordered[i * (len(ordered) - 1) // (ARRIVALS_KEPT - 1)] for i in range(ARRIVALS_KEPT))
+
+
+def allowed_seconds(rules: CohortRules, paces: Sequence[Pace]) -> float:
+    """How long a round may take, from how the newest attempts went.
+
+    The largest of: `floor`; median + `patience` x MAD of the arrivals, which suits all but outliers; and twice
+    the longest time to a quorum, without which the round fails. Never more than `deadline`.
+
+    The MAD is scaled by 1.4826, so that for normal arrivals `patience` counts standard deviations. An attempt
+    that missed its quorum enters with the time it had, so the next one has at least twice as long. Before four
+    arrivals are known there is nothing to go by, and the full `deadline` holds.
+    """
+    arrivals = [arrival for pace in paces for arrival in pace.arrivals]
+    if len(arrivals) < 4:
+        return rules.deadline
+    middle = median(arrivals)
+    usual = middle + rules.patience * 1.4826 * median(abs(arrival - middle) for arrival in arrivals)
+    enough = 2 * max(pace.quorum for pace in paces)
+    return min(rules.deadline, max(rules.floor, usual, enough))

@@ -11,7 +11,8 @@ from tutti.core.registry import Choice
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0, le=604_800)]
+LONGEST = 604_800.0  # seconds: one week
+Seconds = Annotated[float, Meta(gt=0, le=LONGEST)]
 Metrics = dict[str, float]
 
 
@@ -57,13 +58,14 @@ class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         over_select: Extra nodes asked, as a share of the wanted size; the round closes without the slowest.
         quorum: Updates without which a round fails; None for `min_nodes`, or `size` if that is smaller.
         deadline: Longest duration of a round in seconds.
-        patience: The deadline adapts to median + patience x MAD of past arrivals, never under `floor` seconds.
+        floor: Shortest duration to which the deadline adapts, in seconds.
+        patience: The deadline adapts to median + patience x MAD of past arrivals, and to twice what a quorum took.
         grace: How long a node may be disconnected before the round goes on without it, in seconds.
         lease: How long a node may be silent about its progress, in seconds.
         retries: How often one round may fail before the job does.
         wait: How long to wait for `min_nodes` before the job fails, in seconds; None for ever.
         weighting: `examples` weights an update by its number of examples, `equal` by 1.
-        max_weight: The most one update may weigh; larger claims are cut to it.
+        max_weight: The most that one update and its metrics may weigh; larger claims are cut to it.
     """
 
     min_nodes: Positive = 1

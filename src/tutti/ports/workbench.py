@@ -8,6 +8,10 @@ from tutti.domain.spec import DataSchema, Metrics
 
 
 class Workbench(Protocol):
+    def check(self, model: Choice) -> None:
+        """Raise a UserError, at once, if this machine's owner does not let jobs use such a model here."""
+        ...
+
     async def initial(self, model: Choice, data: DataSchema, seed: int, into: Path) -> None:
         """Draw a model's initial parameters and write them as safetensors; raises UserError if it cannot be built."""
         ...

@@ -15,7 +15,6 @@ from hmac import compare_digest
 
 from blake3 import blake3
 
-from tutti import __version__
 from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError
 from tutti.core.registry import Choice
 from tutti.core.schedules import schedules
@@ -31,6 +30,7 @@ from tutti.ports.training import datasets, models
 from tutti.services.driver import JobDriver, kept_blobs
 from tutti.services.journal import Journal
 from tutti.services.presence import Presence
+from tutti.version import __version__
 from tutti.wire.messages import Failure, Heartbeat, Progress, Registration, Submission, Verdict
 
 log = logging.getLogger(__name__)

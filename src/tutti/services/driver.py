@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, UserError
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, TuttiError, UserError
 from tutti.core.strategy import strategies
 from tutti.domain import commands, jobs
 from tutti.domain import events as e
@@ -103,11 +103,11 @@ class JobDriver:
             match error:
                 case CorruptBlob() | NotFound():
                     return await self._command(commands.Pause(reason=f"{error}; restore the file and resume the job"))
-                case StorageError():
-                    self._wait_out(error)
-                    return False
                 case UserError():
                     return await self._command(commands.Fail(reason=str(error)))
+                case TuttiError():  # a full disk, a workbench that died: not the job's fault
+                    self._wait_out(error)
+                    return False
                 case _:
                     log.error("job %s: internal error", self._id, exc_info=error)
                     return await self._command(commands.Fail(reason=f"internal error: {error!r}"))
@@ -115,7 +115,7 @@ class JobDriver:
             self._wait_out(worse)
             return False
 
-    def _wait_out(self, error: StorageError) -> None:
+    def _wait_out(self, error: TuttiError) -> None:
         if self.trouble != str(error):
             log.error("job %s waits: %s", self._id, error)
         self.trouble = str(error)
@@ -144,7 +144,7 @@ class JobDriver:
             return
         owed = (self._id, round.number, round.opened.attempt)
         rules, presence = self.job.spec.cohort, self._coordinator.presence
-        expiries = {node: presence.expiry(node, owed, rules) for node in round.waiting_for}
+        expiries = {node: presence.expiry(node, owed, rules, round.opened.at) for node in round.waiting_for}
         for node, (at, reason) in expiries.items():
             if now >= at:
                 await self._command(commands.Drop(node=node, reason=reason))

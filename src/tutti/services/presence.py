@@ -92,12 +92,12 @@ class Presence:
             return self._started + grace
         return None if seen.connected or seen.took_leave else seen.since + grace
 
-    def expiry(self, node: NodeId, owed: Owed, rules: CohortRules) -> tuple[float, str]:
-        """When the round gives this node up if nothing is heard, and the reason it will then record."""
+    def expiry(self, node: NodeId, owed: Owed, rules: CohortRules, opened: float) -> tuple[float, str]:
+        """When a round opened at `opened` gives a node up if nothing is heard, and the reason it will then record."""
         seen = self._seen.get(node)
         if seen is not None and seen.took_leave:
             return seen.since, "took its leave"
         if seen is None or not seen.connected:
             since = seen.since if seen else self._started
             return since + rules.grace, f"disconnected for {rules.grace:g} s"
-        return seen.told.get(owed, seen.since) + rules.lease, f"no progress for {rules.lease:g} s"
+        return seen.told.get(owed, max(seen.since, opened)) + rules.lease, f"no progress for {rules.lease:g} s"

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from re import fullmatch
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutti.adapters.datasets._common import BadData, Rows
+from tutti.adapters.datasets._common import LARGEST, BadData, Rows
 from tutti.core.registry import BadOption
 from tutti.domain.spec import DataSchema
 
 _MISSING = {"", "?", "na", "n/a", "nan", "null", "none", "-"}
 _AT_MOST_CLASSES = 100
+_SURELY_CLASSES = 10
+"""So many whole numbers and one that is not are classes with a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def _numbers(columns: Columns, name: str) -> NDArray[np.float64]:
         values = np.asarray(columns.cells[name], np.float64)
     except (TypeError, ValueError):
         values = np.full(len(columns.row_numbers), np.nan)
-    if not np.isfinite(values).all():
+    if not (np.abs(values) <= LARGEST).all():
         for row, cell in enumerate(columns.cells[name]):
             _check_cell(columns, row, name, cell)
     return values
@@ -108,14 +111,18 @@ def _check_cell(columns: Columns, row: int, name: str, cell: Any) -> None:
             f"(drop={name})"
         )
     try:
-        finite = np.isfinite(float(cell))
+        fits = abs(float(cell)) <= LARGEST
     except (TypeError, ValueError):
+        if fullmatch(r"\s*[+-]?[\d.]*,\d+\s*", str(cell)):
+            raise BadData(
+                f"{columns.at(row, name)}: expected a number, came {str(cell)!r}; write decimal points, not commas"
+            ) from None
         raise BadData(
             f"{columns.at(row, name)}: expected a number, came {str(cell)!r}; drop the column (drop={name}), or write "
             f"out its categories (one_hot={name}:first|second)"
         ) from None
-    if not finite:
-        raise BadData(f"{columns.at(row, name)}: expected a finite number, came {cell}")
+    if not fits:
+        raise BadData(f"{columns.at(row, name)}: expected a finite number, {LARGEST:.2g} at most, came {cell}")
 
 
 def _targets(columns: Columns, target: str, task: str, classes: int | str) -> NDArray[np.int64] | NDArray[np.float32]:
@@ -130,6 +137,8 @@ def _targets(columns: Columns, target: str, task: str, classes: int | str) -> ND
         )
     values = _numbers(columns, target)
     whole = bool((values == np.floor(values)).all() and values.min() >= 0)
+    if task == "auto" and not classes:
+        _check_stray(columns, target, values)
     if task == "auto":
         task = "classification" if classes or (whole and values.max() < _AT_MOST_CLASSES) else "regression"
     if task == "regression":
@@ -145,6 +154,25 @@ def _check_classes(columns: Columns, target: str, values: NDArray[np.float64], c
         raise BadData(
             f"{columns.at(row, target)}: expected a class 0{f' to {classes - 1}' if classes else ', 1, 2 …'}, came "
             f"{values[row]:g}; name the classes (classes=first|second), or give task=regression"
+        )
+    if not classes and (values.min() > 0 or values.max() == 0):
+        found = [f"{value:.0f}" for value in np.unique(values)[:10]]
+        named = "|".join(found) if len(found) > 1 else f"{found[0]}|another"
+        raise BadData(
+            f"{columns.path}, column {target!r}: expected classes 0, 1, 2 …, came {', '.join(found)}; name all, the "
+            f"same on every node (classes={named}), say how many there are if this node has none of the others "
+            "(classes=3), or give task=regression"
+        )
+
+
+def _check_stray(columns: Columns, target: str, values: NDArray[np.float64]) -> None:
+    """Refuse classes that one mistyped cell would turn into a regression."""
+    stray = (values != np.floor(values)) | (values < 0) | (values >= _AT_MOST_CLASSES)
+    if stray.sum() == 1 and len(values) > _SURELY_CLASSES:
+        row = int(np.argmax(stray))
+        raise BadData(
+            f"{columns.at(row, target)}: {values[row]:g} is no class, and all others are whole numbers from 0 to "
+            f"{_AT_MOST_CLASSES - 1}; correct it, or give task=regression"
         )
 
 

@@ -35,6 +35,19 @@ class BadData(UserError):
     """A file does not hold what it should; the message names file, row and column."""
 
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Rows become float32: what is larger would be infinite."""
+
+
+def unreadable(path: str, as_what: str, error: Exception) -> BadData:
+    """What to raise for a file that cannot be opened, or is not what it should be."""
+    if isinstance(error, FileNotFoundError):
+        return BadData(f"{path}: no such file")
+    if isinstance(error, OSError) and error.strerror:
+        return BadData(f"{path}: cannot be read: {error.strerror}")
+    return BadData(f"{path}: cannot be read as {as_what}: {error}")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """All rows of a source, as read.

@@ -8,8 +8,9 @@ import numpy as np
 
 from tutti.adapters._imports import extra
 from tutti.adapters.datasets._columns import Columns, to_rows
-from tutti.adapters.datasets._common import BadData, Rows, source
+from tutti.adapters.datasets._common import BadData, Rows, source, unreadable
 
+Separator: TypeAlias = Literal[",", ";", "tab"]
 TaskOption: TypeAlias = Literal["auto", "classification", "regression"]
 
 
@@ -22,14 +23,15 @@ def csv(
     drop: str = "",
     one_hot: str = "",
     header: bool = True,
+    separator: Separator = ",",
     name: str = "",
 ) -> Rows:
     """A CSV file of numbers, with a header unless header=false (columns are then c0, c1, c2 …).
 
     Whole numbers from 0 to 99 in the column `target` are classes, others targets; task= decides otherwise.
-    classes=2 or classes=no|yes, drop=id|name, one_hot=colour:red|green;size:S|M.
+    classes=2 or classes=no|yes, drop=id|name, one_hot=colour:red|green;size:S|M, separator=; or separator=tab.
     """
-    columns = read_csv(path, header=header)
+    columns = read_csv(path, header=header, separator=separator)
     return to_rows(
         columns, target, task=task, classes=classes, drop=drop, one_hot=one_hot, name=name or Path(path).stem
     )
@@ -52,21 +54,23 @@ def parquet(
     )
 
 
-def read_csv(path: str, *, header: bool = True) -> Columns:
+def read_csv(path: str, *, header: bool = True, separator: Separator = ",") -> Columns:
     """The cells as text, with each row's line number; raises BadData for ragged rows and files that are no CSV."""
     lines: list[list[str]] = []
     numbers: list[int] = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv_format.reader(file, strict=True)
+            reader = csv_format.reader(file, strict=True, delimiter="\t" if separator == "tab" else separator)
             for cells in reader:
                 if cells:
                     lines.append(cells)
                     numbers.append(reader.line_num)
     except (OSError, UnicodeDecodeError, csv_format.Error) as error:
-        raise BadData(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
+        raise unreadable(path, "CSV in UTF-8", error) from error
     if not lines:
         raise BadData(f"{path}: the file is empty")
+    if len(lines[0]) == 1 and ";" in lines[0][0]:
+        raise BadData(f"{path}: its columns are separated by semicolons: give 'separator=;'")
     names = [cell.strip() for cell in lines[0]] if header else [f"c{i}" for i in range(len(lines[0]))]
     _check_names(path, names)
     first = 1 if header else 0
@@ -93,7 +97,7 @@ def read_parquet(path: str) -> Columns:
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise BadData(f"{path}: cannot be read as Parquet: {error}") from error
+        raise unreadable(path, "Parquet", error) from error
     _check_names(path, table.column_names)
     cells = {}
     for name in table.column_names:

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from tutti import __version__
 from tutti.core.errors import Forbidden
 from tutti.domain.events import NodeId
 from tutti.ports import Arrived, FabricEvent, Left, Said
+from tutti.version import __version__
 from tutti.wire.messages import (
     PROTOCOL,
     BadMessage,

@@ -12,22 +12,41 @@ from typing import TypeAlias
 
 from blake3 import blake3
 
-from tutti import __version__
-from tutti.core.errors import CorruptBlob, Forbidden, StorageError, TuttiError
+from tutti.core.errors import Conflict, CorruptBlob, Forbidden, StorageError, TuttiError, UserError
 from tutti.domain.events import Digest, NodeId
 from tutti.ports import Arrived, BlobStore, FabricEvent, Left, LinkLost, LinkRefused, Said
-from tutti.wire.messages import PROTOCOL, CoordinatorMessage, NodeMessage, Registered, Registration
+from tutti.version import __version__
+from tutti.wire.messages import (
+    MAX_MESSAGE,
+    PROTOCOL,
+    CoordinatorMessage,
+    NodeMessage,
+    Registered,
+    Registration,
+    Submission,
+    encode,
+)
 
 Authenticate: TypeAlias = Callable[[NodeId, str], Awaitable[None] | None]
 
 
 class LocalFabric:
-    """A Fabric. `authenticate` raises Forbidden; `incoming` and `outgoing` are messages that may wait, per node."""
+    """A Fabric. `authenticate` raises Forbidden; `incoming` and `outgoing` are messages that may wait, per node.
+
+    `limit` is the largest blob in bytes that a node may store now, 0 if none is expected of it; without it, any.
+    """
 
     def __init__(
-        self, authenticate: Authenticate, blobs: BlobStore, *, incoming: int = 64, outgoing: int = 256
+        self,
+        authenticate: Authenticate,
+        blobs: BlobStore,
+        *,
+        limit: Callable[[NodeId], int] | None = None,
+        incoming: int = 64,
+        outgoing: int = 256,
     ) -> None:
         self.blobs = blobs
+        self._limit = limit
         self._authenticate = authenticate
         self._incoming, self._outgoing = incoming, outgoing
         self._nodes: dict[NodeId, _Connection] = {}
@@ -60,11 +79,7 @@ class LocalFabric:
         node = registration.node
         if registration.protocol != PROTOCOL:
             raise LinkRefused(f"this coordinator speaks protocol {PROTOCOL}, the node {registration.protocol}")
-        try:
-            if (verdict := self._authenticate(node, registration.token)) is not None:
-                await verdict
-        except Forbidden as error:
-            raise LinkRefused(str(error)) from None
+        await self._prove(registration)
         if (before := self._nodes.get(node)) is not None:
             reason = f"another process has connected as {node}: give each node a name of its own"
             before.end(reason, tell=LinkRefused(reason))
@@ -72,6 +87,22 @@ class LocalFabric:
         connection.messages.put_nowait(Registered(node=node, version=__version__))
         self._events.put_nowait((Arrived(node, registration), connection))
         return connection
+
+    async def _prove(self, registration: Registration) -> None:
+        try:
+            if (verdict := self._authenticate(registration.node, registration.token)) is not None:
+                await verdict
+        except Forbidden as error:
+            raise LinkRefused(str(error)) from None
+
+    async def _store(self, registration: Registration, blob: bytes | memoryview, digest: Digest) -> None:
+        await self._prove(registration)
+        limit = None if self._limit is None else self._limit(registration.node)
+        if limit == 0:
+            raise Conflict(
+                f"no update of {registration.node} is expected now: its round has closed, or it was not asked"
+            )
+        await self.blobs.put(_once(blob), digest=digest, limit=limit)
 
     def _leave(self, connection: "_Connection", left: Left) -> None:
         del self._nodes[left.node]
@@ -83,15 +114,19 @@ class LocalLink:
 
     def __init__(self, fabric: LocalFabric | None) -> None:
         self.fabric = fabric
+        self._registration: Registration | None = None
         self._connection: _Connection | None = None
 
     async def connect(self, registration: Registration) -> AsyncIterator[CoordinatorMessage]:
         self.drop()
         fabric = self._reach()
         self._connection = connection = await fabric._admit(registration)
+        self._registration = registration
         return self._messages(connection)
 
     async def send(self, message: NodeMessage) -> None:
+        if isinstance(message, Submission) and (size := len(encode(message))) > MAX_MESSAGE:  # no other can be so long
+            raise UserError(f"a message may have {MAX_MESSAGE} bytes, this {type(message).__name__} has {size}")
         if (connection := self._connection) is None:
             raise LinkLost("there is no connection to the coordinator")
         await connection.say(message)
@@ -101,7 +136,10 @@ class LocalLink:
         await asyncio.to_thread(_copy, source, into, digest)
 
     async def store(self, blob: bytes | memoryview, digest: Digest) -> None:
-        await self._reach().blobs.put(_once(blob), digest=digest)
+        fabric = self._reach()
+        if self._registration is None:
+            raise LinkLost("this node has not been connected to the coordinator yet")
+        await fabric._store(self._registration, blob, digest)
 
     def drop(self) -> None:
         """Lose the connection, as when a cable is pulled: both sides notice at once."""

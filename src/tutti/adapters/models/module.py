@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from tutti.adapters._imports import BadEntry, extra, load_entry
+from tutti.adapters._imports import BadEntry, extra, load_listed_entry
 from tutti.adapters.models._build import torch_trainer
+from tutti.domain.modules import BY_ENTRY
 from tutti.domain.spec import DataSchema
 from tutti.ports.training import Trainer, models
 
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@models.register("module")
+@models.register(BY_ENTRY)
 def module(entry: str, *, data: DataSchema) -> Trainer:
-    """A torch module by entry=package.module:factory, installed on every node and on the coordinator."""
+    """A torch module by entry=package.module:factory, installed and listed on every node and the coordinator."""
     with extra("torch", "model 'module'"):
         factory = _module_factory(entry)
     takes_data = "data" in inspect.signature(factory).parameters
@@ -33,7 +34,7 @@ def _module_factory(entry: str) -> "Callable[..., nn.Module]":
     """
     from torch import nn
 
-    factory = load_entry(entry)
+    factory = load_listed_entry(entry)
     returned: Any = factory if inspect.isclass(factory) else get_type_hints(factory).get("return")
     if not (inspect.isclass(returned) and issubclass(returned, nn.Module)):
         raise BadEntry(

@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tutti import __version__
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.apps.api import documented, jobs, live, nodes, status, transfer
@@ -24,6 +23,7 @@ from tutti.core.schedules import schedules
 from tutti.core.strategy import strategies
 from tutti.ports.training import datasets, models
 from tutti.services.coordinator import Coordinator
+from tutti.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _add_routes(
 ) -> None:
     api = Api(app, transfer.OPENAPI_PATHS)
     its_jobs = jobs.JobRoutes(coordinator)
-    its_nodes = nodes.NodeRoutes(coordinator, failures)
+    its_nodes = nodes.NodeRoutes(coordinator, failures, settings.url)
     its_status = status.StatusRoutes(coordinator, settings, registries)
     aliases = documented.DocumentedRoutes(coordinator, its_jobs, its_nodes, registries)
     jobs.add_routes(api, its_jobs)

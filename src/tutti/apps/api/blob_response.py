@@ -19,7 +19,7 @@ from tutti.domain.events import Digest
 CHUNK = 1 << 18
 """Bytes read and sent at once; a smaller blob goes out in one piece."""
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 

@@ -14,6 +14,7 @@ from tutti.core.errors import NotFound
 from tutti.domain.jobs import Job
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.coordinator import Coordinator
+from tutti.services.history import attempts_of
 from tutti.services.views import (
     ContributionView,
     JobView,
@@ -27,6 +28,7 @@ from tutti.services.views import (
     metric_points,
     model_views,
     round_views,
+    rounds_with_model,
     status_of_job,
     why_view,
 )
@@ -130,7 +132,7 @@ class JobRoutes:
     async def show_round(self, job: str, round: int) -> Answer[WhyView]:
         """Who took part in a round, who did not and why, and what each contributed."""
         found = self._coordinator.job(job)
-        why = why_view(found, round)
+        why = why_view(found, round, await attempts_of(self._coordinator.log, found, (round,)))
         if why is None:
             raise NotFound(f"job {job} has no round {round}: {found.rounds_done} of {found.spec.rounds} are done")
         return Answer(why)
@@ -141,17 +143,23 @@ class JobRoutes:
 
     async def list_job_models(self, job: str, limit: Limit = 100, after: After = "") -> Answer[Page[ModelView]]:
         """The job's models with their lineage, the initial one first."""
-        return Answer(page(model_views(self._coordinator.job(job)), limit, after))
+        found = self._coordinator.job(job)
+        rounds = page(rounds_with_model(found), limit, after)
+        return Answer(Page(items=await self._models(found, rounds.items), next=rounds.next))
 
     async def list_models(self, limit: Limit = 100, after: After = "", dataset: Text = "") -> Answer[Page[ModelView]]:
         """The current model of every job, the newest job first."""
-        models = [
-            model
+        jobs = [
+            job
             for job in reversed(self._coordinator.jobs.values())
-            if not dataset or job.spec.dataset == dataset
-            for model in model_views(job)[-1:]
+            if (not dataset or job.spec.dataset == dataset) and job.initial_model
         ]
-        return Answer(page_by_name(models, limit, after, lambda model: model.job))
+        found = page_by_name(jobs, limit, after, lambda job: job.id)
+        models = [model for job in found.items for model in await self._models(job, rounds_with_model(job)[-1:])]
+        return Answer(Page(items=models, next=found.next))
+
+    async def _models(self, job: Job, rounds: Sequence[int]) -> list[ModelView]:
+        return model_views(job, rounds, await attempts_of(self._coordinator.log, job, rounds))
 
     async def download_model(self, job: str, round: Annotated[int | None, Query(ge=0)] = None) -> Response:
         """The job's current model, or the one that a round made, as a safetensors file that says what it is."""

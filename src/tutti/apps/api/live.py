@@ -5,6 +5,7 @@ nothing for SEND_SECONDS is disconnected, and may resume.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import msgspec
 from fastapi import FastAPI, Query, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from tutti.ports.log import Recorded
 from tutti.services.coordinator import Coordinator
 from tutti.services.views import event_view
 
@@ -41,18 +43,30 @@ class LiveRoutes:
     async def _send(self, websocket: WebSocket, after: int, stream: str) -> None:
         sent = after
         try:
-            async for batch in self._coordinator.log.follow(after):
-                for recorded in batch:
-                    if not stream or recorded.stream == stream:
-                        text = msgspec.json.encode(event_view(recorded)).decode()
-                        async with asyncio.timeout(self._send_seconds):
-                            await websocket.send_text(text)
-                    sent = recorded.offset
+            async for recorded in self._events(after, stream):
+                text = msgspec.json.encode(event_view(recorded)).decode()
+                async with asyncio.timeout(self._send_seconds):
+                    await websocket.send_text(text)
+                sent = recorded.offset
             await self._close(websocket, GOING_AWAY, "the coordinator stops")
         except TimeoutError:
             await self._close(websocket, TRY_AGAIN_LATER, f"too slow; come back with after={sent}")
         except WebSocketDisconnect:
             return
+
+    async def _events(self, after: int, stream: str) -> AsyncIterator[Recorded]:
+        """The backlog of one stream is read by its index; only what is new is looked through."""
+        log, newest = self._coordinator.log, self._coordinator.journal.offset
+        while stream and (batch := await log.read(after, stream=stream)):
+            for recorded in batch:
+                yield recorded
+                after = recorded.offset
+        if stream:
+            after = max(after, newest)
+        async for batch in log.follow(after):
+            for recorded in batch:
+                if not stream or recorded.stream == stream:
+                    yield recorded
 
     async def _close(self, websocket: WebSocket, code: int, reason: str) -> None:
         with suppress(RuntimeError, WebSocketDisconnect, TimeoutError):

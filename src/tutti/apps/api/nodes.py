@@ -1,5 +1,6 @@
 """Nodes: who is here, and how others get in."""
 
+from bisect import bisect_right
 from typing import Annotated
 
 import msgspec
@@ -7,8 +8,8 @@ from fastapi import Depends, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tutti.apps.api.auth import TOO_MANY, Failures, client_of
-from tutti.apps.api.jobs import Text, caller, page_by_name
+from tutti.apps.api.auth import TOO_MANY, Failures, client_of, is_loopback
+from tutti.apps.api.jobs import Text, caller
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.core.errors import Forbidden, NotFound
 from tutti.domain.spec import Name
@@ -21,7 +22,7 @@ class InviteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)] = 86_400.0
 
 
-class JoinRequest(msgspec.Struct, frozen=True):
+class JoinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`secret` is what the node will show from now on, if it chose one: then it may repeat this request."""
 
     node: Name
@@ -29,7 +30,7 @@ class JoinRequest(msgspec.Struct, frozen=True):
     secret: Annotated[str, msgspec.Meta(min_length=32, max_length=256)] | None = None
 
 
-class InviteToken(msgspec.Struct, frozen=True):
+class InviteToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: Annotated[str, msgspec.Meta(max_length=256)]
 
 
@@ -39,8 +40,8 @@ class Joined(View, frozen=True, kw_only=True):
 
 
 class NodeRoutes:
-    def __init__(self, coordinator: Coordinator, failures: Failures) -> None:
-        self._coordinator, self._failures = coordinator, failures
+    def __init__(self, coordinator: Coordinator, failures: Failures, url: str) -> None:
+        self._coordinator, self._failures, self._url = coordinator, failures, url
 
     async def list_nodes(
         self,
@@ -55,7 +56,9 @@ class NodeRoutes:
             for node in map(node_view, self._coordinator.node_statuses())
             if (connected is None or node.connected is connected) and (not dataset or node.dataset == dataset)
         ]
-        return Answer(page_by_name(nodes, limit, after, lambda node: node.name))
+        first = bisect_right(nodes, after, key=lambda node: node.name)  # the cursor's node may have gone meanwhile
+        found = nodes[first : first + limit]
+        return Answer(Page(items=found, next=found[-1].name if len(nodes) > first + limit else None))
 
     async def show_node(self, node: str) -> Answer[NodeView]:
         for status in self._coordinator.node_statuses():
@@ -70,14 +73,13 @@ class NodeRoutes:
 
     async def join(self, request: Request, wish: Annotated[JoinRequest, Depends(Body(JoinRequest))]) -> Answer[Joined]:
         """Register a node by a join token. The operator needs none."""
-        client = self._checked_client(request)
         token = wish.token
         if not token and request.state.operator:
             token = await self._coordinator.invite(uses=1, seconds=60.0, by=caller(request))
         try:
             secret = await self._coordinator.admit(token, wish.node, wish.secret)
         except Forbidden as error:
-            self._failures.count(client)
+            self._count_failure(request)
             await self._coordinator.turn_away(wish.node, str(error))
             raise
         return Answer(Joined(node=wish.node, secret=secret), 201, {"location": f"/api/v1/nodes/{wish.node}"})
@@ -86,28 +88,34 @@ class NodeRoutes:
         self, request: Request, wish: Annotated[InviteToken, Depends(Body(InviteToken))]
     ) -> Response:
         """Whether a join token would let a node in now; does not use it up."""
-        client = self._checked_client(request)
         try:
             self._coordinator.check_invite(wish.token)
         except Forbidden:
-            self._failures.count(client)
+            self._count_failure(request)
             raise
         return Response(status_code=204)
 
-    def _checked_client(self, request: Request) -> str:
+    def _count_failure(self, request: Request) -> None:
+        """Raises 429 instead of the reason where there have been too many."""
         client = client_of(request)
         if not self._failures.allows(client):
             raise HTTPException(429, TOO_MANY, {"retry-after": "5"})
-        return client
+        self._failures.count(client)
 
     async def create_invite(
         self, request: Request, wish: Annotated[InviteRequest, Depends(Body(InviteRequest))]
     ) -> Answer[Invitation]:
         """Make a join link for so many nodes and so many seconds."""
         token = await self._coordinator.invite(uses=wish.uses, seconds=wish.seconds, by=caller(request))
-        link = f"{request.url.scheme}://{request.url.netloc}/join#{token}"
+        link = f"{self._base(request)}/join#{token}"
         invitation = Invitation(token=token, link=link, uses=wish.uses, expires_in=wish.seconds)
         return Answer(invitation, 201)
+
+    def _base(self, request: Request) -> str:
+        """Where nodes find the coordinator: as the caller did, unless that was by a way only this machine has."""
+        if self._url and is_loopback(request.url.hostname or ""):
+            return self._url
+        return f"{request.url.scheme}://{request.url.netloc}"
 
 
 def add_routes(api: Api, nodes: NodeRoutes) -> None:

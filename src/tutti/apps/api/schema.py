@@ -63,7 +63,13 @@ class Body(Generic[T]):
         try:
             return self._convert(plain)
         except msgspec.ValidationError as error:
-            raise HTTPException(422, str(error)) from None
+            raise HTTPException(422, f"{error}{_known_fields(self.type, error)}") from None
+
+
+def _known_fields(type: Any, error: msgspec.ValidationError) -> str:
+    """What to write instead of an unknown field."""
+    fields = getattr(type, "__struct_fields__", ())
+    return f"; there are: {', '.join(fields)}" if fields and "unknown field" in str(error) else ""
 
 
 async def read_body(request: Request) -> bytes:

@@ -9,7 +9,6 @@ from fastapi import Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutti import __version__
 from tutti.apps.api.auth import ApiSettings
 from tutti.apps.api.jobs import Text
 from tutti.apps.api.prometheus import Exposition
@@ -28,6 +27,7 @@ from tutti.services.views import (
     metrics_view,
     status_view,
 )
+from tutti.version import __version__
 
 Names = dict[str, dict[str, Any]]
 """Names of a registry, each with the JSON schema of its options."""

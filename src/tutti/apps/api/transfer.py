@@ -43,6 +43,9 @@ ZSTD_WINDOW = 8 << 20
 ZSTD_SLICE = 1024
 """Compressed bytes decoded at once: a block of 4 bytes can stand for 128 KiB, so this makes 32 MiB at worst."""
 
+ZSTD_ENOUGH = 1 << 18
+"""Decoded bytes after which a thread hands over what it has."""
+
 
 class Doorkeeper(Protocol):
     """What is needed of the coordinator."""
@@ -52,6 +55,10 @@ class Doorkeeper(Protocol):
 
     def authenticate(self, node: NodeId, secret: str) -> None:
         """Raises Forbidden."""
+        ...
+
+    def may_read(self, node: NodeId, digest: Digest) -> bool:
+        """Whether the blob is a model of a round that the node belongs to."""
         ...
 
     def update_limit(self, node: NodeId) -> int:
@@ -121,12 +128,19 @@ class _Blobs:
     # -- download ------------------------------------------------------------------------------------------
 
     async def _get(self, request: Request, digest: Digest) -> ASGIApp:
-        self._reader(request)
+        node = self._reader(request)
+        if node is not None and not self._coordinator.may_read(node, digest):
+            raise _no_blob(digest)
         return BlobResponse.of(request, await self._blobs.path(digest), digest, self._coordinator.stats)
 
     async def _head(self, request: Request, digest: Digest) -> ASGIApp:
-        """Of a complete blob its length; of one that is being uploaded by this node, how much has arrived."""
-        node = self._reader(request)
+        """Of a complete blob its length; of one that is being uploaded by this node, how much has arrived.
+
+        A node that may upload may ask of any blob: perhaps the answer to its upload was lost.
+        """
+        node, keeper = self._reader(request), self._coordinator
+        if node is not None and not (keeper.may_read(node, digest) or keeper.update_limit(node)):
+            raise _no_blob(digest)
         try:
             path = await self._blobs.path(digest)
             return Response(headers={**lasting(digest), "content-length": str(path.stat().st_size)})
@@ -190,6 +204,11 @@ class _Blobs:
             self._large_uploads.release()
 
 
+def _no_blob(digest: Digest) -> NotFound:
+    """As for a blob that is not there: a node does not learn what others have."""
+    return NotFound(f"there is no blob {digest}")
+
+
 class _Gone(Exception):
     """The client went away; what had come is kept."""
 
@@ -221,13 +240,25 @@ async def _decoded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Undo zstd; raises CorruptBlob for anything else."""
     decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
     async for chunk in chunks:
-        for start in range(0, len(chunk), ZSTD_SLICE):
-            try:
-                piece = decoder.decompress(chunk[start : start + ZSTD_SLICE])
-            except zstandard.ZstdError as error:
-                raise CorruptBlob(f"expected a body compressed with zstd: {error}") from None
-            if piece:
+        start = 0
+        while start < len(chunk):
+            pieces, start = await asyncio.to_thread(_decode_some, decoder, chunk, start)
+            for piece in pieces:
                 yield piece
+
+
+def _decode_some(decoder: "zstandard.ZstdDecompressionObj", chunk: bytes, start: int) -> tuple[list[bytes], int]:
+    """Decode from `start` on until there is ZSTD_ENOUGH; returns the pieces, and where to go on."""
+    pieces, size = [], 0
+    while start < len(chunk) and size < ZSTD_ENOUGH:
+        try:
+            piece = decoder.decompress(chunk[start : start + ZSTD_SLICE])
+        except zstandard.ZstdError as error:
+            raise CorruptBlob(f"expected a body compressed with zstd: {error}") from None
+        start, size = start + ZSTD_SLICE, size + len(piece)
+        if piece:
+            pieces.append(piece)
+    return pieces, start
 
 
 def _problems(*statuses: int) -> dict[str, Any]:

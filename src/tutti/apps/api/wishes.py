@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from tutti.apps.api.nodes import JoinRequest
+from tutti.core.errors import UserError
 from tutti.core.registry import Choice, Registry
 from tutti.domain.spec import CohortRules, JobSpec, Training, load_spec
 from tutti.services.coordinator import NodeStatus
@@ -57,7 +58,24 @@ class TrainingWish(msgspec.Struct, frozen=True):
     name: str | None = None
 
 
-class StopWish(msgspec.Struct, frozen=True):
+NODE_NAMES = ("node", "node_id", "device_id", "name", "id")
+"""Fields that name a node, the likeliest first."""
+
+CAPABILITIES = "capabilities"
+"""What other systems' nodes tell when they register; here a node tells it whenever it connects."""
+
+REMARKS = frozenset({"description", "notes", "tags"})
+"""Fields of a job in other systems that change nothing about the training; there is no place for them here."""
+
+
+NUMBER_LENGTH = 32
+
+
+class UnknownField(UserError):
+    """A field of a request means nothing here, so that what was meant would not come about."""
+
+
+class StopWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which job; without any, all that run."""
 
     session_id: str | None = None
@@ -72,13 +90,14 @@ class StopWish(msgspec.Struct, frozen=True):
 def read_job(
     plain: Mapping[str, Any], nodes: Iterable[NodeStatus], registries: Mapping[str, Registry[Any]]
 ) -> tuple[JobSpec, list[str]]:
-    """The job that is meant, and the fields that mean nothing here; raises BadSpec."""
+    """The job that is meant, and the remarks that are not kept; raises BadSpec, or UnknownField with all fields."""
     raw: dict[str, Any] = {}
     ignored: list[str] = []
     for name, value in _flat(plain):
-        place = PLACES.get(_snake(name))
-        if place is None:
+        if _snake(name) in REMARKS:
             ignored.append(name)
+        elif (place := PLACES.get(_snake(name))) is None:
+            raise _unknown(name, [*PLACES, *REMARKS])
         elif value is not None:
             _put(raw, place, value)
     held = Counter(node.registration.data.name for node in nodes if node.connected and node.registration)
@@ -94,11 +113,19 @@ def read_job(
 
 
 def read_join(plain: Mapping[str, Any]) -> JoinRequest:
-    """Who wants to join, by whatever field names them; a nameless node gets a name."""
+    """Who wants to join, by whatever field names them; a nameless node gets a name. Raises UnknownField."""
+    known = (*NODE_NAMES, CAPABILITIES, "token", "secret")
+    if unknown := [name for name in plain if _snake(name) not in known]:
+        raise _unknown(unknown[0], known)
     fields = {_snake(name): value for name, value in plain.items()}
-    named = next((fields[name] for name in ("node", "node_id", "device_id", "name", "id") if fields.get(name)), None)
-    fields["node"] = named or f"node-{secrets.token_hex(4)}"
-    return msgspec.convert(fields, JoinRequest)
+    named = next((fields[name] for name in NODE_NAMES if fields.get(name)), None)
+    request: dict[str, Any] = {name: fields[name] for name in ("token", "secret") if name in fields}
+    request["node"] = named or f"node-{secrets.token_hex(4)}"
+    return msgspec.convert(request, JoinRequest)
+
+
+def _unknown(name: str, known: Iterable[str]) -> UnknownField:
+    return UnknownField(f"there is no field {name[:80]!r}; there are: {', '.join(sorted(known))}")
 
 
 def _flat(plain: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -121,10 +148,12 @@ def _put(raw: dict[str, Any], place: Path, value: Any) -> None:
 
 
 def _number(value: Any) -> Any:
-    """Forms send numbers as text."""
+    """Forms send numbers as text. None that makes sense is longer than NUMBER_LENGTH."""
+    if not isinstance(value, str) or len(value) > NUMBER_LENGTH:
+        return value
     for convert in (int, float):
         try:
-            return convert(value) if isinstance(value, str) else value
+            return convert(value)
         except ValueError:
             continue
     return value

@@ -157,7 +157,7 @@ def examine_clock(date: str, now: float) -> Finding:
 
 
 def examine_version(theirs: str) -> Finding:
-    from tutti import __version__
+    from tutti.version import __version__
 
     if theirs.split(".")[:2] == __version__.split(".")[:2]:
         return Finding("version", True, f"{theirs} there, {__version__} here")
@@ -197,8 +197,9 @@ def examine_data(source: str) -> Finding:
         data = load_data(Choice.parse(source))
     except TuttiError as error:
         return Finding("data", False, str(error), "correct the file or the --data option", exit_for(error))
+    one = f", all of class {data.train.y[0]}" if len(set(data.train.y.ravel().tolist())) == 1 else ""
     said = f"{data.name}: {len(data.train)} examples to train on, {len(data.held_out)} held out"
-    return Finding("data", True, f"{said}, {_schema(data)}")
+    return Finding("data", True, f"{said}, {_schema(data)}{one}")
 
 
 def _schema(data: Any) -> str:

@@ -209,7 +209,7 @@ def rounds() -> None:
     \b
     Examples:
       tutti rounds ls digits
-      tutti rounds show digits 3
+      tutti rounds show digits --round 3
     """
 
 
@@ -250,7 +250,7 @@ def _round_row(round: "RoundView") -> tuple[object, ...]:
 
 @rounds.command("show")
 @click.argument("job")
-@click.argument("number", type=click.IntRange(0))
+@click.option("--round", "number", type=click.IntRange(0), required=True, help="Which round.")
 @as_json
 @with_client
 def rounds_show(client: "Client", job: str, number: int, as_json: bool) -> None:
@@ -258,7 +258,7 @@ def rounds_show(client: "Client", job: str, number: int, as_json: bool) -> None:
 
     \b
     Examples:
-      tutti rounds show digits 3
+      tutti rounds show digits --round 3
     """
     found = client.why(find_job(client, job).id, number).attempts[-1].round
     if as_json:
@@ -319,7 +319,8 @@ def _print_why(why: "WhyView") -> None:
 def _print_attempt(attempt: "AttemptView") -> None:
     round = attempt.round
     tried = f", attempt {round.attempt + 1}" if round.attempt else ""
-    click.echo(f"round {round.round}{tried} ({round.task}): {round.status}, {round.reason}\n")
+    which = "final evaluation, round" if round.task == "evaluate" else "round"
+    click.echo(f"{which} {round.round}{tried}: {round.status}, {round.reason}\n")
     header = ("node", "outcome", "weight", "share", "arrived", "worked", "bytes", "reason")
     click.echo(text.table(header, map(_part_row, attempt.nodes)))
     for refusal in attempt.refusals:

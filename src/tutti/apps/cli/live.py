@@ -9,6 +9,7 @@ import click
 
 from tutti.apps.cli import text
 from tutti.apps.cli.progress import Progress
+from tutti.apps.client import OVER
 from tutti.services.views import EventView, JobView
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def _view(progress: Progress, seconds: float) -> Any:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("round", progress.measure, "loss", "nodes", "bytes", "time"):
         table.add_column(title, justify="right")
-    rows = [row for _, row in sorted(progress.rows.items())]
+    over = progress.state in OVER
+    rows = [row for _, row in sorted(progress.rows.items()) if row.closed or not over]
     for row in rows[-ROWS_SHOWN:]:
         nodes = f"{row.counted if row.closed else row.cohort - len(progress.waiting_for)}/{row.cohort}"
         table.add_row(

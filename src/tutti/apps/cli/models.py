@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import click
 
 from tutti.apps.cli import text
-from tutti.apps.cli.options import ExistingFile, File, as_json, find_job, print_json, with_client
-from tutti.core.errors import NotFound, StorageError, UserError
+from tutti.apps.cli.options import ExistingFile, File, allow_module, as_json, find_job, print_json, with_client
+from tutti.core.errors import Conflict, NotFound, StorageError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,12 @@ def models_pull(client: "Client", job: str, file: Path, number: int | None) -> N
       tutti model pull digits model.safetensors
       tutti model pull digits round-3.safetensors --round 3
     """
+    from tutti.apps.client import OVER
+
     found = find_job(client, job)
+    if number is None and found.rounds_done == 0:
+        over = f"{found.status} before its first round was done" if found.status in OVER else "has done no round yet"
+        raise Conflict(f"job {found.id} {over}: there is no trained model; --round 0 gives the initial one")
     client.download(found.id, file, number)
     click.echo(f"{file}: {found.model}, {text.size(file.stat().st_size)}")
 
@@ -141,6 +146,7 @@ class PulledModel(NamedTuple):
 @click.option("--target", help="The column with the truth: left out of the features, and the model is measured on it.")
 @click.option("--drop", default="", help="Columns that are no features: id|name.")
 @click.option("--one-hot", default="", help="As in training: colour:red|green;size:S|M.")
+@click.option("--separator", type=click.Choice([",", ";", "tab"]), default=",", show_default=True, help="Of columns.")
 @click.option("--no-header", is_flag=True, help="The first row is data.")
 @click.option(
     "--order",
@@ -148,7 +154,10 @@ class PulledModel(NamedTuple):
     help="Order of the features: by column name, as CSV and Parquet sources train, or as in the file.  "
     "[default: file for bundled data sets, else name]",
 )
-def predict(model: Path, data: Path, out: Path | None, target: str | None, **reading: Any) -> None:
+@allow_module
+def predict(
+    model: Path, data: Path, out: Path | None, target: str | None, allow_modules: tuple[str, ...], **reading: Any
+) -> None:
     """Predict with a pulled model on the rows of a CSV file.
 
     Classes come with their probability. The features must be scaled as they were in training. The measure
@@ -159,13 +168,15 @@ def predict(model: Path, data: Path, out: Path | None, target: str | None, **rea
       tutti predict model.safetensors examples/digits.csv --target digit
       tutti predict model.safetensors patients.csv --drop id --out predictions.csv
     """
+    from tutti.adapters._imports import importable
     from tutti.adapters.datasets.tables import read_csv
     from tutti.ports.training import models as registry
 
     pulled = read_model(model)
-    columns = read_csv(str(data), header=not reading.pop("no_header"))
+    columns = read_csv(str(data), header=not reading.pop("no_header"), separator=reading.pop("separator"))
     x = _features(columns, pulled, target, **reading)
-    trainer = registry.build(pulled.choice, data=pulled.data)
+    with importable(allow_modules):
+        trainer = registry.build(pulled.choice, data=pulled.data)
     outputs = trainer.predict(pulled.params, x)
     _write(pulled.data, outputs, out)
     if target is not None:

@@ -21,6 +21,17 @@ File = click.Path(path_type=Path, dir_okay=False)
 ExistingFile = click.Path(path_type=Path, dir_okay=False, exists=True)
 Folder = click.Path(path_type=Path, file_okay=False)
 
+allow_module = click.option(
+    "--allow-module",
+    "allow_modules",
+    multiple=True,
+    metavar="PATTERN",
+    envvar="TUTTI_ALLOW_MODULES",
+    show_envvar=True,
+    help="A Python module that a model may name to be imported here, such as hospital.models or hospital.*; may be "
+    "repeated.  [default: none]",
+)
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
@@ -33,7 +44,8 @@ def reaching(command: F) -> F:
             type=ExistingFile,
             envvar="TUTTI_TOKEN_FILE",
             show_envvar=True,
-            help="File with the operator's token; not needed on the coordinator's own machine. TUTTI_TOKEN works too.",
+            help="File with the operator's token; not needed for a coordinator that listens on its own machine only. "
+            "TUTTI_TOKEN works too.",
         ),
         click.option(
             "--url", envvar="TUTTI_URL", show_envvar=True, help=f"The coordinator's address.  [default: {DEFAULT_URL}]"

@@ -1,6 +1,8 @@
 """How a job goes, from its events: rows for a table, and remarks worth a line of their own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tutti.apps.cli import text
 from tutti.services.views import EventView, JobView
@@ -47,12 +49,12 @@ class Progress:
                     row = self._row(data["round"])
                     self.rows[row.round] = replace(row, bytes=row.bytes + data.get("bytes", 0))
             case "UpdateRefused":
-                return f"round {data['round']}: an update of {data['node']} does not count: {data['reason']}"
+                return f"{self._where(data)}: an update of {data['node']} does not count: {data['reason']}"
             case "NodeDropped":
                 self.waiting_for.discard(data["node"])
-                return f"round {data['round']}: goes on without {data['node']}: {data['reason']}"
+                return f"{self._where(data)}: goes on without {data['node']}: {data['reason']}"
             case "UpdateLost" | "RoundExtended" | "RoundFailed":
-                return f"round {data['round']}: {_IN_WORDS[event.type]}: {data['reason']}"
+                return f"{self._where(data)}: {_IN_WORDS[event.type]}: {data['reason']}"
             case "RoundClosed":
                 self._close(event)
             case "ModelEvaluated":
@@ -70,6 +72,8 @@ class Progress:
     def lines(self, *, final: bool = False) -> list[str]:
         """Rows that are complete and were not returned before; with `final`, all that is left."""
         ready = []
+        if final:  # a round that was never closed says nothing
+            self.rows = {number: row for number, row in self.rows.items() if row.closed}
         for number, row in sorted(self.rows.items()):
             if number < self._printed:
                 continue
@@ -89,6 +93,9 @@ class Progress:
 
     def score(self, row: Row) -> str:
         return text.share(row.score) if self.measure == "accuracy" else text.number(row.score)
+
+    def _where(self, data: Mapping[str, Any]) -> str:
+        return "final evaluation" if self._task == "evaluate" else f"round {data['round']}"
 
     def _row(self, round: int) -> Row:
         return self.rows.get(round, Row(round))

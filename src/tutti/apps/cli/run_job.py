@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
 from tutti.apps.cli.options import DEFAULT_URL, ExistingFile, File, as_json, open_client, print_json, reaching
-from tutti.core.errors import NotFound, UserError
+from tutti.core.errors import NotFound, StorageError, UserError
 
 if TYPE_CHECKING:
+    import msgspec
+
     from tutti.apps.cli.federation import Federation
     from tutti.apps.client import Client
     from tutti.domain.spec import JobSpec
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 LOCAL_NODES = 4
 LOCAL_WAIT = 120.0
 """Seconds that a job on a federation of its own waits for nodes before it fails: nobody else can start them."""
+
+WARNINGS = 10
 
 FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -77,7 +81,9 @@ def job_options(command: Any) -> Any:
             click.option("--optimizer", help="sgd or adam.  [default: sgd]"),
             click.option("--fraction", type=float, help="Share of the ready nodes that a round asks.  [default: 1]"),
             click.option("--deadline", type=float, help="Longest time for a round, in seconds.  [default: 600]"),
-            click.option("--evaluate", help="Data the coordinator measures on, such as digits:split=test."),
+            click.option(
+                "--evaluate", help="Bundled data that the coordinator measures on, such as digits:split=test."
+            ),
             click.option("--target", type=float, help="Stop early at this accuracy."),
             click.option("--patience", type=click.IntRange(1), help="Stop after so many evaluations without progress."),
         )
@@ -115,6 +121,8 @@ def run(
       tutti run examples/job.toml --rounds 50 --set training.momentum=0.9
     """
     source, ending = options["source"], Ending(detach, as_json, out)
+    if out is not None:
+        check_writable(out)
     raw = spec_from(job_file, options, more)
     if source is not None and "dataset" not in raw:
         raw["dataset"] = _name_of(source)
@@ -125,6 +133,15 @@ def run(
             _run_on(client, _checked(raw), ending)
         else:
             _run_locally(raw, source, options, ending)
+
+
+def check_writable(file: Path) -> None:
+    """Raise StorageError at once if a file cannot be written there, rather than after hours of training."""
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write {file}: {error.strerror}") from None
 
 
 def spec_from(job_file: Path | None, options: Mapping[str, Any], more: tuple[str, ...]) -> dict[str, Any]:
@@ -166,14 +183,36 @@ def _toml_value(written: str) -> Any:
 
 
 def _checked(raw: Mapping[str, Any]) -> "JobSpec":
-    from tutti.domain.spec import check_composition, load_spec
+    from tutti.domain.spec import JobSpec, check_composition, load_spec
 
     for needed in ("dataset", "model"):
         if needed not in raw:
             raise click.UsageError(f"the job has no {needed}: give --{needed}, or a job file with `{needed} = …`")
+    _check_fields(raw, JobSpec, "")
     spec = load_spec(raw)
     check_composition(spec)
     return spec
+
+
+def _check_fields(raw: Mapping[str, Any], struct: "type[msgspec.Struct]", path: str) -> None:
+    """Raise UserError for a field that there is none of, with those that there are."""
+    import msgspec
+
+    fields = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    for name, value in raw.items():
+        if name not in fields:
+            raise UserError(f"job: there is no field `{path}{name}`; choose from: {', '.join(fields)}")
+        table = next((t for t in (fields[name], *get_args(fields[name])) if _is_table(t)), None)
+        if table is not None and isinstance(value, Mapping):
+            _check_fields(value, table, f"{path}{name}.")
+
+
+def _is_table(kind: Any) -> bool:
+    import msgspec
+
+    from tutti.core.registry import Choice
+
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not Choice
 
 
 # -- on a coordinator that is there --------------------------------------------------------------------
@@ -232,13 +271,42 @@ def _follow(client: "Client", job: "JobView", as_json: bool) -> "JobView":
 
 def _print_result(client: "Client", job: "JobView", ending: Ending) -> None:
     if ending.out is not None and job.status == "completed":
-        client.download(job.id, ending.out)
+        _save(client, job, ending.out)
     if ending.as_json:
         print_json(job)
     elif job.status == "completed":
         click.echo(_summary(client, job, ending.out))
     if job.status != "completed":
         raise JobNotDone(f"job {job.id} {job.status}: {job.reason}")
+    for warning in _absences(client, job):
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _save(client: "Client", job: "JobView", out: Path) -> None:
+    """Write the model to `out`; if that fails, to a temporary folder: a federation for one job keeps nothing."""
+    try:
+        client.download(job.id, out)
+    except (StorageError, OSError) as error:
+        spare = client.download(job.id, Path(tempfile.mkdtemp(prefix="tutti-model-")) / "model.safetensors")
+        raise StorageError(f"{error}; the model is in {spare} instead") from None
+
+
+def _absences(client: "Client", job: "JobView") -> Iterator[str]:
+    """Which nodes with the job's data counted in fewer rounds than were done; of a sample nothing else is expected."""
+    cohort = job.spec.cohort
+    if cohort.size is not None or cohort.fraction < 1 or job.rounds_done == 0:
+        return
+    counted = {given.node: given.updates for given in client.contributions(job=job.id)}
+    present = {node.name for node in client.nodes(dataset=job.dataset, connected="true")}
+    absent = [node for node in sorted(present | counted.keys()) if counted.get(node, 0) < job.rounds_done]
+    if absent:
+        last = client.why(job.id, job.rounds_done).attempts[-1]
+        reasons = {part.node: part.reason for part in last.nodes}
+        for node in absent[:WARNINGS]:
+            why = reasons.get(node) or f"see `tutti why {job.id} --round N`"
+            yield f"node {node} counted in {counted.get(node, 0)} of {job.rounds_done} rounds: {why}"
+    if len(absent) > WARNINGS:
+        yield f"so did {len(absent) - WARNINGS} more nodes"
 
 
 def _summary(client: "Client", job: "JobView", out: Path | None) -> str:
@@ -263,6 +331,7 @@ def _run_locally(raw: dict[str, Any], source: str | None, options: Mapping[str, 
     cohort.setdefault("wait", LOCAL_WAIT)
     spec = _checked(raw)
     _check_source(spec.dataset, source)
+    _check_names(spec)
     with tempfile.TemporaryDirectory(prefix="tutti-") as folder, Federation(Path(folder)) as federation:
         if not ending.as_json:
             why = "as asked" if options["local"] else "no coordinator runs here"
@@ -294,6 +363,15 @@ def _check_source(dataset: str, source: str | None) -> None:
             f"no coordinator runs here, and there is no data source {dataset!r} that nodes could divide "
             f"(there are: {', '.join(datasets)}): give --data, or --url"
         )
+
+
+def _check_names(spec: "JobSpec") -> None:
+    """Say what the coordinator would say, without starting one."""
+    from tutti.core.strategy import strategies
+    from tutti.ports.training import models
+
+    strategies.options(spec.strategy)
+    models.options(spec.model)
 
 
 def _name_of(source: str) -> str:

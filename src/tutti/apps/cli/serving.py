@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from tutti.apps.cli.options import ExistingFile, Folder, as_json, print_json, with_client
+from tutti.apps.cli.options import ExistingFile, Folder, allow_module, as_json, print_json, with_client
 from tutti.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
 @click.option("--data-dir", type=Folder, default="tutti-data", show_default=True, help="Event log and models.")
 @click.option("--tls-cert", type=ExistingFile, help="Certificate chain (PEM).")
 @click.option("--tls-key", type=ExistingFile, help="Its private key (PEM), if it is in another file.")
+@allow_module
 @as_json
 @until_eof
 def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
@@ -98,6 +99,7 @@ def _announce(ready: "Ready", as_json: bool) -> None:
 @click.option("--data", "source", required=True, help="What this node trains on, such as digits:part=0/4.")
 @click.option("--name", help="What the node is called.  [default: this machine's name]")
 @click.option("--policy", type=ExistingFile, help="The owner's limits (TOML); no coordinator can override them.")
+@allow_module
 @click.option("--state-dir", type=Folder, help="Where the node's secret is kept.  [default: ~/.local/state/tutti/…]")
 @click.option("--ca", type=ExistingFile, help="Certificate authority of the coordinator's certificate.")
 @click.option("--compress", is_flag=True, help="Compress updates on the way.")
@@ -148,7 +150,9 @@ def _state_dir(name: str, url: str) -> Path:
 
 
 def _joined(name: str, url: str, as_json: bool) -> None:
-    click.echo(json.dumps({"node": name, "url": url}) if as_json else f"node {name} has joined {url}; ctrl-C ends it")
+    """The secret is there; whether the coordinator takes it shows when the node is connected, which is logged."""
+    said = f"node {name}: connecting to {url}; ctrl-C ends it"
+    click.echo(json.dumps({"node": name, "url": url}) if as_json else said)
 
 
 @click.command()

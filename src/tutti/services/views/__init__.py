@@ -14,6 +14,7 @@ from tutti.services.views.models import (
     contribution_views,
     metric_points,
     model_views,
+    rounds_with_model,
 )
 from tutti.services.views.nodes import Invitation, NodeView, node_view
 from tutti.services.views.overview import (
@@ -57,6 +58,7 @@ __all__ = [
     "model_views",
     "node_view",
     "round_views",
+    "rounds_with_model",
     "status_of_job",
     "status_view",
     "why_view",

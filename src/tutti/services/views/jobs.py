@@ -8,7 +8,7 @@ from tutti.domain.jobs import Job, Status
 from tutti.domain.nodes import why_not
 from tutti.domain.spec import DataSchema, JobSpec, Metrics
 from tutti.services.views.base import View
-from tutti.services.views.rounds import RoundView, round_view
+from tutti.services.views.rounds import RoundView, open_round_view
 
 if TYPE_CHECKING:
     from tutti.services.coordinator import NodeStatus
@@ -71,7 +71,7 @@ def job_view(job: Job, nodes: "Iterable[NodeStatus]" = (), trouble: str = "") ->
         by=job.by,
         nodes_needed=spec.cohort.min_nodes,
         nodes_ready=ready,
-        open_round=round_view(job, job.round, None) if job.round else None,
+        open_round=open_round_view(job.round) if job.round else None,
         spec=spec,
         data=job.data,
     )

@@ -1,10 +1,10 @@
 """What a job has brought: models with their lineage, the history of their metrics, and who contributed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from tutti.domain.events import Digest, NodeId, UpdateAccepted
+from tutti.domain.events import Digest, NodeId
+from tutti.domain.history import Contribution, RoundSummary
 from tutti.domain.jobs import Job
-from tutti.domain.rounds import RoundSummary
 from tutti.domain.spec import Metrics
 from tutti.services.views.base import View
 from tutti.services.views.jobs import best_round
@@ -25,12 +25,8 @@ class MetricPoint(View, frozen=True, kw_only=True):
 
 def metric_points(job: Job) -> list[MetricPoint]:
     first = _metric_point(job, 0, None) if job.initial_model else None
-    trained = [_metric_point(job, summary.round.number, summary) for summary in made_models(job)]
+    trained = [_metric_point(job, summary.number, summary) for summary in job.past if summary.made_model]
     return [first, *trained] if first else trained
-
-
-def made_models(job: Job) -> list[RoundSummary]:
-    return [summary for summary in job.past if summary.succeeded and summary.round.opened.task == "train"]
 
 
 def _metric_point(job: Job, round: int, summary: RoundSummary | None) -> MetricPoint:
@@ -41,8 +37,8 @@ def _metric_point(job: Job, round: int, summary: RoundSummary | None) -> MetricP
         train=dict(summary.metrics) if summary else {},
         nodes=measured.get("nodes", {}),
         coordinator=measured.get("coordinator", {}),
-        seconds=summary.closed_at - summary.round.opened.at if summary else 0.0,
-        bytes=sum(update.bytes for update in summary.round.accepted) if summary else 0,
+        seconds=summary.closed_at - summary.opened_at if summary else 0.0,
+        bytes=summary.bytes if summary else 0,
     )
 
 
@@ -73,18 +69,19 @@ class ModelView(View, frozen=True, kw_only=True):
     best: bool
 
 
-def model_views(job: Job) -> list[ModelView]:
-    """Every model of a job, the initial one first."""
-    if not job.initial_model:
-        return []
-    best = best_round(job)
-    views = [_model_view(job, 0, job.initial_model, None, best)]
-    for summary in made_models(job):
-        views.append(_model_view(job, summary.round.number, summary.model, summary, best))
-    return views
+def rounds_with_model(job: Job) -> range:
+    """The rounds that made the job's models; 0 stands for the initial one."""
+    return range(job.rounds_done + 1 if job.initial_model else 0)
 
 
-def _model_view(job: Job, round: int, digest: Digest, summary: RoundSummary | None, best: int | None) -> ModelView:
+def model_views(job: Job, rounds: Iterable[int], attempts: Iterable[RoundSummary]) -> list[ModelView]:
+    """The models of these rounds; `attempts` are the finished attempts at them, in full."""
+    made = {attempt.number: attempt for attempt in attempts if attempt.made_model}
+    return [_model_view(job, round, made.get(round)) for round in rounds]
+
+
+def _model_view(job: Job, round: int, made: RoundSummary | None) -> ModelView:
+    digest = made.model if made else job.initial_model
     return ModelView(
         job=job.id,
         name=job.spec.name,
@@ -92,22 +89,22 @@ def _model_view(job: Job, round: int, digest: Digest, summary: RoundSummary | No
         dataset=job.spec.dataset,
         round=round,
         digest=digest,
-        base=summary.round.opened.model if summary else "",
-        made_at=summary.closed_at if summary else job.submitted_at,
-        made_from=_ingredients(summary) if summary else [],
+        base=made.base if made else "",
+        made_at=made.closed_at if made else job.submitted_at,
+        made_from=_ingredients(made) if made else [],
         evaluations=evaluations_of(job, round),
         parameters=job.parameters,
         current=digest == job.model,
-        best=round == best,
+        best=round == best_round(job),
     )
 
 
-def _ingredients(summary: RoundSummary) -> list[Ingredient]:
-    total = sum(summary.counted.values())
+def _ingredients(made: RoundSummary) -> list[Ingredient]:
+    updates = made.round.accepted
+    total = sum(update.weight for update in updates)
     return [
-        Ingredient(node=node, digest=update.digest, weight=weight, share=weight / total)
-        for node, weight in sorted(summary.counted.items())
-        if (update := summary.round.members[node].update) is not None
+        Ingredient(node=update.node, digest=update.digest, weight=update.weight, share=update.weight / total)
+        for update in updates
     ]
 
 
@@ -130,28 +127,22 @@ class ContributionView(View, frozen=True, kw_only=True):
 
 def contribution_views(job: Job) -> list[ContributionView]:
     """One per node that was counted at least once in training, by name."""
-    given: dict[NodeId, list[UpdateAccepted]] = {}
-    for summary in made_models(job):
-        for update in summary.round.accepted:
-            if update.node in summary.counted:
-                given.setdefault(update.node, []).append(update)
-    total = sum(update.weight for updates in given.values() for update in updates)
-    return [_contribution(job, node, updates, total) for node, updates in sorted(given.items())]
+    total = sum(given.weight for given in job.contributions.values())
+    return [_contribution(job, node, given, total) for node, given in sorted(job.contributions.items())]
 
 
-def _contribution(job: Job, node: NodeId, updates: Sequence[UpdateAccepted], total: int) -> ContributionView:
-    weight = sum(update.weight for update in updates)
+def _contribution(job: Job, node: NodeId, given: Contribution, total: int) -> ContributionView:
     return ContributionView(
         node=node,
         job=job.id,
         name=job.spec.name,
         model=str(job.spec.model),
         dataset=job.spec.dataset,
-        updates=len(updates),
-        weight=weight,
-        share=weight / total,
-        seconds=sum(update.seconds for update in updates),
-        bytes=sum(update.bytes for update in updates),
-        first_at=updates[0].at,
-        last_at=updates[-1].at,
+        updates=given.updates,
+        weight=given.weight,
+        share=given.weight / total,
+        seconds=given.seconds,
+        bytes=given.bytes,
+        first_at=given.first_at,
+        last_at=given.last_at,
     )

@@ -1,13 +1,14 @@
 """Rounds: what happened in each attempt, and why, node by node."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
 from tutti.domain.events import Digest, NodeId
+from tutti.domain.history import RoundSummary
 from tutti.domain.jobs import Job
-from tutti.domain.rounds import Member, Part, Round, RoundSummary
+from tutti.domain.rounds import Member, Part, Round
 from tutti.domain.spec import Metrics
 from tutti.services.views.base import View
 
@@ -42,38 +43,57 @@ class RoundView(View, frozen=True, kw_only=True):
 
 def round_views(job: Job) -> list[RoundView]:
     """Every attempt at every round, in order; the open one is the last."""
-    views = [round_view(job, summary.round, summary) for summary in job.past]
-    return [*views, round_view(job, job.round, None)] if job.round else views
+    views = [round_view(job, summary) for summary in job.past]
+    return [*views, open_round_view(job.round)] if job.round else views
 
 
-def round_view(job: Job, round: Round, summary: RoundSummary | None) -> RoundView:
+def round_view(job: Job, summary: RoundSummary) -> RoundView:
+    """A finished attempt."""
+    measured = summary.number - (summary.task == "evaluate")
+    return RoundView(
+        round=summary.number,
+        attempt=summary.attempt,
+        task=summary.task,
+        status="closed" if summary.succeeded else "failed",
+        reason=summary.reason,
+        opened_at=summary.opened_at,
+        closed_at=summary.closed_at,
+        deadline=summary.deadline,
+        seconds=summary.closed_at - summary.opened_at,
+        cohort=summary.cohort,
+        wanted=summary.wanted,
+        quorum=summary.quorum,
+        accepted=summary.accepted,
+        counted=summary.accepted if summary.succeeded else 0,
+        bytes=summary.bytes,
+        metrics=dict(summary.metrics),
+        evaluations=evaluations_of(job, measured) if summary.succeeded else {},
+        model=summary.model,
+    )
+
+
+def open_round_view(round: Round) -> RoundView:
     opened, accepted = round.opened, round.accepted
-    closed_at = summary.closed_at if summary else None
-    measured = summary is not None and summary.succeeded
     return RoundView(
         round=opened.round,
         attempt=opened.attempt,
         task=opened.task,
-        status="open" if summary is None else "closed" if summary.succeeded else "failed",
-        reason=summary.reason if summary else _waiting_for(round),
+        status="open",
+        reason=f"waits for {', '.join(round.waiting_for)}" if round.waiting_for else "is closing",
         opened_at=opened.at,
-        closed_at=closed_at,
+        closed_at=None,
         deadline=round.deadline,
-        seconds=None if closed_at is None else closed_at - opened.at,
+        seconds=None,
         cohort=len(round.members),
         wanted=opened.wanted,
         quorum=opened.quorum,
         accepted=len(accepted),
-        counted=len(summary.counted) if summary else 0,
+        counted=0,
         bytes=sum(update.bytes for update in accepted),
-        metrics=dict(summary.metrics) if summary else {},
-        evaluations=evaluations_of(job, opened.round - (opened.task == "evaluate")) if measured else {},
-        model=summary.model if summary else "",
+        metrics={},
+        evaluations={},
+        model="",
     )
-
-
-def _waiting_for(round: Round) -> str:
-    return f"waits for {', '.join(round.waiting_for)}" if round.waiting_for else "is closing"
 
 
 def evaluations_of(job: Job, round: int) -> dict[str, Metrics]:
@@ -107,9 +127,12 @@ class RefusalView(View, frozen=True, kw_only=True):
 
 
 class AttemptView(View, frozen=True, kw_only=True):
+    """One attempt, node by node. `left_out_more` counts, by reason, further nodes that were not asked."""
+
     round: RoundView
     nodes: list[PartView]
     refusals: list[RefusalView]
+    left_out_more: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class WhyView(View, frozen=True, kw_only=True):
@@ -122,11 +145,11 @@ class WhyView(View, frozen=True, kw_only=True):
     attempts: list[AttemptView]
 
 
-def why_view(job: Job, round: int) -> WhyView | None:
-    """None if the job has not come to that round."""
-    attempts = [_attempt_view(job, summary.round, summary) for summary in job.past if summary.round.number == round]
+def why_view(job: Job, round: int, finished: Iterable[RoundSummary]) -> WhyView | None:
+    """`finished` are the finished attempts at the round, in full; None if the job has not come to that round."""
+    attempts = [_attempt_view(round_view(job, each), each.round, each) for each in finished]
     if job.round is not None and job.round.number == round:
-        attempts.append(_attempt_view(job, job.round, None))
+        attempts.append(_attempt_view(open_round_view(job.round), job.round, None))
     if not attempts:
         return None
     return WhyView(
@@ -138,7 +161,7 @@ def why_view(job: Job, round: int) -> WhyView | None:
     )
 
 
-def _attempt_view(job: Job, round: Round, summary: RoundSummary | None) -> AttemptView:
+def _attempt_view(view: RoundView, round: Round, summary: RoundSummary | None) -> AttemptView:
     counted = summary.counted if summary else {}
     parts = [_part_view(node, member, round, summary, counted) for node, member in sorted(round.members.items())]
     parts += [
@@ -149,7 +172,7 @@ def _attempt_view(job: Job, round: Round, summary: RoundSummary | None) -> Attem
         RefusalView(node=r.node, at=r.at, reason=r.reason, selected=r.node in round.members, final=r.final)
         for r in round.refusals
     ]
-    return AttemptView(round=round_view(job, round, summary), nodes=parts, refusals=refusals)
+    return AttemptView(round=view, nodes=parts, refusals=refusals, left_out_more=round.opened.left_out_more)
 
 
 def _part_view(

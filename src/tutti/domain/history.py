@@ -1,0 +1,162 @@
+"""What a job remembers of its past: the newest attempts in full, of the older ones nothing that grows with the cohort.
+
+The log has it all: `attempts_at` rebuilds any attempt in full from the job's events.
+"""
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from tutti.domain.events import (
+    Digest,
+    JobEvent,
+    JobFailed,
+    JobStopped,
+    NodeDropped,
+    NodeId,
+    RoundClosed,
+    RoundExtended,
+    RoundFailed,
+    RoundOpened,
+    UpdateAccepted,
+    UpdateLost,
+    UpdateRefused,
+)
+from tutti.domain.rounds import Round, evolve_round, open_round
+from tutti.domain.spec import Metrics
+
+KEPT_IN_FULL = 8
+"""Newest attempts of which a job still knows every member."""
+
+RoundEnd: TypeAlias = RoundClosed | RoundFailed | JobStopped | JobFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSummary:
+    """A finished attempt at a round.
+
+    Attributes:
+        base: The model that it started from.
+        cohort: How many nodes were asked.
+        accepted: How many updates were accepted; in an attempt that succeeded, all of them count.
+        bytes: Size of the accepted updates.
+        detail: The attempt itself, member by member; None for all but the newest.
+    """
+
+    number: int
+    attempt: int
+    task: Literal["train", "evaluate"]
+    base: Digest
+    opened_at: float
+    deadline: float
+    closed_at: float
+    wanted: int
+    quorum: int
+    cohort: int
+    accepted: int
+    bytes: int
+    succeeded: bool
+    reason: str
+    model: Digest = ""
+    metrics: Metrics = field(default_factory=dict)
+    detail: Round | None = None
+
+    @property
+    def round(self) -> Round:
+        """The attempt itself; ask only the newest, or what `attempts_at` has rebuilt."""
+        assert self.detail is not None, f"round {self.number} is not kept in full any more: read it from the log"
+        return self.detail
+
+    @property
+    def counted(self) -> Mapping[NodeId, int]:
+        """Whose update counted, and its weight; as with `round`, not known of old attempts."""
+        return {update.node: update.weight for update in self.round.accepted} if self.succeeded else {}
+
+    @property
+    def made_model(self) -> bool:
+        return self.succeeded and self.task == "train"
+
+
+def finish(round: Round, event: RoundEnd) -> RoundSummary:
+    """The summary of an attempt, in full, that this event ends."""
+    opened, accepted = round.opened, round.accepted
+    closed = event if isinstance(event, RoundClosed) else None
+    return RoundSummary(
+        number=opened.round,
+        attempt=opened.attempt,
+        task=opened.task,
+        base=opened.model,
+        opened_at=opened.at,
+        deadline=round.deadline,
+        closed_at=event.at,
+        wanted=opened.wanted,
+        quorum=opened.quorum,
+        cohort=len(round.members),
+        accepted=len(accepted),
+        bytes=sum(update.bytes for update in accepted),
+        succeeded=closed is not None,
+        reason=event.reason,
+        model=closed.model if closed else "",
+        metrics=closed.metrics if closed else {},
+        detail=round,
+    )
+
+
+def remember(past: tuple[RoundSummary, ...], newest: RoundSummary) -> tuple[RoundSummary, ...]:
+    """The past with one more attempt; the detail of the one that has grown old is forgotten."""
+    past = (*past, newest)
+    if len(past) <= KEPT_IN_FULL:
+        return past
+    old = replace(past[-KEPT_IN_FULL - 1], detail=None)
+    return (*past[: -KEPT_IN_FULL - 1], old, *past[-KEPT_IN_FULL:])
+
+
+def attempts_at(events: Iterable[JobEvent], rounds: Container[int]) -> list[RoundSummary]:
+    """Every finished attempt at these rounds in full, in order, from a job's events.
+
+    Events of other rounds may be missing.
+    """
+    found: list[RoundSummary] = []
+    round: Round | None = None
+    for event in events:
+        match event:
+            case RoundOpened(round=number):
+                round = open_round(event) if number in rounds else None
+            case UpdateAccepted() | UpdateRefused() | UpdateLost() | NodeDropped() | RoundExtended() if round:
+                round = evolve_round(round, event)
+            case RoundClosed() | RoundFailed() | JobStopped() | JobFailed() if round:
+                found.append(finish(round, event))
+                round = None
+            case _:
+                pass
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one node gave to a job: the sums over those of its updates that made models."""
+
+    updates: int = 0
+    weight: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+    def plus(self, update: UpdateAccepted) -> "Contribution":
+        return Contribution(
+            self.updates + 1,
+            self.weight + update.weight,
+            self.seconds + update.seconds,
+            self.bytes + update.bytes,
+            self.first_at if self.updates else update.at,
+            update.at,
+        )
+
+
+def credit(given: Mapping[NodeId, Contribution], made: RoundSummary) -> Mapping[NodeId, Contribution]:
+    """The contributions after one more attempt, in full, if it made a model."""
+    if not made.made_model:
+        return given
+    new = {update.node: given.get(update.node, Contribution()).plus(update) for update in made.round.accepted}
+    return {**given, **new}

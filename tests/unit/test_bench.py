@@ -1,0 +1,39 @@
+"""Every benchmark still runs, in a form so small that its figures mean nothing, and prints a ratio."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+SMALL = {
+    "aggregate.py": (["--updates", "2", "--parameters", "1000", "--repeats", "1"], "of copy"),
+    "transfer.py": (["--quick"], "ratio"),
+    "rounds.py": (["--quick"], "times bare"),
+    "nodes.py": (["--quick"], "latency / bare"),
+    "rest.py": (["--quick"], "times bare"),
+}
+
+
+def test_none_is_forgotten():
+    assert {path.name for path in BENCH.glob("[a-z]*.py")} == set(SMALL)
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_runs_and_prints_a_ratio(script, tmp_path):
+    arguments, ratio = SMALL[script]
+    environment = {k: v for k, v in os.environ.items() if k not in ("BENCH_FLWR_PYTHON", "BENCH_PROFILE")}
+    done = subprocess.run(
+        [sys.executable, str(BENCH / script), *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**environment, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert rows
+    assert all(row[ratio] > 0 for row in rows)
