@@ -317,6 +317,8 @@ class Client:
 
     def _unreachable(self, error: Exception) -> Unreachable:
         what = str(error) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in what:
+            return Unreachable(f"the certificate of {self.url} is not trusted ({what}): name its authority with --ca")
         return Unreachable(f"no coordinator answers at {self.url} ({what}): is it running (`tutti up`)?")
 
 

@@ -90,7 +90,7 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         every: After every so many rounds (the last is always measured).
         nodes: Nodes measure the model they receive on their own held-out rows.
-        data: A data source that the coordinator itself evaluates on, such as `digits:split=test`.
+        data: A bundled data set that the coordinator itself evaluates on, such as `digits:split=test`.
     """
 
     every: Positive = 1

@@ -157,10 +157,10 @@ class Coordinator:
             if not job.final:
                 await self.journal.job(job.id, commands.Extend(reason="the coordinator was restarted"))
                 self._drive(job.id)
-        self._spawn(self._listen())
-        self._spawn(self._sweep())
+        self.spawn(self._listen())
+        self.spawn(self._sweep())
         for _ in range(SUBMISSIONS_AT_ONCE):
-            self._spawn(self._receive_all())
+            self.spawn(self._receive_all())
 
     async def stop(self) -> None:
         """End the background work; what is in the log goes on at the next start."""
@@ -170,7 +170,8 @@ class Coordinator:
         await self.workbench.close()
         await self.log.close()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Work in the background, which ends with the coordinator."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -182,7 +183,7 @@ class Coordinator:
 
     def _drive(self, job_id: str) -> None:
         driver = self._drivers[job_id] = JobDriver(self, job_id)
-        self._spawn(driver.run())
+        self.spawn(driver.run())
 
     # -- jobs ----------------------------------------------------------------------------------------------
 
@@ -219,6 +220,7 @@ class Coordinator:
         strategies.build(spec.strategy)
         schedules.build(spec.training.lr_schedule)
         models.options(spec.model)
+        self.workbench.check(spec.model)
         if spec.evaluation.data is not None:
             self._check_evaluation(spec.evaluation.data)
         return self._schema(spec)
@@ -414,11 +416,11 @@ class Coordinator:
             case Arrived(node=node, registration=registration):
                 self.presence.arrived(node, registration, now)
                 self._nodes_changed()
-                self._spawn(self._note(_arrival(node, registration, now)))
+                self.spawn(self._note(_arrival(node, registration, now)))
             case Left(node=node, reason=reason, took_leave=took_leave):
                 self.presence.left(node, now, took_leave=took_leave)
                 self._nodes_changed()
-                self._spawn(self._note(e.NodeDisconnected(at=now, node=node, reason=reason[:200])))
+                self.spawn(self._note(e.NodeDisconnected(at=now, node=node, reason=reason[:200])))
             case Said(node=node, message=message):
                 if self.presence.heard(node, message, now):
                     self._poke_waiting()

@@ -337,7 +337,7 @@ class JobDriver:
             closed = await self._command(close)
         if closed:
             self.aggregation.commit(result.server)
-            await self._forget([before, *(update.digest for update in updates)])
+            self._coordinator.spawn(self._forget([before, *(update.digest for update in updates)]))
 
     async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:
         """Add updates to a fold; False if one of them was lost, which is then asked for again."""
@@ -466,7 +466,11 @@ class JobDriver:
     # -- tidying up --------------------------------------------------------------------------------------
 
     async def _forget(self, digests: list[Digest]) -> None:
-        """Delete blobs that no job needs any more: these, and models that have grown old."""
+        """Delete blobs that no job needs any more: these, and models that have grown old.
+
+        Nothing waits for it; what is left over, because the disk failed or the process died, is swept up later.
+        """
         past = [summary.model for summary in self.job.past[-MODELS_KEPT - 4 : -MODELS_KEPT]]
         needed = self._coordinator.needed_blobs()
-        await self._coordinator.blobs.delete(*{*digests, *past} - needed - {""})
+        with contextlib.suppress(StorageError):
+            await self._coordinator.blobs.delete(*{*digests, *past} - needed - {""})

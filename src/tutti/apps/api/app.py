@@ -72,7 +72,8 @@ def create_app(
     app.add_middleware(Guard, settings=settings, failures=failures)
     _handle_errors(app)
     _add_routes(app, coordinator, settings, registries, failures)
-    app.router.routes.extend(transfer.routes(fabric, coordinator, blobs, lambda request: request.state.operator))
+    # Every round waits for these, and routes are tried in order: they come first.
+    app.router.routes[:0] = transfer.routes(fabric, coordinator, blobs, lambda request: request.state.operator)
     return app
 
 

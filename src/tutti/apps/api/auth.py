@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from hmac import compare_digest
 from urllib.parse import urlsplit
 
@@ -70,6 +71,7 @@ class ApiSettings:
         return not is_loopback(self.host) if self.authenticate is None else self.authenticate
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine only."""
     if host == "localhost":
@@ -87,6 +89,7 @@ def _netloc(origin: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=256)
 def _hostname(host: str) -> str:
     try:
         return urlsplit(f"//{host}").hostname or ""
@@ -195,14 +198,17 @@ def client_of(connection: HTTPConnection) -> str:
     return connection.client.host if connection.client else ""
 
 
+_RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+
+
 def _with_headers(send: Send, policy: str | None) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
+            headers = message.setdefault("headers", [])
+            present = {name for name, _ in headers}
+            headers.extend(pair for pair in _RAW_HEADERS if pair[0] not in present)
             if policy is not None:
-                headers["content-security-policy"] = policy
+                MutableHeaders(scope=message)["content-security-policy"] = policy
         await send(message)
 
     return send_with_headers
