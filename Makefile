@@ -17,7 +17,7 @@ help:
 install: $(STAMP)
 
 # uv installs everything but torch, whose wheels come from whichever index pip is set up for.
-$(STAMP): pyproject.toml constraints.txt $(wildcard src/tutti/core/*.c)
+$(STAMP): pyproject.toml constraints.txt $(wildcard src/tutti/core/*.c src/tutti/core/*/*.c src/tutti/sim/engines/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tutti needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tutti.apps.client import Client
+    from tutti.sim import Federation, simulate
     from tutti.version import __version__
 
-__all__ = ["Client", "__version__"]
+__all__ = ["Client", "Federation", "__version__", "simulate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from tutti.apps.client import Client
 
         return Client
+    if name in ("Federation", "simulate"):
+        from tutti import sim
+
+        return getattr(sim, name)
     raise AttributeError(f"module 'tutti' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """The coordinator with real nodes in one process: the same model whatever dies, and every refusal with its reason."""
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -68,8 +69,11 @@ async def test_a_node_that_is_silent_about_its_work_loses_its_lease(world):
     await world.join("ada", 0)
     await world.join("bob", 1, gate=gate)
     await world.join("cyd", 2)
-    job = await world.core.submit(toy_spec(rounds=1, nodes=3, cohort={"lease": 60.0, "quorum": 2}))
+    rules = {"lease": 60.0, "quorum": 2}
+    job = await world.core.submit(toy_spec(rounds=1, nodes=3, cohort=rules, evaluation={"nodes": False}))
     await world.until(lambda job: job.round is not None and job.round.came == 2, job)
+    while (seen := world.core.presence.get("bob")) is None or seen.progress is None:  # noqa: ASYNC110  # no event
+        await asyncio.sleep(0)  # its one sign of life is on its way
     world.later = 61.0
     world.look_again()
     job = await world.finished(job)

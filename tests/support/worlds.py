@@ -122,7 +122,12 @@ class World:
         await self.core.stop()
 
     async def join(
-        self, name: str, part: int, policy: Policy | None = None, gate: threading.Event | None = None
+        self,
+        name: str,
+        part: int,
+        policy: Policy | None = None,
+        gate: threading.Event | None = None,
+        data: Data | None = None,
     ) -> None:
         if name not in self._secrets:
             self._secrets[name] = await self.core.admit(await self.core.invite(), name)
@@ -131,7 +136,7 @@ class World:
             name=name,
             token=self._secrets[name],
             link=link,
-            data=toy_data(part),
+            data=data or toy_data(part),
             policy=policy or Policy(),
             machine=Machine(),
             workdir=self.folder / "nodes" / name,

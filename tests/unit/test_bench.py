@@ -12,14 +12,20 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 SMALL = {
     "aggregate.py": (["--updates", "2", "--parameters", "1000", "--repeats", "1"], "of copy"),
     "transfer.py": (["--quick"], "ratio"),
+    "robust.py": (["--updates", "5", "--parameters", "1000", "--repeats", "1"], None),
+    "attacks.py": (["--nodes", "8", "--bad", "1", "--rounds", "1"], None),
     "rounds.py": (["--quick"], "times bare"),
     "nodes.py": (["--quick"], "latency / bare"),
     "rest.py": (["--quick"], "times bare"),
 }
 
 
+MINUTES = {"sim.py", "tables.py"}
+"""These have no small form: they need real data sets and train on them."""
+
+
 def test_none_is_forgotten():
-    assert {path.name for path in BENCH.glob("[a-z]*.py")} == set(SMALL)
+    assert {path.name for path in BENCH.glob("[a-z]*.py")} == set(SMALL) | MINUTES
 
 
 @pytest.mark.parametrize("script", SMALL)
@@ -36,4 +42,4 @@ def test_runs_and_prints_a_ratio(script, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]
     assert rows
-    assert all(row[ratio] > 0 for row in rows)
+    assert ratio is None or all(row[ratio] > 0 for row in rows)

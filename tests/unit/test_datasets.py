@@ -107,7 +107,7 @@ def test_partition_is_a_choice_within_the_choice() -> None:
         ("digits:part=one", "part=k/n"),
         ("digits:part=0/9999", "need at least 9999 rows, there are 1438"),
         ("digits:partition=dirichlet:0", "alpha"),
-        ("digits:partition=zipf", "no partitioner 'zipf'; choose from: dirichlet, iid, shard"),
+        ("digits:partition=zipf", "no partitioner 'zipf'; choose from: .*dirichlet, .*iid, .*shard"),
         ("diabetes:part=0/2,partition=dirichlet", "divides by class"),
         ("digits:held_out=1.5", "held_out"),
         ("digits:split=validation", "split"),

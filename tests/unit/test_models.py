@@ -14,8 +14,8 @@ from tutti.adapters.models._build import UnsuitableData
 from tutti.core.errors import UserError
 from tutti.core.params import Role
 from tutti.core.registry import BadOption, Choice, describe
-from tutti.domain.spec import DataSchema
-from tutti.ports.training import Examples, Trainer, models
+from tutti.domain.spec import DataSchema, Training
+from tutti.ports.training import Examples, Task, Trainer, models
 
 pytest.importorskip("torch", reason="most models need pip install 'tutti[torch]'")
 pytest.importorskip("sklearn", reason="sgd-linear needs pip install 'tutti[data]'")
@@ -38,6 +38,10 @@ def build(model: str, data: DataSchema) -> Trainer:
         ("lenet", DIGIT, 61_706),
         ("lenet", COLOUR, 62_006),
         ("resnet", COLOUR, 269_722),  # 0.27 million, He et al. 2016, table 6
+        ("resnet18-gn", COLOUR, 11_173_962),  # ResNet-18 as used on CIFAR-10
+        ("resnet18-gn", DataSchema("classification", (3, 224, 224), 1000), 11_689_512),  # He et al. 2016, ResNet-18
+        ("char-lstm", DataSchema("classification", (80,), 90), 820_522),  # 720+271360+525312+23130
+        ("char-lstm", DataSchema("classification", (80,), 80), 817_872),  # LEAF: 80 characters
         ("linear", DIGIT, 7_850),
         ("mlp", TABLE, 5 * 64 + 64 + 64 * 3 + 3),
         ("mlp:hidden=4x6", TARGETS, 5 * 4 + 4 + 4 * 6 + 6 + 6 * 2 + 2),
@@ -59,7 +63,7 @@ def test_takes_images_of_any_usual_size(model: str, shape: tuple[int, ...]) -> N
     assert trainer.evaluate(trainer.init(0), rows)["loss"] > 0
 
 
-@pytest.mark.parametrize("model", ["cnn", "lenet", "resnet"])
+@pytest.mark.parametrize("model", ["cnn", "lenet", "resnet", "resnet18-gn"])
 def test_image_models_refuse_tables(model: str) -> None:
     with pytest.raises(UnsuitableData, match=rf"{model}.*takes images.*this data has shape \(5,\)"):
         build(model, TABLE)
@@ -91,6 +95,32 @@ def test_sgd_linear_refuses_two_targets_and_one_class() -> None:
 def test_bad_options_are_refused(model: str, message: str) -> None:
     with pytest.raises(BadOption, match=message):
         build(model, DIGIT)
+
+
+def test_char_lstm_learns_a_rhyme_and_refuses_what_is_no_text() -> None:
+    text = np.array([0, 1, 2, 3] * 30)
+    x = np.stack([text[i : i + 6] for i in range(60)]).astype(np.float32)
+    rows = Examples(x, text[6:66])
+    data = DataSchema("classification", (6,), 4)
+    trainer = build("char-lstm:hidden=16", data)
+    task = Task(Training(epochs=15, optimizer="adam"), seed=0, batch_size=10, lr=0.02)
+    start = trainer.init(0)
+    trained = trainer.train(start, rows, task, lambda share, epoch, loss: None).params
+    assert trainer.evaluate(trained, rows)["accuracy"] == 1.0
+    assert trained["lstm.bias_hh_l0"].tolist() == start["lstm.bias_hh_l0"].tolist() == [0.0] * 64
+    with pytest.raises(UserError, match="expected characters 0 to 3, came 0 to 9"):
+        trainer.predict(trained, np.array([[0, 9, 0, 0, 0, 0]], np.float32))
+    with pytest.raises(UnsuitableData, match=r"takes texts.*shape \(1, 28, 28\)"):
+        build("char-lstm", DIGIT)
+
+
+def test_resnet18_on_small_images() -> None:
+    data = DataSchema("classification", (1, 16, 20), 4)
+    rows = Examples(np.random.default_rng(0).random((2, 1, 16, 20), np.float32), np.arange(2))
+    trainer = build("resnet18-gn:groups=32", data)
+    assert trainer.evaluate(trainer.init(0), rows)["loss"] > 0
+    with pytest.raises(BadOption, match="into 3 groups"):
+        build("resnet18-gn:groups=3", data)
 
 
 def test_initial_models_follow_the_seed() -> None:
@@ -236,7 +266,7 @@ def test_missing_framework_says_what_to_install() -> None:
         import sys
         sys.modules["torch"] = None
         from tutti.core.registry import Choice
-        from tutti.domain.spec import DataSchema
+        from tutti.domain.spec import DataSchema, Training
         from tutti.ports.training import models
         try:
             models.build(Choice("mlp"), data=DataSchema("classification", (4,), 2))

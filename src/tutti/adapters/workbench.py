@@ -174,13 +174,11 @@ def _initial(request: bytes, into: str) -> None:
 def _evaluate(request: bytes, weights: str) -> Metrics:
     types = tuple[Choice, DataSchema, Choice, tuple[str, ...]]
     model, schema, source, listed = msgspec.json.decode(request, type=types)
-    data = _load(msgspec.json.encode(source))
-    if data.schema != schema:
-        raise UserError(f"evaluation.data {source} has other rows than the job: {data.schema}, expected {schema}")
+    rows = rows_to_measure_on(source, schema)
     with _disk(weights):
         stored = Path(weights).read_bytes()
     with importable(listed):
-        return models.build(model, data=schema).evaluate(tensors.decode(stored), _all_rows(data))
+        return models.build(model, data=schema).evaluate(tensors.decode(stored), rows)
 
 
 @contextmanager
@@ -189,6 +187,14 @@ def _disk(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot use {path}: {error.strerror or error}") from error
+
+
+def rows_to_measure_on(source: Choice, schema: DataSchema) -> Examples:
+    """Every row of a job's `evaluation.data`; raises UserError if they are unlike the job's."""
+    data = _load(msgspec.json.encode(source))
+    if data.schema != schema:
+        raise UserError(f"evaluation.data {source} has other rows than the job: {data.schema}, expected {schema}")
+    return _all_rows(data)
 
 
 @lru_cache(maxsize=4)

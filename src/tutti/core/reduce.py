@@ -19,6 +19,9 @@ from tutti.core.fixedpoint import (
     fixed_point,
 )
 from tutti.core.params import Layout, Params, Role, Vector
+from tutti.core.registry import Registry
+
+MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +34,10 @@ class Update:
 
 class BadUpdate(UserError):
     """An update that cannot be folded in; the accumulator is as it was before."""
+
+
+class TooFewUpdates(UserError):
+    """Fewer updates than the reducer's assumptions need."""
 
 
 class Add(Protocol):
@@ -49,6 +56,7 @@ class Reducer:
         merge: (accumulator, other) folds another accumulator in, in place.
         finish: accumulator -> the folded delta; the accumulator is used up.
         linear: Whether the result is linear in the deltas, so that they may be masked or pre-summed.
+        min_updates: How many updates it takes for the result to mean what it should.
     """
 
     zero: Callable[[Layout, int, int], Any]
@@ -57,6 +65,10 @@ class Reducer:
     merge: Callable[[Any, Any], None]
     finish: Callable[[Any], Params]
     linear: bool
+    min_updates: int = 1
+
+
+reducers: Registry[Reducer] = Registry("reducer", "tutti.core.robust")
 
 
 def fold(reducer: Reducer, updates: Sequence[Update], layout: Layout, max_weight: int) -> Params:
@@ -66,6 +78,7 @@ def fold(reducer: Reducer, updates: Sequence[Update], layout: Layout, max_weight
     return reducer.finish(acc)
 
 
+@reducers.register("mean")
 def weighted_mean() -> Reducer:
     """sum(weight * delta) / sum(weight), bitwise equal in any order of arrival and any tree of merges.
 
@@ -110,14 +123,17 @@ def _zero(layout: Layout, max_updates: int, max_weight: int) -> _Mean:
 
 
 def _check(acc: _Mean, update: Update) -> str | None:
-    return _misfit(acc, update) or (None if _sound(acc, update.delta) else _fault(acc, update.delta))
+    if reason := misfit(update, acc.layout, acc.max_weight):
+        return reason
+    return None if _sound(acc, update.delta) else fault(update.delta, acc.point.limit)
 
 
-def _misfit(acc: _Mean, update: Update) -> str | None:
-    if difference := acc.layout.difference(update.delta.layout):
+def misfit(update: Update, layout: Layout, max_weight: int) -> str | None:
+    """Why an update is not one of this layout and weight, or None."""
+    if difference := layout.difference(update.delta.layout):
         return f"wrong layout: {difference}"
-    if type(update.weight) is not int or not 1 <= update.weight <= acc.max_weight:
-        return f"the weight should be a whole number from 1 to {acc.max_weight}, came {update.weight!r}"
+    if type(update.weight) is not int or not 1 <= update.weight <= max_weight:
+        return f"the weight should be a whole number from 1 to {max_weight}, came {update.weight!r}"
     return None
 
 
@@ -129,11 +145,10 @@ def _finite_counters(acc: _Mean, delta: Params) -> bool:
     return bool(np.isfinite(delta.buffer[acc.counters]).all())
 
 
-def _fault(acc: _Mean, delta: Params) -> str:
-    """Names the first value that is at fault."""
+def fault(delta: Params, limit: float) -> str:
+    """Names the first value of an unsound update that is not finite, or beyond the limit (for all but counters)."""
     for entry, values in delta.items():
-        limit = np.finfo(np.float32).max if entry.role is Role.COUNTER else acc.point.limit
-        wrong = ~(np.abs(values) <= limit)
+        wrong = ~(np.abs(values) <= (MAX_FLOAT if entry.role is Role.COUNTER else limit))
         if not wrong.any():
             continue
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -149,7 +164,7 @@ def _add(acc: _Mean, /, *updates: Update) -> None:
     if acc.count + len(updates) > acc.max_updates:
         raise BadUpdate(f"expected at most {acc.max_updates} updates, came {acc.count + len(updates)}")
     for update in updates:
-        if reason := _misfit(acc, update):
+        if reason := misfit(update, acc.layout, acc.max_weight):
             raise BadUpdate(reason)
     deltas = [update.delta.buffer for update in updates]
     scales = [acc.point.scale(update.weight) for update in updates]

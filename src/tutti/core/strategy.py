@@ -1,11 +1,11 @@
 """A strategy is a record of pure functions; this module says which, and what state they pass along."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tutti.core.params import Params, Vector
-from tutti.core.reduce import Reducer
-from tutti.core.registry import Registry
+from tutti.core.reduce import Reducer, reducers
+from tutti.core.registry import Choice, Registry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,3 +41,8 @@ class Strategy:
 
 
 strategies: Registry[Strategy] = Registry("strategy", "tutti.core.strategies")
+
+
+def compose(strategy: Choice, reducer: Choice) -> Strategy:
+    """The named strategy, which finishes what the named reducer folds; raises UnknownName and BadOption."""
+    return replace(strategies.build(strategy), reducer=reducers.build(reducer))

@@ -282,7 +282,7 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
             round=round.number,
             node=node,
             digest=command.digest,
-            weight=1 if rules.weighting == "equal" else min(command.weight, rules.max_weight),
+            weight=min(command.weight, rules.largest_weight),
             metrics=command.metrics,
             seconds=command.seconds,
             bytes=command.bytes,

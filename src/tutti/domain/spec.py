@@ -7,7 +7,9 @@ import msgspec
 from msgspec import Meta
 
 from tutti.core.errors import UserError
+from tutti.core.reduce import reducers
 from tutti.core.registry import Choice
+from tutti.core.sampling import cohort_size
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Meta(ge=1)]
@@ -83,6 +85,11 @@ class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weighting: Literal["examples", "equal"] = "examples"
     max_weight: Annotated[int, Meta(ge=1, le=2**24)] = 2**20
 
+    @property
+    def largest_weight(self) -> int:
+        """The most that an update of this job can weigh: what the exact sum must have room for."""
+        return 1 if self.weighting == "equal" else self.max_weight
+
 
 class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where and how often the global model is measured.
@@ -115,6 +122,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Choice
     name: Name = "job"
     strategy: Choice = Choice("fedavg")
+    reducer: Choice = Choice("mean")  # how updates become one: robust ones hold against bad nodes
     rounds: Positive = 10
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
     training: Training = Training()
@@ -123,7 +131,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     early_stopping: EarlyStopping | None = None
 
 
-_CHOICES = (("model",), ("strategy",), ("training", "lr_schedule"), ("evaluation", "data"))
+_CHOICES = (("model",), ("strategy",), ("reducer",), ("training", "lr_schedule"), ("evaluation", "data"))
 
 
 def load_spec(raw: Mapping[str, Any]) -> JobSpec:
@@ -162,7 +170,18 @@ def check_composition(spec: JobSpec) -> None:
             f"cohort.quorum is {cohort.quorum}, more than the {cohort.size or cohort.min_nodes} nodes "
             "that a round may start with: it could never close; lower the quorum"
         )
+    _check_reducer(spec)
     if spec.early_stopping and spec.early_stopping.target is None and spec.early_stopping.patience is None:
         raise BadSpec("early_stopping needs a target, a patience, or both")
     if spec.early_stopping and not spec.evaluation.nodes and spec.evaluation.data is None:
         raise BadSpec("early_stopping needs an evaluation: set evaluation.nodes or evaluation.data")
+
+
+def _check_reducer(spec: JobSpec) -> None:
+    cohort, needed = spec.cohort, reducers.build(spec.reducer).min_updates
+    fewest = min(cohort.quorum or cohort.min_nodes, cohort_size(cohort.min_nodes, cohort.size, cohort.fraction))
+    if fewest < needed:
+        raise BadSpec(
+            f"reducer {spec.reducer} needs {needed} updates or more, but a round may close with {fewest}: "
+            f"set cohort.min_nodes, cohort.size and cohort.quorum to {needed} or more, or expect fewer bad nodes"
+        )

@@ -80,7 +80,7 @@ class Trainer(Protocol):
         ...
 
     def evaluate(self, params: Params, examples: Examples) -> Metrics:
-        """`loss` and, for classes, `accuracy`; for targets, `mse` and `r2`."""
+        """`loss` and, for classes, `accuracy` (and `auc` for two); for targets, `mse` and `r2`."""
         ...
 
     def predict(self, params: Params, x: NDArray[np.float32]) -> NDArray[np.float32]:

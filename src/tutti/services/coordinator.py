@@ -18,7 +18,7 @@ from blake3 import blake3
 from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError
 from tutti.core.registry import Choice
 from tutti.core.schedules import schedules
-from tutti.core.strategy import strategies
+from tutti.core.strategy import compose
 from tutti.domain import commands, nodes
 from tutti.domain import events as e
 from tutti.domain.events import Digest, JobEvent, NodeEvent, NodeId
@@ -217,7 +217,7 @@ class Coordinator:
 
     def _check(self, spec: JobSpec) -> DataSchema:
         check_composition(spec)
-        strategies.build(spec.strategy)
+        compose(spec.strategy, spec.reducer)
         schedules.build(spec.training.lr_schedule)
         models.options(spec.model)
         self.workbench.check(spec.model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, TuttiError, UserError
-from tutti.core.strategy import strategies
+from tutti.core.strategy import compose
 from tutti.domain import commands, jobs
 from tutti.domain import events as e
 from tutti.domain.events import Digest, NodeId
@@ -58,9 +58,8 @@ class JobDriver:
         self._journal = coordinator.journal
         self._id = job_id
         spec = self.job.spec
-        strategy = strategies.build(spec.strategy)
-        max_weight = 1 if spec.cohort.weighting == "equal" else spec.cohort.max_weight
-        self.aggregation = Aggregation(strategy, coordinator.blobs, max_weight)
+        strategy = compose(spec.strategy, spec.reducer)
+        self.aggregation = Aggregation(strategy, coordinator.blobs, spec.cohort.largest_weight)
         self._changed = asyncio.Event()
         self._look_at_nodes = True
         self._first_expiry = 0.0

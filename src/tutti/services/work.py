@@ -21,7 +21,7 @@ from tutti.core.params import Params
 from tutti.core.schedules import schedules
 from tutti.domain.events import Digest
 from tutti.domain.spec import Metrics
-from tutti.ports.training import Data, Report, Task, Trainer
+from tutti.ports.training import Data, Examples, Report, Task, Trainer
 from tutti.wire import tensors
 from tutti.wire.messages import Failure, Start, Submission
 
@@ -58,7 +58,7 @@ def carry_out(start: Start, weights: bytes, data: Data, trainer: Trainer, batch_
         raise UserError(f"the job expects data like {start.data}, {data.name} here is {data.schema}")
     report(0.0, 0, None)
     model = tensors.decode(weights)
-    measured = _measure(model, data, trainer) if start.evaluate or start.task == "evaluate" else {}
+    measured = measure(model, data.held_out, trainer) if start.evaluate or start.task == "evaluate" else {}
     if start.task == "evaluate":
         if not measured:
             raise UserError(f"{data.name} holds out no rows here to measure a model on")
@@ -66,19 +66,23 @@ def carry_out(start: Start, weights: bytes, data: Data, trainer: Trainer, batch_
     report(0.0, 0, None)
     work = trainer.train(model, data.train, _task(start, batch_size), report)
     blob = tensors.encode(_delta(model, work.params))
-    trained = {f"train_{name}": value for name, value in work.metrics.items()}
-    sizes = {"train_examples": float(work.examples), "batch_size": float(batch_size)}
-    metrics = {**measured, **trained, **sizes}
+    metrics = {**measured, **reported(work.metrics, work.examples, batch_size)}
     submission = _submission(start, work.examples, metrics, perf_counter() - began, tensors.digest(blob))
     return Outcome(submission, blob)
 
 
-def _measure(model: Params, data: Data, trainer: Trainer) -> Metrics:
-    """Metrics on the held-out rows, with their number; nothing if there are none."""
-    if len(data.held_out) == 0:
+def measure(model: Params, held_out: Examples, trainer: Trainer) -> Metrics:
+    """A node's metrics on its held-out rows, with their number; nothing if there are none."""
+    if len(held_out) == 0:
         return {}
-    metrics = trainer.evaluate(model, data.held_out)
-    return {**{f"eval_{name}": value for name, value in metrics.items()}, "eval_examples": float(len(data.held_out))}
+    metrics = trainer.evaluate(model, held_out)
+    return {**{f"eval_{name}": value for name, value in metrics.items()}, "eval_examples": float(len(held_out))}
+
+
+def reported(metrics: Metrics, examples: int, batch_size: int) -> Metrics:
+    """What a node tells of its training: the trainer's metrics, and what they are of."""
+    trained = {f"train_{name}": value for name, value in metrics.items()}
+    return {**trained, "train_examples": float(examples), "batch_size": float(batch_size)}
 
 
 def _task(start: Start, batch_size: int) -> Task:
@@ -91,11 +95,16 @@ def _delta(model: Params, trained: Params) -> Params:
     """local - global; raises UserError if the trainer changed the layout, Diverged if a value is not finite."""
     if difference := model.layout.difference(trained.layout):
         raise UserError(f"the trainer returned another model than it was given: {difference}")
-    delta = trained.buffer - model.buffer
-    if not np.isfinite(delta).all():
-        bad = delta.size - int(np.isfinite(delta).sum())
-        raise Diverged(f"training diverged: {bad} of {delta.size} values are not finite; lower the learning rate")
-    return Params(model.layout, delta)
+    delta = Params(model.layout, trained.buffer - model.buffer)
+    check_finite(delta)
+    return delta
+
+
+def check_finite(delta: Params) -> None:
+    """Raise Diverged if a value is not finite."""
+    if not np.isfinite(delta.buffer).all():
+        bad, size = int((~np.isfinite(delta.buffer)).sum()), delta.layout.size
+        raise Diverged(f"training diverged: {bad} of {size} values are not finite; lower the learning rate")
 
 
 def _submission(start: Start, weight: int, metrics: Metrics, seconds: float, digest: Digest = "") -> Submission:
@@ -115,18 +124,15 @@ def _submission(start: Start, weight: int, metrics: Metrics, seconds: float, dig
 
 
 def failure(start: Start, reason: str) -> Failure:
-    """Text that cannot be sent, such as half a surrogate pair in a file's name, becomes question marks."""
-    told = reason[:REASON_LENGTH].encode(errors="replace").decode()
-    return Failure(job=start.job, round=start.round, attempt=start.attempt, reason=told)
+    return Failure(job=start.job, round=start.round, attempt=start.attempt, reason=reason[:REASON_LENGTH])
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in words for the coordinator's log."""
+    """An error in words that can be sent: half a surrogate pair, as in a file's name, becomes a question mark."""
+    words = str(error).encode(errors="replace").decode()
     if isinstance(error, MemoryError):
-        return f"out of memory on the node: {error}" if str(error) else "out of memory on the node"
-    if isinstance(error, TuttiError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+        return f"out of memory on the node: {words}" if words else "out of memory on the node"
+    return words if isinstance(error, TuttiError) else f"{type(error).__name__}: {words}"
 
 
 class ModelCache:

@@ -2,7 +2,7 @@
 
 import inspect
 
-from tutti.adapters.datasets._common import SCHEMAS, BadData, Rows, source
+from tutti.adapters.datasets._common import SCHEMAS, BadData, Carving, Rows, Source, carve_all, source
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema
 from tutti.ports.training import datasets
@@ -17,4 +17,4 @@ def known_schema(choice: Choice) -> DataSchema | None:
     return schema(**{name: options[name] for name in inspect.signature(schema).parameters})
 
 
-__all__ = ["BadData", "Rows", "known_schema", "source"]
+__all__ = ["BadData", "Carving", "Rows", "Source", "carve_all", "known_schema", "source"]

@@ -31,9 +31,9 @@ class Columns:
 
 
 def to_rows(
-    columns: Columns, target: str, *, task: str, classes: int | str, drop: str, one_hot: str, name: str
+    columns: Columns, target: str, *, task: str, classes: int | str, drop: str, one_hot: str, id: str, name: str
 ) -> Rows:
-    """Rows with the column `target` as y and the others, in alphabetical order, as x.
+    """Rows with the column `target` as y, `id` as ids and the others, in alphabetical order, as x.
 
     The order of columns in the file does not matter, so files of several owners fit together.
     """
@@ -41,10 +41,23 @@ def to_rows(
         raise BadOption(f"{columns.path}: there is no column {target!r}; its columns are: {', '.join(columns.cells)}")
     if not columns.row_numbers:
         raise BadData(f"{columns.path}: has a header and no rows")
-    x = features(columns, drop=f"{drop}|{target}" if drop else target, one_hot=one_hot)
+    ids = ids_of(columns, id) if id else None
+    x = features(columns, drop="|".join(filter(None, [drop, target, id])), one_hot=one_hot)
     y = _targets(columns, target, task, classes)
     outputs = y.shape[1] if y.ndim == 2 else _count(y, classes)
-    return Rows(x, y, DataSchema("regression" if y.ndim == 2 else "classification", x.shape[1:], outputs), name=name)
+    schema = DataSchema("regression" if y.ndim == 2 else "classification", x.shape[1:], outputs)
+    return Rows(x, y, schema, name=name, ids=ids)
+
+
+def ids_of(columns: Columns, name: str) -> NDArray[np.str_]:
+    """Text (n,): whom each row belongs to; raises BadData for the first cell that does not say."""
+    if name not in columns.cells:
+        raise BadOption(f"{columns.path}: there is no column {name!r}; its columns are: {', '.join(columns.cells)}")
+    texts = ["" if cell is None else _text(cell) for cell in columns.cells[name]]
+    for row, text in enumerate(texts):
+        if text.lower() in _MISSING:
+            raise BadData(f"{columns.at(row, name)}: the id is missing; fill it in, or leave out the row")
+    return np.array(texts, np.str_)
 
 
 def features(columns: Columns, *, drop: str, one_hot: str) -> NDArray[np.float32]:

@@ -12,17 +12,18 @@ A data set file only reads rows. `source` registers it with these options beside
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from functools import partial
 from re import fullmatch
 from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from tutti.adapters.partitioners import partitioners
+from tutti.adapters.partitioners import Population, Vertical, partitioners
 from tutti.core.errors import UserError
 from tutti.core.registry import BadOption, Choice
 from tutti.domain.spec import DataSchema
@@ -57,6 +58,7 @@ class Rows:
         y: int64 (n,) classes, or float32 (n, outputs) targets.
         test: Row numbers of the common test set; empty where the source has none.
         name: The data set's name, where it is not that of the source.
+        ids: Text (n,): whom each row belongs to, for the partition by natural id; None if nobody knows.
     """
 
     x: NDArray[Any]
@@ -64,6 +66,7 @@ class Rows:
     schema: DataSchema
     test: Rowset = field(default_factory=lambda: np.zeros(0, np.int64))
     name: str = ""
+    ids: NDArray[np.str_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +91,44 @@ class Source:
 
     def load(self) -> Data:
         rows = self.read()
-        train, held_out = carve(rows, self.carving)
-        return Data(_checked_name(rows.name or self.name), rows.schema, train, held_out)
+        rows = replace(rows, name=rows.name or self.name)
+        rows, train, held_out = carve(rows, self.carving)
+        return Data(_checked_name(rows.name), rows.schema, train, held_out)
 
 
-def carve(rows: Rows, carving: Carving) -> tuple[Examples, Examples]:
-    """(train, held out) of this node; with split=test there is nothing to train on."""
+def carve(rows: Rows, carving: Carving) -> tuple[Rows, Examples, Examples]:
+    """(rows, train, held out) of this node; with split=test there is nothing to train on.
+
+    The rows are those given, but with a vertical partition: then they have this node's features only.
+    """
     if carving.split == "test":
         train, held_out = np.zeros(0, np.int64), _test_rows(rows, carving)
     else:
-        train, held_out = _hold_out(_part(rows, carving), carving)
+        rows, part = _part(rows, carving)
+        train, held_out = _hold_out(part, carving)
     examples = _take(rows, train), _take(rows, held_out)
-    return _standardized(*examples) if carving.standardize else examples
+    first, second = _standardized(*examples) if carving.standardize else examples
+    return rows, first, second
+
+
+def carve_all(rows: Rows, carving: Carving, parts: int) -> tuple[Examples, list[tuple[Rowset, Rowset]]]:
+    """All parts at once: their rows together, and of each part which of these are to train on and which held out.
+
+    Part k has the very rows that `part=k/n` would give, in the same order.
+    """
+    if carving.split == "test" or carving.part != Carving().part:
+        raise BadOption("a data set is divided as a whole: leave out split and part")
+    pool = pool_of(rows)
+    partition = partitioners.build(Choice.parse(carving.partition.replace(";", ",")))
+    if isinstance(partition, Vertical):
+        raise BadOption(f"partition={carving.partition} divides features, whose models cannot be averaged")
+    found = [_hold_out(part, carving) for part in partition(population_of(rows, pool), parts, carving.seed)]
+    examples = _take(rows, pool)
+    for train, held_out in found if carving.standardize else ():
+        mine = (Examples(examples.x[index], examples.y[index]) for index in (train, held_out))
+        for index, scaled in zip((train, held_out), _standardized(*mine), strict=True):
+            examples.x[index] = scaled.x
+    return examples, found
 
 
 def _test_rows(rows: Rows, carving: Carving) -> Rowset:
@@ -110,11 +139,31 @@ def _test_rows(rows: Rows, carving: Carving) -> Rowset:
     return rows.test
 
 
-def _part(rows: Rows, carving: Carving) -> Rowset:
+def _part(rows: Rows, carving: Carving) -> tuple[Rows, Rowset]:
     index, parts = _parse_part(carving.part)
-    pool = np.setdiff1d(np.arange(len(rows.x)), rows.test)
+    pool = pool_of(rows)
     partition = partitioners.build(Choice.parse(carving.partition.replace(";", ",")))
-    return pool[partition(rows.y[pool], parts, carving.seed)[index]]
+    divided = partition(population_of(rows, pool), parts, carving.seed)[index]
+    if isinstance(partition, Vertical):
+        return _columns(rows, divided, f"{rows.name}.features-{index}-of-{parts}"), pool
+    return rows, pool[divided]
+
+
+def pool_of(rows: Rows) -> Rowset:
+    """The rows that are divided among nodes: all but the common test rows."""
+    return np.setdiff1d(np.arange(len(rows.x)), rows.test)
+
+
+def population_of(rows: Rows, pool: Rowset) -> Population:
+    """What partitioners may see of the rows `pool`."""
+    return Population(rows.y[pool], rows.x[pool], None if rows.ids is None else rows.ids[pool])
+
+
+def _columns(rows: Rows, columns: Rowset, name: str) -> Rows:
+    """Some features of the rows; under a name of their own, since other features must not be averaged with them."""
+    return replace(
+        rows, x=rows.x[:, columns], schema=msgspec.structs.replace(rows.schema, shape=(len(columns),)), name=name
+    )
 
 
 def _parse_part(text: str) -> tuple[int, int]:
@@ -145,9 +194,11 @@ def _rng(*seed: int) -> np.random.Generator:
 
 def _take(rows: Rows, index: Rowset) -> Examples:
     """Only the rows of this node become float32."""
-    x = rows.x[index]
-    scaled = x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
-    return Examples(scaled, rows.y[index])
+    taken = rows.x[index]
+    x = taken.astype(np.float32)
+    if taken.dtype == np.uint8:
+        x /= np.float32(255)
+    return Examples(x, rows.y[index])
 
 
 def _standardized(train: Examples, held_out: Examples) -> tuple[Examples, Examples]:

@@ -1,7 +1,6 @@
 """MNIST and other sets in IDX files, gzipped or not (format: http://yann.lecun.com/exdb/mnist/)."""
 
 import gzip
-import os
 import zlib
 from math import prod
 from pathlib import Path
@@ -11,9 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutti.adapters.datasets._common import BadData, Rows, source
+from tutti.adapters.datasets._files import File, folders, locate
 from tutti.domain.spec import DataSchema, Positive
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_MNIST = [
+    File(f"{name}.gz", f"sha256:{sha}")
+    for name, sha in zip(
+        _FILES,
+        (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
+        strict=True,
+    )
+]
+_FASHION = [
+    File(f"{name}.gz", f"md5:{md5}", f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}.gz")
+    for name, md5 in zip(
+        _FILES,
+        (
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+        strict=True,
+    )
+]
 _LARGEST = 2**32
 
 
@@ -34,23 +60,26 @@ def mnist(path: str = "") -> Rows:
 
     The files are looked for in `path`, or else in the folders $TUTTI_DATA_DIR and ../shared/data.
     """
-    files = _find(path)
+    return _four("mnist", _MNIST, path, download=False)
+
+
+@source("fashion-mnist", _mnist_schema)
+def fashion_mnist(path: str = "", download: bool = False) -> Rows:
+    """70000 articles of clothing of 1x28x28 (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), as mnist.
+
+    download=true fetches the four files into $TUTTI_DATA_DIR.
+    """
+    return _four("fashion-mnist", _FASHION, path, download=download)
+
+
+def _four(name: str, originals: list[File], path: str, *, download: bool) -> Rows:
+    """The two pairs of files in one folder, gzipped or not; their official test set."""
+    plain = [File(file.name.removesuffix(".gz")) for file in originals]
+    unpacked = any(all((folder / file.name).is_file() for file in plain) for folder in folders(name, path))
+    files = locate(name, plain if unpacked else originals, path, download=download)
     (x, y), (test_x, test_y) = _pair(files[0], files[1], 10), _pair(files[2], files[3], 10)
     test = np.arange(len(x), len(x) + len(test_x))
     return Rows(np.concatenate([x, test_x]), np.concatenate([y, test_y]), _mnist_schema(), test)
-
-
-def _find(path: str) -> list[Path]:
-    roots = [path] if path else [os.environ.get("TUTTI_DATA_DIR", ""), "../shared/data"]
-    folders = [folder for root in roots if root for folder in (Path(root), Path(root) / "mnist")]
-    for folder in folders:
-        found = [file for name in _FILES for file in (folder / f"{name}.gz", folder / name) if file.is_file()]
-        if len(found) >= len(_FILES):
-            return [next(file for file in found if file.name.startswith(name)) for name in _FILES]
-    raise BadData(
-        f"mnist: expected {_FILES[0]}.gz and its three companions in one of {', '.join(map(str, folders))}; "
-        "give path=…, or set TUTTI_DATA_DIR to the folder that has them"
-    )
 
 
 def _pair(images: Path, labels: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -24,16 +24,18 @@ def csv(
     one_hot: str = "",
     header: bool = True,
     separator: Separator = ",",
+    id: str = "",
     name: str = "",
 ) -> Rows:
     """A CSV file of numbers, with a header unless header=false (columns are then c0, c1, c2 …).
 
     Whole numbers from 0 to 99 in the column `target` are classes, others targets; task= decides otherwise.
     classes=2 or classes=no|yes, drop=id|name, one_hot=colour:red|green;size:S|M, separator=; or separator=tab.
+    id=hospital says whom rows belong to (partition=natural-id) and is not learnt from.
     """
     columns = read_csv(path, header=header, separator=separator)
     return to_rows(
-        columns, target, task=task, classes=classes, drop=drop, one_hot=one_hot, name=name or Path(path).stem
+        columns, target, task=task, classes=classes, drop=drop, one_hot=one_hot, id=id, name=name or Path(path).stem
     )
 
 
@@ -45,12 +47,13 @@ def parquet(
     classes: int | str = "",
     drop: str = "",
     one_hot: str = "",
+    id: str = "",
     name: str = "",
 ) -> Rows:
     """A Parquet file of numeric columns, with the options of csv."""
     columns = read_parquet(path)
     return to_rows(
-        columns, target, task=task, classes=classes, drop=drop, one_hot=one_hot, name=name or Path(path).stem
+        columns, target, task=task, classes=classes, drop=drop, one_hot=one_hot, id=id, name=name or Path(path).stem
     )
 
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
-from tutti.adapters.partitioners import CannotPartition, Labels, Partitioner, check, partitioners
+from tutti.adapters.partitioners import Partitioner, Parts, Population, check, partitioners
+from tutti.adapters.partitioners._common import by_owner, classes_of, rng, top_up
 from tutti.domain.spec import Positive
 
 
@@ -21,28 +21,15 @@ def dirichlet(alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.5, minimum: Positi
     No node gets fewer than `minimum` rows, or an even share where that is less.
     """
 
-    def partition(labels: Labels, nodes: int, seed: int) -> list[NDArray[np.int64]]:
-        check(labels, nodes)
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise CannotPartition("partition 'dirichlet' divides by class, and these targets are no classes; use 'iid'")
-        rng = np.random.Generator(np.random.PCG64(seed))
+    def partition(population: Population, nodes: int, seed: int) -> Parts:
+        check(population, nodes)
+        labels, chance = classes_of(population, "dirichlet"), rng(seed)
         owner = np.empty(len(labels), np.int64)
         for label in np.unique(labels):
-            rows = rng.permutation(np.flatnonzero(labels == label))
-            shares = rng.dirichlet(np.full(nodes, alpha))
+            rows = chance.permutation(np.flatnonzero(labels == label))
+            shares = chance.dirichlet(np.full(nodes, alpha))
             owner[rows] = np.searchsorted(np.cumsum(shares)[:-1], (np.arange(len(rows)) + 0.5) / len(rows))
-        _top_up(owner, nodes, min(minimum, len(labels) // nodes), rng)
-        return [np.flatnonzero(owner == node) for node in range(nodes)]
+        top_up(owner, nodes, min(minimum, len(labels) // nodes), chance)
+        return by_owner(owner, nodes, "dirichlet")
 
     return partition
-
-
-def _top_up(owner: NDArray[np.int64], nodes: int, minimum: int, rng: np.random.Generator) -> None:
-    """Let the largest node give random rows to the smallest until every node has `minimum`."""
-    counts = np.bincount(owner, minlength=nodes)
-    while counts.min() < minimum:
-        poor, rich = int(counts.argmin()), int(counts.argmax())
-        given = min(minimum - counts[poor], counts[rich] - minimum)
-        owner[rng.choice(np.flatnonzero(owner == rich), size=given, replace=False)] = poor
-        counts[poor] += given
-        counts[rich] -= given

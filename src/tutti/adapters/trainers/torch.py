@@ -37,6 +37,10 @@ class TorchTrainer:
         self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._idle: list[Network] = []
 
+    def module(self) -> nn.Module:
+        """A module of this kind, untrained and shared with nobody."""
+        return self._build()
+
     def init(self, seed: int) -> Params:
         """The module's own initialisation, from a seed; the same on every device."""
         network = self._new(seed)

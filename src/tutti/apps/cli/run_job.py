@@ -149,12 +149,12 @@ def spec_from(job_file: Path | None, options: Mapping[str, Any], more: tuple[str
     raw: dict[str, Any] = _read_toml(job_file) if job_file else {}
     for option, path in FIELDS.items():
         if (value := options.get(option)) is not None:
-            _put(raw, path, value)
+            put(raw, path, value)
     for assignment in more:
         path, equals, value = assignment.partition("=")
         if not equals or not path:
             raise click.BadParameter(f"expected FIELD=VALUE, came {assignment!r}", param_hint="--set")
-        _put(raw, path.strip(), _toml_value(value))
+        put(raw, path.strip(), toml_value(value))
     return raw
 
 
@@ -165,7 +165,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the job file {file}: {error}") from None
 
 
-def _put(raw: dict[str, Any], path: str, value: Any) -> None:
+def put(raw: dict[str, Any], path: str, value: Any) -> None:
     *tables, last = path.split(".")
     for table in tables:
         raw = raw.setdefault(table, {})
@@ -174,7 +174,7 @@ def _put(raw: dict[str, Any], path: str, value: Any) -> None:
     raw[last] = value
 
 
-def _toml_value(written: str) -> Any:
+def toml_value(written: str) -> Any:
     """A value as in TOML; what is none is a string, so that quotes are not needed."""
     try:
         return tomllib.loads(f"value = {written}")["value"]

@@ -1,0 +1,38 @@
+"""FLTrust: Cao et al. 2021, https://arxiv.org/abs/2012.13995, Algorithm 2.
+
+    TS_i = ReLU(cos(g_i, g_0)) ;  g = 1 / sum_j TS_j  sum_i TS_i |g_0| / |g_i| g_i
+
+g_0 is the server's own update, trained in the same round on a small clean root data set. An update counts by how far
+it points where the server's points, with the server's length: any number of bad nodes may take part.
+"""
+
+import numpy as np
+
+from tutti.core.params import Params, Vector
+from tutti.core.reduce import Reducer
+from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._columns import Matrix, combine, gram
+
+
+def fltrust(root: Params) -> Reducer:
+    """Updates weighted by their likeness to `root`, the server's own update of this round; no change if none is alike.
+
+    Not in the registry, as a reducer by name has no root update.
+    """
+
+    def rule(cohort: Cohort) -> Vector:
+        return combine(cohort.columns, trust(root.buffer, cohort), cohort.blocks)
+
+    return robust(rule, min_updates=1)
+
+
+def trust(root: Vector, cohort: Cohort) -> Matrix:
+    """Coefficients of the updates in g: float64 (n,)."""
+    products = [gram([root, column], cohort.blocks) for column in cohort.columns]
+    length = np.sqrt(products[0][0, 0])
+    norms = np.sqrt([pair[1, 1] for pair in products])
+    alike = np.maximum([pair[0, 1] for pair in products], 0.0)
+    scores = np.divide(alike, norms * length, out=np.zeros_like(norms), where=alike > 0)
+    scale = np.divide(length, norms, out=np.zeros_like(norms), where=norms > 0)
+    total = scores.sum()
+    return np.asarray(scores * scale / total if total > 0 else np.zeros_like(norms))

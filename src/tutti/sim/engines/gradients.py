@@ -1,0 +1,156 @@
+"""Gradients of many nodes' models at once: torch, one batch of matrices for each layer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from tutti.core.params import Layout
+from tutti.domain.spec import DataSchema
+from tutti.sim.engines.dense import CannotVectorise, Dense
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """k nodes' batches: `x` (k, b, *shape), `y` (k, b) or (k, b, outputs), `shares` (k, b) of each row in its mean.
+
+    Rows that only fill up have a share of 0.
+    """
+
+    x: Tensor
+    y: Tensor
+    shares: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """The loss of each row (k, b), and the outputs (k, b, outputs)."""
+
+    losses: Tensor
+    outputs: Tensor
+
+
+class Gradients(Protocol):
+    def into(self, weights: Tensor, batch: Batch, gradient: Tensor) -> Judged:
+        """Write the gradient of each node's mean loss at its `weights` (k, n) to `gradient` (k, n)."""
+        ...
+
+    def descend(self, weights: Tensor, batch: Batch, lr: float) -> Judged | None:
+        """Take one plain gradient step in place; None if this cannot be done without a gradient of its own."""
+        ...
+
+
+class DenseGradients:
+    """Written out by hand: one batched product for each layer and direction."""
+
+    def __init__(self, dense: Dense, schema: DataSchema) -> None:
+        self._widths, self._kind = dense.widths, dense.activation
+        self._classes = schema.task == "classification"
+
+    def into(self, weights: Tensor, batch: Batch, gradient: Tensor) -> Judged:
+        return self._back(weights, batch, gradient, beta=0.0, alpha=1.0)
+
+    def descend(self, weights: Tensor, batch: Batch, lr: float) -> Judged | None:
+        return self._back(weights, batch, weights, beta=1.0, alpha=-lr)
+
+    def _back(self, weights: Tensor, batch: Batch, target: Tensor, beta: float, alpha: float) -> Judged:
+        """target = beta * target + alpha * gradient. A layer's own product comes before its weights move."""
+        layers, targets = self._layers(weights), self._layers(target)
+        inputs, pre, h = [], [], batch.x.flatten(2)
+        for number, (w, b) in enumerate(layers):
+            inputs.append(h)
+            pre.append(torch.baddbmm(b.unsqueeze(1), h, w.transpose(1, 2)))
+            h = self._activate(pre[-1]) if number < len(layers) - 1 else pre[-1]
+        judged, d = self._judge(h, batch)
+        for number in reversed(range(len(layers))):
+            (w, _), (to_w, to_b) = layers[number], targets[number]
+            before = torch.bmm(d, w) if number else d
+            to_w.baddbmm_(d.transpose(1, 2), inputs[number], beta=beta, alpha=alpha)
+            to_b.mul_(beta).add_(d.sum(1), alpha=alpha)
+            if number:
+                d = self._deactivate(before, pre[number - 1], inputs[number])
+        return judged
+
+    def _layers(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Views (k, outputs, inputs) and (k, outputs) of parameters (k, n)."""
+        found, start = [], 0
+        for inputs, outputs in zip(self._widths, self._widths[1:], strict=False):
+            middle = start + inputs * outputs
+            w = flat[:, start:middle].view(len(flat), outputs, inputs)
+            found.append((w, flat[:, middle : middle + outputs]))
+            start = middle + outputs
+        return found
+
+    def _activate(self, z: Tensor) -> Tensor:
+        if self._kind == "gelu":
+            return nn.functional.gelu(z)  # needs z on the way back
+        return z.relu_() if self._kind == "relu" else z.tanh_()
+
+    def _deactivate(self, d: Tensor, z: Tensor, h: Tensor) -> Tensor:
+        ops = torch.ops.aten
+        back: dict[str, Callable[[], Tensor]] = {
+            "relu": lambda: ops.threshold_backward(d, h, 0),
+            "tanh": lambda: ops.tanh_backward(d, h),
+            "gelu": lambda: ops.gelu_backward(d, z),
+        }
+        return back[self._kind]()
+
+    def _judge(self, outputs: Tensor, batch: Batch) -> tuple[Judged, Tensor]:
+        if self._classes:
+            logs = outputs.log_softmax(2)
+            picked = batch.y.unsqueeze(2)
+            losses = logs.gather(2, picked).squeeze(2).neg()
+            d = logs.exp().scatter_add_(2, picked, logs.new_full((), -1.0).expand_as(picked))
+        else:
+            d = outputs - batch.y
+            losses = d.square().mean(2)
+            d = d.mul_(2 / outputs.shape[2])
+        return Judged(losses, outputs), d.mul_(batch.shares.unsqueeze(2))
+
+
+class FunctionalGradients:
+    """Any module without state of its own, by torch.func: vmap over nodes of the gradient of one."""
+
+    def __init__(self, module: nn.Module, layout: Layout, schema: DataSchema) -> None:
+        _check_stateless(module)
+        self._module, self._layout = module, layout
+        self._classes = schema.task == "classification"
+        one = torch.func.grad_and_value(self._loss, has_aux=True)
+        self._all = torch.func.vmap(one)
+
+    def into(self, weights: Tensor, batch: Batch, gradient: Tensor) -> Judged:
+        named = {
+            entry.name: weights[:, self._layout.spans[entry.name]].view(len(weights), *entry.shape)
+            for entry in self._layout.entries
+        }
+        found, (_, (losses, outputs)) = self._all(named, batch.x, batch.y, batch.shares)
+        for entry in self._layout.entries:
+            gradient[:, self._layout.spans[entry.name]] = found[entry.name].flatten(1)
+        return Judged(losses, outputs)
+
+    def descend(self, weights: Tensor, batch: Batch, lr: float) -> Judged | None:
+        return None
+
+    def _loss(
+        self, named: dict[str, Tensor], x: Tensor, y: Tensor, shares: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        outputs = torch.func.functional_call(self._module, named, (x,)).float()
+        if self._classes:
+            losses = nn.functional.cross_entropy(outputs, y, reduction="none")
+        else:
+            losses = (outputs - y).square().mean(1)
+        return (losses * shares).sum(), (losses, outputs)
+
+
+def _check_stateless(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            raise CannotVectorise("BatchNorm keeps statistics of its own")
+        if isinstance(layer, _DropoutNd):
+            raise CannotVectorise("dropout draws from each node's own stream of random numbers")
+    if any(True for _ in module.buffers()) or not all(p.requires_grad for p in module.parameters()):
+        raise CannotVectorise("the model has buffers or frozen parameters")

@@ -1,0 +1,54 @@
+"""The engine port: the local work of many nodes, as a stream of results."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from tutti.core.params import Params
+from tutti.domain.events import NodeId
+from tutti.domain.spec import Metrics
+from tutti.ports.training import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one node is to do in this round."""
+
+    node: NodeId
+    task: Task
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A node's work. `delta` = local - global; its buffer may be used again once the next result is asked for."""
+
+    node: NodeId
+    delta: Params
+    examples: int
+    metrics: Metrics
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A node that could not do its work, with the reason in words."""
+
+    node: NodeId
+    reason: str
+
+
+Result: TypeAlias = Trained | Failed
+
+
+class Engine(Protocol):
+    """Every engine gives what the sequential one gives, in any order; how nearly is said in its module."""
+
+    name: str
+
+    def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
+        """Train each assigned node from `params`, which stay as they are."""
+        ...
+
+    def close(self) -> None:
+        """Give back processes, threads and memory."""
+        ...

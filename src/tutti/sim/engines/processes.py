@@ -1,0 +1,182 @@
+"""One worker process for each core, each with one thread: bitwise what one thread computes in sequence.
+
+Rows, model and updates lie in files of a memory file system that all processes map; only orders and metrics
+travel. A worker that dies is replaced, and its nodes are computed again.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from tutti.core.params import Params, Vector
+from tutti.domain.events import NodeId
+from tutti.domain.spec import JobSpec
+from tutti.sim.engines.dense import CannotVectorise
+from tutti.sim.engines.port import Assignment, Failed, Result, Trained
+from tutti.sim.engines.worker import Done, Order, Setup, Trouble, slot_file
+from tutti.sim.federation import Federation
+from tutti.wire import tensors
+
+SLOTS = 2
+"""Orders that a worker has at once: it works on one while the update of the other is folded in."""
+
+TRIES = 3
+"""How many workers may die over one node before it counts as failed."""
+
+MODELS_BYTES = 256 * 2**20
+"""Room that must be left for the model and its updates."""
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_replies: msgspec.msgpack.Decoder[Done | Trouble] = msgspec.msgpack.Decoder(Done | Trouble)
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    process: "subprocess.Popen[bytes]"
+    connection: Connection
+    free: list[int]
+    owed: dict[int, Assignment] = field(default_factory=dict)
+
+
+class Processes:
+    name = "processes"
+
+    def __init__(self, spec: JobSpec, federation: Federation, workers: int | None = None) -> None:
+        if sys.platform == "win32":
+            raise CannotVectorise("worker processes need a system with inherited file descriptors")
+        self._federation = federation
+        self._spec = spec
+        rows, count = federation.rows, workers or len(os.sched_getaffinity(0))
+        self._holder = tempfile.TemporaryDirectory(
+            prefix="tutti-sim-", dir=_memory_folder(rows.x.nbytes + rows.y.nbytes)
+        )
+        self._folder = Path(self._holder.name)
+        np.save(self._folder / "x.npy", rows.x)
+        np.save(self._folder / "y.npy", rows.y)
+        self._slots: dict[int, Vector] = {}
+        self._workers = [self._start(list(range(SLOTS * i, SLOTS * (i + 1)))) for i in range(count)]
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.process.pid for worker in self._workers]
+
+    def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
+        self._publish(params)
+        longest = sorted(assignments, key=lambda a: (-len(self._federation.train[a.node]), a.node))
+        waiting, deaths = deque(longest), dict[NodeId, int]()
+        try:
+            while True:
+                self._hand_out(waiting)
+                if not (busy := [worker.connection for worker in self._workers if worker.owed]):
+                    return
+                for connection in wait(busy):
+                    worker = next(worker for worker in self._workers if worker.connection is connection)
+                    try:
+                        reply = _replies.decode(worker.connection.recv_bytes())
+                    except (EOFError, OSError):
+                        yield from self._replace(worker, waiting, deaths)
+                        continue
+                    yield self._result(params, worker.owed[reply.slot], reply)
+                    del worker.owed[reply.slot]
+                    worker.free.append(reply.slot)
+        finally:
+            if any(worker.owed for worker in self._workers):  # nobody waits for them any more
+                self._workers = [self._restart(worker) for worker in self._workers]
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            try:
+                worker.process.wait(5)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self._slots.clear()
+        self._holder.cleanup()
+
+    def _start(self, slots: list[int]) -> _Worker:
+        ours, theirs = Pipe()
+        environment = {
+            **os.environ,
+            **dict.fromkeys(_THREADS, "1"),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        process = subprocess.Popen(  # noqa: S603  # this very interpreter, and a module of ours
+            [sys.executable, "-m", "tutti.sim.engines.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+        )
+        theirs.close()
+        setup = Setup(self._spec.model, self._federation.schema, str(self._folder))
+        ours.send_bytes(msgspec.msgpack.encode(setup))
+        return _Worker(process, ours, slots)
+
+    def _restart(self, worker: _Worker) -> _Worker:
+        worker.connection.close()
+        worker.process.kill()
+        worker.process.wait()
+        return self._start([*worker.free, *worker.owed])
+
+    def _publish(self, params: Params) -> None:
+        """Let the workers see the model, and make the slots for its updates when it is the first."""
+        partial = self._folder / "params.partial"
+        partial.write_bytes(tensors.encode(params))
+        partial.replace(self._folder / "params.safetensors")
+        for slot in range(SLOTS * len(self._workers)):
+            if slot not in self._slots:
+                file = slot_file(self._folder, slot)
+                self._slots[slot] = np.memmap(file, np.float32, mode="w+", shape=params.buffer.shape)
+
+    def _hand_out(self, waiting: "deque[Assignment]") -> None:
+        while waiting and (ready := [worker for worker in self._workers if worker.free]):
+            worker = min(ready, key=lambda worker: len(worker.owed))
+            slot, assignment = worker.free.pop(), waiting.popleft()
+            worker.owed[slot] = assignment
+            try:
+                worker.connection.send_bytes(msgspec.msgpack.encode(self._order(assignment, slot)))
+            except OSError:
+                return  # it died; reading from it says so
+
+    def _order(self, assignment: Assignment, slot: int) -> Order:
+        task, rows = assignment.task, self._federation.train[assignment.node]
+        settings = dict(task.settings)
+        return Order(slot, rows.tobytes(), task.training, task.seed, task.batch_size, task.lr, settings)
+
+    def _result(self, params: Params, assignment: Assignment, reply: Done | Trouble) -> Result:
+        if isinstance(reply, Trouble):
+            return Failed(assignment.node, reply.reason)
+        delta = Params(params.layout, self._slots[reply.slot])
+        return Trained(assignment.node, delta, reply.examples, reply.metrics, reply.seconds)
+
+    def _replace(self, worker: _Worker, waiting: "deque[Assignment]", deaths: dict[NodeId, int]) -> Iterator[Result]:
+        """Start another worker; what the dead one owed is computed again, unless it has cost too many already."""
+        code = worker.process.wait()
+        for assignment in worker.owed.values():
+            deaths[assignment.node] = deaths.get(assignment.node, 0) + 1
+            if deaths[assignment.node] < TRIES:
+                waiting.appendleft(assignment)
+            else:
+                yield Failed(
+                    assignment.node, f"{TRIES} worker processes died over it, exit code {code}: out of memory?"
+                )
+        self._workers[self._workers.index(worker)] = self._restart(worker)
+
+
+def _memory_folder(needed: int) -> str | None:
+    """Where files live in memory, if this system has such a place with room for twice what is needed."""
+    folder = Path("/dev/shm")  # noqa: S108  # a private folder is made in it
+    if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < 2 * needed + MODELS_BYTES:
+        return None
+    return str(folder)

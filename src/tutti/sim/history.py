@@ -1,0 +1,119 @@
+"""What came of a simulation: a record of every round, as values, JSON and Parquet."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from tutti.adapters._imports import extra
+from tutti.core.errors import UserError
+from tutti.core.params import Params
+from tutti.domain.events import Digest, NodeId
+from tutti.domain.history import RoundSummary
+from tutti.domain.jobs import Job
+from tutti.domain.rounds import Part
+from tutti.domain.spec import JobSpec, Metrics
+
+
+class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A training round and the model it made; round 0 is the initial model.
+
+    Attributes:
+        seconds: From drawing the cohort to the new model, without measuring it.
+        cohort: Who was asked, and how many of them were counted.
+        dropped: Who did not count, and why.
+        train: The nodes' training metrics, averaged by their examples.
+        evaluated: What the model measures, by who measured: `nodes`, `coordinator`.
+    """
+
+    round: int
+    model: Digest
+    seconds: float = 0.0
+    cohort: tuple[NodeId, ...] = ()
+    counted: int = 0
+    dropped: dict[NodeId, str] = {}
+    train: Metrics = {}
+    evaluated: dict[str, Metrics] = {}
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """A simulation as a whole. `model` is the digest of the resulting model, `best` the best measured round."""
+
+    spec: JobSpec
+    engine: str
+    batch_size: int
+    nodes: int
+    parameters: int
+    status: str
+    outcome: str
+    model: Digest
+    best: int | None
+    seconds: float
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """A simulation's result. `params` are the parameters of the model whose digest the header names."""
+
+    header: Header
+    rounds: tuple[RoundRecord, ...]
+    params: Params
+
+    @property
+    def model(self) -> Digest:
+        return self.header.model
+
+    def to_json(self) -> str:
+        """Header and rounds; the parameters are left out."""
+        plain = {"header": self.header, "rounds": self.rounds}
+        return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+
+    def write(self, file: Path) -> None:
+        """As .json, or as .parquet: one row a round, metrics as columns such as `coordinator_accuracy`."""
+        if file.suffix == ".json":
+            file.write_text(self.to_json(), encoding="utf-8")
+        elif file.suffix == ".parquet":
+            self._write_parquet(file)
+        else:
+            raise UserError(f"expected a file name that ends in .json or .parquet, came {str(file)!r}")
+
+    def _write_parquet(self, file: Path) -> None:
+        with extra("data", "writing Parquet"):
+            import pyarrow
+            from pyarrow import parquet
+        rows = [_flat(record) for record in self.rounds]
+        columns = dict.fromkeys(name for row in rows for name in row)
+        table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
+        described = table.replace_schema_metadata({"tutti": msgspec.json.encode(self.header)})
+        parquet.write_table(described, file)
+
+
+def _flat(record: RoundRecord) -> dict[str, object]:
+    groups: Mapping[str, Metrics] = {"train": record.train, **record.evaluated}
+    metrics = {f"{group}_{name}": value for group, found in groups.items() for name, value in found.items()}
+    plain = {"round": record.round, "model": record.model, "seconds": record.seconds, "counted": record.counted}
+    return {**plain, "cohort": list(record.cohort), "dropped": sorted(record.dropped), **metrics}
+
+
+def records(job: Job, seconds: Mapping[int, float]) -> tuple[RoundRecord, ...]:
+    """The initial model and every closed training round of a job; `seconds` by round."""
+    first = RoundRecord(round=0, model=job.initial_model, evaluated=_evaluated(job, 0))
+    closed = [past for past in job.past if past.succeeded and past.round.opened.task == "train"]
+    return (first, *(record(job, past, seconds.get(past.round.number, 0.0)) for past in closed))
+
+
+def record(job: Job, past: RoundSummary, seconds: float) -> RoundRecord:
+    opened, members = past.round.opened, past.round.members
+    return RoundRecord(
+        round=opened.round,
+        model=past.model,
+        seconds=seconds,
+        cohort=opened.cohort,
+        counted=len(past.counted),
+        dropped={node: member.reason for node, member in members.items() if member.part is not Part.ACCEPTED},
+        train=dict(past.metrics),
+        evaluated=_evaluated(job, opened.round),
+    )
+
+
+def _evaluated(job: Job, round: int) -> dict[str, Metrics]:
+    return {str(by): metrics for by, metrics in job.evaluations.get(round, {}).items()}

@@ -1,0 +1,363 @@
+"""Drives one job through its own machine (domain.jobs), synchronously: asks `react` what is owed, and does it.
+
+Everything that decides is the deployment's: the job machine, the strategy and its exact reducer, the seeds of
+nodes and cohorts, the schedules and the trainers. So the same job on the same parts gives the same model, bit for
+bit, as long as the engine computes what the trainer computes (see `tutti.sim.engines`).
+
+Simulated time stands still while a cohort works: nobody is late, and no deadline passes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tutti.adapters.workbench import rows_to_measure_on
+from tutti.core.params import Params
+from tutti.core.reduce import BadUpdate, Update
+from tutti.core.schedules import schedules
+from tutti.core.strategy import ServerState, strategies
+from tutti.domain import commands as c
+from tutti.domain import events as e
+from tutti.domain import jobs
+from tutti.domain.events import Digest, NodeId
+from tutti.domain.jobs import Job
+from tutti.domain.spec import BadSpec, JobSpec, Metrics, check_composition, load_spec
+from tutti.ports.training import Task, models
+from tutti.services.driver import node_seed
+from tutti.services.work import Diverged, check_finite, measure, reported
+from tutti.sim import checkpoint as saved
+from tutti.sim.engines.choose import choose
+from tutti.sim.engines.port import Assignment, Engine, Failed, Trained
+from tutti.sim.federation import Federation
+from tutti.sim.history import Header, History, RoundRecord, record, records
+from tutti.wire import tensors
+
+DEFAULT_BATCH = 32
+SAVE_SECONDS = 10.0
+"""An interrupted run loses at most about this much work."""
+
+
+def simulate(
+    job: JobSpec | Mapping[str, Any],
+    federation: Federation,
+    *,
+    engine: str | Engine = "auto",
+    batch_size: int = DEFAULT_BATCH,
+    checkpoint: Path | None = None,
+    watch: Callable[[RoundRecord], None] | None = None,
+) -> History:
+    """Run a job on a simulated federation.
+
+    Args:
+        engine: A name (`tutti.sim.engines.choose.NAMES`), or an Engine; `auto` takes the fastest that fits.
+        batch_size: What nodes choose where the job leaves it to them.
+        checkpoint: A file from which an interrupted run goes on, and which is written now and then.
+        watch: Called with every round, the initial model (round 0) first, once the coordinator has measured it.
+
+    Raises UserError for a job that cannot run on this federation.
+    """
+    spec = job if isinstance(job, JobSpec) else load_spec(job)
+    simulation = Simulation(spec, federation, engine, batch_size, watch or (lambda _: None))
+    try:
+        return simulation.run(checkpoint)
+    finally:
+        simulation.engine.close()
+
+
+@dataclass(slots=True)
+class _Fold:
+    """The accumulator of the open attempt, and when it was opened."""
+
+    accumulator: Any
+    began: float
+
+
+class Simulation:
+    """One run. `events` are all that happened so far, `server` is the strategy's state after the last round."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        federation: Federation,
+        engine: str | Engine,
+        batch_size: int,
+        watch: Callable[[RoundRecord], None],
+    ) -> None:
+        _check(spec, federation)
+        self.spec, self.federation = spec, federation
+        self._strategy = strategies.build(spec.strategy)
+        self._factor = schedules.build(spec.training.lr_schedule)
+        self._trainer = models.build(spec.model, data=federation.schema)
+        self._batch_size = spec.training.batch_size or batch_size
+        self.engine = choose(engine, spec, self._trainer, federation) if isinstance(engine, str) else engine
+        self._watch, self._watched = watch, -1
+        self._before, self._began, self._now = 0.0, perf_counter(), 0.0
+        self._seconds: dict[int, float] = {}
+        self._fold: _Fold | None = None
+        self._models: dict[Digest, Params] = {}
+        self._server: ServerState | None = None
+        self._sound: tuple[int, ServerState | None, dict[Digest, Params]] = (1, None, {})
+        submitted = jobs.submit(spec.name, spec, federation.schema, now=0.0)
+        self.events: list[e.JobEvent] = [submitted]
+        self.job: Job = jobs.begin(submitted)
+
+    @property
+    def server(self) -> ServerState:
+        assert self._server is not None, "the job is initialised first"
+        return self._server
+
+    def run(self, checkpoint: Path | None) -> History:
+        """To the end of the job, going on from the checkpoint if there is one."""
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(saved.load(checkpoint, self._identity()))
+        due = perf_counter() + SAVE_SECONDS
+        try:
+            while not self.job.final:
+                self._step()
+                if self.job.round is None:
+                    self._sound = (len(self.events), self._server, dict(self._models))
+                if checkpoint is not None and perf_counter() >= due:
+                    saved.save(checkpoint, self._progress())
+                    due = perf_counter() + SAVE_SECONDS
+        finally:
+            if checkpoint is not None:
+                saved.save(checkpoint, self._progress())
+        self._tell()
+        return self._history()
+
+    # -- the machine -------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        if self._command(c.Tick()):
+            return
+        match jobs.react(self.job, now=self._now):
+            case c.MakeInitialModel():
+                self._initialise()
+            case c.EvaluateModel(round=number):
+                self._evaluate(number)
+            case c.GatherCohort():
+                self._open()
+            case c.Assign(nodes=nodes):
+                self._work(nodes)
+            case c.Aggregate(updates=updates):
+                self._close(updates)
+            case None:
+                raise AssertionError(f"job {self.job.id} is {self.job.status} and waits for nothing")
+
+    def _command(self, command: c.Command) -> bool:
+        """Carry out a command; False if nothing came of it."""
+        events = jobs.decide(self.job, command, now=self._now)
+        self._record(events)
+        return bool(events)
+
+    def _record(self, events: Iterable[e.JobEvent]) -> None:
+        for event in events:
+            self.events.append(event)
+            self.job = jobs.evolve(self.job, event)
+
+    # -- what react asks for -----------------------------------------------------------------------------
+
+    def _initialise(self) -> None:
+        params = self._trainer.init(self.spec.seed)
+        self._strategy.reducer.zero(
+            params.layout, 1, self.spec.cohort.largest_weight
+        )  # raises if they cannot be summed
+        self._server = self._strategy.init(params)
+        digest = self._keep(params)
+        self._command(c.Initialise(model=digest, state=digest, parameters=params.layout.size))
+
+    def _evaluate(self, number: int) -> None:
+        source = self.spec.evaluation.data
+        assert source is not None
+        metrics = self._trainer.evaluate(self.server.params, rows_to_measure_on(source, self.federation.schema))
+        self._command(c.RecordEvaluation(round=number, metrics=metrics))
+
+    def _open(self) -> None:
+        self._tell()
+        began, self._now = perf_counter(), self._elapsed()
+        settings = self._strategy.configure(self.server)
+        opened, *_ = jobs.decide(self.job, c.Open(candidates=self.federation.nodes, settings=settings), now=self._now)
+        assert isinstance(opened, e.RoundOpened)
+        self._record([_without_bystanders(opened)])
+        reducer, rules = self._strategy.reducer, self.spec.cohort
+        self._fold = _Fold(reducer.zero(self.server.params.layout, len(opened.cohort), rules.largest_weight), began)
+
+    def _work(self, nodes: tuple[NodeId, ...]) -> None:
+        assert self.job.round is not None
+        opened = self.job.round.opened
+        if opened.task == "evaluate":
+            for node in nodes:
+                self._submit(node, len(self.federation.held_out[node]), self._measured(node))
+            return
+        wanted = _in_seeded_order(opened, self.spec.seed, nodes)[: opened.wanted - self.job.round.came]
+        for result in self.engine.train(self.server.params, [self._assignment(opened, node) for node in wanted]):
+            self._receive(result)
+
+    def _assignment(self, opened: e.RoundOpened, node: NodeId) -> Assignment:
+        lr = self.spec.training.lr * self._factor(opened.round, self.spec.rounds)
+        seed = node_seed(self.spec.seed, opened.round, node)
+        return Assignment(node, Task(self.spec.training, seed, self._batch_size, lr, opened.settings))
+
+    def _receive(self, result: Trained | Failed) -> None:
+        """Fold an update in, or record why not."""
+        if isinstance(result, Failed):
+            self._command(c.Drop(node=result.node, reason=result.reason))
+            return
+        trained = reported(result.metrics, result.examples, self._batch_size)
+        metrics = {**self._measured(result.node), **trained}
+        self._submit(result.node, result.examples, metrics, result)
+
+    def _measured(self, node: NodeId) -> Metrics:
+        """What the node measures on its held-out rows before it trains."""
+        if not jobs.nodes_evaluate(self.job):
+            return {}
+        return measure(self.server.params, self.federation.measured_on(node), self._trainer)
+
+    def _submit(self, node: NodeId, weight: int, metrics: Metrics, trained: Trained | None = None) -> None:
+        assert self.job.round is not None
+        opened = self.job.round.opened
+        if opened.task == "evaluate" and not metrics:
+            self._command(c.Drop(node=node, reason="holds out no rows to measure a model on"))
+            return
+
+        def judged(fault: str | None = None) -> list[e.JobEvent]:
+            command = c.SubmitUpdate(
+                round=opened.round,
+                attempt=opened.attempt,
+                node=node,
+                digest="",
+                weight=weight,
+                metrics={name: float(value) for name, value in metrics.items() if isfinite(value)},
+                seconds=trained.seconds if trained else 0.0,
+                bytes=trained.delta.buffer.nbytes if trained else 0,
+                fault=fault,
+            )
+            return jobs.decide(self.job, command, now=self._now)
+
+        events = judged()
+        if trained is not None and isinstance(events[0], e.UpdateAccepted):
+            try:
+                self._add(trained, events[0].weight)
+            except Diverged as diverged:
+                events = jobs.decide(self.job, c.Drop(node=node, reason=str(diverged)), now=self._now)
+            except BadUpdate as bad:
+                events = judged(str(bad))
+        self._record(events)
+
+    def _add(self, trained: Trained, weight: int) -> None:
+        """Raises BadUpdate or Diverged; the accumulator is then as it was."""
+        assert self._fold is not None
+        reducer, delta = self._strategy.reducer, trained.delta
+        if not reducer.linear:  # it may keep the update, and the engine may use the buffer again
+            delta = Params(delta.layout, delta.buffer.copy())
+        try:
+            reducer.add(self._fold.accumulator, Update(delta, weight))
+        except BadUpdate:
+            check_finite(delta)
+            raise
+
+    def _close(self, updates: tuple[e.UpdateAccepted, ...]) -> None:
+        assert self.job.round is not None
+        assert self._fold is not None
+        opened, began = self.job.round.opened, perf_counter()
+        server, digest = self.server, self.job.model
+        if opened.task == "train":
+            server = self._strategy.finish(server, self._strategy.reducer.finish(self._fold.accumulator))
+            digest = self._keep(server.params)
+            self._seconds[opened.round] = perf_counter() - self._fold.began
+        counted = {update.node: update.weight for update in updates}
+        self._command(
+            c.Close(
+                round=opened.round,
+                attempt=opened.attempt,
+                counted=counted,
+                model=digest,
+                state=digest,
+                seconds=perf_counter() - began,
+            )
+        )
+        self._server, self._fold = server, None
+
+    def _keep(self, params: Params) -> Digest:
+        """Remember a model by its digest: the newest two, and the best where the job may end with it."""
+        digest = tensors.digest(tensors.encode(params))
+        best = self.job.best and self.spec.early_stopping and self.job.model_of(self.job.best[0])
+        self._models = {name: kept for name, kept in self._models.items() if name in (self.job.model, best)}
+        self._models[digest] = params
+        return digest
+
+    # -- what others see ---------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Show the watcher the last round, once."""
+        if self._watched < self.job.rounds_done and self.job.initial_model:
+            self._watched = self.job.rounds_done
+            if self._watched == 0:
+                self._watch(records(self.job, {})[0])
+            else:
+                past = next(past for past in reversed(self.job.past) if past.succeeded)
+                self._watch(record(self.job, past, self._seconds.get(past.round.number, 0.0)))
+
+    def _elapsed(self) -> float:
+        return self._before + perf_counter() - self._began
+
+    def _history(self) -> History:
+        job = self.job
+        header = Header(
+            spec=self.spec,
+            engine=self.engine.name,
+            batch_size=self._batch_size,
+            nodes=len(self.federation.train),
+            parameters=job.parameters,
+            status=str(job.status),
+            outcome=job.outcome,
+            model=job.model,
+            best=job.best[0] if job.best else None,
+            seconds=self._elapsed(),
+        )
+        return History(header=header, rounds=records(job, self._seconds), params=self._models[job.model])
+
+    # -- interruption ------------------------------------------------------------------------------------
+
+    def _identity(self) -> saved.Identity:
+        return saved.Identity(self.spec, self.federation.fingerprint(), self._batch_size)
+
+    def _progress(self) -> saved.Progress:
+        """Where an interrupted run goes on: before the open round, which starts anew with the same result."""
+        count, server, models = self._sound
+        return saved.Progress(self._identity(), self.events[:count], self._seconds, self._elapsed(), server, models)
+
+    def _restore(self, progress: saved.Progress) -> None:
+        self.events, self._seconds, self._server = progress.events, progress.seconds, progress.server
+        self._models, self._before = progress.models, progress.elapsed
+        self.job = jobs.replay(self.events)
+        self._watched = self.job.rounds_done
+        self._now = self._elapsed()
+
+
+def _check(spec: JobSpec, federation: Federation) -> None:
+    check_composition(spec)
+    if spec.dataset != federation.name:
+        raise BadSpec(f"the job trains on {spec.dataset!r}, the nodes of this federation hold {federation.name!r}")
+    needed, there = spec.cohort.min_nodes, len(federation.train)
+    if there < needed:
+        raise BadSpec(f"the job needs {needed} nodes, this federation has {there}: it could never start")
+
+
+def _without_bystanders(opened: e.RoundOpened) -> e.RoundOpened:
+    """Of thousands of nodes most are not drawn; to note that of each, in each round, would fill the memory."""
+    return msgspec.structs.replace(opened, left_out={})
+
+
+def _in_seeded_order(opened: e.RoundOpened, seed: int, nodes: tuple[NodeId, ...]) -> list[NodeId]:
+    """The order in which equally fast nodes happen to answer; it matters only where more are asked than wanted."""
+    if opened.wanted >= len(opened.cohort):
+        return list(nodes)
+    rng = np.random.Generator(np.random.PCG64([seed, opened.round, opened.attempt, 1]))
+    return [nodes[i] for i in rng.permutation(len(nodes))]

@@ -1,0 +1,216 @@
+"""Every engine against the sequential one: the same work, to within rounding or to the bit."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tutti.core.errors import UserError
+from tutti.core.params import Params
+from tutti.domain.spec import JobSpec, load_spec
+from tutti.ports.training import Task, Trainer, models
+from tutti.sim import Federation
+from tutti.sim.engines import Assignment, Engine, Failed, Trained
+from tutti.sim.engines.choose import choose
+from tutti.sim.engines.dense import CannotVectorise
+from tutti.sim.engines.fused import Fused
+from tutti.sim.engines.processes import Processes
+from tutti.sim.engines.sequential import Sequential
+from tutti.sim.engines.vectorised import Vectorised
+
+_fused = pytest.importorskip("tutti.sim.engines._fused", reason="built without a C compiler")
+
+CLOSE = 1e-5
+"""Largest difference of a parameter after some dozens of steps, beside a relative 1e-5.
+
+It holds as long as no sum before a relu lies within rounding of zero: then one of two networks takes another step.
+"""
+
+DENSE = [
+    ("digits", "mlp", {}),
+    ("digits", "linear", {"epochs": 2}),
+    ("digits", "mlp:hidden=33x17x5", {}),
+    ("digits", "2nn", {"momentum": 0.9, "lr": 0.05}),
+    ("digits", "mlp", {"momentum": 0.5, "weight_decay": 0.01}),
+    ("digits", "mlp", {"weight_decay": 0.01, "max_steps": 7}),
+    ("diabetes", "mlp", {"weight_decay": 0.01, "epochs": 2, "lr": 0.02}),
+]
+TORCH_ONLY = [
+    ("digits", "mlp:hidden=20,activation=tanh", {"epochs": 2}),
+    ("digits", "mlp:hidden=20,activation=gelu", {}),
+    ("digits", "mlp", {"optimizer": "adam", "lr": 0.001}),
+    ("digits:image=true", "cnn", {"momentum": 0.9, "lr": 0.01}),
+    ("digits:image=true", "cnn", {"max_steps": 2}),
+]
+
+
+class Case:
+    """A federation with ragged parts, and one task for each of its nodes."""
+
+    def __init__(self, source: str, model: str, training: dict, *, mu: float = 0.0, batch: int = 10, nodes: int = 4):
+        partition = "dirichlet:0.3" if source.startswith("digits") else "iid"
+        self.federation = Federation.divide(source, nodes, partition, seed=1, held_out=0.0)
+        self.spec: JobSpec = load_spec({"dataset": self.federation.name, "model": model, "training": training})
+        self.trainer: Trainer = models.build(self.spec.model, data=self.federation.schema)
+        self.params = self.trainer.init(3)
+        task = Task(self.spec.training, 0, batch, self.spec.training.lr, {"proximal_mu": mu} if mu else {})
+        nodes_by_name = enumerate(self.federation.nodes)
+        self.assignments = [Assignment(node, replace(task, seed=seed)) for seed, node in nodes_by_name]
+
+    def run(self, engine: Engine) -> dict[str, Trained | Failed]:
+        """Results by node, each with a copy of its update."""
+        found = {}
+        try:
+            for result in engine.train(self.params, self.assignments):
+                if isinstance(result, Trained):
+                    copy = Params(result.delta.layout, result.delta.buffer.copy())
+                    result = replace(result, delta=copy)
+                found[result.node] = result
+        finally:
+            engine.close()
+        return found
+
+    def reference(self) -> dict[str, Trained | Failed]:
+        return self.run(Sequential(self.trainer, self.federation))
+
+
+def assert_equal(found: dict, expected: dict, tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for node, result in found.items():
+        assert isinstance(result, Trained), result
+        reference = expected[node]
+        np.testing.assert_allclose(result.delta.buffer, reference.delta.buffer, rtol=tolerance, atol=tolerance)
+        assert result.examples == reference.examples
+        assert result.metrics == pytest.approx(reference.metrics, rel=max(tolerance, 1e-6) if tolerance else 0)
+        assert np.abs(reference.delta.buffer).max() > 100 * tolerance
+
+
+@pytest.mark.parametrize(("source", "model", "training"), DENSE)
+@pytest.mark.parametrize("lanes", _fused.lanes())
+def test_the_compiled_loop_equals_torch_on_every_instruction_set(monkeypatch, source, model, training, lanes):
+    case = Case(source, model, training, mu=0.1 if training.get("weight_decay") else 0.0)
+    train, room = _fused.train, _fused.room
+    monkeypatch.setattr(_fused, "train", lambda *arguments: train(*arguments, lanes))
+    monkeypatch.setattr(_fused, "room", lambda *arguments: room(*arguments, lanes))
+    assert_equal(case.run(Fused(case.spec, case.trainer, case.federation)), case.reference(), CLOSE)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16, 33, 500])
+def test_the_compiled_loop_takes_batches_of_any_size(batch):
+    case = Case("digits", "mlp:hidden=20", {}, batch=batch)
+    assert_equal(case.run(Fused(case.spec, case.trainer, case.federation)), case.reference(), CLOSE)
+
+
+def test_the_compiled_loop_is_the_same_on_any_number_of_threads():
+    case = Case("digits", "mlp", {}, nodes=7)
+    one = case.run(Fused(case.spec, case.trainer, case.federation, threads=1))
+    assert_equal(case.run(Fused(case.spec, case.trainer, case.federation, threads=3)), one, 0.0)
+
+
+@pytest.mark.parametrize(("source", "model", "training"), DENSE + TORCH_ONLY)
+def test_a_batched_computation_equals_one_node_after_another(source, model, training):
+    case = Case(source, model, training, mu=0.1 if training.get("weight_decay") else 0.0)
+    assert_equal(case.run(Vectorised(case.spec, case.trainer, case.federation)), case.reference(), 5 * CLOSE)
+
+
+def test_the_size_of_a_group_does_not_matter():
+    case = Case("digits", "mlp", {"epochs": 2}, nodes=5)
+    groups = Vectorised(case.spec, case.trainer, case.federation, group=2)
+    assert_equal(case.run(groups), case.reference(), CLOSE)
+
+
+def test_worker_processes_give_the_same_bits():
+    case = Case("digits", "mlp", {}, nodes=5)
+    assert_equal(case.run(Processes(case.spec, case.federation, workers=2)), case.reference(), 0.0)
+
+
+class Killed(Processes):
+    """Its first worker is killed after the first result."""
+
+    def train(self, params, assignments):
+        for number, result in enumerate(super().train(params, assignments)):
+            if number == 0:
+                os.kill(self.pids[0], 9)
+            yield result
+
+
+def test_a_killed_worker_costs_nothing_but_time():
+    case = Case("digits", "mlp", {}, nodes=6)
+    assert_equal(case.run(Killed(case.spec, case.federation, workers=2)), case.reference(), 0.0)
+
+
+def test_an_abandoned_cohort_leaves_nothing_behind():
+    case = Case("digits", "mlp", {}, nodes=5)
+    engine = Processes(case.spec, case.federation, workers=2)
+    abandoned = engine.train(case.params, case.assignments)
+    next(abandoned)
+    abandoned.close()
+    assert_equal(case.run(engine), case.reference(), 0.0)
+
+
+@pytest.mark.parametrize("make", [Fused, Vectorised], ids=["fused", "vectorised"])
+def test_what_an_engine_cannot_compute_it_says(make):
+    case = Case("digits", "mlp:hidden=20,dropout=0.5", {})
+    with pytest.raises(CannotVectorise):
+        make(case.spec, case.trainer, case.federation)
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "engine"),
+    [
+        ("mlp", {}, "fused"),
+        ("mlp:hidden=64,activation=tanh", {}, "vectorised"),
+        ("mlp", {"optimizer": "adam"}, "vectorised"),
+        ("mlp:hidden=64,dropout=0.1", {}, "sequential"),
+        ("sgd-linear", {}, "sequential"),
+    ],
+)
+def test_the_fastest_engine_that_fits_is_taken(model, training, engine):
+    case = Case("digits", model, training)
+    chosen = choose("auto", case.spec, case.trainer, case.federation)
+    chosen.close()
+    assert chosen.name == engine
+
+
+def test_an_engine_that_does_not_fit_is_replaced_with_one_warning(caplog):
+    case = Case("digits", "sgd-linear", {})
+    assert choose("fused", case.spec, case.trainer, case.federation).name == "sequential"
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine 'fused' cannot compute this job, the sequential one does: the model is not made of torch layers"
+    ]
+
+
+def test_an_unknown_engine_is_refused():
+    case = Case("digits", "mlp", {})
+    with pytest.raises(UserError, match="there is no engine 'warp'; choose from: auto, sequential"):
+        choose("warp", case.spec, case.trainer, case.federation)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": np.array([0, 99])}, "row number"),
+        ({"y": np.array([0, 7])}, "class is out of range"),
+        ({"y": np.array([0])}, "same number of rows"),
+        ({"sizes": np.array([1])}, "do not cover"),
+        ({"sizes": np.array([3, -1])}, "batch is empty"),
+        ({"params": np.zeros(3, np.float32)}, "size of this network"),
+        ({"delta": np.zeros(3, np.float32)}, "delta does not"),
+        ({"space": np.zeros(10, np.uint8)}, "workspace is too small"),
+        ({"x": np.zeros(4, np.float64)}, "expected aligned items"),
+    ],
+)
+def test_the_kernel_refuses_what_would_lead_outside_its_arrays(change, message):
+    widths = np.array([2, 2])
+    arrays = {
+        "params": np.zeros(6, np.float32),
+        "x": np.zeros(4, np.float32),
+        "y": np.array([0, 1]),
+        "order": np.array([0, 1]),
+        "sizes": np.array([2]),
+        "space": np.zeros(_fused.room(widths, 2, 0.0, 0.0), np.uint8),
+        "delta": np.zeros(6, np.float32),
+    }
+    with pytest.raises(ValueError, match=message):
+        _fused.train(widths, *(arrays | change).values(), 0, 0.1, 0.0, 0.0, 0.0)
