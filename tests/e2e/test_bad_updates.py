@@ -12,7 +12,7 @@ import pytest
 from support.commands import running
 from tutti.adapters.fabrics.hub_link import HubLink
 from tutti.apps.client import Client
-from tutti.core.errors import TuttiError, UserError
+from tutti.core.errors import Conflict, TuttiError, UserError
 from tutti.core.params import Params
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.spec import DataSchema
@@ -68,9 +68,10 @@ class Rogue:
         await self.link.fetch(start.weights, path)
         return tensors.decode(path.read_bytes())
 
-    async def submit(self, start: Start, blob: bytes | bytearray, **fields: object) -> Verdict:
+    async def submit(self, start: Start, blob: bytes | bytearray, *, store: bool = True, **fields: object) -> Verdict:
         digest = tensors.digest(blob)
-        await self.link.store(memoryview(blob), digest)
+        if store:
+            await self.link.store(memoryview(blob), digest)
         told = {"job": start.job, "round": start.round, "attempt": start.attempt, "digest": digest, "weight": 10}
         await self.link.send(Submission(**{**told, **fields}))
         verdict = await self.hear(Verdict)
@@ -158,10 +159,12 @@ async def test_an_update_that_comes_twice_counts_once(client, tmp_path):
             start = await rogue.hear(Start)
             blob = delta(await rogue.model(start))
             assert (await rogue.submit(start, blob)).accepted
-            again = await rogue.submit(start, blob)
+            again = await rogue.submit(start, blob, store=False)
             assert (again.accepted, again.reason) == (True, f"the same update came again; {once(blob)}")
             other = delta(await rogue.model(start), 0.5)
-            second = await rogue.submit(start, other)
+            with pytest.raises(Conflict, match="no update of rogue is expected now"):
+                await rogue.submit(start, other)
+            second = await rogue.submit(start, other, store=False)
             assert (second.accepted, second.reason) == (False, f"a second, other update came; {once(blob)}")
             await held.aclose()
     done = await asyncio.to_thread(client.wait, job.id)
