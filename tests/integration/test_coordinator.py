@@ -254,3 +254,20 @@ async def test_joining_again_with_the_same_secret_is_idempotent(world):
     assert await world.core.admit(token, "dan", "my-own-secret") == "my-own-secret"
     with pytest.raises(Conflict, match="joined already"):
         await world.core.admit(await world.core.invite(), "dan", "another")
+
+
+async def test_a_node_may_store_and_read_only_what_its_work_needs(world):
+    gate = threading.Event()
+    await world.join("ada", 0, gate=gate)
+    job = await world.core.submit(toy_spec(nodes=1, rounds=1))
+    job = await world.core.wait_for(job.id, lambda job: job.round is not None)
+    assert world.core.may_read("ada", job.model)
+    assert not world.core.may_read("ada", "0" * 64)
+    assert not world.core.may_read("bob", job.model)
+    assert world.core.update_limit("bob") == 0
+    limits = [world.core.update_limit("ada") for _ in range(20)]
+    assert limits[0] > 4 * job.parameters
+    assert limits[-1] == 0
+    gate.set()
+    await world.core.stop_job(job.id)
+    assert not world.core.may_read("ada", job.model)
