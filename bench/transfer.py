@@ -85,18 +85,17 @@ async def coordinator_process(root: Path) -> AsyncIterator[tuple[str, int]]:
         process.wait()
 
 
-async def measure(url: str, port: int, size: int, repeats: int, folder: Path) -> dict[str, object]:
+async def measure(url: str, port: int, size: int, repeats: int) -> dict[str, object]:
     rng = np.random.default_rng(size)
     puts, gets, bares = [], [], []
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     async with HubLink(url, "node", "secret") as link:
-        for number in range(repeats + 3):
+        for _ in range(repeats + 3):
             blob = rng.bytes(size)
             digest = blake3(blob).hexdigest()
             puts.append(await _timed(lambda blob=blob, digest=digest: link.store(blob, digest)))
-            gets.append(await _timed(lambda digest=digest, n=number: link.fetch(digest, folder / f"blob-{n}")))
+            gets.append(await _timed(lambda digest=digest: link.fetch(digest)))
             bares.append(await _timed(lambda blob=blob: _exchange(reader, writer, blob)))
-            (folder / f"blob-{number}").unlink()
     writer.close()
     put, get, bare = (1000 * median(each[3:]) for each in (puts, gets, bares))
     return {
@@ -125,7 +124,7 @@ async def node(sizes: dict[int, int], *, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="tutti-bench-") as folder:
         root = Path(folder)
         async with coordinator_process(root / "blobs") as (url, port):
-            rows = [await measure(url, port, size, repeats, root) for size, repeats in sizes.items()]
+            rows = [await measure(url, port, size, repeats) for size, repeats in sizes.items()]
     show(rows, as_json=as_json, notes={"event loop": "uvloop in both processes"})
 
 

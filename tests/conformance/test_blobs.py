@@ -1,6 +1,7 @@
 """The directory of blobs against the suite, and what is its own: partial uploads, damage, cleaning up."""
 
 import asyncio
+import fcntl
 import os
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tutti.adapters.blobs.directory import PARTIAL_KEPT, DirectoryBlobs
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError
 from tutti.ports.blobs import BadDigest, TooLarge
-from tutti.testing.blobs import MEGABYTE, BlobSuite, broken, digest_of, pattern, pieces, stalled
+from tutti.testing.blobs import MEGABYTE, BlobSuite, digest_of, pattern
 
 SMALL, LARGE = pattern(1000), pattern(3 * MEGABYTE + 17)
 both_sizes = pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
@@ -33,27 +34,36 @@ def blobs(tmp_path):
     assert files(blobs, "tmp") == []
 
 
-async def test_verify(blobs):
-    digest = await blobs.put(pieces(SMALL))
-    await blobs.verify(digest)
-    with (await blobs.path(digest)).open("r+b") as file:
-        file.write(b"X")
-    with pytest.raises(CorruptBlob, match=f"{digest} is damaged"):
-        await blobs.verify(digest)
-    await blobs.delete(digest)
+async def test_damage_is_noticed_by_the_next_process(blobs):
+    digest = await blobs.put(SMALL)
+    path = await blobs.path(digest)
+    path.write_bytes(b"X" + SMALL[1:])
+    again = DirectoryBlobs(blobs.root)
+    with pytest.raises(CorruptBlob, match=f"{digest} has been damaged"):
+        await again.read(digest)
+    await again.delete(digest)
     with pytest.raises(NotFound):
-        await blobs.verify(digest)
+        await again.read(digest)
+
+
+async def test_damage_is_not_mended_by_putting_again_without_deleting(blobs):
+    digest = await blobs.put(SMALL)
+    (await blobs.path(digest)).write_bytes(b"X" + SMALL[1:])
+    again = DirectoryBlobs(blobs.root)
+    await again.put(SMALL, digest=digest)
+    with pytest.raises(CorruptBlob):
+        await again.read(digest)
 
 
 async def test_a_blob_is_never_replaced(blobs):
-    path = await blobs.path(await blobs.put(pieces(SMALL)))
+    path = await blobs.path(await blobs.put(SMALL))
     first = path.stat().st_ino
-    await blobs.put(pieces(SMALL))
+    await blobs.put(SMALL)
     assert path.stat().st_ino == first
 
 
 async def test_blobs_are_there_after_reopening(blobs):
-    digest = await blobs.put(pieces(SMALL))
+    digest = await blobs.put(SMALL)
     again = DirectoryBlobs(blobs.root)
     assert await again.digests() == [digest]
     assert (await again.path(digest)).read_bytes() == SMALL
@@ -61,14 +71,12 @@ async def test_blobs_are_there_after_reopening(blobs):
 
 async def test_only_files_of_the_dead_are_cleaned_up(blobs):
     (blobs.root / "tmp" / "of-a-killed-process").write_bytes(SMALL)
-    reached = asyncio.Event()
-    running = asyncio.ensure_future(blobs.put(stalled(LARGE, reached)))
-    await reached.wait()
-    (living,) = set(files(blobs, "tmp")) - {blobs.root / "tmp" / "of-a-killed-process"}
-    DirectoryBlobs(blobs.root)
-    assert files(blobs, "tmp") == [living]
-    running.cancel()
-    await asyncio.wait([running])
+    living = blobs.root / "tmp" / "of-a-living-process"
+    with living.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        DirectoryBlobs(blobs.root)
+        assert files(blobs, "tmp") == [living]
+    living.unlink()
 
 
 def test_a_directory_that_cannot_be_used(tmp_path):
@@ -81,10 +89,30 @@ async def test_a_blob_directory_that_vanished(tmp_path):
     blobs = DirectoryBlobs(tmp_path / "blobs")
     (tmp_path / "blobs" / "tmp").rmdir()
     with pytest.raises(StorageError, match=r"cannot store.*nothing was stored"):
-        await blobs.put(pieces(SMALL))
+        await blobs.put(SMALL)
 
 
 # -- partial uploads ---------------------------------------------------------------------------------
+
+
+async def pieces(data, size=65536):
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+async def broken(data):
+    """A stream whose sender goes away at the end of `data`."""
+    async for piece in pieces(data):
+        yield piece
+    raise ConnectionResetError("the sender went away")
+
+
+async def stalled(data, reached):
+    """A stream that tells when it is through, and never ends."""
+    async for piece in pieces(data):
+        yield piece
+    reached.set()
+    await asyncio.Event().wait()
 
 
 async def write(partial, data, *, offset=0, total=None, limit=None, source=pieces):
@@ -174,7 +202,7 @@ async def test_owners_do_not_disturb_each_other(blobs):
 
 
 async def test_what_is_there_is_not_read_again(blobs):
-    digest = await blobs.put(pieces(SMALL))
+    digest = await blobs.put(SMALL)
     assert await blobs.partial(digest, "n1").write(broken(b""), offset=0, total=len(SMALL)) is True
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
-from tutti.core.errors import Conflict, StorageError
+from tutti.core.errors import Conflict
 from tutti.ports import Arrived, Left, LinkLost, LinkRefused, Said
 from tutti.ports.blobs import TooLarge
 from tutti.testing.blobs import digest_of
@@ -57,7 +57,7 @@ async def test_a_coordinator_that_is_away_and_comes_back(tmp_path, setup):
     with pytest.raises(LinkLost):
         await node.link.connect(registration("n1"))
     with pytest.raises(LinkLost):
-        await node.link.fetch("a" * 64, tmp_path / "model")
+        await node.link.fetch("a" * 64)
     with pytest.raises(LinkLost):
         await node.link.store(b"", "a" * 64)
     restarted = LocalFabric(authenticate, setup.blobs)
@@ -88,18 +88,6 @@ async def test_an_asynchronous_doorkeeper(tmp_path):
     await setup.join("n1")
     with pytest.raises(LinkRefused):
         await LocalLink(setup.fabric).connect(registration("n2", token_of("n1")))
-
-
-async def test_a_disk_that_cannot_take_a_model(tmp_path, setup):
-    node = await setup.join("n1")
-    digest = await setup.blobs.put(aiter_of(b"model"))
-    with pytest.raises(StorageError, match="cannot copy blob"):
-        await node.link.fetch(digest, tmp_path / "nowhere" / "model")
-
-
-async def aiter_of(*items):
-    for item in items:
-        yield item
 
 
 async def test_a_limit_on_what_nodes_may_store(tmp_path):

@@ -26,18 +26,13 @@ def pattern(i: int) -> bytes:
     return bytes([i % 256]) * (300_000 * (1 + i % 5) + i)
 
 
-async def pieces(data: bytes):
-    for start in range(0, len(data), 65536):
-        yield data[start : start + 65536]
-
-
 async def append(log: SqliteLog, stream: str, i: int) -> None:
     await log.append(stream, i * EVENTS_IN_BATCH, news(EVENTS_IN_BATCH, first=i))
     print(stream, i, flush=True)
 
 
 async def put(blobs: DirectoryBlobs, i: int) -> None:
-    print(await blobs.put(pieces(pattern(i))), i, flush=True)
+    print(await blobs.put(pattern(i)), i, flush=True)
 
 
 async def log_for_ever(log: SqliteLog) -> None:
@@ -100,7 +95,7 @@ async def main(kind: str, directory: Path, how: str = "", size: str = "0") -> No
             await put_for_ever(blobs)
         await starve(lambda i: put(blobs, i), shortage(directory, how, int(size)))
         for digest in (held := await blobs.digests()):
-            await blobs.verify(digest)
+            await blobs.read(digest)
         print("holds", len(held))
 
 

@@ -14,7 +14,7 @@ from tutti.core.registry import UnknownName
 from tutti.domain.jobs import Job, Status
 from tutti.domain.policy import Policy
 from tutti.domain.spec import BadSpec
-from tutti.services.aggregation import read_blob
+from tutti.wire import tensors
 
 PARTS = {"ada": 0, "bob": 1, "cyd": 2}
 
@@ -33,7 +33,7 @@ async def join_all(world: World, order=("ada", "bob", "cyd")) -> None:
 
 
 async def model_of(world: World, job: Job) -> Params:
-    return read_blob(await world.core.blobs.path(job.model), job.model)
+    return tensors.decode(await world.core.blobs.read(job.model))
 
 
 async def undisturbed(folder: Path, **fields) -> Job:
@@ -88,7 +88,7 @@ async def test_the_first_round_is_the_weighted_mean_of_what_the_nodes_send(world
     both = await world.finished(await world.core.submit(toy_spec(nodes=2, rounds=1)))
     assert both.initial_model == alone.initial_model
     assert both.model != alone.model
-    start = read_blob(await world.core.blobs.path(alone.initial_model)).buffer
+    start = tensors.decode(await world.core.blobs.read(alone.initial_model)).buffer
     assert not np.array_equal((await model_of(world, alone)).buffer, start)
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 from hub_server import Hub, registration, running_hub
 
@@ -15,13 +16,18 @@ from tutti.adapters.fabrics.hub import HubLimits
 from tutti.adapters.fabrics.hub_link import HubLink
 from tutti.core.errors import UserError
 from tutti.ports import Arrived, FabricEvent, Left, LinkLost, LinkRefused, Said
+from tutti.wire import tensors
 from tutti.wire.messages import (
+    MAX_ATTACHED,
+    MAX_FRAME,
     Failure,
     Halt,
     Heartbeat,
     Progress,
     Refusal,
     Registered,
+    Submission,
+    attach,
     decode_from_coordinator,
     encode,
 )
@@ -43,7 +49,8 @@ async def test_messages_flow_both_ways_and_a_goodbye_is_told(hub: Hub) -> None:
     events = hub.fabric.events()
     async with hub.link() as link:
         messages = await link.connect(registration())
-        assert await anext(messages) == Registered(node="anna", version=__version__, heartbeat=15.0)
+        welcome = Registered(node="anna", version=__version__, heartbeat=15.0, attached=MAX_ATTACHED)
+        assert await anext(messages) == welcome
         assert await following(events) == Arrived("anna", registration())
         progress = Progress(job="job-1", round=1, attempt=0, done=0.5, loss=1.25)
         await link.send(Heartbeat(cpu=0.5))
@@ -137,7 +144,7 @@ async def test_a_second_registration_and_binary_garbage_are_bad_frames(hub: Hub)
         await socket.send_str(encode(registration()).decode())
         assert "second registration" in await socket.receive_str(timeout=10)
         await socket.send_bytes(b"\xff\x00")
-        assert "not a message" in await socket.receive_str(timeout=10)
+        assert "four bytes of length" in await socket.receive_str(timeout=10)
 
 
 async def test_a_frame_above_the_limit_is_refused_and_a_huge_one_ends_the_connection(hub: Hub) -> None:
@@ -354,3 +361,82 @@ def own_certificate(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return cert_file, key_file
+
+
+# -- attached updates ----------------------------------------------------------------------------------------------
+
+
+SUBMISSION = Submission(job="job-1", round=1, attempt=0, digest=tensors.digest(b"update"))
+
+
+async def test_a_small_update_comes_with_its_submission(hub: Hub) -> None:
+    events = hub.fabric.events()
+    async with hub.link() as link:
+        messages = await link.connect(registration())
+        await anext(messages)
+        await following(events)
+        await link.store(b"update", SUBMISSION.digest)
+        await link.send(SUBMISSION)
+        assert await following(events) == Said("anna", SUBMISSION, b"update")
+        await link.send(SUBMISSION)  # asked for again, after a lost answer
+        assert await following(events) == Said("anna", SUBMISSION, b"update")
+    assert hub.requests == {}
+
+
+async def test_a_large_update_does_not(hub: Hub) -> None:
+    events, large = hub.fabric.events(), bytes(MAX_ATTACHED + 1)
+    submission = msgspec.structs.replace(SUBMISSION, digest=tensors.digest(large))
+    async with hub.link() as link:
+        messages = await link.connect(registration())
+        await anext(messages)
+        await following(events)
+        await link.store(large, submission.digest)
+        await link.send(submission)
+        assert await following(events) == Said("anna", submission)
+    assert hub.requests == {"PUT": 1}
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"", "four bytes of length"),
+        (b"\0\0\0\xff{}", "four bytes of length"),
+        (attach(Heartbeat(), b"x"), "heartbeat with 1"),
+        (attach(SUBMISSION, bytes(MAX_ATTACHED + 1)), f"at most {MAX_ATTACHED} bytes"),
+        (b"\0\0\0\2{}" + bytes(MAX_FRAME), f"may have {MAX_FRAME} bytes"),
+        (b"\0\0\0\2{}rest", "not a message of protocol"),
+    ],
+)
+async def test_a_bad_binary_frame_is_answered(hub: Hub, frame: bytes, reason: str) -> None:
+    async with hub.link() as link:
+        messages = await link.connect(registration())
+        await anext(messages)
+        assert link._socket is not None
+        await link._socket.send_bytes(frame)
+        refusal = await anext(messages)
+        assert isinstance(refusal, Refusal)
+        assert reason in refusal.detail
+        assert not refusal.fatal
+
+
+async def test_updates_that_wait_for_the_coordinator_are_bounded(tmp_path: Path) -> None:
+    limits = HubLimits(attached=2 * MAX_ATTACHED)
+    async with running_hub(tmp_path, limits=limits) as hub, hub.link() as link:
+        messages = await link.connect(registration())
+        await anext(messages)
+        update = bytes(MAX_ATTACHED)
+        submission = msgspec.structs.replace(SUBMISSION, digest=tensors.digest(update))
+        await link.store(update, submission.digest)
+        talking = asyncio.ensure_future(_say_often(link, submission, 40))
+        await asyncio.wait([talking], timeout=0.2)
+        assert hub.fabric._attached <= 3 * MAX_ATTACHED
+        events = hub.fabric.events()
+        await following(events)
+        for _ in range(40):
+            assert await following(events) == Said("anna", submission, update)
+        await talking
+
+
+async def _say_often(link: HubLink, submission: Submission, times: int) -> None:
+    for _ in range(times):
+        await link.send(submission)

@@ -26,10 +26,10 @@ from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.policy import GB, Policy, load_policy
 from tutti.domain.spec import DataSchema, Metrics, Training
 from tutti.ports import Arrived, Cancelled, Data, Examples, LinkRefused, Report, Said, Task, Work
+from tutti.ports.blobs import Buffer
 from tutti.ports.machine import Load
 from tutti.services.node import NodeRuntime
 from tutti.services.runner import TaskRunner, backoff
-from tutti.services.work import MODELS_KEPT, ModelCache
 from tutti.wire import tensors
 from tutti.wire.messages import (
     Failure,
@@ -163,9 +163,9 @@ class WatchedLink(LocalLink):
         super().__init__(fabric)
         self.fetching = asyncio.Event()
 
-    async def fetch(self, digest: str, into: Path) -> None:
+    async def fetch(self, digest: str) -> Buffer:
         self.fetching.set()
-        await super().fetch(digest, into)
+        return await super().fetch(digest)
 
 
 class Script:
@@ -222,10 +222,7 @@ class Bench:
     async def publish(self, params: Params) -> str:
         """Store a model where the node can fetch it."""
 
-        async def chunks() -> AsyncIterator[bytes]:
-            yield bytes(tensors.encode(params))
-
-        return await self.blobs.put(chunks())
+        return await self.blobs.put(tensors.encode(params))
 
     async def start(self, value: float = 0.0, **changes: object) -> Start:
         fields: dict[str, object] = {
@@ -738,7 +735,7 @@ async def test_metrics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     assert msgspec.json.decode(msgspec.json.encode(submission), type=Submission) == submission
 
 
-# -- models on disk ------------------------------------------------------------------------------------------------
+# -- models ------------------------------------------------------------------------------------------------
 
 
 async def test_a_corrupt_model_is_not_trained_on(tmp_path: Path) -> None:
@@ -758,43 +755,30 @@ async def test_a_corrupt_model_is_not_trained_on(tmp_path: Path) -> None:
 
 
 async def test_a_download_that_came_damaged_is_tried_once_more(tmp_path: Path) -> None:
-    weights = bytes(tensors.encode(model(2.0)))
-    tries: list[str] = []
-
-    async def fetch(digest: str, into: Path) -> None:
-        tries.append(digest)
-        if len(tries) == 1:
-            raise CorruptBlob("the part that was here had been damaged")
-        await asyncio.to_thread(into.write_bytes, weights)
-
-    digest = tensors.digest(weights)
-    assert await ModelCache(tmp_path / "models", fetch).get(digest) == weights
-    assert tries == [digest, digest]
-
-
-async def test_a_model_damaged_on_the_nodes_disk_is_fetched_again(tmp_path: Path) -> None:
     async with a_bench(tmp_path) as bench:
+        tries: list[str] = []
+        fetch = bench.link.fetch
+
+        async def fetch_badly_at_first(digest: str) -> Buffer:
+            tries.append(digest)
+            if len(tries) == 1:
+                raise CorruptBlob("the part that was here had been damaged")
+            return await fetch(digest)
+
+        bench.link.fetch = fetch_badly_at_first  # type: ignore[method-assign]
         bench.script.tell(start := await bench.start())
-        first = await bench.script.hear(Submission)
-        kept = bench.workdir / "models" / start.weights
-        kept.write_bytes(kept.read_bytes()[:-4] + b"\0\0\0\1")
-        bench.script.tell(msgspec.structs.replace(start, attempt=1))
-        again = await bench.script.hear(Submission, 2)
-        assert tensors.digest(kept.read_bytes()) == start.weights
-    assert again.digest == first.digest
+        await bench.script.hear(Submission)
+    assert tries == [start.weights, start.weights]
 
 
-async def test_a_model_that_is_here_is_not_fetched_again_and_the_newest_few_stay(tmp_path: Path) -> None:
+async def test_the_last_model_is_not_fetched_again(tmp_path: Path) -> None:
     async with a_bench(tmp_path) as bench:
-        for round in range(1, MODELS_KEPT + 3):
+        for round in (1, 2):
             bench.script.tell(start := await bench.start(round=round, value=float(round)))
             await bench.script.hear(Submission, round)
-        models = {path.name for path in (bench.workdir / "models").iterdir()}
-        assert len(models) == MODELS_KEPT
-        assert start.weights in models
         await bench.blobs.delete(start.weights)
         bench.script.tell(msgspec.structs.replace(start, attempt=1))
-        await bench.script.hear(Submission, MODELS_KEPT + 3)
+        await bench.script.hear(Submission, 3)
 
 
 # -- pace --------------------------------------------------------------------------------------------------------------

@@ -78,8 +78,8 @@ class SabotagedBlobs(DirectoryBlobs):
         super().__init__(root)
         self._saboteur = saboteur
 
-    async def put(self, chunks, *, digest: Digest | None = None, limit: int | None = None) -> Digest:
+    async def put(self, data, *, digest: Digest | None = None, sync: bool = True) -> Digest:
         struck = await self._saboteur.before()
-        stored = await super().put(chunks, digest=digest, limit=limit)
+        stored = await super().put(data, digest=digest, sync=sync)
         await self._saboteur.after(struck)
         return stored

@@ -1,13 +1,8 @@
 """What nodes and strangers can cost the coordinator: bounds that only show when somebody tests them."""
 
-from pathlib import Path
-
-import pytest
-
 from tutti.domain.spec import CohortRules
-from tutti.services.aggregation import batched, read_blob
+from tutti.services.aggregation import batched
 from tutti.services.coordinator import TURNED_AWAY_BURST, TURNED_AWAY_EVERY, Door
-from tutti.wire.tensors import BadTensors
 
 
 def test_one_name_is_noted_once_in_a_while():
@@ -28,12 +23,6 @@ def test_many_names_share_one_allowance_that_fills_up_again():
 def test_equal_weights_leave_the_whole_precision_to_the_values():
     assert CohortRules(weighting="equal").largest_weight == 1
     assert CohortRules(max_weight=50).largest_weight == 50
-
-
-def test_an_empty_file_is_no_update(tmp_path: Path):
-    (tmp_path / "empty").touch()
-    with pytest.raises(BadTensors, match="empty"):
-        read_blob(tmp_path / "empty")
 
 
 def test_updates_are_mapped_a_few_at_a_time():

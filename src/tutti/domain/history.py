@@ -4,8 +4,10 @@ The log has it all: `attempts_at` rebuilds any attempt in full from the job's ev
 """
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+import msgspec
 
 from tutti.domain.events import (
     Digest,
@@ -31,8 +33,7 @@ KEPT_IN_FULL = 8
 RoundEnd: TypeAlias = RoundClosed | RoundFailed | JobStopped | JobFailed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundSummary:
+class RoundSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A finished attempt at a round.
 
     Attributes:
@@ -58,7 +59,7 @@ class RoundSummary:
     succeeded: bool
     reason: str
     model: Digest = ""
-    metrics: Metrics = field(default_factory=dict)
+    metrics: Metrics = msgspec.field(default_factory=dict)
     detail: Round | None = None
 
     @property
@@ -107,7 +108,7 @@ def remember(past: tuple[RoundSummary, ...], newest: RoundSummary) -> tuple[Roun
     past = (*past, newest)
     if len(past) <= KEPT_IN_FULL:
         return past
-    old = replace(past[-KEPT_IN_FULL - 1], detail=None)
+    old = msgspec.structs.replace(past[-KEPT_IN_FULL - 1], detail=None)
     return (*past[: -KEPT_IN_FULL - 1], old, *past[-KEPT_IN_FULL:])
 
 

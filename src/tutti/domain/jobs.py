@@ -9,11 +9,12 @@ status of its own: the open round runs to its end, and no further one opens.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
 from types import MappingProxyType
 from typing import Literal, TypeAlias, assert_never
+
+import msgspec
 
 from tutti.core.errors import Conflict
 from tutti.core.sampling import cohort_size, sample
@@ -78,8 +79,7 @@ STATUS_AFTER: Mapping[tuple[Status, type[e.Event]], Status] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job's state, rebuilt from its events.
 
     Attributes:
@@ -115,8 +115,8 @@ class Job:
     stop_early: str | None = None
     round: Round | None = None
     past: tuple[RoundSummary, ...] = ()
-    evaluations: Mapping[int, Mapping[Evaluator, Metrics]] = field(default_factory=dict)
-    contributions: Mapping[NodeId, Contribution] = field(default_factory=dict)
+    evaluations: Mapping[int, Mapping[Evaluator, Metrics]] = msgspec.field(default_factory=dict)
+    contributions: Mapping[NodeId, Contribution] = msgspec.field(default_factory=dict)
     paces: tuple[Pace, ...] = ()
     waiting_since: float = 0.0
 
@@ -398,8 +398,8 @@ def _steer(state: Job, number: int, metrics: Metrics) -> Job:
     best = None if state.best is None else (state.best[1] if rule.mode == "max" else -state.best[1])
     stale = 0 if best is None or ahead > best + rule.min_delta else state.stale + 1
     if best is None or ahead > best:
-        state = replace(state, best=(number, value))
-    return replace(
+        state = msgspec.structs.replace(state, best=(number, value))
+    return msgspec.structs.replace(
         state, stale=stale, stop_early=state.stop_early or _reason_to_stop(state, rule, number, value, stale)
     )
 
@@ -467,10 +467,10 @@ def evolve(state: Job, event: JobEvent) -> Job:
     status = STATUS_AFTER.get((state.status, type(event)))
     if status is None:
         raise OutOfOrder(f"job {state.id} is {state.status}, and {type(event).__name__} came")
-    state = replace(state, status=status)
+    state = msgspec.structs.replace(state, status=status)
     match event:
         case e.JobInitialised(model=model):
-            return replace(
+            return msgspec.structs.replace(
                 state,
                 model=model,
                 initial_model=model,
@@ -479,26 +479,26 @@ def evolve(state: Job, event: JobEvent) -> Job:
                 waiting_since=event.at,
             )
         case e.RoundOpened():
-            return replace(state, round=open_round(event))
+            return msgspec.structs.replace(state, round=open_round(event))
         case e.UpdateAccepted() | e.UpdateRefused() | e.UpdateLost() | e.NodeDropped() | e.RoundExtended():
             assert state.round is not None
-            return replace(state, round=evolve_round(state.round, event))
+            return msgspec.structs.replace(state, round=evolve_round(state.round, event))
         case e.RoundClosed():
             return _after_close(state, event)
         case e.RoundFailed():
             return _after_failure(state, event)
         case e.ModelEvaluated(round=number, by=by, metrics=metrics):
             found = {**state.evaluations.get(number, {}), by: metrics}
-            state = replace(state, evaluations={**state.evaluations, number: found})
+            state = msgspec.structs.replace(state, evaluations={**state.evaluations, number: found})
             return _steer(state, number, metrics) if by == state.steered_by else state
         case e.JobPaused(reason=reason):
-            return replace(state, paused=reason)
+            return msgspec.structs.replace(state, paused=reason)
         case e.JobResumed():
-            return replace(state, paused=None, failures=0, waiting_since=event.at)
+            return msgspec.structs.replace(state, paused=None, failures=0, waiting_since=event.at)
         case e.JobCompleted(reason=reason, model=model):
-            return replace(state, outcome=reason, model=model)
+            return msgspec.structs.replace(state, outcome=reason, model=model)
         case e.JobStopped() | e.JobFailed():
-            return replace(_end_round(state, event), outcome=event.reason)
+            return msgspec.structs.replace(_end_round(state, event), outcome=event.reason)
         case e.JobSubmitted():
             raise OutOfOrder(f"job {state.id} was submitted twice")
     assert_never(event)
@@ -508,7 +508,7 @@ def _after_close(state: Job, event: e.RoundClosed) -> Job:
     assert state.round is not None
     trained = state.round.opened.task == "train"
     state = _end_round(state, event)
-    return replace(
+    return msgspec.structs.replace(
         state,
         contributions=credit(state.contributions, state.past[-1]),
         model=event.model,
@@ -524,7 +524,7 @@ def _after_failure(state: Job, event: e.RoundFailed) -> Job:
     """A failed evaluation is not repeated: the model is there, only its measure is missing."""
     assert state.round is not None
     trained = state.round.opened.task == "train"
-    return replace(
+    return msgspec.structs.replace(
         _end_round(state, event),
         failures=state.failures + 1 if trained else 0,
         measured_at_end=state.measured_at_end or not trained,
@@ -537,7 +537,7 @@ def _end_round(state: Job, event: RoundEnd) -> Job:
     if state.round is None:
         return state
     pace = pace_of(state.round, event.at)
-    return replace(
+    return msgspec.structs.replace(
         state,
         round=None,
         past=remember(state.past, finish(state.round, event)),

@@ -1,10 +1,12 @@
 """One attempt at one round, as a value: who was asked, what came of it, and when it is due to close."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 from typing import assert_never
+
+import msgspec
 
 from tutti.domain.events import (
     NodeDropped,
@@ -36,8 +38,7 @@ class Part(StrEnum):
     DROPPED = "dropped"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """A node's part so far. `waited` is for how long the coordinator waited for the update, in seconds."""
 
     part: Part = Part.ASSIGNED
@@ -46,8 +47,7 @@ class Member:
     waited: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(msgspec.Struct, frozen=True):
     """An open round. `members` holds the cohort only; `refusals` also names strangers and latecomers.
 
     `since` is when its clock started: when it was opened, or when the coordinator last came back to it.
@@ -96,20 +96,20 @@ def evolve_round(state: Round, event: RoundEvent) -> Round:
         case UpdateAccepted():
             return _with(state, event.node, Member(Part.ACCEPTED, update=event, waited=_waited(state, event.at)))
         case UpdateRefused():
-            state = replace(state, refusals=(*state.refusals, event))
+            state = msgspec.structs.replace(state, refusals=(*state.refusals, event))
             return _with(state, event.node, Member(Part.REFUSED, event.reason)) if event.final else state
         case UpdateLost():
             return _with(state, event.node, Member(reason=event.reason))
         case NodeDropped():
             return _with(state, event.node, Member(Part.DROPPED, event.reason))
         case RoundExtended():
-            return replace(state, deadline=event.deadline, since=event.at)
+            return msgspec.structs.replace(state, deadline=event.deadline, since=event.at)
     assert_never(event)
 
 
 def _with(state: Round, node: NodeId, member: Member) -> Round:
     before = state.members[node].part
-    return replace(
+    return msgspec.structs.replace(
         state,
         members={**state.members, node: member},
         open=state.open + (member.part is Part.ASSIGNED) - (before is Part.ASSIGNED),

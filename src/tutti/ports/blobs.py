@@ -1,14 +1,14 @@
 """Blobs: bytes named by their BLAKE3 digest (64 hex characters), written once and never changed."""
 
-from collections.abc import AsyncIterator
+from mmap import mmap
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from tutti.core.errors import UserError
 from tutti.domain.events import Digest
 
-Chunks: TypeAlias = AsyncIterator[bytes | bytearray | memoryview]
-"""A stream of bytes in pieces of any size; a piece must not change after it was handed over."""
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Mapped: TypeAlias = bytes | mmap
 
 
 class TooLarge(UserError):
@@ -20,17 +20,26 @@ class BadDigest(UserError):
 
 
 class BlobStore(Protocol):
-    async def put(self, chunks: Chunks, *, digest: Digest | None = None, limit: int | None = None) -> Digest:
-        """Store a stream; it is visible whole or not at all, and survives loss of power once this returns.
+    async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
+        """Store bytes; they are visible whole or not at all, and survive loss of power once this returns.
 
-        Raises CorruptBlob if `digest` is given and the bytes have another one, TooLarge past `limit` bytes,
-        StorageError if the disk fails. Storing what is there already costs nothing and changes nothing: to mend
-        a damaged blob, delete it first.
+        Without `sync` they survive the end of this process, not a loss of power: that is enough for an update, which
+        its node keeps until the round is closed, and it never reaches the disk if it is deleted soon.
+        Raises CorruptBlob if `digest` is given and the bytes have another one, StorageError if the disk fails.
+        Storing what is there already changes nothing: to mend a damaged blob, delete it first. One that is
+        cancelled may or may not have been stored.
+        """
+        ...
+
+    async def read(self, digest: Digest) -> Mapped:
+        """A blob's bytes, mapped or loaded, and verified at least once in the life of this process.
+
+        Raises NotFound, CorruptBlob if the bytes are not those that were stored, StorageError.
         """
         ...
 
     async def path(self, digest: Digest) -> Path:
-        """A local file with the blob's bytes, to map or stream; raises NotFound. It is not verified here."""
+        """A local file with the blob's bytes, for another process or a stream; raises NotFound. Not verified."""
         ...
 
     async def delete(self, *digests: Digest) -> None:

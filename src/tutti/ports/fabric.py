@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from tutti.core.errors import TuttiError
 from tutti.domain.events import Digest, NodeId
+from tutti.ports.blobs import Buffer
 from tutti.wire.messages import CoordinatorMessage, NodeMessage, Registration
 
 
@@ -33,8 +33,11 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Said:
+    """`blob`: the bytes of the update that a submission names, if they came with it; they are not verified yet."""
+
     node: NodeId
     message: NodeMessage
+    blob: bytes = b""
 
 
 FabricEvent: TypeAlias = Arrived | Left | Said
@@ -47,8 +50,10 @@ class Fabric(Protocol):
         """Everything nodes do, in order per node; bounded: a slow coordinator slows the nodes, nothing is lost."""
         ...
 
-    def send(self, node: NodeId, message: CoordinatorMessage) -> bool:
+    def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:
         """Queue a message; False if the node is not connected or its queue is full (then it is disconnected).
+
+        `blob`: the bytes of the model that the message names, if at hand: a fabric may send a small one along.
 
         Nothing is kept for absent nodes: whoever sends asks the state again when the node returns.
         """
@@ -79,10 +84,16 @@ class Link(Protocol):
 
     async def send(self, message: NodeMessage) -> None: ...
 
-    async def fetch(self, digest: Digest, into: Path) -> None:
-        """Download a blob, resuming a partial file, and verify it; raises CorruptBlob, NotFound, StorageError."""
+    async def fetch(self, digest: Digest) -> Buffer:
+        """The bytes of a blob, verified; a download goes on where an interrupted one ended.
+
+        Raises CorruptBlob, NotFound.
+        """
         ...
 
-    async def store(self, blob: bytes | memoryview, digest: Digest) -> None:
-        """Upload a blob, resuming where an interrupted upload ended; raises TuttiError with the reason if refused."""
+    async def store(self, blob: Buffer, digest: Digest) -> None:
+        """Upload a blob, resuming where an interrupted upload ended; raises TuttiError with the reason if refused.
+
+        A small one may travel later, with the submission that names it.
+        """
         ...

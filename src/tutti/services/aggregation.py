@@ -1,24 +1,21 @@
 """A job's numbers: the strategy's state, and the fold of the open round's updates as they arrive."""
 
 import asyncio
-import mmap
-import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tutti.core.errors import CorruptBlob, NotFound, StorageError, TuttiError
+from tutti.core.errors import CorruptBlob, NotFound, TuttiError
 from tutti.core.params import Layout, Params
 from tutti.core.reduce import Update
 from tutti.core.strategy import ServerState, Strategy
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
 from tutti.ports import BlobStore
 from tutti.wire import tensors
-
-CHUNK = 1 << 20
+from tutti.wire.messages import MAX_ATTACHED
 
 SMALL = 1 << 16
 """Values of a model whose updates are read and summed in the event loop: going to a thread would take longer."""
@@ -72,32 +69,6 @@ def encoded(server: ServerState, counted: dict[NodeId, int]) -> Result:
     return Result(server, counted, digest, state, {digest: model, state: checkpoint})
 
 
-async def chunks(data: bytes | bytearray | memoryview) -> AsyncIterator[bytes | memoryview]:
-    """A buffer as the stream that a blob store takes."""
-    view = memoryview(data)
-    for start in range(0, len(view), CHUNK):
-        yield view[start : start + CHUNK]
-
-
-def read_blob(path: Path, digest: Digest | None = None) -> Params:
-    """Map a stored tensor file without copying it; with a digest, raises CorruptBlob if the bytes differ."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise tensors.BadTensors("the file is empty")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if digest is not None and tensors.digest(data) != digest:
-        raise CorruptBlob(f"blob {digest[:12]} has been damaged on disk: {path}")
-    return tensors.decode(data)
-
-
-def read_checkpoint(path: Path, digest: Digest) -> ServerState:
-    """A stored strategy state; raises CorruptBlob if the bytes are not those that were stored."""
-    data = path.read_bytes()
-    if tensors.digest(data) != digest:
-        raise CorruptBlob(f"checkpoint {digest[:12]} has been damaged on disk: {path}")
-    return tensors.decode_state(data)
-
-
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of at most `size` items (itertools.batched comes with Python 3.12)."""
     iterator = iter(items)
@@ -118,9 +89,9 @@ class Aggregation:
         self._blobs = blobs
         self._max_weight = max_weight
         self._fold: Fold | None = None
-        self._sound: set[Digest] = set()  # verified since this process started
-        self._waiting: list[UpdateAccepted] = []
         self._lock = asyncio.Lock()
+        self.blob = b""
+        """The model's bytes if it is small: nodes then get it with the message that names it."""
 
     @property
     def layout(self) -> Layout:
@@ -131,11 +102,12 @@ class Aggregation:
         """Load the strategy's state; one without slots is the model itself."""
         if self.server is not None and self.server.steps == steps:
             return
-        params = await asyncio.to_thread(read_blob, await self._blobs.path(model), model)
+        blob = await self._blobs.read(model)
         if state == model:
-            self.server = ServerState(params, {}, steps)
+            server = ServerState(tensors.decode(blob), {}, steps)
         else:
-            self.server = await asyncio.to_thread(read_checkpoint, await self._blobs.path(state), state)
+            server = tensors.decode_state(await self._blobs.read(state))
+        self._go_on_from(server, blob)
 
     def begin(self, key: tuple[int, int], cohort: int) -> Fold:
         """The fold of an attempt: the one that is open, or a new one."""
@@ -143,20 +115,25 @@ class Aggregation:
             self._fold = Fold(key, self.strategy.reducer.zero(self.layout, cohort, self._max_weight))
         return self._fold
 
-    async def examine(self, fold: Fold, digest: Digest, weight: int) -> tuple[str | None, int]:
-        """Why a stored update cannot be admitted (None when it can), and its size in bytes.
+    async def examine(self, fold: Fold, digest: Digest, weight: int, blob: bytes = b"") -> tuple[str | None, int]:
+        """Why an update cannot be admitted (None when it can), and its size in bytes.
 
-        Raises UnreadableUpdate if it is not stored, or damaged; it is deleted then, so that it can be stored again.
+        One that came as `blob` is stored if it can. Raises StorageError if that fails, UnreadableUpdate if an update
+        that did not come along is not stored, or damaged; it is deleted then, so that it can be stored again.
         """
         if not digest:
             return "the submission names no update", 0
+        if blob and tensors.digest(blob) != digest:
+            return "the attached update has another digest than the submission names", 0
         try:
-            delta = await self._read(digest)
+            delta = tensors.decode(blob) if blob else await self._read(digest)
         except tensors.BadTensors as error:
             return f"not a tensor file: {error}", 0
         update = Update(delta, min(weight, self._max_weight))
         reason = await self._work(lambda: self.strategy.reducer.check(fold.accumulator, update))
         if reason is None:
+            if blob:
+                await self._blobs.put(blob, digest=digest, sync=False)
             fold.examined[digest] = delta
         return reason, delta.buffer.nbytes
 
@@ -197,17 +174,12 @@ class Aggregation:
             raise
 
     async def _read(self, digest: Digest) -> Params:
-        """Map a stored update; its digest is checked once in the life of this process."""
+        """A stored update."""
         try:
-            path = await self._blobs.path(digest)
-            delta = await self._work(lambda: read_blob(path, None if digest in self._sound else digest))
-        except (CorruptBlob, NotFound, FileNotFoundError) as error:
+            return tensors.decode(await self._blobs.read(digest))
+        except (CorruptBlob, NotFound) as error:
             await self._blobs.delete(digest)
             raise UnreadableUpdate(str(error)) from error
-        except OSError as error:  # too many open files, a failing disk: the bytes may well be sound
-            raise StorageError(f"cannot read update {digest[:12]}: {error.strerror or error}") from error
-        self._sound.add(digest)
-        return delta
 
     async def finish(self, fold: Fold) -> "Result":
         """The next state from the whole fold, with who is in it, encoded but not stored yet."""
@@ -223,22 +195,23 @@ class Aggregation:
             return await self._work(step)
 
     async def store(self, result: "Result") -> None:
-        for digest, data in result.blobs.items():
-            await self._blobs.put(chunks(data), digest=digest)
+        await asyncio.gather(*(self._blobs.put(data, digest=digest) for digest, data in result.blobs.items()))
 
     async def initialise(self, path: Path) -> "Result":
         """The first state, from a file of initial parameters; raises UserError if updates could not be summed."""
 
         def begin() -> Result:
-            params = read_blob(path)
+            params = tensors.decode(path.read_bytes())
             self.strategy.reducer.zero(params.layout, LARGEST_COHORT, self._max_weight)
             return encoded(self.strategy.init(Params(params.layout, params.buffer.copy())), {})
 
         result = await asyncio.to_thread(begin)
-        self.server = result.server
+        self.commit(result)
         return result
 
-    def commit(self, server: ServerState) -> None:
+    def commit(self, result: "Result") -> None:
         """The round is closed in the log: go on from its state."""
-        self.server = server
-        self._sound.clear()
+        self._go_on_from(result.server, result.blobs[result.model])
+
+    def _go_on_from(self, server: ServerState, model: tensors.Data) -> None:
+        self.server, self.blob = server, bytes(model) if len(model) <= MAX_ATTACHED else b""

@@ -35,7 +35,10 @@ from tutti.wire.messages import Failure, Heartbeat, Progress, Registration, Subm
 
 log = logging.getLogger(__name__)
 
-SUBMISSIONS_AT_ONCE = 8
+SUBMISSIONS_AT_ONCE = 32
+SUBMISSIONS_OF_ONE = 4
+"""Submissions of one node that wait for a verdict; an honest node has one or, after a reconnect, two."""
+
 TURNED_AWAY_EVERY = 10.0
 TURNED_AWAY_BURST = 20.0
 UPLOADS_PER_TASK = 16
@@ -143,7 +146,8 @@ class Coordinator:
         self._pinned: Counter[Digest] = Counter()
         self._uploads: Counter[tuple[NodeId, str, int, int]] = Counter()
         self._door = Door()
-        self._submissions: asyncio.Queue[tuple[NodeId, Submission]] = asyncio.Queue()
+        self._waiting: Counter[NodeId] = Counter()
+        self._submissions: asyncio.Queue[tuple[NodeId, Submission, bytes]] = asyncio.Queue()
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -421,10 +425,10 @@ class Coordinator:
                 self.presence.left(node, now, took_leave=took_leave)
                 self._nodes_changed()
                 self.spawn(self._note(e.NodeDisconnected(at=now, node=node, reason=reason[:200])))
-            case Said(node=node, message=message):
+            case Said(node=node, message=message, blob=blob):
                 if self.presence.heard(node, message, now):
                     self._poke_waiting()
-                await self._on_message(node, message)
+                await self._on_message(node, message, blob)
 
     async def _note(self, event: NodeEvent) -> None:
         try:
@@ -432,10 +436,14 @@ class Coordinator:
         except StorageError as error:
             log.error("not recorded: %s: %s", type(event).__name__, error)
 
-    async def _on_message(self, node: NodeId, message: object) -> None:
+    async def _on_message(self, node: NodeId, message: object, blob: bytes) -> None:
         match message:
             case Submission():
-                self._submissions.put_nowait((node, message))
+                if self._waiting[node] >= SUBMISSIONS_OF_ONE:
+                    self._answer(node, message, f"{SUBMISSIONS_OF_ONE} submissions already wait for a verdict")
+                    return
+                self._waiting[node] += 1
+                self._submissions.put_nowait((node, message, blob))
             case Failure(job=job_id, round=number, attempt=attempt, reason=reason):
                 round = self.job(job_id).round if job_id in self._drivers else None
                 if round is not None and (round.number, round.opened.attempt) == (number, attempt):
@@ -444,21 +452,25 @@ class Coordinator:
                 pass
 
     async def _receive_all(self) -> None:
-        """One of a few workers; each takes the next submission. A node has one under way, so the queue is bounded."""
+        """One of a few workers; each takes the next submission."""
         while True:
-            node, submission = await self._submissions.get()
+            node, submission, blob = await self._submissions.get()
             try:
-                await self._receive(node, submission)
+                await self._receive(node, submission, blob)
             except Exception:
                 log.exception("submission of %s", node)
                 self._answer(node, submission, "the coordinator failed to deal with it")
+            finally:
+                self._waiting[node] -= 1
+                if not self._waiting[node]:
+                    del self._waiting[node]
 
-    async def _receive(self, node: NodeId, submission: Submission) -> None:
+    async def _receive(self, node: NodeId, submission: Submission, blob: bytes) -> None:
         """Hand a submission to its job; one that names a wrong job is recorded where the node was asked."""
         driver = self._drivers.get(submission.job)
         try:
             if driver is not None:
-                await driver.receive(node, submission)
+                await driver.receive(node, submission, blob)
             else:
                 await self._refuse_stray(node, submission)
         except TuttiError as error:

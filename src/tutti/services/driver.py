@@ -280,7 +280,7 @@ class JobDriver:
             if seen is None or not seen.connected or presence.was_told(node, owed):
                 continue
             presence.tell(node, owed, self._journal.clock())
-            self._coordinator.fabric.send(node, self._start(node))
+            self._coordinator.fabric.send(node, self._start(node), self.aggregation.blob)
 
     def _start(self, node: NodeId) -> Start:
         job = self.job
@@ -335,7 +335,7 @@ class JobDriver:
             )
             closed = await self._command(close)
         if closed:
-            self.aggregation.commit(result.server)
+            self.aggregation.commit(result)
             self._coordinator.spawn(self._forget([before, *(update.digest for update in updates)]))
 
     async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:
@@ -350,14 +350,14 @@ class JobDriver:
 
     # -- what nodes send ---------------------------------------------------------------------------------
 
-    async def receive(self, node: NodeId, submission: Submission) -> None:
-        """Judge a submission, record the judgement, then tell the node."""
+    async def receive(self, node: NodeId, submission: Submission, blob: bytes = b"") -> None:
+        """Judge a submission, record the judgement, then tell the node. `blob`: the update, if it came along."""
         fault, size, fold = None, 0, None
         round = self.job.round
         if round is not None and round.opened.task == "train" and self._would_count(node, submission):
             try:
                 fold = await self._fold_of(round.opened)
-                fault, size = await self.aggregation.examine(fold, submission.digest, submission.weight)
+                fault, size = await self.aggregation.examine(fold, submission.digest, submission.weight, blob)
             except UnreadableUpdate as lost:
                 self._answer(node, submission, accepted=False, reason=str(lost), resend=True)
                 return

@@ -16,12 +16,14 @@ from random import Random
 from time import monotonic
 from typing import TypeAlias, TypeVar
 
+from tutti.core.errors import CorruptBlob
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest
 from tutti.domain.spec import DataSchema
+from tutti.ports.blobs import Buffer
 from tutti.ports.fabric import Link, LinkLost
 from tutti.ports.training import Cancelled, Data, Report, Trainer
-from tutti.services.work import ModelCache, Outcome, carry_out, failure, reason_of
+from tutti.services.work import Outcome, carry_out, failure, reason_of
 from tutti.wire.messages import Halt, NodeMessage, Progress, Start, Submission, Verdict
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ class TaskRunner:
         self.connected = asyncio.Event()
         self.progress_every = PROGRESS_SECONDS
         self._name, self._link, self._data, self._trainer_for, self._rng = name, link, data, trainer_for, rng
-        self._models = ModelCache(workdir / "models", self._fetch)
+        self._model: tuple[Digest, Buffer] = ("", b"")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._trainer: tuple[Choice, Trainer] | None = None
         self._progress: Progress | None = None
@@ -147,14 +149,14 @@ class TaskRunner:
     async def _work(self, held: Assignment) -> None:
         """Fetch, compute, deliver; an error becomes a Failure, and the node stays."""
         try:
-            weights = await self._transfer(held, 0.0, self._models.get(held.start.weights))
+            weights = await self._transfer(held, 0.0, self._fetch(held.start.weights))
             loop = asyncio.get_running_loop()
             held.outcome = await loop.run_in_executor(self._thread, self._compute, held, weights, loop)
         except Exception as error:
             held.outcome = self._failed(held.start, error)
         await self._deliver(held)
 
-    def _compute(self, held: Assignment, weights: bytes, loop: asyncio.AbstractEventLoop) -> Outcome:
+    def _compute(self, held: Assignment, weights: Buffer, loop: asyncio.AbstractEventLoop) -> Outcome:
         """In the worker thread. A model is somebody else's code: whatever it raises, SystemExit too, fails the task."""
         try:
             return self._train(held, weights, loop)
@@ -163,7 +165,7 @@ class TaskRunner:
         except BaseException as error:
             return self._failed(held.start, error)
 
-    def _train(self, held: Assignment, weights: bytes, loop: asyncio.AbstractEventLoop) -> Outcome:
+    def _train(self, held: Assignment, weights: Buffer, loop: asyncio.AbstractEventLoop) -> Outcome:
         """A trainer that did its work is kept, for the next round wants it again."""
         start, kept = held.start, self._trainer
         self._trainer = None
@@ -238,18 +240,28 @@ class TaskRunner:
         finally:
             renewal.cancel()
 
-    async def _fetch(self, digest: Digest, into: Path) -> None:
-        await self._insist(lambda: self._link.fetch(digest, into))
+    async def _fetch(self, digest: Digest) -> Buffer:
+        """A model; the last one is kept, for an attempt that is repeated wants it again."""
+        if self._model[0] != digest:
+            self._model = ("", b"")  # two large ones may not fit
+            try:
+                blob = await self._insist(lambda: self._link.fetch(digest))
+            except CorruptBlob as corrupt:
+                log.warning("%s; loading it once more", corrupt)
+                blob = await self._insist(lambda: self._link.fetch(digest))
+            self._model = (digest, blob)
+        return self._model[1]
 
     async def _store(self, blob: bytearray, digest: Digest) -> None:
         await self._insist(lambda: self._link.store(memoryview(blob), digest))
 
-    async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
+    async def _insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try again whenever the coordinator was away, once it is back."""
-        for delay in backoff(self._rng):
+        delays = backoff(self._rng)
+        while True:
             await self.connected.wait()
             try:
                 return await attempt()
             except LinkLost as lost:
                 log.debug("node %s: transfer interrupted, going on later: %s", self._name, lost)
-            await asyncio.sleep(delay)
+            await asyncio.sleep(next(delays))

@@ -4,36 +4,26 @@ The same Start on the same data gives the same bytes: nothing here looks at a cl
 or draws a number of its own.
 """
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from time import perf_counter
-from typing import TypeAlias
 
 import numpy as np
 
-from tutti.core.errors import CorruptBlob, TuttiError, UserError
+from tutti.core.errors import TuttiError, UserError
 from tutti.core.params import Params
 from tutti.core.schedules import schedules
 from tutti.domain.events import Digest
 from tutti.domain.spec import Metrics
+from tutti.ports.blobs import Buffer
 from tutti.ports.training import Data, Examples, Report, Task, Trainer
 from tutti.wire import tensors
 from tutti.wire.messages import Failure, Start, Submission
 
 log = logging.getLogger(__name__)
 
-MODELS_KEPT = 3
-SMALL = 1 << 18
-"""Bytes of a model file that is read in the event loop: going to a thread would take longer."""
-
 REASON_LENGTH = 500
-
-Fetch: TypeAlias = Callable[[Digest, Path], Awaitable[None]]
 
 
 class Diverged(UserError):
@@ -48,7 +38,7 @@ class Outcome:
     blob: bytearray | None = None
 
 
-def carry_out(start: Start, weights: bytes, data: Data, trainer: Trainer, batch_size: int, report: Report) -> Outcome:
+def carry_out(start: Start, weights: Buffer, data: Data, trainer: Trainer, batch_size: int, report: Report) -> Outcome:
     """Do what `start` asks for with the model in `weights`, a safetensors file.
 
     Raises Cancelled out of `report`, UserError if model and data do not fit, and whatever the trainer raises.
@@ -133,43 +123,3 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"out of memory on the node: {words}" if words else "out of memory on the node"
     return words if isinstance(error, TuttiError) else f"{type(error).__name__}: {words}"
-
-
-class ModelCache:
-    """Models by digest in a directory: the newest few stay, and what lay there is verified before it is used."""
-
-    def __init__(self, root: Path, fetch: Fetch) -> None:
-        self._root = root
-        self._fetch = fetch
-
-    async def get(self, digest: Digest) -> bytes:
-        """The model's bytes, from here or from the coordinator; raises what `fetch` raises."""
-        path = self._root / digest
-        if path.exists() and (found := await asyncio.to_thread(_verified, path)) is not None:
-            return found
-        self._root.mkdir(parents=True, exist_ok=True)
-        try:
-            await self._fetch(digest, path)
-        except CorruptBlob as corrupt:  # perhaps the part that an interrupted download left behind
-            log.warning("%s; loading it once more", corrupt)
-            await self._fetch(digest, path)
-        small = path.stat().st_size <= SMALL
-        return self._take(path) if small else await asyncio.to_thread(self._take, path)
-
-    def _take(self, path: Path) -> bytes:
-        found = path.read_bytes()
-        files = sorted(self._root.iterdir(), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        for old in [file for file in files if file != path][MODELS_KEPT - 1 :]:
-            old.unlink(missing_ok=True)
-        return found
-
-
-def _verified(path: Path) -> bytes | None:
-    """The file's bytes if it is there and they have the digest that it is named by; a damaged one is deleted."""
-    with contextlib.suppress(FileNotFoundError):
-        found = path.read_bytes()
-        if tensors.digest(found) == path.name:
-            return found
-        log.warning("the stored model %s is damaged, loading it again", path.name[:12])
-        path.unlink()
-    return None

@@ -12,7 +12,6 @@
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +20,22 @@ from typing import TypeVar
 import pytest
 
 from tutti.core.errors import CorruptBlob, Forbidden, NotFound, TuttiError
-from tutti.domain.events import NodeId
+from tutti.core.registry import Choice
+from tutti.domain.events import Digest, NodeId
 from tutti.domain.nodes import Capabilities, DataSummary
-from tutti.domain.spec import DataSchema
+from tutti.domain.spec import DataSchema, Training
 from tutti.ports import Arrived, BlobStore, Fabric, FabricEvent, Left, Link, LinkLost, LinkRefused, Said
-from tutti.testing.blobs import digest_of, pattern, pieces
-from tutti.wire.messages import PROTOCOL, CoordinatorMessage, GlobalWeights, Progress, Registered, Registration
+from tutti.testing.blobs import digest_of, pattern
+from tutti.wire.messages import (
+    PROTOCOL,
+    CoordinatorMessage,
+    GlobalWeights,
+    Progress,
+    Registered,
+    Registration,
+    Start,
+    Submission,
+)
 
 DEADLINE = 30.0
 """Seconds after which something that should happen at once is taken for broken."""
@@ -62,6 +71,23 @@ def progress(number: int) -> Progress:
 def news(number: int) -> GlobalWeights:
     """Messages of a coordinator that can be told apart."""
     return GlobalWeights(job="toy-1", round=number, weights="a" * 64, metrics={"loss": 0.25})
+
+
+def work(weights: Digest) -> Start:
+    return Start(
+        job="toy-1",
+        name="toy",
+        round=1,
+        attempt=0,
+        rounds=1,
+        task="train",
+        model=Choice("linear"),
+        data=DataSchema("classification", (4,), 2),
+        weights=weights,
+        seed=0,
+        cohort=1,
+        training=Training(),
+    )
 
 
 async def soon(items: AsyncIterator[_T]) -> _T:
@@ -241,39 +267,56 @@ class FabricSuite:
     # -- blobs ---------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("size", [0, 7000, 3_000_000])
-    async def test_fetch(self, setup: Setup, tmp_path: Path, size: int) -> None:
+    async def test_fetch(self, setup: Setup, size: int) -> None:
         node = await setup.join("n1")
-        digest = await setup.blobs.put(pieces(pattern(size)))
-        await node.link.fetch(digest, tmp_path / "model")
-        assert (tmp_path / "model").read_bytes() == pattern(size)
-        await node.link.fetch(digest, tmp_path / "model")
-        assert not [name for name in os.listdir(tmp_path) if name.startswith("model.")]
+        digest = await setup.blobs.put(pattern(size))
+        for _ in range(2):
+            assert await node.link.fetch(digest) == pattern(size)
 
-    async def test_fetch_what_is_not_there(self, setup: Setup, tmp_path: Path) -> None:
+    async def test_fetch_what_is_not_there(self, setup: Setup) -> None:
         node = await setup.join("n1")
         with pytest.raises(NotFound):
-            await node.link.fetch(digest_of(b"nothing"), tmp_path / "model")
-        assert not (tmp_path / "model").exists()
+            await node.link.fetch(digest_of(b"nothing"))
 
-    async def test_fetch_notices_damage(self, setup: Setup, tmp_path: Path) -> None:
+    async def test_fetch_notices_damage(self, setup: Setup) -> None:
         node = await setup.join("n1")
-        digest = await setup.blobs.put(pieces(pattern(100_000)))
+        digest = await setup.blobs.put(pattern(100_000))
         path = await setup.blobs.path(digest)
         path.write_bytes(bytes(100_000))
         with pytest.raises(CorruptBlob):
-            await node.link.fetch(digest, tmp_path / "model")
-        assert not (tmp_path / "model").exists()
+            await node.link.fetch(digest)
 
     @pytest.mark.parametrize("size", [0, 7000, 3_000_000])
     async def test_store(self, setup: Setup, size: int) -> None:
+        """A small update may be stored at once, or come with the submission."""
         node, data = await setup.join("n1"), pattern(size)
-        await node.link.store(data, digest_of(data))
-        assert (await setup.blobs.path(digest_of(data))).read_bytes() == data
-        await node.link.store(memoryview(data), digest_of(data))
-        assert await setup.blobs.digests() == [digest_of(data)]
+        submission = Submission(job="toy-1", round=1, attempt=0, digest=digest_of(data))
+        for buffer in (data, memoryview(data)):
+            await node.link.store(buffer, digest_of(data))
+            await node.link.send(submission)
+            said = await soon(setup.events)
+            assert isinstance(said, Said)
+            assert said.message == submission
+            assert (said.blob or (await setup.blobs.path(digest_of(data))).read_bytes()) == data
 
     async def test_store_under_another_digest(self, setup: Setup) -> None:
-        node = await setup.join("n1")
-        with pytest.raises(TuttiError, match=digest_of(b"came")):
-            await node.link.store(b"came", digest_of(b"announced"))
+        node, came = await setup.join("n1"), pattern(3_000_000)
+        with pytest.raises(TuttiError, match=digest_of(came)):
+            await node.link.store(came, digest_of(b"announced"))
         assert await setup.blobs.digests() == []
+
+    async def test_a_model_reaches_the_node_whether_it_came_along_or_not(self, setup: Setup) -> None:
+        node, data = await setup.join("n1"), pattern(7000)
+        digest = await setup.blobs.put(data)
+        for blob in (data, b""):
+            start = work(digest)
+            assert setup.fabric.send("n1", start, blob)
+            assert await soon(node.messages) == start
+            assert await node.link.fetch(digest) == data
+
+    async def test_a_model_that_came_along_damaged_is_fetched(self, setup: Setup) -> None:
+        node, data = await setup.join("n1"), pattern(7000)
+        digest = await setup.blobs.put(data)
+        assert setup.fabric.send("n1", work(digest), b"not the model")
+        await soon(node.messages)
+        assert await node.link.fetch(digest) == data

@@ -1,7 +1,9 @@
 """The node protocol: every message between a node and its coordinator, as typed, frozen values.
 
 JSON text over any ordered channel (a WebSocket in the hub), one message a frame, at most MAX_MESSAGE bytes,
-told apart by `type`. Models and updates do not travel here but as blobs, named by their digest.
+told apart by `type`. Models and updates do not travel here but as blobs, named by their digest; only a small one may
+be attached to the message that names it, which saves both sides a request. The frame is binary then: the length of
+the JSON text as four bytes (big-endian), the text, and the blob.
 A node opens the channel, sends `device:register`, and hears `device:registered` or `error`. One that
 leaves for good closes with code 1001 (going away); after any other end it is expected back.
 The published schema in docs/protocol.md is printed from these classes.
@@ -25,8 +27,14 @@ PROTOCOL = 1
 
 MAX_MESSAGE = 64 * 1024
 
+MAX_ATTACHED = 64 * 1024
+"""Bytes of a blob that this version sends and takes with a message."""
+
+MAX_FRAME = 4 + MAX_MESSAGE + MAX_ATTACHED
+
 JobId: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
 Blob: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+_Size: TypeAlias = Annotated[int, Meta(ge=0, le=2**31)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
@@ -37,7 +45,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
-    """The first message of a connection: who, with what proof, on what machine, with what data."""
+    """The first message of a connection: who, with what proof, on what machine, with what data.
+
+    `attached`: the largest blob in bytes that this node takes attached to a message.
+    """
 
     protocol: int
     node: Name
@@ -45,6 +56,7 @@ class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
     capabilities: Capabilities
     data: DataSummary
     terms: Terms = Terms()
+    attached: _Size = 0
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag="device:heartbeat"):
@@ -68,7 +80,7 @@ class Progress(Message, frozen=True, kw_only=True, tag="training:progress"):
 
 
 class Submission(Message, frozen=True, kw_only=True, tag="weights:submit"):
-    """The work is done; for training, the update is already stored under `digest`."""
+    """The work is done; for training, the update is already stored under `digest`, or attached."""
 
     job: JobId
     round: int
@@ -95,13 +107,17 @@ NodeMessage: TypeAlias = Registration | Heartbeat | Progress | Submission | Fail
 
 
 class Registered(Message, frozen=True, kw_only=True, tag="device:registered"):
-    """Welcome. Send a heartbeat every `heartbeat` seconds, progress at least every `progress` seconds."""
+    """Welcome. Send a heartbeat every `heartbeat` seconds, progress at least every `progress` seconds.
+
+    `attached`: the largest update in bytes that may come attached to its submission.
+    """
 
     node: NodeId
     protocol: int = PROTOCOL
     version: str = ""
     heartbeat: float = 15.0
     progress: float = 5.0
+    attached: _Size = 0
 
 
 class Start(Message, frozen=True, kw_only=True, tag="training:start"):
@@ -184,16 +200,32 @@ def encode(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_from_node(frame: bytes | str) -> NodeMessage:
+def attach(message: Message, blob: bytes | bytearray | memoryview) -> bytes:
+    """A binary frame: the message, and the blob that it names."""
+    text = _encoder.encode(message)
+    return b"".join((len(text).to_bytes(4, "big"), text, blob))
+
+
+def detach(frame: bytes) -> tuple[memoryview, bytes]:
+    """The JSON text of a binary frame, and the blob attached to it. Raises BadMessage."""
+    if len(frame) > MAX_FRAME:
+        raise BadMessage(f"a binary frame may have {MAX_FRAME} bytes, this one has {len(frame)}")
+    length = int.from_bytes(frame[:4], "big")
+    if len(frame) < 4 or length > len(frame) - 4:
+        raise BadMessage(f"expected four bytes of length and then the text, came {len(frame)} bytes in all")
+    return memoryview(frame)[4 : 4 + length], frame[4 + length :]
+
+
+def decode_from_node(frame: bytes | memoryview | str) -> NodeMessage:
     """Raises BadMessage, naming the field, for anything that is not a valid message of a node."""
     return _decode(_node_decoder, frame)
 
 
-def decode_from_coordinator(frame: bytes | str) -> CoordinatorMessage:
+def decode_from_coordinator(frame: bytes | memoryview | str) -> CoordinatorMessage:
     return _decode(_coordinator_decoder, frame)
 
 
-def _decode(decoder: "msgspec.json.Decoder[_M]", frame: bytes | str) -> "_M":
+def _decode(decoder: "msgspec.json.Decoder[_M]", frame: bytes | memoryview | str) -> "_M":
     if len(frame) > MAX_MESSAGE:
         raise BadMessage(f"a message may have {MAX_MESSAGE} bytes, this one has {len(frame)}")
     try:

@@ -9,6 +9,7 @@ Equal parameters and metadata give equal bytes, hence equal digests.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from mmap import mmap
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -26,6 +27,12 @@ Data: TypeAlias = bytes | bytearray | memoryview | mmap
 
 MAX_HEADER = 8 * 2**20
 """Bytes of header that are read at most: room for some 50,000 tensors."""
+
+REMEMBERED, MAX_REMEMBERED = 64, 64 * 1024
+"""Headers that are kept once they were understood, and how many bytes one of them may have."""
+
+MANY_THREADS = 1 << 26
+"""Bytes from which on hashing in several threads gains more than it takes from others."""
 
 _OURS = "tutti"
 _LENGTH = 8
@@ -58,13 +65,11 @@ class _Extra(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    tensors: Mapping[str, _Tensor]
-    metadata: dict[str, str]
+    layout: Layout
+    extra: _Extra
+    metadata: Mapping[str, str]
     start: int  # of the body
-
-    @property
-    def extra(self) -> _Extra:
-        return _convert(_parse(self.metadata.get(_OURS, "{}").encode()), _Extra)
+    stop: int
 
 
 # -- writing -----------------------------------------------------------------------------------------
@@ -132,12 +137,7 @@ def decode(data: Data) -> Params:
     """
     view = _bytes(data)
     header = _read_header(view)
-    extra = header.extra
-    entries = tuple(_entry(name, tensor, extra) for name, tensor in _in_order(header, len(view)))
-    known = {entry.name for entry in entries}
-    if strangers := sorted((extra.roles.keys() | extra.dtypes.keys()) - known):
-        raise BadTensors(f"the metadata describe {strangers[0]!r}, which the file does not hold")
-    return Params(Layout(entries), _vector(view, header.start))
+    return Params(header.layout, _vector(view, header.start))
 
 
 def decode_state(data: Data) -> ServerState:
@@ -163,7 +163,8 @@ def metadata(data: Data) -> dict[str, str]:
 
 def digest(data: Data) -> str:
     """BLAKE3 of all bytes, in hexadecimal: the name of the blob."""
-    return str(blake3(data, max_threads=blake3.AUTO).hexdigest())
+    threads = blake3.AUTO if len(data) > MANY_THREADS else 1
+    return str(blake3(data, max_threads=threads).hexdigest())
 
 
 def _bytes(data: Data) -> memoryview:
@@ -179,10 +180,27 @@ def _read_header(view: memoryview) -> _Header:
             f"the header should have {length} bytes, of {len(view) - _LENGTH} that follow and {MAX_HEADER} "
             "that are allowed: the file is cut short, or no safetensors file"
         )
-    raw = _parse(bytes(view[_LENGTH : _LENGTH + length]))
+    text = bytes(view[_LENGTH : _LENGTH + length])
+    header = _understood(text) if length > MAX_REMEMBERED else _remembered(text)
+    if header.stop != len(view):
+        raise BadTensors(f"expected {header.stop} bytes in the file, came {len(view)}")
+    return header
+
+
+def _understood(text: bytes) -> _Header:
+    raw = _parse(text)
     notes = _convert(raw.pop("__metadata__", {}), dict[str, str])
-    tensors = _convert(raw, dict[str, _Tensor])
-    return _Header(tensors, notes, _LENGTH + length)
+    extra = _convert(_parse(notes.get(_OURS, "{}").encode()), _Extra)
+    layout = Layout(tuple(_entry(name, tensor, extra) for name, tensor in _in_order(_convert(raw, dict[str, _Tensor]))))
+    known = {entry.name for entry in layout.entries}
+    if strangers := sorted((extra.roles.keys() | extra.dtypes.keys()) - known):
+        raise BadTensors(f"the metadata describe {strangers[0]!r}, which the file does not hold")
+    start = _LENGTH + len(text)
+    return _Header(layout, extra, notes, start, start + 4 * layout.size)
+
+
+_remembered = lru_cache(REMEMBERED)(_understood)
+"""The models and updates of a job all have the same header."""
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -212,9 +230,9 @@ def _convert(raw: Any, kind: type[_T]) -> _T:
         raise BadTensors(f"the header is not one of safetensors: {error}") from None
 
 
-def _in_order(header: _Header, size: int) -> list[tuple[str, _Tensor]]:
+def _in_order(tensors: Mapping[str, _Tensor]) -> list[tuple[str, _Tensor]]:
     """Tensors as they lie in the body, after checking that they fill it without gap or overlap."""
-    ordered = sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
+    ordered = sorted(tensors.items(), key=lambda item: item[1].data_offsets)
     at = 0
     for name, tensor in ordered:
         start, stop = tensor.data_offsets
@@ -225,8 +243,6 @@ def _in_order(header: _Header, size: int) -> list[tuple[str, _Tensor]]:
         if stop - start != 4 * prod(tensor.shape):
             raise BadTensors(f"{name!r} should have {4 * prod(tensor.shape)} bytes, has {stop - start}")
         at = stop
-    if header.start + at != size:
-        raise BadTensors(f"expected {header.start + at} bytes in the file, came {size}")
     return ordered
 
 

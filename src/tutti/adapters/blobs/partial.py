@@ -4,20 +4,21 @@ import asyncio
 from contextlib import aclosing
 from pathlib import Path
 
-from tutti.adapters.blobs.sink import Sink, batches, size_of
+from tutti.adapters.blobs.sink import Chunks, Sink, batches, size_of
 from tutti.core.errors import Conflict, CorruptBlob
 from tutti.domain.events import Digest
-from tutti.ports.blobs import Chunks, TooLarge
+from tutti.ports.blobs import TooLarge
 
 
 class Partial:
     """One blob on its way from one owner. If two connections write, the one that began last counts."""
 
-    def __init__(self, digest: Digest, place: Path, path: Path, uploads: dict[Path, Sink]) -> None:
+    def __init__(self, digest: Digest, place: Path, path: Path, uploads: dict[Path, Sink], sound: set[Digest]) -> None:
         self._digest = digest
         self._place = place
         self._path = path
         self._uploads = uploads
+        self._sound = sound
 
     @property
     def size(self) -> int:
@@ -33,7 +34,8 @@ class Partial:
         If the stream ends or breaks early, what came is kept for the next call. Raises Conflict if `offset` is
         past the end, or when another connection takes the upload over; TooLarge if `total` is above `limit`, or
         more bytes come than announced; CorruptBlob if the bytes have another digest (they are removed);
-        StorageError. A blob that is stored already costs nothing: no chunk is read.
+        StorageError. The blob survives the end of this process, not a loss of power (see BlobStore.put).
+        A blob that is stored already costs nothing: no chunk is read.
         """
         if limit is not None and total > limit:
             raise TooLarge(f"at most {limit} bytes are allowed here, {total} were announced")
@@ -67,7 +69,8 @@ class Partial:
                     break
                 await asyncio.to_thread(sink.write, batch)
         if sink.size + size_of(last) == total:
-            await asyncio.to_thread(sink.land, lambda _: self._place, self._digest, last)
+            await asyncio.to_thread(sink.land, self._place, last)
+            self._sound.add(self._digest)
             return True
         for error in breaks:
             raise error

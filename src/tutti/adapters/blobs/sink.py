@@ -1,18 +1,21 @@
-"""One file being received: hashed while it is written, synced, and renamed into place when it is right."""
+"""One file being received: hashed while it is written, and renamed into place when it is right."""
 
 import errno
 import fcntl
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
+from typing import TypeAlias
 
 from blake3 import blake3
 
 from tutti.core.errors import Conflict, CorruptBlob, StorageError
-from tutti.domain.events import Digest
-from tutti.ports.blobs import Chunks, TooLarge
+from tutti.ports.blobs import Buffer, TooLarge
+
+Chunks: TypeAlias = AsyncIterator[Buffer]
+"""A stream of bytes in pieces of any size; a piece must not change after it was handed over."""
 
 BATCH = 1 << 20
 """Bytes gathered before a worker thread hashes and writes them; a smaller blob is stored in one go."""
@@ -25,7 +28,7 @@ _HINTS = {
 }
 
 
-async def batches(chunks: Chunks, limit: int | None) -> AsyncGenerator[list[memoryview], None]:
+async def batches(chunks: Chunks, limit: int) -> AsyncGenerator[list[memoryview], None]:
     """Chunks in groups of at least BATCH bytes, but for the last; raises TooLarge past `limit` bytes in all."""
     batch: list[memoryview] = []
     total = size = 0
@@ -34,7 +37,7 @@ async def batches(chunks: Chunks, limit: int | None) -> AsyncGenerator[list[memo
             continue
         view = memoryview(chunk).cast("B")
         total, size = total + len(view), size + len(view)
-        if limit is not None and total > limit:
+        if total > limit:
             raise TooLarge(f"at most {limit} bytes were expected, and more came")
         batch.append(view)
         if size >= BATCH:
@@ -68,28 +71,22 @@ class Sink:
         with self._lock, storage_errors(f"write {self.path}"):
             self._write(batch)
 
-    def land(
-        self, place_of: Callable[[Digest], Path], expected: Digest | None, batch: Sequence[memoryview] = ()
-    ) -> Digest:
-        """Append the last batch, sync everything, and move the file to its place; the sink is closed then.
+    def land(self, place: Path, batch: Sequence[memoryview] = ()) -> None:
+        """Append the last batch, and move the file to its place; the sink is closed then. Nothing is synced.
 
-        Raises CorruptBlob if the bytes are not those expected. A blob that has its place already stays as it is.
+        Raises CorruptBlob if the bytes are not those that the place is named by. A blob that is there already stays.
         """
         with self._lock, storage_errors(f"store {self.path}"):
-            file = self._write(batch)
-            found: Digest = self._hasher.hexdigest()
-            if expected is not None and found != expected:
+            self._write(batch)
+            found = self._hasher.hexdigest()
+            if found != place.name:
                 raise CorruptBlob(
-                    f"expected bytes with digest {expected}, those that came have {found}: send them again"
+                    f"expected bytes with digest {place.name}, those that came have {found}: send them again"
                 )
-            place = place_of(found)
             known = place.exists()
             if not known:
-                os.fsync(file)
                 self.path.rename(place)
-            sync_directory(place.parent)
             self._close(keep=not known)
-            return found
 
     def close(self, *, keep: bool) -> None:
         """Close the file, and remove it unless it is to be resumed; closing twice is no error."""
@@ -104,7 +101,7 @@ class Sink:
         if not keep:
             self.path.unlink(missing_ok=True)
 
-    def _write(self, batch: Sequence[memoryview]) -> int:
+    def _write(self, batch: Sequence[memoryview]) -> None:
         if self.closed:
             raise Conflict("another connection took this upload over")
         file = self._open() if self._file is None else self._file
@@ -112,7 +109,6 @@ class Sink:
             self._hasher.update(chunk)
             _write_all(file, chunk)
             self.size += len(chunk)
-        return file
 
     def _open(self) -> int:
         start = 0 if self.size else os.O_TRUNC
@@ -128,6 +124,34 @@ class Sink:
 def _write_all(file: int, chunk: memoryview) -> None:
     while chunk:
         chunk = chunk[os.write(file, chunk) :]
+
+
+def write_file(place: Path, temporary: Path, data: memoryview, *, sync: bool) -> None:
+    """A whole file at once: written beside its place, synced if asked, and moved there."""
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # somebody lives behind it, see remove_abandoned
+        _write_all(file, data)
+        if sync:
+            os.fsync(file)
+        temporary.rename(place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(file)
+    if sync:
+        sync_directory(place.parent)
+
+
+def sync_file(path: Path) -> None:
+    """The bytes and the name of a file that is there."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+    sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -1,92 +1,85 @@
-"""A blob on its way into a file: it grows in `<name>.part`, and takes its name only when its digest is right."""
+"""A blob on its way into memory; what an interrupted attempt brought is there for the next one."""
 
 import asyncio
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Self, cast
+from collections.abc import Callable
+from typing import IO, cast
 
+import numpy as np
 import zstandard
 from blake3 import blake3
 
-from tutti.core.errors import CorruptBlob, StorageError
+from tutti.core.errors import CorruptBlob
 from tutti.domain.events import Digest
+from tutti.ports.blobs import Buffer
+
+IN_THREAD = 1 << 18
+"""Bytes from which on hashing and decoding take long enough to be left to a thread."""
 
 
 class Download:
-    """One attempt; `size` is how much of the blob an earlier one left in the part file.
+    """The bytes of one blob, as far as they have come; `size` is where to continue, `resumed` whether that was done.
 
-    Large writes run in threads, so that a slow disk does not keep the node from answering. Raises StorageError if
-    the disk fails, CorruptBlob for bytes with another digest (the part file is then removed).
+    Raises CorruptBlob for bytes with another digest, and forgets them then.
     """
 
-    def __init__(self, into: Path, digest: Digest) -> None:
+    def __init__(self, digest: Digest) -> None:
         self.digest = digest
-        self._into = into
-        self._part = into.with_name(f"{into.name}.part")
-        self.size = self._part.stat().st_size if self._part.exists() else 0
-        self._hasher = blake3()
-        self._file: IO[bytes] | None = None
-        self._decode: Callable[[bytes], int] = self.write
+        self.resumed = False
+        self._bytes = np.empty(0, np.uint8)
+        self._size = 0
+        self._decode: Callable[[bytes], int] | None = None
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def size(self) -> int:
+        return self._size
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def store(self, body: bytes) -> None:
-        """The whole of a small blob at once."""
-        self._hasher.update(body)
-        with self._disk():
-            self._part.write_bytes(body)
-            self._name()
-
-    async def begin(self, *, from_start: bool, zstd: bool) -> None:
-        """Open the part file; what it holds is kept unless the bytes come from the start."""
-        with self._disk():
-            if self.size and not from_start:
-                await asyncio.to_thread(self._hasher.update_mmap, self._part)
-            self._file = self._part.open("wb" if from_start else "ab")
-        self._decode = zstandard.ZstdDecompressor().stream_writer(cast(IO[bytes], self)).write if zstd else self.write
+    def begin(self, coming: int | None, *, from_start: bool, zstd: bool) -> None:
+        """Bytes will come, from the start or from `size` on; `coming` is how many, if that is known."""
+        if from_start:
+            self._forget()
+        self.resumed = not from_start
+        if coming is not None and not zstd:
+            self._reserve(self._size + coming)
+        self._decode = zstandard.ZstdDecompressor().stream_writer(cast(IO[bytes], self)).write if zstd else None
 
     async def add(self, chunk: bytes) -> None:
-        with self._disk():
-            await asyncio.to_thread(self._decode, chunk)
-
-    async def finish(self) -> None:
-        """All has come: verify it, and give it its name."""
-        with self._disk():
-            if self._file is None:
-                await asyncio.to_thread(self._hasher.update_mmap, self._part)
-            else:
-                self._file.close()
-            self._name()
-
-    def write(self, data: bytes) -> int:
-        """Append plain bytes; this is what a decoder writes to."""
-        assert self._file is not None
-        self._hasher.update(data)
-        return self._file.write(data)
-
-    def _name(self) -> None:
-        found = self._hasher.hexdigest()
-        if found != self.digest:
-            self._part.unlink(missing_ok=True)
-            raise CorruptBlob(f"expected blob {self.digest}, got bytes with digest {found}: they were thrown away")
-        os.replace(self._part, self._into)
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
+        if self._decode is None:
+            self.write(chunk)
+            return
         try:
-            yield
-        except OSError as error:
-            raise StorageError(f"cannot write {self._part}: {error.strerror}") from error
+            await asyncio.to_thread(self._decode, chunk)
         except zstandard.ZstdError as error:
-            self._part.unlink(missing_ok=True)
+            self._forget()
             raise CorruptBlob(f"expected blob {self.digest} compressed with zstd: {error}") from None
+
+    def write(self, data: Buffer) -> int:
+        """Append plain bytes; this is what a decoder writes to."""
+        stop = self._size + len(data)
+        if stop > len(self._bytes):
+            self._reserve(max(stop, 2 * len(self._bytes)))
+        self._bytes[self._size : stop] = np.frombuffer(data, np.uint8)
+        self._size = stop
+        return len(data)
+
+    async def finish(self) -> memoryview:
+        """All has come: the bytes, verified."""
+        whole = self._bytes[: self._size].data.toreadonly()
+        found = _digest(whole) if self._size < IN_THREAD else await asyncio.to_thread(_digest, whole)
+        if found != self.digest:
+            self._forget()
+            raise CorruptBlob(f"expected blob {self.digest}, got bytes with digest {found}: they were thrown away")
+        return whole
+
+    def _reserve(self, size: int) -> None:
+        if size > len(self._bytes):
+            room = np.empty(size, np.uint8)
+            room[: self._size] = self._bytes[: self._size]
+            self._bytes = room
+
+    def _forget(self) -> None:
+        self._bytes, self._size = np.empty(0, np.uint8), 0
+
+
+def _digest(data: Buffer) -> Digest:
+    found: Digest = blake3(data).hexdigest()
+    return found

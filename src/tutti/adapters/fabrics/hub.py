@@ -15,8 +15,10 @@ import msgspec
 from tutti.core.errors import Forbidden
 from tutti.domain.events import NodeId
 from tutti.ports import Arrived, FabricEvent, Left, Said
+from tutti.ports.blobs import Buffer
 from tutti.version import __version__
 from tutti.wire.messages import (
+    MAX_ATTACHED,
     PROTOCOL,
     BadMessage,
     CoordinatorMessage,
@@ -24,7 +26,11 @@ from tutti.wire.messages import (
     Refusal,
     Registered,
     Registration,
+    Start,
+    Submission,
+    attach,
     decode_from_node,
+    detach,
     encode,
 )
 
@@ -53,6 +59,7 @@ class HubLimits:
     strangers: int = 512  # connections that have not registered yet
     nodes: int = 12_000
     events: int = 4096  # waiting for the coordinator; more than this, and no further frames are read
+    attached: int = 32 << 20  # bytes of updates that wait with them; likewise
     outgoing: int = 256  # messages waiting for one node
     bad_frames: int = 8  # of one connection
 
@@ -94,6 +101,7 @@ class HubFabric:
         self._nodes: dict[NodeId, _Connection] = {}
         self._strangers = 0
         self._events: asyncio.Queue[FabricEvent] = asyncio.Queue()
+        self._attached = 0  # bytes of updates in that queue
         self._room = asyncio.Event()
         self._room.set()
 
@@ -102,18 +110,20 @@ class HubFabric:
     async def events(self) -> AsyncIterator[FabricEvent]:
         while True:
             event = await self._events.get()
-            if self._events.qsize() < self.limits.events:
+            if isinstance(event, Said):
+                self._attached -= len(event.blob)
+            if not self._full:
                 self._room.set()
             yield event
 
-    def send(self, node: NodeId, message: CoordinatorMessage) -> bool:
+    def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:
         connection = self._nodes.get(node)
         if connection is None:
             return False
         if len(connection.outgoing) >= self.limits.outgoing:
             self.disconnect(node, f"does not read: {self.limits.outgoing} messages wait for it")
             return False
-        connection.say(message)
+        connection.say(message, blob if isinstance(message, Start) else b"")
         return True
 
     def disconnect(self, node: NodeId, reason: str) -> None:
@@ -155,7 +165,7 @@ class HubFabric:
         while True:
             connection.expect_within(self.limits.silence)
             try:
-                self._hear(connection, decode_from_node(await connection.read()))
+                self._hear(connection, *_understood(await connection.read()))
             except BadMessage as error:
                 bad, detail = bad + 1, str(error)[:MAX_DETAIL]
                 if bad >= self.limits.bad_frames:
@@ -193,14 +203,17 @@ class HubFabric:
             raise _refused("full", detail, fatal=False)
         connection.node = node
         self._nodes[node] = connection
-        connection.say(Registered(node=node, version=__version__, heartbeat=self.limits.heartbeat))
-        self._events.put_nowait(Arrived(node, registration))
+        connection.takes = registration.attached
+        welcome = Registered(node=node, version=__version__, heartbeat=self.limits.heartbeat, attached=MAX_ATTACHED)
+        connection.say(welcome)
+        self._events.put_nowait(Arrived(node, msgspec.structs.replace(registration, attached=0)))
 
-    def _hear(self, connection: "_Connection", message: NodeMessage) -> None:
+    def _hear(self, connection: "_Connection", message: NodeMessage, blob: bytes) -> None:
         if isinstance(message, Registration):
             raise BadMessage("expected news of the work, and a second registration came on one connection")
         if self._nodes.get(connection.node) is connection:
-            self._events.put_nowait(Said(connection.node, message))
+            self._attached += len(blob)
+            self._events.put_nowait(Said(connection.node, message, blob))
 
     def _leave(self, connection: "_Connection", ended: _Ended) -> None:
         """Only the present connection of a node can take it away; for an older one this does nothing."""
@@ -208,13 +221,17 @@ class HubFabric:
             del self._nodes[connection.node]
             self._events.put_nowait(Left(connection.node, ended.reason, ended.took_leave))
 
+    @property
+    def _full(self) -> bool:
+        return self._events.qsize() >= self.limits.events or self._attached >= self.limits.attached
+
     async def _make_room(self, connection: "_Connection") -> None:
         """Wait while the coordinator is behind; frames then wait in the node's socket, and its deadline with them.
 
         Events are put first and waited for after, so that the order of several events of one node is that of the
         calls; the queue can exceed its limit by a few events for each connection.
         """
-        if self._events.qsize() >= self.limits.events:
+        if self._full:
             self._room.clear()
             connection.expect_within(None)
             await self._room.wait()
@@ -223,7 +240,7 @@ class HubFabric:
 class _Connection:
     """One channel: reads on the caller's task, writes what is queued on a task of its own that ends when it is done."""
 
-    __slots__ = ("_receive", "_send", "_writer", "deadline", "dropped", "node", "outgoing")
+    __slots__ = ("_receive", "_send", "_writer", "deadline", "dropped", "node", "outgoing", "takes")
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -232,6 +249,7 @@ class _Connection:
         self.deadline = asyncio.timeout(None)
         self.dropped: _Ended | None = None
         self.node: NodeId = ""
+        self.takes = 0  # bytes of a blob with a message
         self.outgoing: list[Frame] = []  # an empty list is small, and there may be ten thousand connections
 
     async def read(self) -> str | bytes:
@@ -252,8 +270,11 @@ class _Connection:
             self.dropped = ended
             self.deadline.reschedule(asyncio.get_running_loop().time())
 
-    def say(self, message: CoordinatorMessage) -> None:
-        self._queue({"type": "websocket.send", "text": encode(message).decode()})
+    def say(self, message: CoordinatorMessage, blob: Buffer = b"") -> None:
+        if blob and len(blob) <= self.takes:
+            self._queue({"type": "websocket.send", "bytes": attach(message, blob)})
+        else:
+            self._queue({"type": "websocket.send", "text": encode(message).decode()})
 
     async def close(self, ended: _Ended) -> None:
         """Deliver what is queued, as far as the peer takes it in time, and close."""
@@ -277,6 +298,20 @@ class _Connection:
             # The channel closed meanwhile (uvicorn says so by RuntimeError if it was the one to close it);
             # the reading side hears of it too, and ends the connection.
             self.outgoing.clear()
+
+
+def _understood(frame: str | bytes) -> tuple[NodeMessage, bytes]:
+    """A message, and the update attached to it. Raises BadMessage."""
+    if isinstance(frame, str):
+        return decode_from_node(frame), b""
+    text, blob = detach(frame)
+    message = decode_from_node(text)
+    if len(blob) > MAX_ATTACHED or not isinstance(message, Submission):
+        raise BadMessage(
+            f"expected a submission with at most {MAX_ATTACHED} bytes of an update attached, "
+            f"came {type(message).__name__.lower()} with {len(blob)}"
+        )
+    return message, blob
 
 
 class _Spoken(msgspec.Struct):

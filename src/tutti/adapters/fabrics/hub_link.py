@@ -24,20 +24,28 @@ from tutti.adapters.fabrics.download import Download
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError, UserError
 from tutti.domain.events import Digest, NodeId
 from tutti.ports import LinkLost, LinkRefused
-from tutti.ports.blobs import TooLarge
+from tutti.ports.blobs import Buffer, TooLarge
+from tutti.wire import tensors
 from tutti.wire.messages import (
+    MAX_ATTACHED,
+    MAX_FRAME,
     MAX_MESSAGE,
     BadMessage,
     CoordinatorMessage,
     NodeMessage,
     Refusal,
+    Registered,
     Registration,
+    Start,
+    Submission,
+    attach,
     decode_from_coordinator,
+    detach,
     encode,
 )
 
-SMALL = 1 << 18
-"""Bytes of a blob that travels in one piece; larger ones go in pieces of this size."""
+PIECE = 1 << 18
+"""Bytes of an upload that are written at once."""
 
 READ_BUFFER = 1 << 20
 GOING_AWAY = 1001
@@ -79,6 +87,10 @@ class HubLink:
         self._session: aiohttp.ClientSession | None = None
         self._socket: ClientWebSocketResponse | None = None
         self._interrupted: set[Digest] = set()
+        self._download: Download | None = None
+        self._came_along: tuple[Digest, bytes] = ("", b"")
+        self._goes_along: tuple[Digest, Buffer] = ("", b"")
+        self._attached = 0  # bytes that the coordinator takes with a message
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,10 +117,12 @@ class HubLink:
             self._socket = socket = await self._open_socket()
             try:
                 async with asyncio.timeout(self._times.stall):
+                    registration = msgspec.structs.replace(registration, attached=MAX_ATTACHED)
                     await socket.send_frame(encode(registration), WSMsgType.TEXT)
-                    first = await _receive(socket)
+                    first = await self._receive(socket)
                 if isinstance(first, Refusal):
                     raise LinkLost(f"the coordinator did not take this node in: {first.detail}")
+                self._attached = first.attached if isinstance(first, Registered) else 0
             except BaseException:
                 await socket.close()
                 raise
@@ -121,7 +135,7 @@ class HubLink:
                     self._url / "ws/node",
                     timeout=aiohttp.ClientWSTimeout(ws_close=self._times.goodbye),
                     heartbeat=self._times.ping,
-                    max_msg_size=MAX_MESSAGE,
+                    max_msg_size=MAX_FRAME,
                 )
         except aiohttp.WSServerHandshakeError as error:
             if error.status >= 500:
@@ -137,7 +151,7 @@ class HubLink:
             yield first
             while True:
                 with _lost_when_broken("receive a message"):
-                    message = await _receive(socket)
+                    message = await self._receive(socket)
                 yield message
         except asyncio.CancelledError:
             await socket.close(code=GOING_AWAY)  # the node stops: a goodbye, so that nobody waits for it
@@ -151,41 +165,75 @@ class HubLink:
             raise UserError(f"a message may have {MAX_MESSAGE} bytes, this {type(message).__name__} has {len(frame)}")
         if self._socket is None or self._socket.closed:
             raise LinkLost("there is no connection to the coordinator")
+        kind = WSMsgType.TEXT
+        if isinstance(message, Submission) and message.digest and message.digest == self._goes_along[0]:
+            frame, kind = attach(message, self._goes_along[1]), WSMsgType.BINARY
         with _lost_when_broken("send a message"):
             async with asyncio.timeout(self._times.stall):
-                await self._socket.send_frame(frame, WSMsgType.TEXT)
+                await self._socket.send_frame(frame, kind)
+
+    async def _receive(self, socket: ClientWebSocketResponse) -> CoordinatorMessage:
+        """The next message; raises LinkLost at the end of the channel, LinkRefused for what only a person can mend."""
+        frame = await socket.receive()
+        if frame.type is WSMsgType.ERROR:
+            raise LinkLost(f"the connection to the coordinator broke: {frame.data}")
+        try:
+            match frame.type:
+                case WSMsgType.TEXT:
+                    message = decode_from_coordinator(frame.data)
+                case WSMsgType.BINARY:
+                    text, blob = detach(frame.data)
+                    message = decode_from_coordinator(text)
+                    if isinstance(message, Start):
+                        self._came_along = message.weights, blob
+                case _:
+                    why = f": {frame.extra}" if frame.extra else ""
+                    raise LinkLost(f"the coordinator closed the connection{why}")
+        except BadMessage as error:
+            raise LinkRefused(
+                f"the coordinator said what this version does not understand, update it: {error}"
+            ) from None
+        if isinstance(message, Refusal) and message.fatal:
+            raise LinkRefused(message.detail)
+        return message
 
     # -- blobs ---------------------------------------------------------------------------------------------
 
-    async def fetch(self, digest: Digest, into: Path) -> None:
-        with Download(into, digest) as download:
-            try:
-                await self._download(download)
-                return
-            except CorruptBlob:
-                if not download.size:
-                    raise
-        # What lay there from an earlier attempt was damaged, and is gone now: once more, from the start.
-        with Download(into, digest) as download:
-            await self._download(download)
+    async def fetch(self, digest: Digest) -> Buffer:
+        known, blob = self._came_along
+        self._came_along = ("", b"")
+        if known == digest and tensors.digest(blob) == digest:
+            return blob
+        if self._download is None or self._download.digest != digest:
+            self._download = Download(digest)
+        download = self._download
+        try:
+            whole = await self._get(download)
+        except CorruptBlob:
+            if not download.resumed:
+                raise
+            # What had come in an earlier attempt was damaged, and is gone now: once more, from the start.
+            whole = await self._get(download)
+        self._download = None
+        return whole
 
-    async def _download(self, download: Download) -> None:
+    async def _get(self, download: Download) -> Buffer:
         wanted = {"Range": f"bytes={download.size}-"} if download.size else {}
         if self._compress and not wanted:
             wanted = {"Accept-Encoding": "zstd"}
         async with self._request("GET", download.digest, wanted) as response:
-            if _is_short(response):
-                download.store(await response.read())
-                return
             if response.status != 416:
                 zstd = response.headers.get("Content-Encoding") == "zstd"
-                await download.begin(from_start=response.status == 200, zstd=zstd)
-                async for chunk in response.content.iter_any():
+                download.begin(response.content_length, from_start=response.status == 200, zstd=zstd)
+                async for chunk, _ in response.content.iter_chunks():
                     await download.add(chunk)
-            await download.finish()
+            return await download.finish()
 
-    async def store(self, blob: bytes | memoryview, digest: Digest) -> None:
+    async def store(self, blob: Buffer, digest: Digest) -> None:
         body, offset = memoryview(blob).cast("B"), 0
+        if 0 < len(body) <= self._attached:
+            self._goes_along = digest, blob
+            return
         if digest in self._interrupted:
             arrived = await self._arrived(digest)
             self._interrupted.discard(digest)
@@ -270,32 +318,10 @@ class _Body(aiohttp.Payload):
         return bytes(self._value).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        for start in range(0, len(self._value), SMALL):
+        for start in range(0, len(self._value), PIECE):
             self._consumed = start > 0
-            await writer.write(self._value[start : start + SMALL])
+            await writer.write(self._value[start : start + PIECE])
             self._progress()
-
-
-async def _receive(socket: ClientWebSocketResponse) -> CoordinatorMessage:
-    """The next message; raises LinkLost at the end of the channel, LinkRefused for what only a person can mend."""
-    frame = await socket.receive()
-    if frame.type is WSMsgType.ERROR:
-        raise LinkLost(f"the connection to the coordinator broke: {frame.data}")
-    if frame.type is not WSMsgType.TEXT:
-        raise LinkLost(f"the coordinator closed the connection{f': {frame.extra}' if frame.extra else ''}")
-    try:
-        message = decode_from_coordinator(frame.data)
-    except BadMessage as error:
-        raise LinkRefused(f"the coordinator said what this version does not understand, update it: {error}") from None
-    if isinstance(message, Refusal) and message.fatal:
-        raise LinkRefused(message.detail)
-    return message
-
-
-def _is_short(response: ClientResponse) -> bool:
-    """Whether the whole blob is so small that it is best taken in one piece."""
-    whole = response.status == 200 and "Content-Encoding" not in response.headers
-    return whole and response.content_length is not None and response.content_length <= SMALL
 
 
 _MEANINGS: dict[int, type[TuttiError]] = {

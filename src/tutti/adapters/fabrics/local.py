@@ -5,7 +5,6 @@ None finds no coordinator, until it is set to a fabric again (a restarted coordi
 """
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +14,7 @@ from blake3 import blake3
 from tutti.core.errors import Conflict, CorruptBlob, Forbidden, StorageError, TuttiError, UserError
 from tutti.domain.events import Digest, NodeId
 from tutti.ports import Arrived, BlobStore, FabricEvent, Left, LinkLost, LinkRefused, Said
+from tutti.ports.blobs import Buffer, TooLarge
 from tutti.version import __version__
 from tutti.wire.messages import (
     MAX_MESSAGE,
@@ -59,7 +59,7 @@ class LocalFabric:
                 connection.room.release()
             yield event
 
-    def send(self, node: NodeId, message: CoordinatorMessage) -> bool:
+    def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:
         connection = self._nodes.get(node)
         if connection is None:
             return False
@@ -95,14 +95,16 @@ class LocalFabric:
         except Forbidden as error:
             raise LinkRefused(str(error)) from None
 
-    async def _store(self, registration: Registration, blob: bytes | memoryview, digest: Digest) -> None:
+    async def _store(self, registration: Registration, blob: Buffer, digest: Digest) -> None:
         await self._prove(registration)
         limit = None if self._limit is None else self._limit(registration.node)
         if limit == 0:
             raise Conflict(
                 f"no update of {registration.node} is expected now: its round has closed, or it was not asked"
             )
-        await self.blobs.put(_once(blob), digest=digest, limit=limit)
+        if limit is not None and len(blob) > limit:
+            raise TooLarge(f"at most {limit} bytes are allowed here, {len(blob)} came")
+        await self.blobs.put(blob, digest=digest, sync=False)
 
     def _leave(self, connection: "_Connection", left: Left) -> None:
         del self._nodes[left.node]
@@ -131,11 +133,11 @@ class LocalLink:
             raise LinkLost("there is no connection to the coordinator")
         await connection.say(message)
 
-    async def fetch(self, digest: Digest, into: Path) -> None:
+    async def fetch(self, digest: Digest) -> Buffer:
         source = await self._reach().blobs.path(digest)
-        await asyncio.to_thread(_copy, source, into, digest)
+        return await asyncio.to_thread(_copied, source, digest)
 
-    async def store(self, blob: bytes | memoryview, digest: Digest) -> None:
+    async def store(self, blob: Buffer, digest: Digest) -> None:
         fabric = self._reach()
         if self._registration is None:
             raise LinkLost("this node has not been connected to the coordinator yet")
@@ -194,18 +196,12 @@ class _Connection:
             self._fabric._leave(self, Left(self.node, reason, took_leave))
 
 
-async def _once(blob: bytes | memoryview) -> AsyncIterator[bytes | memoryview]:
-    yield blob
-
-
-def _copy(source: Path, into: Path, digest: Digest) -> None:
-    part = into.with_name(f"{into.name}.part")
+def _copied(source: Path, digest: Digest) -> bytes:
+    """The file as it is now: what a node gets that does not share the coordinator's memory."""
     try:
-        shutil.copyfile(source, part)
-        found = blake3().update_mmap(part).hexdigest()
-        if found != digest:
-            part.unlink()
-            raise CorruptBlob(f"expected blob {digest}, got bytes with digest {found}: they were thrown away")
-        part.replace(into)
+        blob = source.read_bytes()
     except OSError as error:
-        raise StorageError(f"cannot copy blob {digest} to {into}: {error.strerror or error}") from error
+        raise StorageError(f"cannot read blob {digest}: {error.strerror or error}") from error
+    if (found := blake3(blob).hexdigest()) != digest:
+        raise CorruptBlob(f"expected blob {digest}, got bytes with digest {found}: they were thrown away")
+    return blob

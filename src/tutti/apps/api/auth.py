@@ -146,8 +146,9 @@ class Guard:
             return
         refusal = self._refusal(scope)
         app = self._app if refusal is None else refusal
-        policy = DOCS_POLICY if scope["path"] == "/docs" else None
-        await app(scope, receive, _with_headers(send, policy))
+        if scope["type"] == "http" or refusal is not None:  # the frames of a WebSocket have no headers
+            send = _with_headers(send, DOCS_POLICY if scope["path"] == "/docs" else None)
+        await app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         connection = HTTPConnection(scope)

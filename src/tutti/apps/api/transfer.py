@@ -159,11 +159,12 @@ class _Blobs:
             raise Conflict(f"no update of {node} is expected now: its round has closed, or it was not asked")
         partial = self._blobs.partial(digest, node)
         offset = _number(request, "upload-offset") or 0
-        total, chunks = _announced(request, offset), self._body(request)
+        total, deadline = _announced(request, offset), asyncio.timeout(None)
+        chunks = self._body(request, deadline)
         if request.headers.get("content-encoding") == "zstd":
             chunks = _decoded(chunks)
         try:
-            async with self._turn(total - offset):
+            async with self._turn(total - offset), deadline:
                 done = await partial.write(chunks, offset=offset, total=total, limit=limit)
         except CorruptBlob as error:
             return problem(422, str(error))
@@ -176,11 +177,12 @@ class _Blobs:
             return problem(409, detail, headers={"upload-offset": str(partial.size)})
         return Response(status_code=201, headers={"etag": f'"{digest}"'})
 
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        more = True
+    async def _body(self, request: Request, deadline: asyncio.Timeout) -> AsyncIterator[bytes]:
+        more, now = True, asyncio.get_running_loop().time
         while more:
-            async with asyncio.timeout(STALL_SECONDS):
-                message = await request.receive()
+            deadline.reschedule(now() + STALL_SECONDS)
+            message = await request.receive()
+            deadline.reschedule(None)
             if message["type"] == "http.disconnect":
                 raise _Gone
             more = message.get("more_body", False)
