@@ -17,7 +17,7 @@ from tutti.ports.blobs import Buffer, TooLarge
 Chunks: TypeAlias = AsyncIterator[Buffer]
 """A stream of bytes in pieces of any size; a piece must not change after it was handed over."""
 
-BATCH = 1 << 20
+BATCH = 2 << 20
 """Bytes gathered before a worker thread hashes and writes them; a smaller blob is stored in one go."""
 
 _HINTS = {

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import zstandard
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tutti.apps.api.problems import problem
 from tutti.core.errors import NotFound
 from tutti.domain.events import Digest
+from tutti.ports.blobs import Buffer
 
 CHUNK = 1 << 18
 """Bytes read and sent at once; a smaller blob goes out in one piece."""
@@ -105,7 +107,7 @@ class BlobResponse:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _chunks(self) -> AsyncIterator[bytes | bytearray]:
+    async def _chunks(self) -> AsyncIterator[Buffer]:
         position = self._start
         while position < self._stop:
             chunk = await _read(self._file, min(CHUNK, self._stop - position), position)
@@ -121,15 +123,14 @@ class BlobResponse:
         yield encoder.flush()
 
 
-async def _read(file: int, size: int, offset: int) -> bytes | bytearray:
+async def _read(file: int, size: int, offset: int) -> Buffer:
     """At once if the page cache has it (a hop to a thread takes twenty times as long); else in a thread."""
     if _NOWAIT is not None:
-        chunk = bytearray(size)
+        chunk = np.empty(size, np.uint8).data  # a bytearray would be filled with zeros first
         try:
             got = os.preadv(file, [chunk], offset, _NOWAIT)
         except OSError:  # not cached, or a file system that cannot tell
             got = 0
         if got:
-            del chunk[got:]
-            return chunk
+            return chunk[:got]
     return await asyncio.to_thread(os.pread, file, size, offset)

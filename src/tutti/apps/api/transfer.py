@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SMALL_UPLOAD = 1 << 20
 LARGE_UPLOADS = 64
-"""Uploads above SMALL_UPLOAD bytes that are received at the same time; each may hold some 1.5 MiB in memory."""
+"""Uploads above SMALL_UPLOAD bytes that are received at the same time; each may hold some 3 MiB in memory."""
 
 QUEUE_SECONDS = 20.0
 """How long one more large upload waits for its turn: less than what a node waits without any progress."""
