@@ -58,6 +58,7 @@ JOBS = {
     "fedadam": spec_of(strategy="fedadam:server_lr=0.02", training={"momentum": 0.9, "lr_schedule": "cosine"}),
     "fedprox": spec_of(strategy="fedprox:mu=0.1", evaluation={"data": "digits:split=test"}),
     "cohort": spec_of(cohort={"size": 2}, rounds=5, training={"epochs": 2, "max_steps": 9}),
+    "median": spec_of(reducer="median"),
     "equal": spec_of("sgd-linear", strategy="fedadam", cohort={"weighting": "equal"}),
     "early": spec_of(rounds=20, training={"lr": 1.0}, early_stopping={"metric": "accuracy", "patience": 2}),
 }

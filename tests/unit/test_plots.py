@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from support.shared_data import SHARED, needs
-from tutti.adapters.plots import CannotPlot, bars, counts, who_holds_what
+from tutti.adapters.plots import CannotPlot, bars, counts, drawn, who_holds_what
 from tutti.core.registry import Choice
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -19,7 +19,7 @@ def titles(svg: str) -> list[str]:
 
 
 def test_every_row_is_in_the_picture() -> None:
-    said = titles(who_holds_what(Choice.parse("digits:partition=dirichlet:0.3"), 6))
+    said = titles(drawn(who_holds_what(Choice.parse("digits:partition=dirichlet:0.3"), 6)))
     assert sum(int(title.split()[2]) for title in said) == 1438
     assert {" ".join(title.split()[:2]) for title in said} == {f"node {k}:" for k in range(6)}
 
@@ -42,13 +42,13 @@ def test_targets_are_counted_in_ranges() -> None:
 @needs("heart-disease")
 def test_nodes_of_one_id_have_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUTTI_DATA_DIR", str(SHARED))
-    said = titles(who_holds_what(Choice.parse("heart-disease:partition=natural-id"), 4))
+    said = titles(drawn(who_holds_what(Choice.parse("heart-disease:partition=natural-id"), 4)))
     assert "switzerland: 30 of class 1" in said
 
 
 @needs("letter")
 def test_many_classes_and_nodes_without_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUTTI_DATA_DIR", str(SHARED))
-    assert len(titles(who_holds_what(Choice.parse("letter:partition=iid"), 100))) > 2000
+    assert len(titles(drawn(who_holds_what(Choice.parse("letter:partition=iid"), 100)))) > 2000
     with pytest.raises(CannotPlot, match="divides features"):
-        who_holds_what(Choice.parse("letter:partition=vertical"), 4)
+        drawn(who_holds_what(Choice.parse("letter:partition=vertical"), 4))

@@ -1,6 +1,7 @@
 """Who holds what: a picture of a partition, as an SVG file that needs nothing to be installed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from xml.sax.saxutils import escape
 
@@ -33,8 +34,18 @@ class CannotPlot(UserError):
     """There is no such picture of these data."""
 
 
-def who_holds_what(dataset: Choice, nodes: int) -> str:
-    """SVG of how `dataset` with its options `partition` and `seed` is divided: a bar a node, stacked by class.
+@dataclass(frozen=True, slots=True, eq=False)
+class Holdings:
+    """Rows by node and class: `table` is int64 (nodes, classes)."""
+
+    title: str
+    nodes: list[str]
+    classes: list[str]
+    table: NDArray[np.int64]
+
+
+def who_holds_what(dataset: Choice, nodes: int) -> Holdings:
+    """How `dataset` with its options `partition` and `seed` is divided.
 
     Continuous targets are counted in ten equally frequent ranges. Raises UserError as loading the data would.
     """
@@ -49,7 +60,12 @@ def who_holds_what(dataset: Choice, nodes: int) -> str:
     parts = partition(population_of(rows, pool), nodes, carving.seed)
     table, names = counts(rows.y[pool], parts)
     nodes_named = _node_names(parts, None if rows.ids is None else rows.ids[pool])
-    return bars(table, names, f"{dataset.name}, {carving.partition}, seed {carving.seed}", nodes_named)
+    return Holdings(f"{dataset.name}, {carving.partition}, seed {carving.seed}", nodes_named, names, table)
+
+
+def drawn(holdings: Holdings) -> str:
+    """The same as SVG: a bar a node, stacked by class."""
+    return bars(holdings.table, holdings.classes, holdings.title, holdings.nodes)
 
 
 def _node_names(parts: Sequence[NDArray[np.int64]], ids: NDArray[np.str_] | None) -> list[str]:

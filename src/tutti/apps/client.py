@@ -199,7 +199,7 @@ class Client:
         return self._call("GET", "/metrics", MetricsView)
 
     def registry(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The names in a registry (strategies, models, datasets, schedules), with the schema of their options."""
+        """The names in a registry (strategies, reducers, models, datasets, schedules, partitioners), with the schema of their options."""
         return self._call("GET", f"/registry/{quote(kind)}", dict[str, dict[str, Any]])
 
     def events(self, after: int = 0, stream: str = "", limit: int = 1000) -> list[EventView]:

@@ -21,7 +21,7 @@ from tutti.adapters.workbench import rows_to_measure_on
 from tutti.core.params import Params
 from tutti.core.reduce import BadUpdate, Update
 from tutti.core.schedules import schedules
-from tutti.core.strategy import ServerState, strategies
+from tutti.core.strategy import ServerState, compose
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
@@ -91,7 +91,7 @@ class Simulation:
     ) -> None:
         _check(spec, federation)
         self.spec, self.federation = spec, federation
-        self._strategy = strategies.build(spec.strategy)
+        self._strategy = compose(spec.strategy, spec.reducer)
         self._factor = schedules.build(spec.training.lr_schedule)
         self._trainer = models.build(spec.model, data=federation.schema)
         self._batch_size = spec.training.batch_size or batch_size

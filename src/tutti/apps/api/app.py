@@ -13,11 +13,13 @@ from starlette.responses import Response
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric
+from tutti.adapters.partitioners import partitioners
 from tutti.apps.api import documented, jobs, live, nodes, status, transfer
 from tutti.apps.api.auth import ApiSettings, Failures, Guard
 from tutti.apps.api.problems import problem, problem_of, status_of
 from tutti.apps.api.schema import Api
 from tutti.core.errors import TuttiError
+from tutti.core.reduce import reducers
 from tutti.core.registry import Registry
 from tutti.core.schedules import schedules
 from tutti.core.strategy import strategies
@@ -29,9 +31,11 @@ log = logging.getLogger(__name__)
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
     "strategies": strategies,
+    "reducers": reducers,
     "models": models,
     "datasets": datasets,
     "schedules": schedules,
+    "partitioners": partitioners,
 }
 
 DESCRIPTION = """

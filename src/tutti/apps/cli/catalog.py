@@ -10,7 +10,7 @@ from tutti.apps.cli.options import as_json, print_json
 if TYPE_CHECKING:
     from tutti.core.registry import Registry
 
-KINDS = ("models", "strategies", "schedules", "datasets", "partitioners")
+KINDS = ("models", "strategies", "reducers", "schedules", "datasets", "partitioners")
 
 
 @click.command()
@@ -19,7 +19,7 @@ KINDS = ("models", "strategies", "schedules", "datasets", "partitioners")
 def catalog(kind: str | None, as_json: bool) -> None:
     """List the models, strategies and data sources there are.
 
-    And learning-rate schedules and partitioners, each with its options. A choice is written NAME or
+    And reducers, learning-rate schedules and partitioners, each with its options. A choice is written NAME or
     NAME:OPTION=VALUE,OPTION=VALUE; the first option needs no name.
 
     \b
@@ -35,9 +35,9 @@ def catalog(kind: str | None, as_json: bool) -> None:
     for name, entries in found.items():
         click.secho(name, bold=True)
         for entry, schema in entries.items():
-            click.echo(f"  {entry:<14} {schema['description']}")
+            click.echo(f"  {entry:<17} {schema['description']}")
             if options := options_of(schema):
-                click.echo(f"  {'':<14} {', '.join(options)}")
+                click.echo(f"  {'':<17} {', '.join(options)}")
 
 
 def described(kind: str) -> Mapping[str, Mapping[str, Any]]:
@@ -48,6 +48,7 @@ def described(kind: str) -> Mapping[str, Mapping[str, Any]]:
 
 def registry(kind: str) -> "Registry[Any]":
     from tutti.adapters.partitioners import partitioners
+    from tutti.core.reduce import reducers
     from tutti.core.schedules import schedules
     from tutti.core.strategy import strategies
     from tutti.ports.training import datasets, models
@@ -55,6 +56,7 @@ def registry(kind: str) -> "Registry[Any]":
     registries: dict[str, Registry[Any]] = {
         "models": models,
         "strategies": strategies,
+        "reducers": reducers,
         "schedules": schedules,
         "datasets": datasets,
         "partitioners": partitioners,

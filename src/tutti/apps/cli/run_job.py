@@ -35,6 +35,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "dataset": "dataset",
         "model": "model",
         "strategy": "strategy",
+    "reducer": "reducer",
         "rounds": "rounds",
         "name": "name",
         "seed": "seed",
@@ -70,6 +71,7 @@ def job_options(command: Any) -> Any:
             click.option("--dataset", help="Which of the nodes' data sets to train on."),
             click.option("--model", help="What to train, such as mlp or mlp:hidden=200x200 (`tutti catalog models`)."),
             click.option("--strategy", help="How updates make a model: fedavg, fedadam:server_lr=0.03, …"),
+            click.option("--reducer", help="How updates become one: mean, or robust, such as trimmed-mean:0.2."),
             click.option("--rounds", type=click.IntRange(1), help="How many.  [default: 10]"),
             click.option("--nodes", type=click.IntRange(1), help="How many must be there before a round starts."),
             click.option("--name", help="What the job is called.  [default: the data set]"),
@@ -367,10 +369,10 @@ def _check_source(dataset: str, source: str | None) -> None:
 
 def _check_names(spec: "JobSpec") -> None:
     """Say what the coordinator would say, without starting one."""
-    from tutti.core.strategy import strategies
+    from tutti.core.strategy import compose
     from tutti.ports.training import models
 
-    strategies.options(spec.strategy)
+    compose(spec.strategy, spec.reducer)
     models.options(spec.model)
 
 
