@@ -712,7 +712,7 @@ async def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
         bench.script.tell(await bench.start(model=Choice("cnn")))
         assert (await bench.script.hear(Failure)).reason == "there is no model 'cnn'"
         bench.script.tell(await bench.start(round=2, data=DataSchema("regression", (4,), 1)))
-        assert "the job expects data like" in (await bench.script.hear(Failure, 2)).reason
+        assert "does not fit the job: it is regression of 3" in (await bench.script.hear(Failure, 2)).reason
         bench.script.tell(await bench.start(round=3, weights="0" * 64))
         assert (await bench.script.hear(Failure, 3)).reason.startswith("there is no blob")
     assert bench.trainer.tasks == []

@@ -153,7 +153,7 @@ def patients(tmp_path: Path) -> str:
 def test_csv_columns_are_ordered_by_name(patients: str) -> None:
     data = load("csv:target=died,drop=colour,held_out=0", path=patients)
     assert data.name == "patients"
-    assert data.schema == DataSchema("classification", (2,), 2)
+    assert data.schema == DataSchema("classification", (2,), 2, ("age", "weight"))
     assert data.train.x.tolist() == [[40, 70.5], [50, 81], [33, 60], [61, 75]]
     assert data.train.y.tolist() == [0, 1, 1, 0]
 
@@ -169,7 +169,7 @@ def test_csv_one_hot_and_classes_by_word(patients: str) -> None:
 
 def test_csv_tasks(patients: str) -> None:
     regression = load("csv:target=weight,drop=colour,held_out=0", path=patients)
-    assert regression.schema == DataSchema("regression", (2,), 1)
+    assert regression.schema == DataSchema("regression", (2,), 1, ("age", "died"))
     assert regression.train.y.tolist() == [[70.5], [81], [60], [75]]
     assert load("csv:target=age,drop=colour,task=regression", path=patients).schema.task == "regression"
     assert load("csv:target=age,drop=colour,classes=62", path=patients).schema.outputs == 62
@@ -255,7 +255,9 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path, patients: str) -> None:
     )
     options = "target=died,one_hot=colour:red|green|blue"
     one, two = load(f"csv:{options}", path=patients), load(f"parquet:{options}", path=path)
-    assert one.schema == two.schema == DataSchema("classification", (5,), 2)
+    assert one.schema == two.schema == DataSchema(
+        "classification", (5,), 2, ("age", "colour=red", "colour=green", "colour=blue", "weight")
+    )
     assert one.train.x.tobytes() == two.train.x.tobytes()
     assert one.train.y.tobytes() == two.train.y.tobytes()
 
@@ -347,11 +349,11 @@ def test_image_folders(tmp_path: Path) -> None:
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     data = load("images:size=8,held_out=0,name=pets", path=str(tmp_path))
     assert data.name == "pets"
-    assert data.schema == DataSchema("classification", (3, 8, 8), 3)
+    assert data.schema == DataSchema("classification", (3, 8, 8), 3, classes=("cat", "dog", "eel"))
     assert data.train.y.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.train.x[:, 0].max(axis=(1, 2)).tolist() == [0, 0, 0, 1, 1, 1]
     grey = load("images:size=4,grey=true,classes=dog|cat,held_out=0", path=str(tmp_path))
-    assert grey.schema == DataSchema("classification", (1, 4, 4), 2)
+    assert grey.schema == DataSchema("classification", (1, 4, 4), 2, classes=("dog", "cat"))
     assert grey.train.x[0, 0, 0, 0] == pytest.approx(76 / 255)
     (tmp_path / "dog" / "3.png").write_bytes(b"no png")
     with pytest.raises(BadData, match=r"3\.png: cannot be read as an image"):

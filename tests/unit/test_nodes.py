@@ -5,8 +5,8 @@ import pytest
 from tutti.core.errors import Conflict, Forbidden, NotFound
 from tutti.core.registry import Choice
 from tutti.domain import nodes
-from tutti.domain.nodes import DataSummary, Register, Terms, why_not
-from tutti.domain.spec import DataSchema, JobSpec
+from tutti.domain.nodes import DataSummary, Register, Terms, common_schema, why_not
+from tutti.domain.spec import BadSpec, DataSchema, JobSpec, mismatch
 
 DIGITS = DataSchema("classification", (64,), 10)
 HOLDS = DataSummary("digits", DIGITS, examples=100)
@@ -64,7 +64,8 @@ def test_removing_a_stranger_is_an_error():
             DataSummary("digits", DataSchema("classification", (64,), 9), 9),
             Terms(),
             1,
-            "its digits is classification of 64 into 9 classes, the job expects classification of 64 into 10 classes",
+            "its digits does not fit the job: it is classification of 64 into 9 classes, "
+            "expected classification of 64 into 10 classes",
         ),
         (DataSummary("digits", DIGITS, 0), Terms(), 1, "has no examples to train on"),
         (HOLDS, Terms(open=False), 1, "outside its owner's hours"),
@@ -83,3 +84,41 @@ def test_a_node_that_would_refuse_the_module_is_not_asked():
     reason = why_not(spec, DIGITS, HOLDS, Terms(), 1)
     assert reason.startswith("its owner does not let jobs import module 'hospital.models'")
     assert why_not(spec, DIGITS, HOLDS, Terms(modules=("hospital.*",)), 1) is None
+
+
+PATIENTS = DataSchema("classification", (2,), 2, ("age", "weight"), ("no", "yes"))
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (PATIENTS, None),
+        (DataSchema("classification", (2,), 2), None),
+        (
+            DataSchema("classification", (2,), 2, ("age", "height"), ("no", "yes")),
+            "it lacks the column 'weight' and has the column 'height'; expected 'age', 'weight'",
+        ),
+        (
+            DataSchema("classification", (3,), 2, ("age", "bmi", "weight"), ("no", "yes")),
+            "it has the column 'bmi'; expected 'age', 'weight'",
+        ),
+        (
+            DataSchema("classification", (2,), 2, ("age", "weight"), ("yes", "no")),
+            "its class names come in another order: 'yes', 'no'; expected 'no', 'yes'",
+        ),
+        (
+            DataSchema("regression", (2,), 1, ("age", "weight")),
+            "it is regression of 2 into 1 targets, expected classification of 2 into 2 classes",
+        ),
+    ],
+)
+def test_rows_that_do_not_belong_together_are_told_apart(found, reason):
+    assert mismatch(PATIENTS, found) == reason
+
+
+def test_the_kind_of_most_nodes_is_the_right_one():
+    unnamed = DataSchema("classification", (2,), 2)
+    assert common_schema("patients", {"a": unnamed, "b": PATIENTS, "c": unnamed}) == PATIENTS
+    wrong = DataSchema("classification", (2,), 2, ("age", "height"), ("no", "yes"))
+    with pytest.raises(BadSpec, match="'patients': bob: it lacks the column 'weight' and has the column 'height'"):
+        common_schema("patients", {"ann": PATIENTS, "bob": wrong, "cyd": PATIENTS})

@@ -127,9 +127,9 @@ def test_vertical_divides_features() -> None:
 @pytest.mark.parametrize(
     ("text", "rows", "nodes", "message"),
     [
-        ("exponential", Population(TEN[:60]), 8, "leaves node 0 of 8 without any of the 60 rows.*fewer parts"),
+        ("exponential", Population(TEN[:60]), 8, "leaves node-1 of 8 without any of the 60 rows.*fewer parts"),
         ("size:sizes=1x1", Population(TEN), 3, "2 sizes for 3 parts"),
-        ("size:sizes=1x9999999", Population(TEN), 2, "'size' leaves node 0 of 2"),
+        ("size:sizes=1x9999999", Population(TEN), 2, "'size' leaves node-1 of 2"),
         ("pathological:2", Population(TEN), 4, "4 nodes of 2 classes cannot hold all 10 classes.*at least 5 parts"),
         ("pathological:2", Population(np.array([0, 0, 0, 0, 0, 1])), 3, "class 1 has 1 rows for the 3 nodes"),
         ("distribution:minimum=700", Population(TEN), 10, "class 0 has 600 rows, fewer than 700 for each of 2"),
@@ -145,7 +145,7 @@ def test_vertical_divides_features() -> None:
         ("feature-skew", Population(TEN), 2, "without features"),
         ("continuous:feature=3", Population(TEN), 2, "without features"),
         ("continuous:feature=3", Population(TEN, np.zeros((6000, 2))), 2, "no feature 3, the last is 1"),
-        ("vertical", Population(TEN, np.zeros((6000, 2))), 3, "node 2 of 3 without any of the 2 features"),
+        ("vertical", Population(TEN, np.zeros((6000, 2))), 3, "node-3 of 3 without any of the 2 features"),
         ("vertical", Population(TEN, np.zeros((6000, 1, 8, 8))), 3, "columns of a table"),
         ("inner-dirichlet", Population(np.zeros((9, 1), np.float32)), 2, "divides by class"),
     ],

@@ -20,8 +20,8 @@ def titles(svg: str) -> list[str]:
 
 def test_every_row_is_in_the_picture() -> None:
     said = titles(drawn(who_holds_what(Choice.parse("digits:partition=dirichlet:0.3"), 6)))
-    assert sum(int(title.split()[2]) for title in said) == 1438
-    assert {" ".join(title.split()[:2]) for title in said} == {f"node {k}:" for k in range(6)}
+    assert sum(int(title.split()[1]) for title in said) == 1438
+    assert {title.split()[0] for title in said} == {f"node-{k}:" for k in range(1, 7)}
 
 
 def test_bars_are_as_wide_as_the_node_has_rows() -> None:

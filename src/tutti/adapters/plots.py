@@ -71,7 +71,7 @@ def drawn(holdings: Holdings) -> str:
 def _node_names(parts: Sequence[NDArray[np.int64]], ids: NDArray[np.str_] | None) -> list[str]:
     """The id of a node all of whose rows are of one, otherwise its number."""
     owners: list[list[str]] = [[] if ids is None else np.unique(ids[part]).tolist() for part in parts]
-    return [mine[0] if len(mine) == 1 else f"node {number}" for number, mine in enumerate(owners)]
+    return [mine[0] if len(mine) == 1 else f"node-{number}" for number, mine in enumerate(owners, start=1)]
 
 
 def counts(labels: Labels, parts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], list[str]]:

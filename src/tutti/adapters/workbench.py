@@ -24,7 +24,7 @@ from tutti.adapters._imports import importable
 from tutti.core.errors import StorageError, TuttiError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.modules import unlisted
-from tutti.domain.spec import DataSchema, Metrics
+from tutti.domain.spec import DataSchema, Metrics, mismatch
 from tutti.ports.training import Data, Examples, datasets, models
 from tutti.wire import tensors
 
@@ -192,8 +192,8 @@ def _disk(path: str) -> Iterator[None]:
 def rows_to_measure_on(source: Choice, schema: DataSchema) -> Examples:
     """Every row of a job's `evaluation.data`; raises UserError if they are unlike the job's."""
     data = _load(msgspec.json.encode(source))
-    if data.schema != schema:
-        raise UserError(f"evaluation.data {source} has other rows than the job: {data.schema}, expected {schema}")
+    if (difference := mismatch(schema, data.schema)) is not None:
+        raise UserError(f"evaluation.data {source} has other rows than the job: {difference}")
     return _all_rows(data)
 
 

@@ -1,5 +1,6 @@
 """The register of nodes: invitations, who joined, and who may be asked to train what."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ from tutti.core.errors import Conflict, Forbidden, NotFound
 from tutti.domain import events as e
 from tutti.domain.events import NodeEvent, NodeId
 from tutti.domain.modules import unlisted
-from tutti.domain.spec import DataSchema, JobSpec, Name
+from tutti.domain.spec import BadSpec, DataSchema, JobSpec, Name, mismatch
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -125,6 +126,27 @@ def evolve(state: Register, event: NodeEvent) -> Register:
     assert_never(event)
 
 
+DIFFERING_NAMED = 10
+"""Nodes that a message names because their data differ."""
+
+
+def common_schema(dataset: str, described: Mapping[NodeId, DataSchema]) -> DataSchema:
+    """What the data of all these nodes look like; raises BadSpec that names the nodes and columns that differ.
+
+    The kind of most nodes is taken as the right one, of equally many that of the first node by name; one that names
+    its columns and classes before one that does not.
+    """
+    kinds = Counter(described[node] for node in sorted(described))
+    named = {kind: bool(kind.features) + bool(kind.classes) for kind in kinds}
+    expected = max(kinds, key=lambda kind: (sum(n for k, n in kinds.items() if not mismatch(kind, k)), named[kind]))
+    strange = {node: found for node in sorted(described) if (found := mismatch(expected, described[node]))}
+    if not strange:
+        return expected
+    listed = "; ".join(f"{node}: {difference}" for node, difference in list(strange.items())[:DIFFERING_NAMED])
+    more = f"; and {len(strange) - DIFFERING_NAMED} more nodes" if len(strange) > DIFFERING_NAMED else ""
+    raise BadSpec(f"the connected nodes hold different data under the name {dataset!r}: {listed}{more}")
+
+
 def why_not(spec: JobSpec, data: DataSchema, summary: DataSummary, terms: Terms, cohort: int) -> str | None:
     """Why a connected node cannot be asked to work on a job; None when it can.
 
@@ -132,8 +154,8 @@ def why_not(spec: JobSpec, data: DataSchema, summary: DataSummary, terms: Terms,
     """
     if summary.name != spec.dataset:
         return f"holds {summary.name}, the job is on {spec.dataset}"
-    if summary.data != data:
-        return f"its {summary.name} is {in_words(summary.data)}, the job expects {in_words(data)}"
+    if (difference := mismatch(data, summary.data)) is not None:
+        return f"its {summary.name} does not fit the job: {difference}"
     if summary.examples < 1:
         return "has no examples to train on"
     if not terms.open:
@@ -147,9 +169,3 @@ def why_not(spec: JobSpec, data: DataSchema, summary: DataSummary, terms: Terms,
     if cohort < terms.min_cohort:
         return f"its owner wants cohorts of {terms.min_cohort} or more, the job starts with {cohort}"
     return None
-
-
-def in_words(data: DataSchema) -> str:
-    """A schema for people: `classification of 28x28 into 10 classes`."""
-    what = "classes" if data.task == "classification" else "targets"
-    return f"{data.task} of {'x'.join(map(str, data.shape))} into {data.outputs} {what}"

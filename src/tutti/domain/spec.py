@@ -1,6 +1,6 @@
 """A job's whole specification: what a person writes in `job.toml`, sends to the API or types as options."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,18 +22,62 @@ class BadSpec(UserError):
     """The job cannot be run as written."""
 
 
-class DataSchema(msgspec.Struct, frozen=True):
-    """What the rows of a data set look like; two nodes can train together only if theirs are equal.
+class DataSchema(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the rows of a data set look like; two nodes can train together only if `mismatch` of theirs is None.
 
     Attributes:
         task: What is predicted.
         shape: Shape of one example without the batch axis, such as (1, 28, 28) or (64,).
         outputs: Number of classes, or of target columns for a regression.
+        features: Names of the columns in their order, where examples are rows of a table; empty: not known.
+        classes: Names of the classes in their order; empty: they are numbers.
     """
 
     task: Literal["classification", "regression"]
     shape: tuple[Positive, ...]
     outputs: Positive
+    features: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+
+def in_words(data: DataSchema) -> str:
+    """A schema for people: `classification of 28x28 into 10 classes`."""
+    what = "classes" if data.task == "classification" else "targets"
+    return f"{data.task} of {'x'.join(map(str, data.shape))} into {data.outputs} {what}"
+
+
+def mismatch(expected: DataSchema, found: DataSchema) -> str | None:
+    """Why rows of two kinds do not belong together, naming columns and classes; None when they do.
+
+    Names are compared where both are known.
+    """
+    if found.features and expected.features and found.features != expected.features:
+        return _differing("column", expected.features, found.features)
+    if found.classes and expected.classes and found.classes != expected.classes:
+        return _differing("class", expected.classes, found.classes)
+    if (found.task, found.shape, found.outputs) != (expected.task, expected.shape, expected.outputs):
+        return f"it is {in_words(found)}, expected {in_words(expected)}"
+    return None
+
+
+NAMED = 5
+"""Columns or classes that a message names."""
+
+
+def _differing(kind: str, expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+    changes = {
+        "lacks": [name for name in expected if name not in found],
+        "has": [name for name in found if name not in expected],
+    }
+    said = [f"{verb} the {kind} {_listed(names)}" for verb, names in changes.items() if names]
+    if said:
+        return f"it {' and '.join(said)}; expected {_listed(expected)}"
+    return f"its {kind} names come in another order: {_listed(found)}; expected {_listed(expected)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

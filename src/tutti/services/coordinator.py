@@ -241,15 +241,12 @@ class Coordinator:
     def _schema(self, spec: JobSpec) -> DataSchema:
         """What the job's data look like: known for bundled sets, else as the connected nodes describe theirs."""
         described = {
-            seen.registration.data.data
-            for seen in self.presence.connected().values()
+            node: seen.registration.data.data
+            for node, seen in sorted(self.presence.connected().items())
             if seen.registration is not None and seen.registration.data.name == spec.dataset
         }
-        if len(described) == 1:
-            return described.pop()
-        if len(described) > 1:
-            shapes = "; ".join(sorted(map(nodes.in_words, described)))
-            raise BadSpec(f"the connected nodes hold different data under the name {spec.dataset!r}: {shapes}")
+        if described:
+            return nodes.common_schema(spec.dataset, described)
         known = self._known_schema(Choice(spec.dataset))
         if known is None:
             raise BadSpec(

@@ -15,7 +15,7 @@ from tutti.core.errors import TuttiError, UserError
 from tutti.core.params import Params
 from tutti.core.schedules import schedules
 from tutti.domain.events import Digest
-from tutti.domain.spec import Metrics
+from tutti.domain.spec import Metrics, mismatch
 from tutti.ports.blobs import Buffer
 from tutti.ports.training import Data, Examples, Report, Task, Trainer
 from tutti.wire import tensors
@@ -44,8 +44,8 @@ def carry_out(start: Start, weights: Buffer, data: Data, trainer: Trainer, batch
     Raises Cancelled out of `report`, UserError if model and data do not fit, and whatever the trainer raises.
     """
     began = perf_counter()
-    if start.data != data.schema:
-        raise UserError(f"the job expects data like {start.data}, {data.name} here is {data.schema}")
+    if (difference := mismatch(start.data, data.schema)) is not None:
+        raise UserError(f"{data.name} here does not fit the job: {difference}")
     report(0.0, 0, None)
     model = tensors.decode(weights)
     measured = measure(model, data.held_out, trainer) if start.evaluate or start.task == "evaluate" else {}

@@ -6,6 +6,7 @@ from re import fullmatch
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from tutti.adapters.datasets._common import LARGEST, BadData, Rows
@@ -45,7 +46,9 @@ def to_rows(
     x = features(columns, drop="|".join(filter(None, [drop, target, id])), one_hot=one_hot)
     y = _targets(columns, target, task, classes)
     outputs = y.shape[1] if y.ndim == 2 else _count(y, classes)
-    schema = DataSchema("regression" if y.ndim == 2 else "classification", x.shape[1:], outputs)
+    named = schema_names(feature_names(columns, drop="|".join(filter(None, [drop, target, id])), one_hot=one_hot))
+    labels = schema_names(classes.split("|")) if isinstance(classes, str) and classes else ()
+    schema = DataSchema("regression" if y.ndim == 2 else "classification", x.shape[1:], outputs, named, labels)
     return Rows(x, y, schema, name=name, ids=ids)
 
 
@@ -62,6 +65,30 @@ def ids_of(columns: Columns, name: str) -> NDArray[np.str_]:
 
 def features(columns: Columns, *, drop: str, one_hot: str) -> NDArray[np.float32]:
     """float32 (n, features): all columns but those in drop=a|b, in alphabetical order."""
+    used, encoded = _used(columns, drop, one_hot)
+    parts = [_encode(columns, n, encoded[n]) if n in encoded else _numbers(columns, n)[:, None] for n in used]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def feature_names(columns: Columns, *, drop: str, one_hot: str) -> list[str]:
+    """Names of what `features` gives, in its order; `colour=red` for a category."""
+    used, encoded = _used(columns, drop, one_hot)
+    each = ([f"{name}={category}" for category in encoded[name]] if name in encoded else [name] for name in used)
+    return [name for names in each for name in names]
+
+
+MOST_NAMES, LONGEST_NAMES = 512, 16_384
+"""Names that a schema spells out, and their characters in all: it travels with every task."""
+
+
+def schema_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names for a DataSchema; too many become one, their digest, which still tells different ones apart."""
+    if len(names) <= MOST_NAMES and sum(map(len, names)) <= LONGEST_NAMES:
+        return tuple(names)
+    return (f"{len(names)} names, blake3 {blake3(repr(list(names)).encode()).hexdigest()[:32]}",)
+
+
+def _used(columns: Columns, drop: str, one_hot: str) -> tuple[list[str], dict[str, list[str]]]:
     dropped, encoded = set(filter(None, drop.split("|"))), _parse_one_hot(one_hot)
     if unknown := sorted((dropped | encoded.keys()) - columns.cells.keys()):
         raise BadOption(
@@ -70,8 +97,7 @@ def features(columns: Columns, *, drop: str, one_hot: str) -> NDArray[np.float32
     used = sorted(columns.cells.keys() - dropped)
     if not used:
         raise BadData(f"{columns.path}: no column is left to learn from")
-    parts = [_encode(columns, n, encoded[n]) if n in encoded else _numbers(columns, n)[:, None] for n in used]
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    return used, encoded
 
 
 def _parse_one_hot(text: str) -> dict[str, list[str]]:

@@ -161,9 +161,10 @@ def population_of(rows: Rows, pool: Rowset) -> Population:
 
 def _columns(rows: Rows, columns: Rowset, name: str) -> Rows:
     """Some features of the rows; under a name of their own, since other features must not be averaged with them."""
-    return replace(
-        rows, x=rows.x[:, columns], schema=msgspec.structs.replace(rows.schema, shape=(len(columns),)), name=name
-    )
+    names = rows.schema.features
+    kept = tuple(names[column] for column in columns) if len(names) == rows.x.shape[1] else ()
+    schema = msgspec.structs.replace(rows.schema, shape=(len(columns),), features=kept)
+    return replace(rows, x=rows.x[:, columns], schema=schema, name=name)
 
 
 def _parse_part(text: str) -> tuple[int, int]:

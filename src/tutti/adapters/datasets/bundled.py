@@ -23,7 +23,7 @@ def digits(image: bool = False) -> Rows:
 
 
 def _breast_cancer_schema() -> DataSchema:
-    return DataSchema("classification", (30,), 2)
+    return DataSchema("classification", (30,), 2, classes=("malignant", "benign"))
 
 
 @source("breast-cancer", _breast_cancer_schema)

@@ -33,7 +33,7 @@ _SHEET_TEST = 1000
 
 
 def _schema() -> DataSchema:
-    return DataSchema("classification", (3, 32, 32), 10)
+    return DataSchema("classification", (3, 32, 32), 10, classes=CLASSES)
 
 
 @source("cifar10", _schema)

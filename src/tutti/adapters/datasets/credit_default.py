@@ -11,10 +11,16 @@ from tutti.domain.spec import DataSchema
 _FILE = File("UCI_Credit_Card.csv", "sha256:2d0560932c75d5d727818e77f6082d4eeb36b6a803d7dca2a6a1b23951e716ae")
 _SOURCE = "the UCI repository, data set 350, https://doi.org/10.24432/C55S3H, as CSV with one header line"
 _BANKS = {"1": "graduate-school", "2": "university", "3": "high-school"}  # 4 is "others"; 0, 5, 6 are undocumented
+_FEATURES = (
+    *("LIMIT_BAL", "SEX", "EDUCATION", "MARRIAGE", "AGE"),
+    *("PAY_0", "PAY_2", "PAY_3", "PAY_4", "PAY_5", "PAY_6"),
+    *(f"BILL_AMT{month}" for month in range(1, 7)),
+    *(f"PAY_AMT{month}" for month in range(1, 7)),
+)
 
 
 def _schema() -> DataSchema:
-    return DataSchema("classification", (23,), 2)
+    return DataSchema("classification", (23,), 2, _FEATURES, ("paid", "default"))
 
 
 @source("credit-default", _schema)
@@ -29,7 +35,7 @@ def credit_default(path: str = "") -> Rows:
     cells = dict(read_csv(str(file)).cells)
     y = np.array(cells.pop("default_payment_next_month"), np.int64)
     ids = np.array([_BANKS.get(level, "other") for level in cells["EDUCATION"]])
-    x = np.array([column for name, column in cells.items() if name != "ID"], np.float64).T
+    x = np.array([cells[name] for name in _FEATURES], np.float64).T
     classes = [np.flatnonzero(y == label) for label in (0, 1)]
     test = np.sort(np.concatenate([rows[reserve(len(rows))] for rows in classes]))
     return Rows(standardized(x, test), y, _schema(), test, ids=ids)

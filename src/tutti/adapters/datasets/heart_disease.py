@@ -30,10 +30,14 @@ _FILES = [
 ]
 _DROPPED = 3  # slope, ca, thal: the last three columns before the diagnosis
 _CP, _RESTECG = 2, 6
+_FEATURES = (
+    *("age", "sex", "trestbps", "chol", "fbs", "thalach", "exang", "oldpeak"),
+    *("cp=2", "cp=3", "cp=4", "restecg=1", "restecg=2"),
+)
 
 
 def _schema() -> DataSchema:
-    return DataSchema("classification", (13,), 2)
+    return DataSchema("classification", (13,), 2, _FEATURES, ("healthy", "diseased"))
 
 
 @source("heart-disease", _schema)

@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tutti.adapters._imports import extra
-from tutti.adapters.datasets._columns import Columns, ids_of, to_rows
+from tutti.adapters.datasets._columns import Columns, ids_of, schema_names, to_rows
 from tutti.adapters.datasets._common import BadData, Rows, source
 from tutti.adapters.datasets.arrays import from_arrays
 from tutti.core.registry import BadOption
@@ -100,7 +101,9 @@ def _one_column(columns: Columns, x: str, y: str, id: str, classes: int | str, n
             raise BadData(f"{columns.at(row, x)}: expected {arrays[0].shape} as in the first row, came {array.shape}")
     count = len(classes.split("|")) if isinstance(classes, str) and classes else int(classes or 0)
     found = from_arrays(np.stack(arrays), np.array(columns.cells[y]), columns.path, classes=count)
-    return Rows(found.x, found.y, found.schema, name=name, ids=ids_of(columns, id) if id else None)
+    labels = schema_names(classes.split("|")) if isinstance(classes, str) and classes else ()
+    schema = msgspec.structs.replace(found.schema, classes=labels)
+    return Rows(found.x, found.y, schema, name=name, ids=ids_of(columns, id) if id else None)
 
 
 def _array(cell: Any, where: str) -> NDArray[Any]:

@@ -41,6 +41,10 @@ _FASHION = [
     )
 ]
 _LARGEST = 2**32
+_CLOTHES = (
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
 
 
 @source("idx")
@@ -60,26 +64,30 @@ def mnist(path: str = "") -> Rows:
 
     The files are looked for in `path`, or else in the folders $TUTTI_DATA_DIR and ../shared/data.
     """
-    return _four("mnist", _MNIST, path, download=False)
+    return _four("mnist", _MNIST, path, _mnist_schema(), download=False)
 
 
-@source("fashion-mnist", _mnist_schema)
+def _fashion_schema() -> DataSchema:
+    return DataSchema("classification", (1, 28, 28), 10, classes=_CLOTHES)
+
+
+@source("fashion-mnist", _fashion_schema)
 def fashion_mnist(path: str = "", download: bool = False) -> Rows:
     """70000 articles of clothing of 1x28x28 (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), as mnist.
 
     download=true fetches the four files into $TUTTI_DATA_DIR.
     """
-    return _four("fashion-mnist", _FASHION, path, download=download)
+    return _four("fashion-mnist", _FASHION, path, _fashion_schema(), download=download)
 
 
-def _four(name: str, originals: list[File], path: str, *, download: bool) -> Rows:
+def _four(name: str, originals: list[File], path: str, schema: DataSchema, *, download: bool) -> Rows:
     """The two pairs of files in one folder, gzipped or not; their official test set."""
     plain = [File(file.name.removesuffix(".gz")) for file in originals]
     unpacked = any(all((folder / file.name).is_file() for file in plain) for folder in folders(name, path))
     files = locate(name, plain if unpacked else originals, path, download=download)
     (x, y), (test_x, test_y) = _pair(files[0], files[1], 10), _pair(files[2], files[3], 10)
     test = np.arange(len(x), len(x) + len(test_x))
-    return Rows(np.concatenate([x, test_x]), np.concatenate([y, test_y]), _mnist_schema(), test)
+    return Rows(np.concatenate([x, test_x]), np.concatenate([y, test_y]), schema, test)
 
 
 def _pair(images: Path, labels: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutti.adapters._imports import extra
+from tutti.adapters.datasets._columns import schema_names
 from tutti.adapters.datasets._common import BadData, Rows, source
 from tutti.domain.spec import DataSchema, Positive
 
@@ -29,7 +30,7 @@ def images(path: str, size: Positive = 32, grey: bool = False, classes: str = ""
     for row, (file, _) in enumerate(files):
         x[row] = _pixels(file, size, grey)
     y = np.array([label for _, label in files], np.int64)
-    return Rows(x, y, DataSchema("classification", shape, len(names)), name=name or folder.resolve().name)
+    return Rows(x, y, DataSchema("classification", shape, len(names), classes=schema_names(names)), name=name or folder.resolve().name)
 
 
 def _subfolders(folder: Path) -> list[str]:

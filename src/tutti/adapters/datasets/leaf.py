@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,11 @@ def leaf(path: str, shape: Positive | list[Positive], classes: Positive, name: s
     """
     wanted = (shape,) if isinstance(shape, int) else tuple(shape)
     folder = Path(path)
-    return _rows(folder, wanted, classes, name or folder.resolve().name)
+    return _rows(folder, DataSchema("classification", wanted, classes), name or folder.resolve().name)
 
 
 def _femnist_schema() -> DataSchema:
-    return DataSchema("classification", (1, 28, 28), 62)
+    return DataSchema("classification", (1, 28, 28), 62, classes=tuple(digits + ascii_uppercase + ascii_lowercase))
 
 
 @source("femnist", _femnist_schema)
@@ -52,14 +53,14 @@ def femnist(path: str = "") -> Rows:
             f"femnist: expected the folder train with LEAF's JSON files in one of {', '.join(map(str, searched))}; "
             "make it with data/femnist/preprocess.sh of github.com/TalwalkarLab/leaf, and give path=…"
         )
-    return _rows(found, (1, 28, 28), 62, "femnist")
+    return _rows(found, _femnist_schema(), "femnist")
 
 
-def _rows(folder: Path, shape: tuple[int, ...], classes: int, name: str) -> Rows:
+def _rows(folder: Path, schema: DataSchema, name: str) -> Rows:
+    shape, classes = schema.shape, schema.outputs
     train = _folder(folder / "train" if (folder / "train").is_dir() else folder, shape, classes)
     parts = [train, *([_folder(folder / "test", shape, classes)] if (folder / "test").is_dir() else [])]
     x, y, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    schema = DataSchema("classification", shape, classes)
     return Rows(x, y, schema, np.arange(len(train[1]), len(y)), name, ids)
 
 

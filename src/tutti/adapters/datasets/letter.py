@@ -1,5 +1,7 @@
 """Letter recognition (Frey & Slate 1991, https://doi.org/10.1007/BF00114162; UCI, CC BY 4.0)."""
 
+from string import ascii_uppercase
+
 import numpy as np
 
 from tutti.adapters.datasets._common import Rows, source
@@ -17,7 +19,7 @@ _TRAIN = 16_000  # the usual split: the last 4000 are for test
 
 
 def _schema() -> DataSchema:
-    return DataSchema("classification", (16,), 26)
+    return DataSchema("classification", (16,), 26, classes=tuple(ascii_uppercase))
 
 
 @source("letter", _schema)

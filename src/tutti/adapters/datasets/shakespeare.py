@@ -23,7 +23,7 @@ _TRAIN_SHARE = 0.8
 
 
 def _schema(context: int) -> DataSchema:
-    return DataSchema("classification", (context,), len(ALPHABET))
+    return DataSchema("classification", (context,), len(ALPHABET), classes=tuple(ALPHABET))
 
 
 @source("shakespeare", _schema)

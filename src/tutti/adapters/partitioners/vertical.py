@@ -27,7 +27,7 @@ def _divide(population: Population, nodes: int, seed: int) -> Parts:
     features = population.x.shape[1]
     if features < nodes:
         raise CannotPartition(
-            f"partition 'vertical' leaves node {features} of {nodes} without any of the {features} features; "
+            f"partition 'vertical' leaves node-{features + 1} of {nodes} without any of the {features} features; "
             f"make at most {features} parts"
         )
     return [np.sort(part) for part in np.array_split(rng(seed).permutation(features), nodes)]

@@ -160,8 +160,9 @@ def predict(
 ) -> None:
     """Predict with a pulled model on the rows of a CSV file.
 
-    Classes come with their probability. The features must be scaled as they were in training. The measure
-    on --target goes to standard error.
+    Classes come by name, where the training data had names, and with their probability. A model that knows its
+    columns finds them by name; further columns are left out. The features must be scaled as they were in training.
+    The measure on --target goes to standard error.
 
     \b
     Examples:
@@ -213,6 +214,8 @@ def _features(
     from tutti.adapters.datasets._common import SCHEMAS
 
     dropped = "|".join(filter(None, (drop, target)))
+    if order is None and (named := _named(columns, pulled.data.features, dropped, one_hot)) is not None:
+        return named
     in_file_order = order == "file" or (order is None and pulled.dataset in SCHEMAS)
     x = features(_numbered(columns, dropped) if in_file_order else columns, drop=dropped, one_hot=one_hot)
     width = 1
@@ -222,6 +225,25 @@ def _features(
         hint = ": name the column with the truth by --target, others by --drop" if x.shape[1] > width else ""
         raise UserError(f"the model takes {width} features, {columns.path} has {x.shape[1]}{hint}")
     return x.reshape(-1, *pulled.data.shape)
+
+
+def _named(
+    columns: "Columns", names: tuple[str, ...], dropped: str, one_hot: str
+) -> "NDArray[np.float32] | None":
+    """The very columns that the model names, in its order; None where it or the file has no such names."""
+    from tutti.adapters.datasets._columns import feature_names, features
+
+    found = feature_names(columns, drop=dropped, one_hot=one_hot)
+    if not names or not set(names) & set(found):
+        return None
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{columns.path} lacks the column {missing[0]!r} that the model takes; it has: {', '.join(found)}")
+    encoded = {part.partition(":")[0] for part in one_hot.split(";")}
+    surplus = [name for name in found if name not in names and name.partition("=")[0] not in encoded]
+    used = "|".join(filter(None, (dropped, *surplus)))
+    x = features(columns, drop=used, one_hot=one_hot)
+    kept = feature_names(columns, drop=used, one_hot=one_hot)
+    return x[:, [kept.index(name) for name in names]]
 
 
 def _numbered(columns: "Columns", dropped: str) -> "Columns":
@@ -256,7 +278,8 @@ def _write_rows(data: "DataSchema", outputs: "NDArray[np.float32]", file: TextIO
     likely = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
     likely /= likely.sum(axis=1, keepdims=True)
     writer.writerow(["prediction", "probability"])
-    writer.writerows((int(row.argmax()), f"{row.max():.4f}") for row in likely)
+    named = data.classes or tuple(map(str, range(data.outputs)))
+    writer.writerows((named[int(row.argmax())], f"{row.max():.4f}") for row in likely)
 
 
 def _measure(data: "DataSchema", outputs: "NDArray[np.float32]", columns: "Columns", target: str) -> None:
@@ -264,14 +287,35 @@ def _measure(data: "DataSchema", outputs: "NDArray[np.float32]", columns: "Colum
 
     from tutti.adapters.trainers.measure import measure
 
+    if data.task == "classification":
+        metrics = measure(outputs, _true_classes(data, columns, target), data)
+    else:
+        metrics = measure(outputs, _true_numbers(columns, target).astype(np.float32)[:, None], data)
+    click.echo(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()), err=True)
+
+
+def _true_numbers(columns: "Columns", target: str) -> "NDArray[np.float64]":
+    import numpy as np
+
     try:
-        truth = np.asarray(columns.cells[target], np.float64)
+        return np.asarray(columns.cells[target], np.float64)
     except ValueError:
         raise UserError(f"{columns.path}, column {target!r}: expected numbers to measure on") from None
-    if data.task == "classification":
-        if not np.isin(truth, np.arange(data.outputs)).all():
-            raise UserError(f"{columns.path}, column {target!r}: expected classes 0 to {data.outputs - 1}")
-        metrics = measure(outputs, truth.astype(np.int64), data)
-    else:
-        metrics = measure(outputs, truth.astype(np.float32)[:, None], data)
-    click.echo(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()), err=True)
+
+
+def _true_classes(data: "DataSchema", columns: "Columns", target: str) -> "NDArray[np.int64]":
+    """int64 (n,) from names or, where the column has none of these, from numbers."""
+    import numpy as np
+
+    texts = [str(cell).strip() for cell in columns.cells[target]]
+    if set(texts) & set(data.classes):
+        if unknown := next((text for text in texts if text not in data.classes), None):
+            raise UserError(
+                f"{columns.path}, column {target!r}: {unknown!r} is none of the model's classes {', '.join(data.classes)}"
+            )
+        return np.array([data.classes.index(text) for text in texts], np.int64)
+    truth = _true_numbers(columns, target)
+    if not np.isin(truth, np.arange(data.outputs)).all():
+        named = f", or {', '.join(data.classes)}" if data.classes else ""
+        raise UserError(f"{columns.path}, column {target!r}: expected classes 0 to {data.outputs - 1}{named}")
+    return truth.astype(np.int64)
