@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from support.commands import tutti
+from support.commands import running, tutti
+from tutti.apps.client import Client
 
 SIM = ("sim", "--dataset", "digits", "--model", "linear", "--nodes", 5, "--cohort", 5, "--rounds", 3, "--json")
 
@@ -84,3 +85,52 @@ def test_a_prediction_is_a_class_by_its_name(tmp_path):
     wrong = tutti("predict", "model.safetensors", "other.csv", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "other.csv lacks the column 'weight' that the model takes; it has: age, height" in wrong.stderr
+
+
+def test_nodes_of_a_coordinator_tell_of_their_data(tmp_path):
+    for seed, name in enumerate(("ann", "bob")):
+        clinic(tmp_path / f"{name}.csv", seed=seed)
+    gaps = (tmp_path / "bob.csv").read_text().splitlines()
+    (tmp_path / "bob.csv").write_text(
+        "\n".join([gaps[0], *(f",{line.partition(',')[2]}" for line in gaps[1:13]), *gaps[13:]])
+    )
+    (tmp_path / "policy.toml").write_text("min_rows = 15\n")
+    data = "target=died,classes=no|yes,name=clinic"
+    with running("up", "--port", 0, "--data-dir", "data", cwd=tmp_path) as up:
+        url = up.ready["url"]
+        link = json.loads(tutti("invite", "--uses", 3, "--url", url, "--json", cwd=tmp_path).stdout)["link"]
+        refused = tutti("join", link, "--name", "eve", "--data", f"csv:path=bob.csv,{data}", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "bob.csv, row 2, column 'age': the value is missing, as 11 more are" in refused.stderr
+        policy = ("--policy", "policy.toml")
+        with (
+            running("join", link, "--name", "ann", "--data", f"csv:path=ann.csv,{data}", *policy, cwd=tmp_path),
+            running("join", link, "--name", "bob", "--data", f"csv:path=bob.csv,missing=drop,{data}", cwd=tmp_path),
+        ):
+            wait_for_nodes(tmp_path, url, 2)
+            said = tutti("preflight", "clinic", "--url", url, "--column", "age", cwd=tmp_path)
+            assert said.returncode == 0, said.stderr
+            assert "- bob: column 'age' misses 12 values" in said.stdout
+            told = json.loads(tutti("preflight", "clinic", "--url", url, "--json", cwd=tmp_path).stdout)
+            assert {node["node"]: node["least"] for node in told["nodes"]} == {"ann": 15, "bob": 10}
+            assert (told["rows"], told["class_names"]) == (48 + 38, ["no", "yes"])
+            job = ("run", "--dataset", "clinic", "--model", "linear", "--nodes", 2, "--rounds", 3, "--normalize")
+            assert tutti(*job, "--url", url, cwd=tmp_path).returncode == 0
+
+
+def wait_for_nodes(cwd, url, count):
+    """Nodes say that they have joined a moment before they are connected."""
+    with Client(url) as client:
+        for event in client.follow():
+            if event.type == "NodeConnected" and sum(node.connected for node in client.nodes()) >= count:
+                return
+
+
+def test_simulated_nodes_tell_of_their_data(tmp_path):
+    clinic(tmp_path / "clinic.csv")
+    asked = ("preflight", "--data", "csv:path=clinic.csv,target=died,classes=no|yes", "--nodes", 2)
+    said = tutti(*asked, "--least", 5, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("clinic: 60 rows to train on")
+    assert tutti(*asked, "clinic", cwd=tmp_path).returncode == 2
+    assert tutti(*asked, "--column", "height", cwd=tmp_path).stderr.count("there is no column 'height'") == 1

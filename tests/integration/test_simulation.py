@@ -207,7 +207,7 @@ def test_a_job_that_could_never_start_is_refused():
         Federation.divide("digits:part=0/4", 4)
     with pytest.raises(UserError, match="not to the data source"):
         Federation.divide("digits:seed=3", 4)
-    with pytest.raises(UserError, match="came 2 kinds"):
+    with pytest.raises(UserError, match="came digits, toy"):
         Federation.of({"ada": toy_data(0), "bob": part(0)})
     assert Carving().part == "0/1"
 

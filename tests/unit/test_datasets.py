@@ -112,7 +112,7 @@ def test_partition_is_a_choice_within_the_choice() -> None:
         ("digits:held_out=1.5", "held_out"),
         ("digits:split=validation", "split"),
         ("digits:split=test,part=0/4", "same for everybody"),
-        ("digits:colour=true", "colour.*options: part, partition, held_out, split, seed, standardize, image"),
+        ("digits:colour=true", "colour.*options: part, partition, held_out, split, seed, standardize, missing, image"),
     ],
 )
 def test_bad_common_options_are_refused(source: str, message: str) -> None:
@@ -255,8 +255,10 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path, patients: str) -> None:
     )
     options = "target=died,one_hot=colour:red|green|blue"
     one, two = load(f"csv:{options}", path=patients), load(f"parquet:{options}", path=path)
-    assert one.schema == two.schema == DataSchema(
-        "classification", (5,), 2, ("age", "colour=red", "colour=green", "colour=blue", "weight")
+    assert (
+        one.schema
+        == two.schema
+        == DataSchema("classification", (5,), 2, ("age", "colour=red", "colour=green", "colour=blue", "weight"))
     )
     assert one.train.x.tobytes() == two.train.x.tobytes()
     assert one.train.y.tobytes() == two.train.y.tobytes()

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from support.shared_data import SHARED, needs
-from tutti.adapters.datasets import BadData
-from tutti.adapters.datasets import known_schema
+from tutti.adapters.datasets import BadData, known_schema
 from tutti.adapters.datasets.cifar10 import CLASSES
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice, Option

@@ -25,7 +25,7 @@ from tutti.core.errors import StorageError, TuttiError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.modules import unlisted
 from tutti.domain.spec import DataSchema, Metrics, mismatch
-from tutti.ports.training import Data, Examples, datasets, models
+from tutti.ports.training import Data, Examples, datasets, models, normalized
 from tutti.wire import tensors
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def rows_to_measure_on(source: Choice, schema: DataSchema) -> Examples:
     data = _load(msgspec.json.encode(source))
     if (difference := mismatch(schema, data.schema)) is not None:
         raise UserError(f"evaluation.data {source} has other rows than the job: {difference}")
-    return _all_rows(data)
+    return normalized(_all_rows(data), schema)
 
 
 @lru_cache(maxsize=4)

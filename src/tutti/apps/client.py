@@ -31,6 +31,7 @@ from tutti.services.views import (
     ModelView,
     NodeView,
     Page,
+    PreflightView,
     RoundView,
     StatusView,
     WhyView,
@@ -177,6 +178,10 @@ class Client:
     def remove_node(self, name: str) -> None:
         self._request("DELETE", f"/nodes/{quote(name)}")
 
+    def preflight(self, dataset: str, least: int = 10) -> PreflightView:
+        """Statistics of the connected nodes' data; no figure is of fewer than `least` rows."""
+        return self._call("GET", f"/datasets/{quote(dataset)}/preflight", PreflightView, query={"least": least})
+
     def invite(self, uses: int = 1, seconds: float = 86_400.0) -> Invitation:
         """A join link for so many nodes and so many seconds."""
         return self._call("POST", "/invites", Invitation, body={"uses": uses, "seconds": seconds})
@@ -199,7 +204,7 @@ class Client:
         return self._call("GET", "/metrics", MetricsView)
 
     def registry(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The names in a registry (strategies, reducers, models, datasets, schedules, partitioners), with the schema of their options."""
+        """The names in a registry, such as strategies or models, with the schema of their options."""
         return self._call("GET", f"/registry/{quote(kind)}", dict[str, dict[str, Any]])
 
     def events(self, after: int = 0, stream: str = "", limit: int = 1000) -> list[EventView]:

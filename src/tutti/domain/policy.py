@@ -9,6 +9,8 @@ max_cpus = 2
 max_ram = "4 GB"
 max_epochs = 10                                  # local epochs in one round
 allow_gpu = false
+allow_statistics = true                          # mean, quantiles and the like of the data (`tutti preflight`)
+min_rows = 20                                    # of fewer rows no statistic is told
 """
 
 import re
@@ -72,6 +74,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     max_ram: Positive | None = None
     max_epochs: Positive | None = None
     allow_gpu: bool = True
+    allow_statistics: bool = True
+    min_rows: Positive = 10
 
 
 class Request(Protocol):
@@ -105,6 +109,17 @@ def allows(policy: Policy, request: Request, now: datetime) -> str | None:
         return f"its owner wants cohorts of {policy.min_cohort} or more, this one has {request.cohort}"
     if policy.max_epochs is not None and epochs > policy.max_epochs:
         return f"its owner allows {policy.max_epochs} local epochs a round, the job asks for {epochs}"
+    return None
+
+
+def tells(policy: Policy, nodes: int, now: datetime) -> str | None:
+    """Why the owner's policy forbids telling statistics, where so many nodes are asked; None when it allows it."""
+    if not policy.allow_statistics:
+        return "its owner does not let statistics be told (allow_statistics)"
+    if not is_open(policy, now):
+        return "outside its owner's hours"
+    if nodes < policy.min_cohort:
+        return f"its owner wants company of {policy.min_cohort} nodes or more, {nodes} are asked"
     return None
 
 

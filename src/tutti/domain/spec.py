@@ -31,6 +31,7 @@ class DataSchema(msgspec.Struct, frozen=True, omit_defaults=True):
         outputs: Number of classes, or of target columns for a regression.
         features: Names of the columns in their order, where examples are rows of a table; empty: not known.
         classes: Names of the classes in their order; empty: they are numbers.
+        mean, deviation: By column, by which rows are normalised before a model sees them; empty: they are not.
     """
 
     task: Literal["classification", "regression"]
@@ -38,6 +39,8 @@ class DataSchema(msgspec.Struct, frozen=True, omit_defaults=True):
     outputs: Positive
     features: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
 
 
 def in_words(data: DataSchema) -> str:
@@ -169,6 +172,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reducer: Choice = Choice("mean")  # how updates become one: robust ones hold against bad nodes
     rounds: Positive = 10
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    normalize: bool = False  # by mean and deviation of all nodes' training rows, of which no row is told
     training: Training = Training()
     cohort: CohortRules = CohortRules()
     evaluation: Evaluation = Evaluation()

@@ -26,12 +26,34 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Data:
-    """A node's data: what it trains on, and the rows it holds out to measure models."""
+    """A node's data: what it trains on, and the rows it holds out to measure models.
+
+    `missing` counts cells without a value by column, before rows were left out or cells filled in.
+    """
 
     name: str
     schema: DataSchema
     train: Examples
     held_out: Examples
+    missing: Mapping[str, int] = field(default_factory=dict)
+
+
+def columns_of(schema: DataSchema) -> list[str]:
+    """What to call the columns of a table, `feature 0` and so on where they have no names; one name for all pixels."""
+    if len(schema.shape) != 1:
+        return ["pixels"]
+    if len(schema.features) == schema.shape[0]:
+        return list(schema.features)
+    return [f"feature {number}" for number in range(schema.shape[0])]
+
+
+def normalized(examples: Examples, schema: DataSchema) -> Examples:
+    """(x - mean) / deviation, column by column, where the schema says so; columns that never vary are only shifted."""
+    if not schema.mean:
+        return examples
+    deviation = np.array(schema.deviation)
+    x = (examples.x - np.array(schema.mean)) / np.where(deviation > 0, deviation, 1.0)
+    return Examples(x.astype(np.float32), examples.y)
 
 
 class NodeData(Protocol):

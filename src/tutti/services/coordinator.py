@@ -29,9 +29,10 @@ from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left,
 from tutti.ports.training import datasets, models
 from tutti.services.driver import JobDriver, kept_blobs
 from tutti.services.journal import Journal
+from tutti.services.preflight import Preflight, Told, with_normalization
 from tutti.services.presence import Presence
 from tutti.version import __version__
-from tutti.wire.messages import Failure, Heartbeat, Progress, Registration, Submission, Verdict
+from tutti.wire.messages import Described, Failure, Heartbeat, Progress, Registration, Submission, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class Coordinator:
         self.stats = Stats()
         self.journal = Journal(event_log, clock)
         self.presence = Presence(clock())
+        self.preflight = Preflight(fabric)
         self._known_schema = known_schema
         self._drivers: dict[str, JobDriver] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -210,6 +212,8 @@ class Coordinator:
         Asking again with the same `key` gives the same job, also after a restart; Conflict if the job differs.
         """
         data = self._check(spec)
+        if spec.normalize:
+            data = with_normalization(data, await self.describe(spec.dataset))
         suffix = fingerprint(key)[:16] if key else secrets.token_hex(4)
         job_id = f"{spec.name.lower().replace('_', '-').replace('.', '-')[:40]}-{suffix}"
         job = await self.journal.submit(job_id, spec, data, by=by, paused=paused)
@@ -254,6 +258,21 @@ class Coordinator:
                 f"start a node that holds it first (`tutti join <link> --data …`)"
             )
         return known
+
+    async def describe(self, dataset: str, least: int = 1) -> Told:
+        """Statistics of every connected node that holds this data set, as far as its owner tells them.
+
+        Raises BadSpec if the nodes' data do not belong together, NotFound if no node holds such data.
+        """
+        holders = {
+            node: seen.registration.data
+            for node, seen in sorted(self.presence.connected().items())
+            if seen.registration is not None and seen.registration.data.name == dataset
+        }
+        if not holders:
+            raise NotFound(f"no connected node holds {dataset!r}: see `tutti nodes ls`")
+        schema = nodes.common_schema(dataset, {node: summary.data for node, summary in holders.items()})
+        return await self.preflight.ask(dataset, schema, {n: s.examples for n, s in holders.items()}, least)
 
     async def pause(self, job_id: str, *, by: str = "") -> Job:
         return await self._steer(job_id, commands.Pause(reason=f"asked by {by}" if by else "asked"))
@@ -420,6 +439,7 @@ class Coordinator:
                 self.spawn(self._note(_arrival(node, registration, now)))
             case Left(node=node, reason=reason, took_leave=took_leave):
                 self.presence.left(node, now, took_leave=took_leave)
+                self.preflight.left(node)
                 self._nodes_changed()
                 self.spawn(self._note(e.NodeDisconnected(at=now, node=node, reason=reason[:200])))
             case Said(node=node, message=message, blob=blob):
@@ -441,6 +461,8 @@ class Coordinator:
                     return
                 self._waiting[node] += 1
                 self._submissions.put_nowait((node, message, blob))
+            case Described():
+                self.preflight.heard(node, message)
             case Failure(job=job_id, round=number, attempt=attempt, reason=reason):
                 round = self.job(job_id).round if job_id in self._drivers else None
                 if round is not None and (round.number, round.opened.attempt) == (number, attempt):

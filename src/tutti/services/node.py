@@ -14,15 +14,18 @@ from random import Random
 from typing import assert_never
 
 from tutti.domain.nodes import Capabilities, DataSummary
-from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered, terms
+from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered, tells, terms
 from tutti.ports.fabric import Link, LinkLost, LinkRefused
 from tutti.ports.machine import Host
 from tutti.ports.training import Data
+from tutti.services.preflight import statistics_of
 from tutti.services.runner import TaskRunner, TrainerFor, backoff, key_of
 from tutti.services.work import failure
 from tutti.wire.messages import (
     PROTOCOL,
     CoordinatorMessage,
+    Describe,
+    Described,
     Failure,
     GlobalWeights,
     Halt,
@@ -144,6 +147,8 @@ class NodeRuntime:
             case GlobalWeights(job=job, round=round):
                 if held is not None and held.start.job == job and held.start.round <= round:
                     self._tasks.release(f"round {round} is closed")
+            case Describe():
+                await self._describe(message)
             case Refusal(detail=detail, fatal=True):
                 raise LinkRefused(detail)
             case Refusal(code=code, detail=detail):
@@ -152,6 +157,22 @@ class NodeRuntime:
                 pass
             case _:
                 assert_never(message)
+
+    async def _describe(self, asked: Describe) -> None:
+        """Tell statistics, as far as the owner allows."""
+        policy, data = self._policy, self._data
+        least = max(asked.least, policy.min_rows)
+        if (reason := tells(policy, asked.nodes, self._now())) is not None:
+            log.warning("node %s: statistics refused: %s", self._name, reason)
+        elif len(data.train) < least:
+            reason = f"holds fewer than {least} rows"
+        if reason is not None:
+            await self._tasks.say(Described(id=asked.id, reason=reason))
+            return
+        chosen = range(asked.first, asked.first + asked.columns)
+        told = await asyncio.to_thread(statistics_of, data.train, data.missing, data.schema, least, chosen)
+        log.info("node %s: told statistics of columns %d to %d", self._name, chosen.start, chosen.stop - 1)
+        await self._tasks.say(Described(id=asked.id, least=least, statistics=told))
 
     async def _on_start(self, start: Start) -> None:
         held, tasks = self._tasks.held, self._tasks

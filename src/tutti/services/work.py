@@ -17,7 +17,7 @@ from tutti.core.schedules import schedules
 from tutti.domain.events import Digest
 from tutti.domain.spec import Metrics, mismatch
 from tutti.ports.blobs import Buffer
-from tutti.ports.training import Data, Examples, Report, Task, Trainer
+from tutti.ports.training import Data, Examples, Report, Task, Trainer, normalized
 from tutti.wire import tensors
 from tutti.wire.messages import Failure, Start, Submission
 
@@ -47,14 +47,15 @@ def carry_out(start: Start, weights: Buffer, data: Data, trainer: Trainer, batch
     if (difference := mismatch(start.data, data.schema)) is not None:
         raise UserError(f"{data.name} here does not fit the job: {difference}")
     report(0.0, 0, None)
-    model = tensors.decode(weights)
-    measured = measure(model, data.held_out, trainer) if start.evaluate or start.task == "evaluate" else {}
+    model, schema = tensors.decode(weights), start.data
+    looks = start.evaluate or start.task == "evaluate"
+    measured = measure(model, normalized(data.held_out, schema), trainer) if looks else {}
     if start.task == "evaluate":
         if not measured:
             raise UserError(f"{data.name} holds out no rows here to measure a model on")
         return Outcome(_submission(start, len(data.held_out), measured, perf_counter() - began))
     report(0.0, 0, None)
-    work = trainer.train(model, data.train, _task(start, batch_size), report)
+    work = trainer.train(model, normalized(data.train, schema), _task(start, batch_size), report)
     blob = tensors.encode(_delta(model, work.params))
     metrics = {**measured, **reported(work.metrics, work.examples, batch_size)}
     submission = _submission(start, work.examples, metrics, perf_counter() - began, tensors.digest(blob))

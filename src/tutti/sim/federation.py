@@ -1,7 +1,7 @@
 """Who takes part in a simulation: named nodes, each of which owns some rows of one array."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from blake3 import blake3
@@ -11,8 +11,11 @@ from tutti.adapters.datasets import Carving, Source, carve_all
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice
 from tutti.domain.events import NodeId
+from tutti.domain.nodes import common_schema
+from tutti.domain.policy import Policy
 from tutti.domain.spec import DataSchema
-from tutti.ports.training import Data, Examples, datasets
+from tutti.ports.training import Data, Examples, datasets, normalized
+from tutti.services.preflight import Told, statistics_of, with_normalization
 
 Rowset = NDArray[np.int64]
 
@@ -25,6 +28,7 @@ class Federation:
         rows: The examples of all nodes.
         train: Which rows each node trains on.
         held_out: Which rows each node measures models on.
+        missing: How many cells of each node had no value, by column.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Federation:
     rows: Examples
     train: Mapping[NodeId, Rowset]
     held_out: Mapping[NodeId, Rowset]
+    missing: Mapping[NodeId, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     def divide(
@@ -52,23 +57,27 @@ class Federation:
             rows.name or found.name,
             rows.schema,
             examples,
-            {name: train for name, (train, _) in zip(names, parts, strict=True)},
-            {name: held for name, (_, held) in zip(names, parts, strict=True)},
+            {name: part.train for name, part in zip(names, parts, strict=True)},
+            {name: part.held_out for name, part in zip(names, parts, strict=True)},
+            {name: part.missing for name, part in zip(names, parts, strict=True)},
         )
 
     @classmethod
     def of(cls, parts: Mapping[NodeId, Data]) -> "Federation":
         """Nodes whose data are at hand already, all of one name and schema."""
-        kinds = {(data.name, data.schema) for data in parts.values()}
-        if len(kinds) != 1:
-            raise UserError(f"expected nodes with data of one name and kind, came {len(kinds)} kinds")
-        name, schema = kinds.pop()
+        named = sorted({data.name for data in parts.values()})
+        if len(named) != 1:
+            raise UserError(f"expected nodes with data of one name, came {', '.join(named) or 'no nodes'}")
+        (name,) = named
+        schema = common_schema(name, {node: data.schema for node, data in parts.items()})
+        for node, data in parts.items():
+            _check_rows(node, data)
         pieces = [piece for data in parts.values() for piece in (data.train, data.held_out)]
         ends = np.cumsum([len(piece) for piece in pieces])
         spans = [np.arange(end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
         rows = Examples(np.concatenate([p.x for p in pieces]), np.concatenate([p.y for p in pieces]))
         trains, held = dict(zip(parts, spans[::2], strict=True)), dict(zip(parts, spans[1::2], strict=True))
-        return cls(name, schema, rows, trains, held)
+        return cls(name, schema, rows, trains, held, {node: data.missing for node, data in parts.items()})
 
     @property
     def nodes(self) -> list[NodeId]:
@@ -81,6 +90,21 @@ class Federation:
     def measured_on(self, node: NodeId) -> Examples:
         """A copy of the rows that a node holds out."""
         return self._take(self.held_out[node])
+
+    def describe(self, least: int = Policy().min_rows) -> Told:
+        """What the nodes would tell of their data if their owners had a policy of so many rows."""
+        few = {node: f"holds fewer than {least} rows" for node in self.train if len(self.train[node]) < least}
+        parts = {
+            node: statistics_of(self.examples(node), self.missing.get(node, {}), self.schema, least)
+            for node in self.train
+            if node not in few
+        }
+        return Told(self.name, self.schema, dict.fromkeys(parts, least), parts, few)
+
+    def normalized(self) -> "Federation":
+        """The same rows, scaled by mean and deviation of all that the nodes train on; raises BadSpec if unknown."""
+        schema = with_normalization(self.schema, self.describe())
+        return replace(self, schema=schema, rows=normalized(self.rows, schema))
 
     def fingerprint(self) -> str:
         """A digest of who has which labels, cheap enough to compare before an interrupted run goes on."""
@@ -95,7 +119,20 @@ class Federation:
         return Examples(self.rows.x[index], self.rows.y[index])
 
 
+def _check_rows(node: NodeId, data: Data) -> None:
+    """Raise UserError naming node and column for rows that no data source would have let through."""
+    if len(data.train) == 0:
+        raise UserError(f"{node} has no examples to train on")
+    for kind, rows in (("training", data.train), ("held-out", data.held_out)):
+        for what, array in (("x", rows.x), ("y", rows.y)):
+            if not np.isfinite(array).all():
+                row, *place = np.argwhere(~np.isfinite(array))[0].tolist()
+                names = data.schema.features
+                column = repr(names[place[0]]) if what == "x" and len(place) == 1 and names else f"{what}{place}"
+                raise UserError(f"{node}: {kind} row {row}, column {column} is {array[(row, *place)]}: mend or drop it")
+
+
 def _carving(given: Carving, partition: str, seed: int, held_out: float) -> Carving:
     if (given.partition, given.held_out, given.seed) != (Carving().partition, Carving().held_out, Carving().seed):
         raise UserError("give partition, held_out and seed to the simulation, not to the data source")
-    return Carving(given.part, partition.replace(",", ";"), held_out, given.split, seed, given.standardize)
+    return replace(given, partition=partition.replace(",", ";"), held_out=held_out, seed=seed)

@@ -90,6 +90,7 @@ class Simulation:
         watch: Callable[[RoundRecord], None],
     ) -> None:
         _check(spec, federation)
+        federation = federation.normalized() if spec.normalize else federation
         self.spec, self.federation = spec, federation
         self._strategy = compose(spec.strategy, spec.reducer)
         self._factor = schedules.build(spec.training.lr_schedule)

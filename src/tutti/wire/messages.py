@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice
+from tutti.core.statistics import Statistics
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.nodes import Capabilities, DataSummary, Terms
 from tutti.domain.spec import DataSchema, Metrics, Name, Training
@@ -100,7 +101,16 @@ class Failure(Message, frozen=True, kw_only=True, tag="training:failed"):
     reason: Annotated[str, Meta(max_length=1000)]
 
 
-NodeMessage: TypeAlias = Registration | Heartbeat | Progress | Submission | Failure
+class Described(Message, frozen=True, kw_only=True, tag="data:described"):
+    """The answer to Describe: statistics of some columns, of `least` rows or more each, or why there are none."""
+
+    id: str
+    least: int = 0
+    statistics: Statistics | None = None
+    reason: Annotated[str, Meta(max_length=1000)] = ""
+
+
+NodeMessage: TypeAlias = Registration | Heartbeat | Progress | Submission | Failure | Described
 
 
 # -- coordinator to node -----------------------------------------------------------------------------
@@ -183,7 +193,20 @@ class Refusal(Message, frozen=True, kw_only=True, tag="error"):
     fatal: bool = False
 
 
-CoordinatorMessage: TypeAlias = Registered | Start | Halt | GlobalWeights | Verdict | Refusal
+class Describe(Message, frozen=True, kw_only=True, tag="data:describe"):
+    """Tell statistics of the training rows: of these columns, and of no fewer rows than `least` or the owner's limit.
+
+    `nodes` is how many nodes are asked, for owners who want company.
+    """
+
+    id: str
+    least: Annotated[int, Meta(ge=1)]
+    nodes: int
+    first: Annotated[int, Meta(ge=0)] = 0
+    columns: Annotated[int, Meta(ge=1, le=16)] = 16
+
+
+CoordinatorMessage: TypeAlias = Registered | Start | Halt | GlobalWeights | Verdict | Refusal | Describe
 
 
 class BadMessage(UserError):

@@ -1,6 +1,6 @@
 """Named columns to rows: every cell a number, or refused by file, row and column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from re import fullmatch
 from typing import Any
@@ -49,7 +49,15 @@ def to_rows(
     named = schema_names(feature_names(columns, drop="|".join(filter(None, [drop, target, id])), one_hot=one_hot))
     labels = schema_names(classes.split("|")) if isinstance(classes, str) and classes else ()
     schema = DataSchema("regression" if y.ndim == 2 else "classification", x.shape[1:], outputs, named, labels)
-    return Rows(x, y, schema, name=name, ids=ids)
+    place = _places(columns, drop="|".join(filter(None, [drop, target, id])), one_hot=one_hot)
+    return Rows(x, y, schema, name=name, ids=ids, place=place)
+
+
+def _places(columns: Columns, *, drop: str, one_hot: str) -> Callable[[int, int], str]:
+    def place(row: int, column: int) -> str:
+        return columns.at(row, feature_names(columns, drop=drop, one_hot=one_hot)[column])
+
+    return place
 
 
 def ids_of(columns: Columns, name: str) -> NDArray[np.str_]:
@@ -68,6 +76,15 @@ def features(columns: Columns, *, drop: str, one_hot: str) -> NDArray[np.float32
     used, encoded = _used(columns, drop, one_hot)
     parts = [_encode(columns, n, encoded[n]) if n in encoded else _numbers(columns, n)[:, None] for n in used]
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def complete_features(columns: Columns, *, drop: str, one_hot: str) -> NDArray[np.float32]:
+    """The same; raises BadData for the first cell that is missing."""
+    x = features(columns, drop=drop, one_hot=one_hot)
+    for row, column in np.argwhere(np.isnan(x))[:1].tolist():
+        name = feature_names(columns, drop=drop, one_hot=one_hot)[column].lstrip("0123456789 ")
+        raise BadData(f"{columns.at(row, name)}: the value is missing; fill it in, or leave out the row")
+    return x
 
 
 def feature_names(columns: Columns, *, drop: str, one_hot: str) -> list[str]:
@@ -131,26 +148,29 @@ def _text(cell: Any) -> str:
     return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdigit() else text
 
 
-def _numbers(columns: Columns, name: str) -> NDArray[np.float64]:
-    """A column as float64; raises BadData for the first cell that is missing or no number."""
+def _numbers(columns: Columns, name: str, *, complete: bool = False) -> NDArray[np.float64]:
+    """A column as float64, NaN where a cell is missing; raises BadData for the first cell that is no number.
+
+    With `complete`, a missing cell is refused too.
+    """
+    cells = columns.cells[name]
     try:
-        values = np.asarray(columns.cells[name], np.float64)
+        values = np.asarray(cells, np.float64)
     except (TypeError, ValueError):
-        values = np.full(len(columns.row_numbers), np.nan)
-    if not (np.abs(values) <= LARGEST).all():
-        for row, cell in enumerate(columns.cells[name]):
-            _check_cell(columns, row, name, cell)
+        values = np.array([_number(columns, row, name, cell) for row, cell in enumerate(cells)])
+    for row in np.flatnonzero(~(np.abs(values) <= LARGEST)).tolist():
+        _number(columns, row, name, cells[row])
+        if complete:
+            raise BadData(f"{columns.at(row, name)}: the value is missing; fill it in, or leave out the row")
     return values
 
 
-def _check_cell(columns: Columns, row: int, name: str, cell: Any) -> None:
+def _number(columns: Columns, row: int, name: str, cell: Any) -> float:
     if cell is None or str(cell).strip().lower() in _MISSING:
-        raise BadData(
-            f"{columns.at(row, name)}: the value is missing; fill it in, leave out the row, or drop the column "
-            f"(drop={name})"
-        )
+        return float("nan")
     try:
-        fits = abs(float(cell)) <= LARGEST
+        value = float(cell)
+        fits = abs(value) <= LARGEST
     except (TypeError, ValueError):
         if fullmatch(r"\s*[+-]?[\d.]*,\d+\s*", str(cell)):
             raise BadData(
@@ -162,6 +182,7 @@ def _check_cell(columns: Columns, row: int, name: str, cell: Any) -> None:
         ) from None
     if not fits:
         raise BadData(f"{columns.at(row, name)}: expected a finite number, {LARGEST:.2g} at most, came {cell}")
+    return value
 
 
 def _targets(columns: Columns, target: str, task: str, classes: int | str) -> NDArray[np.int64] | NDArray[np.float32]:
@@ -174,7 +195,7 @@ def _targets(columns: Columns, target: str, task: str, classes: int | str) -> ND
             f"{columns.path}, column {target!r}: the classes are words, and every node must number them alike: "
             f"give classes={'|'.join(found)}"
         )
-    values = _numbers(columns, target)
+    values = _numbers(columns, target, complete=True)
     whole = bool((values == np.floor(values)).all() and values.min() >= 0)
     if task == "auto" and not classes:
         _check_stray(columns, target, values)

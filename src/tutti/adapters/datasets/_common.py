@@ -8,10 +8,12 @@ A data set file only reads rows. `source` registers it with these options beside
     split=test                the data set's common test rows, which belong to no part
     seed=0                    of partition and held-out rows; give all nodes the same
     standardize=true          scale features to mean 0 and deviation 1 over this part's training rows
+    missing=drop              leave out rows in which a feature is missing (mean: fill in the mean of this part's
+                              training rows), instead of refusing them
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from functools import partial
@@ -27,7 +29,7 @@ from tutti.adapters.partitioners import Population, Vertical, partitioners
 from tutti.core.errors import UserError
 from tutti.core.registry import BadOption, Choice
 from tutti.domain.spec import DataSchema
-from tutti.ports.training import Data, Examples, NodeData, datasets
+from tutti.ports.training import Data, Examples, NodeData, columns_of, datasets
 
 Rowset: TypeAlias = NDArray[np.int64]
 
@@ -59,6 +61,7 @@ class Rows:
         test: Row numbers of the common test set; empty where the source has none.
         name: The data set's name, where it is not that of the source.
         ids: Text (n,): whom each row belongs to, for the partition by natural id; None if nobody knows.
+        place: (row, column) -> where that cell is to be found, for messages; features may be NaN where this is given.
     """
 
     x: NDArray[Any]
@@ -67,6 +70,7 @@ class Rows:
     test: Rowset = field(default_factory=lambda: np.zeros(0, np.int64))
     name: str = ""
     ids: NDArray[np.str_] | None = None
+    place: Callable[[int, int], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,16 @@ class Carving:
     split: Literal["train", "test"] = "train"
     seed: Annotated[int, Meta(ge=0)] = 0
     standardize: bool = False
+    missing: Literal["refuse", "drop", "mean"] = "refuse"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One node's rows, by number, and how many of its cells were missing, by column."""
+
+    train: Rowset
+    held_out: Rowset
+    missing: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +106,27 @@ class Source:
     def load(self) -> Data:
         rows = self.read()
         rows = replace(rows, name=rows.name or self.name)
-        rows, train, held_out = carve(rows, self.carving)
-        return Data(_checked_name(rows.name), rows.schema, train, held_out)
+        rows, train, held_out, missing = carve(rows, self.carving)
+        return Data(_checked_name(rows.name), rows.schema, train, held_out, missing)
 
 
-def carve(rows: Rows, carving: Carving) -> tuple[Rows, Examples, Examples]:
-    """(rows, train, held out) of this node; with split=test there is nothing to train on.
+def carve(rows: Rows, carving: Carving) -> tuple[Rows, Examples, Examples, Mapping[str, int]]:
+    """(rows, train, held out, missing cells by column) of this node; with split=test there is nothing to train on.
 
     The rows are those given, but with a vertical partition: then they have this node's features only.
     """
     if carving.split == "test":
-        train, held_out = np.zeros(0, np.int64), _test_rows(rows, carving)
+        whole, missing = _complete(rows, _test_rows(rows, carving), carving, "split=test")
+        part = Part(np.zeros(0, np.int64), whole, missing)
     else:
-        rows, part = _part(rows, carving)
-        train, held_out = _hold_out(part, carving)
-    examples = _take(rows, train), _take(rows, held_out)
+        rows, mine = _part(rows, carving)
+        part = _divided(rows, mine, carving, f"part={carving.part}")
+    examples = _filled(_take(rows, part.train), _take(rows, part.held_out))
     first, second = _standardized(*examples) if carving.standardize else examples
-    return rows, first, second
+    return rows, first, second, part.missing
 
 
-def carve_all(rows: Rows, carving: Carving, parts: int) -> tuple[Examples, list[tuple[Rowset, Rowset]]]:
+def carve_all(rows: Rows, carving: Carving, parts: int) -> tuple[Examples, list[Part]]:
     """All parts at once: their rows together, and of each part which of these are to train on and which held out.
 
     Part k has the very rows that `part=k/n` would give, in the same order.
@@ -122,13 +137,64 @@ def carve_all(rows: Rows, carving: Carving, parts: int) -> tuple[Examples, list[
     partition = partitioners.build(Choice.parse(carving.partition.replace(";", ",")))
     if isinstance(partition, Vertical):
         raise BadOption(f"partition={carving.partition} divides features, whose models cannot be averaged")
-    found = [_hold_out(part, carving) for part in partition(population_of(rows, pool), parts, carving.seed)]
+    divided = partition(population_of(rows, pool), parts, carving.seed)
+    pooled = _rows_of(rows, pool)
+    found = [_divided(pooled, part, carving, f"node-{number}") for number, part in enumerate(divided, start=1)]
     examples = _take(rows, pool)
-    for train, held_out in found if carving.standardize else ():
-        mine = (Examples(examples.x[index], examples.y[index]) for index in (train, held_out))
-        for index, scaled in zip((train, held_out), _standardized(*mine), strict=True):
-            examples.x[index] = scaled.x
+    for part in found if carving.standardize or carving.missing == "mean" else ():
+        index = part.train, part.held_out
+        mine = _filled(*(Examples(examples.x[rowset], examples.y[rowset]) for rowset in index))
+        for rowset, scaled in zip(index, _standardized(*mine) if carving.standardize else mine, strict=True):
+            examples.x[rowset] = scaled.x
     return examples, found
+
+
+def _rows_of(rows: Rows, index: Rowset) -> Rows:
+    """Some rows, which keep their places."""
+    place = rows.place
+    moved = None if place is None else lambda row, column: place(int(index[row]), column)
+    return replace(rows, x=rows.x[index], y=rows.y[index], place=moved)
+
+
+def _divided(rows: Rows, mine: Rowset, carving: Carving, who: str) -> Part:
+    whole, missing = _complete(rows, mine, carving, who)
+    train, held_out = _hold_out(whole, carving)
+    return Part(train, held_out, missing)
+
+
+def _complete(rows: Rows, mine: Rowset, carving: Carving, who: str) -> tuple[Rowset, Mapping[str, int]]:
+    """The rows that stay, and missing cells by column; raises BadData for the first one if none may be missing."""
+    if rows.x.dtype.kind != "f" or not (gaps := np.isnan(rows.x[mine])).any():
+        return mine, {}
+    if rows.place is None:
+        row, *where = np.argwhere(gaps)[0].tolist()
+        raise BadData(
+            f"{who}: {rows.name}, row {mine[row]}: the value at {where} is missing; mend or leave out that row"
+        )
+    names = columns_of(rows.schema)
+    counts = {names[column]: int(count) for column, count in enumerate(gaps.sum(axis=0)) if count}
+    if carving.missing == "refuse":
+        row, column = np.argwhere(gaps)[0].tolist()
+        raise BadData(
+            f"{who}: {rows.place(int(mine[row]), column)}: the value is missing, as {gaps.sum() - 1} more are; "
+            "fill them in, leave out their rows (missing=drop), put the mean there (missing=mean), or leave out the "
+            f"column (drop={names[column]})"
+        )
+    whole = mine if carving.missing == "mean" else mine[~gaps.any(axis=1)]
+    if len(whole) == 0:
+        raise BadData(f"{who}: each of its {len(mine)} rows misses a value, so that missing=drop leaves none")
+    return whole, counts
+
+
+def _filled(train: Examples, held_out: Examples) -> tuple[Examples, Examples]:
+    """Missing cells become the mean of their column over the training rows (0 where none has a value)."""
+    known = train.x if len(train) else held_out.x
+    if not any(np.isnan(each.x).any() for each in (train, held_out)):
+        return train, held_out
+    there = ~np.isnan(known)
+    mean = np.where(there, known, 0).sum(axis=0, dtype=np.float64) / np.maximum(there.sum(axis=0), 1)
+    first, second = (Examples(np.where(np.isnan(e.x), mean.astype(np.float32), e.x), e.y) for e in (train, held_out))
+    return first, second
 
 
 def _test_rows(rows: Rows, carving: Carving) -> Rowset:
@@ -156,7 +222,10 @@ def pool_of(rows: Rows) -> Rowset:
 
 def population_of(rows: Rows, pool: Rowset) -> Population:
     """What partitioners may see of the rows `pool`."""
-    return Population(rows.y[pool], rows.x[pool], None if rows.ids is None else rows.ids[pool])
+    x = rows.x[pool]
+    if rows.place is not None:
+        x = _filled(Examples(x, rows.y[pool]), Examples(x[:0], rows.y[:0]))[0].x
+    return Population(rows.y[pool], x, None if rows.ids is None else rows.ids[pool])
 
 
 def _columns(rows: Rows, columns: Rowset, name: str) -> Rows:

@@ -6,6 +6,7 @@ Layout: state.json names the Arrow stream files of one split; dataset_dict.json 
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def huggingface(
         else to_rows(columns, y, task="auto", classes=classes, drop=drop, one_hot=one_hot, id=id, name=title)
     )
     count = len(rows.x)
-    return Rows(rows.x, rows.y, rows.schema, np.arange(count - held, count), title, rows.ids)
+    return replace(rows, test=np.arange(count - held, count))
 
 
 def _splits(folder: Path, test: str) -> list[Path]:

@@ -30,7 +30,12 @@ def images(path: str, size: Positive = 32, grey: bool = False, classes: str = ""
     for row, (file, _) in enumerate(files):
         x[row] = _pixels(file, size, grey)
     y = np.array([label for _, label in files], np.int64)
-    return Rows(x, y, DataSchema("classification", shape, len(names), classes=schema_names(names)), name=name or folder.resolve().name)
+    return Rows(
+        x,
+        y,
+        DataSchema("classification", shape, len(names), classes=schema_names(names)),
+        name=name or folder.resolve().name,
+    )
 
 
 def _subfolders(folder: Path) -> list[str]:

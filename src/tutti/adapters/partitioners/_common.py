@@ -56,8 +56,8 @@ def by_owner(owner: NDArray[np.int64], nodes: int, partitioner: str) -> Parts:
 def require_rows(sizes: Sizes, partitioner: str, rows: int) -> None:
     if (sizes == 0).any():
         raise CannotPartition(
-            f"partition {partitioner!r} leaves node-{int(np.argmin(sizes)) + 1} of {len(sizes)} without any of the {rows} "
-            "rows; make fewer parts, or choose gentler options"
+            f"partition {partitioner!r} leaves node-{int(np.argmin(sizes)) + 1} of {len(sizes)} without any of the "
+            f"{rows} rows; make fewer parts, or choose gentler options"
         )
 
 

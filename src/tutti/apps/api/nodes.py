@@ -14,7 +14,7 @@ from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.core.errors import Forbidden, NotFound
 from tutti.domain.spec import Name
 from tutti.services.coordinator import Coordinator
-from tutti.services.views import Invitation, NodeView, Page, View, node_view
+from tutti.services.views import Invitation, NodeView, Page, PreflightView, View, node_view, preflight_view
 
 
 class InviteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +84,10 @@ class NodeRoutes:
             raise
         return Answer(Joined(node=wish.node, secret=secret), 201, {"location": f"/api/v1/nodes/{wish.node}"})
 
+    async def preflight(self, dataset: str, least: Annotated[int, Query(ge=1, le=10**6)] = 10) -> Answer[PreflightView]:
+        """Statistics of the connected nodes' data, of no fewer than `least` rows or their owners' limits."""
+        return Answer(preflight_view(await self._coordinator.describe(dataset, least)))
+
     async def check_invite(
         self, request: Request, wish: Annotated[InviteToken, Depends(Body(InviteToken))]
     ) -> Response:
@@ -119,6 +123,7 @@ class NodeRoutes:
 
 
 def add_routes(api: Api, nodes: NodeRoutes) -> None:
+    api.add("GET", "/api/v1/datasets/{dataset}/preflight", nodes.preflight, "nodes")
     root = "/api/v1/nodes"
     api.add("GET", root, nodes.list_nodes, "nodes")
     api.add("POST", root, nodes.join, "nodes", 201)

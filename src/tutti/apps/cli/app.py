@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from tutti.apps.cli import catalog, demo, doctor, listings, models, partition, run_job, serving, sim
+from tutti.apps.cli import catalog, demo, doctor, listings, models, partition, preflight, run_job, serving, sim
 from tutti.apps.cli.exits import Exit, exit_for
 from tutti.core.errors import TuttiError
 
@@ -48,6 +48,7 @@ for command in (
     models.models,
     listings.why,
     models.predict,
+    preflight.preflight,
     partition.partition,
     catalog.catalog,
     doctor.doctor,

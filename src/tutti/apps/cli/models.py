@@ -161,16 +161,19 @@ def predict(
     """Predict with a pulled model on the rows of a CSV file.
 
     Classes come by name, where the training data had names, and with their probability. A model that knows its
-    columns finds them by name; further columns are left out. The features must be scaled as they were in training.
-    The measure on --target goes to standard error.
+    columns finds them by name; further columns are left out. Features that nodes
+    scaled before they joined must be scaled alike here. The measure on --target goes to standard error.
 
     \b
     Examples:
       tutti predict model.safetensors examples/digits.csv --target digit
       tutti predict model.safetensors patients.csv --drop id --out predictions.csv
     """
+    import numpy as np
+
     from tutti.adapters._imports import importable
     from tutti.adapters.datasets.tables import read_csv
+    from tutti.ports.training import Examples, normalized
     from tutti.ports.training import models as registry
 
     pulled = read_model(model)
@@ -178,7 +181,7 @@ def predict(
     x = _features(columns, pulled, target, **reading)
     with importable(allow_modules):
         trainer = registry.build(pulled.choice, data=pulled.data)
-    outputs = trainer.predict(pulled.params, x)
+    outputs = trainer.predict(pulled.params, normalized(Examples(x, np.zeros(len(x), np.int64)), pulled.data).x)
     _write(pulled.data, outputs, out)
     if target is not None:
         _measure(pulled.data, outputs, columns, target)
@@ -210,14 +213,14 @@ def _features(
     columns: "Columns", pulled: PulledModel, target: str | None, *, drop: str, one_hot: str, order: str | None
 ) -> "NDArray[np.float32]":
     """float32 (n, *shape) as the model takes it; raises UserError if the columns do not make it up."""
-    from tutti.adapters.datasets._columns import features
+    from tutti.adapters.datasets._columns import complete_features
     from tutti.adapters.datasets._common import SCHEMAS
 
     dropped = "|".join(filter(None, (drop, target)))
     if order is None and (named := _named(columns, pulled.data.features, dropped, one_hot)) is not None:
         return named
     in_file_order = order == "file" or (order is None and pulled.dataset in SCHEMAS)
-    x = features(_numbered(columns, dropped) if in_file_order else columns, drop=dropped, one_hot=one_hot)
+    x = complete_features(_numbered(columns, dropped) if in_file_order else columns, drop=dropped, one_hot=one_hot)
     width = 1
     for side in pulled.data.shape:
         width *= side
@@ -227,21 +230,21 @@ def _features(
     return x.reshape(-1, *pulled.data.shape)
 
 
-def _named(
-    columns: "Columns", names: tuple[str, ...], dropped: str, one_hot: str
-) -> "NDArray[np.float32] | None":
+def _named(columns: "Columns", names: tuple[str, ...], dropped: str, one_hot: str) -> "NDArray[np.float32] | None":
     """The very columns that the model names, in its order; None where it or the file has no such names."""
-    from tutti.adapters.datasets._columns import feature_names, features
+    from tutti.adapters.datasets._columns import complete_features, feature_names
 
     found = feature_names(columns, drop=dropped, one_hot=one_hot)
     if not names or not set(names) & set(found):
         return None
     if missing := [name for name in names if name not in found]:
-        raise UserError(f"{columns.path} lacks the column {missing[0]!r} that the model takes; it has: {', '.join(found)}")
+        raise UserError(
+            f"{columns.path} lacks the column {missing[0]!r} that the model takes; it has: {', '.join(found)}"
+        )
     encoded = {part.partition(":")[0] for part in one_hot.split(";")}
     surplus = [name for name in found if name not in names and name.partition("=")[0] not in encoded]
     used = "|".join(filter(None, (dropped, *surplus)))
-    x = features(columns, drop=used, one_hot=one_hot)
+    x = complete_features(columns, drop=used, one_hot=one_hot)
     kept = feature_names(columns, drop=used, one_hot=one_hot)
     return x[:, [kept.index(name) for name in names]]
 
@@ -311,7 +314,8 @@ def _true_classes(data: "DataSchema", columns: "Columns", target: str) -> "NDArr
     if set(texts) & set(data.classes):
         if unknown := next((text for text in texts if text not in data.classes), None):
             raise UserError(
-                f"{columns.path}, column {target!r}: {unknown!r} is none of the model's classes {', '.join(data.classes)}"
+                f"{columns.path}, column {target!r}: {unknown!r} is none of the model's classes, "
+                f"{', '.join(data.classes)}"
             )
         return np.array([data.classes.index(text) for text in texts], np.int64)
     truth = _true_numbers(columns, target)

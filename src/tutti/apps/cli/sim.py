@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(1), default=10, show_default=True, help="Examples in a local step.")
 @click.option("--lr", type=float, default=0.1, show_default=True, help="Learning rate of the nodes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same model.")
+@click.option("--normalize", is_flag=True, help="Scale columns by mean and deviation of all nodes' rows.")
 @click.option("--held-out", type=click.FloatRange(0, 1), help="Share of its rows that a node measures models on.")
 @click.option("--evaluate-every", type=click.IntRange(1), default=1, show_default=True, help="Rounds between.")
 @click.option("--engine", default="auto", show_default=True, help="sequential, vectorised, fused or processes.")
@@ -87,7 +88,7 @@ def _job(options: dict[str, Any], more: tuple[str, ...], dataset: str, evaluatio
     nodes, cohort = options["nodes"], min(options["cohort"], options["nodes"])
     training = {"epochs": options["epochs"], "batch_size": options["batch_size"], "lr": options["lr"]}
     raw: dict[str, Any] = {
-        **{name: options[name] for name in ("model", "strategy", "reducer", "rounds", "seed")},
+        **{name: options[name] for name in ("model", "strategy", "reducer", "rounds", "seed", "normalize")},
         "dataset": dataset,
         "name": dataset,
         "training": training,

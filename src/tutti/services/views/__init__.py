@@ -27,10 +27,12 @@ from tutti.services.views.overview import (
     metrics_view,
     status_view,
 )
+from tutti.services.views.preflight import ColumnView, NodePreflight, PreflightView, preflight_view
 from tutti.services.views.rounds import AttemptView, PartView, RefusalView, RoundView, WhyView, round_views, why_view
 
 __all__ = [
     "AttemptView",
+    "ColumnView",
     "ContributionView",
     "Durations",
     "EventView",
@@ -41,9 +43,11 @@ __all__ = [
     "MetricPoint",
     "MetricsView",
     "ModelView",
+    "NodePreflight",
     "NodeView",
     "Page",
     "PartView",
+    "PreflightView",
     "RefusalView",
     "RoundView",
     "StatusView",
@@ -57,6 +61,7 @@ __all__ = [
     "metrics_view",
     "model_views",
     "node_view",
+    "preflight_view",
     "round_views",
     "rounds_with_model",
     "status_of_job",
