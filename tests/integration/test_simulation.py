@@ -239,3 +239,9 @@ def test_a_history_can_be_written_and_read(tmp_path):
     assert json.loads(table.schema.metadata[b"tutti"])["spec"]["dataset"] == "digits"
     with pytest.raises(UserError, match=r"ends in .json or .parquet"):
         history.write(tmp_path / "history.csv")
+
+
+def test_a_long_simulation_remembers_every_round():
+    rounds = simulate(spec_of("linear", rounds=25, cohort={"size": 2}), digits()).rounds
+    assert [record.round for record in rounds] == list(range(26))
+    assert all(len(record.cohort) == record.counted == 2 for record in rounds[1:])

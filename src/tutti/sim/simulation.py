@@ -300,7 +300,7 @@ class Simulation:
         if self._watched < self.job.rounds_done and self.job.initial_model:
             self._watched = self.job.rounds_done
             if self._watched == 0:
-                self._watch(records(self.job, {})[0])
+                self._watch(records(self.job, (), {})[0])
             else:
                 past = next(past for past in reversed(self.job.past) if past.succeeded)
                 self._watch(record(self.job, past, self._seconds.get(past.round.number, 0.0)))
@@ -322,7 +322,7 @@ class Simulation:
             best=job.best[0] if job.best else None,
             seconds=self._elapsed(),
         )
-        return History(header=header, rounds=records(job, self._seconds), params=self._models[job.model])
+        return History(header=header, rounds=records(job, self.events, self._seconds), params=self._models[job.model])
 
     # -- interruption ------------------------------------------------------------------------------------
 
