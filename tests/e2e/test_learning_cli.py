@@ -134,3 +134,66 @@ def test_simulated_nodes_tell_of_their_data(tmp_path):
     assert said.stdout.startswith("clinic: 60 rows to train on")
     assert tutti(*asked, "clinic", cwd=tmp_path).returncode == 2
     assert tutti(*asked, "--column", "height", cwd=tmp_path).stderr.count("there is no column 'height'") == 1
+
+
+def manifests(cwd):
+    return sorted((cwd / ".tutti" / "runs").glob("*.json"))
+
+
+def test_a_simulation_is_made_again_to_the_bit(tmp_path):
+    run = simulated(tmp_path, "--partition", "dirichlet:0.5", "--cohort", 2, "--strategy", "fedadam", "--seed", 4)
+    (file,) = manifests(tmp_path)
+    said = json.loads(file.read_text())
+    assert (said["model"], said["spec"]["seed"]) == (run["header"]["model"], 4)
+    assert said["division"]["partition"] == "dirichlet:0.5"
+    assert len({node["digest"] for node in said["nodes"].values()}) == 5
+    again = tutti("replay", file, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith(f"bit-identical: model {run['header']['model'][:12]} after 3 rounds")
+    assert not again.stderr
+
+
+def test_a_run_that_comes_out_differently_says_so(tmp_path):
+    simulated(tmp_path)
+    (file,) = manifests(tmp_path)
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "model": "0" * 64, "versions": {**said["versions"], "numpy": "1.0"}}))
+    again = tutti("replay", file, cwd=tmp_path)
+    assert again.returncode == 5
+    assert "came out differently: expected model 000000000000" in again.stderr
+    assert "warning: made with numpy 1.0, here is" in again.stderr
+    said["nodes"]["node-2"]["digest"] = "1" * 64
+    file.write_text(json.dumps(said))
+    assert "node-2 holds other rows now: expected digest 111111111111" in tutti("replay", file, cwd=tmp_path).stderr
+    file.write_text("{}")
+    assert "is no manifest of a run" in tutti("replay", file, cwd=tmp_path).stderr
+
+
+def test_a_job_on_known_data_is_made_again_to_the_bit(tmp_path):
+    job = ("run", "--local", "--dataset", "digits", "--model", "linear", "--nodes", 3, "--rounds", 3)
+    done = tutti(*job, "--partition", "dirichlet:0.5", "--batch-size", 16, "--fraction", 0.6, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (file,) = manifests(tmp_path)
+    assert f"manifest: {file.relative_to(tmp_path)}" in done.stdout
+    again = json.loads(tutti("replay", file, "--json", cwd=tmp_path).stdout)
+    assert again["identical"]
+
+
+def test_a_job_on_data_of_the_nodes_own_is_made_again_by_whoever_has_them(tmp_path):
+    clinic(tmp_path / "clinic.csv")
+    source = "csv:path=clinic.csv,target=died"
+    options = ("--data", f"{source},classes=no|yes", "--model", "linear", "--nodes", 2, "--rounds", 2, "--normalize")
+    done = tutti("run", "--local", *options, "--batch-size", 8, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (file,) = manifests(tmp_path)
+    refused = tutti("replay", file, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "the rows of node-1, node-2 never left them" in refused.stderr
+    given = [
+        option
+        for part in range(2)
+        for option in ("--data", f"node-{part + 1}={source},classes=no|yes,part={part}/2,partition=iid,seed=0")
+    ]
+    again = tutti("replay", file, *given, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "bit-identical" in again.stdout

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -226,9 +226,12 @@ def trainers(policy: Policy) -> Callable[[Choice, DataSchema], Trainer]:
 
 def load_data(choice: Choice) -> Data:
     """Read a node's data; raises UserError that names file, row and column of what is wrong."""
+    from tutti.adapters.datasets import known_schema
     from tutti.ports.training import datasets
 
-    return datasets.build(choice).load()
+    data = datasets.build(choice).load()
+    public = known_schema(choice) is not None and "path" not in choice.options
+    return replace(data, source=str(choice)) if public else data
 
 
 def read_policy(file: Path | None) -> Policy:

@@ -21,6 +21,7 @@ import msgspec
 
 from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError, UserError
 from tutti.domain.spec import JobSpec, load_spec
+from tutti.services.manifest import Manifest
 from tutti.services.views import (
     ContributionView,
     EventView,
@@ -105,6 +106,10 @@ class Client:
 
     def job(self, job: str) -> JobView:
         return self._call("GET", f"/jobs/{quote(job)}", JobView)
+
+    def manifest(self, job: str) -> Manifest:
+        """What it takes to make a job's model again (`tutti replay`)."""
+        return self._call("GET", f"/jobs/{quote(job)}/manifest", Manifest)
 
     def pause(self, job: str) -> JobView:
         return self._call("POST", f"/jobs/{quote(job)}/pause", JobView)

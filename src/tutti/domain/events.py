@@ -204,6 +204,10 @@ class NodeConnected(Event, frozen=True, kw_only=True):
     examples: int = 0
     dataset: str = ""
     version: str = ""
+    held_out: int = 0
+    digest: Digest = ""
+    source: str = ""
+    versions: dict[str, str] = {}
 
 
 class NodeDisconnected(Event, frozen=True, kw_only=True):

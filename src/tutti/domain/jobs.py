@@ -48,6 +48,7 @@ LEFT_OUT_REASONS = 16
 """Reasons that are counted one by one; a reason may quote a node, so there could be as many as nodes."""
 
 LONGEST_REASON = 200
+NOT_DRAWN = "not drawn"
 
 
 class Status(StrEnum):
@@ -207,7 +208,7 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
     wanted = cohort_size(len(candidates), rules.size, rules.fraction) if task == "train" else len(candidates)
     asked = min(len(candidates), ceil(wanted * (1 + rules.over_select)))
     cohort = sample(candidates, asked, seed=state.spec.seed, round=number, attempt=state.failures)
-    not_drawn = dict.fromkeys(set(candidates).difference(cohort), "not drawn")
+    not_drawn = dict.fromkeys(set(candidates).difference(cohort), NOT_DRAWN)
     named, more = _left_out({**command.left_out, **not_drawn})
     quorum = min(rules.quorum or rules.min_nodes, wanted) if task == "train" else 1
     return [

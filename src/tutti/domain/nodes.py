@@ -27,12 +27,17 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class DataSummary(msgspec.Struct, frozen=True):
-    """What a node says of its data: a name, the schema and two counts; never a row."""
+    """What a node says of its data: a name, the schema, two counts and the digest of all; never a row.
+
+    `source` is where anybody can have the same rows; empty for data of a node's own.
+    """
 
     name: Name
     data: DataSchema
     examples: int
     held_out: int = 0
+    digest: str = ""
+    source: str = ""
 
 
 class Terms(msgspec.Struct, frozen=True):

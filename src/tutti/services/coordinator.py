@@ -28,7 +28,9 @@ from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
 from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
 from tutti.ports.training import datasets, models
 from tutti.services.driver import JobDriver, kept_blobs
-from tutti.services.journal import Journal
+from tutti.services.history import attempts_of
+from tutti.services.journal import NODES, Journal
+from tutti.services.manifest import Manifest, manifest_of_job
 from tutti.services.preflight import Preflight, Told, with_normalization
 from tutti.services.presence import Presence
 from tutti.version import __version__
@@ -45,6 +47,7 @@ TURNED_AWAY_BURST = 20.0
 UPLOADS_PER_TASK = 16
 SWEEP_SECONDS = 60.0
 UPDATE_OVERHEAD = 64 * 1024
+ON_THEIR_WAY_SECONDS = 20.0
 
 
 def fingerprint(secret: str) -> str:
@@ -211,6 +214,8 @@ class Coordinator:
 
         Asking again with the same `key` gives the same job, also after a restart; Conflict if the job differs.
         """
+        if spec.normalize:
+            await self._until_held(spec.dataset, spec.cohort.min_nodes)
         data = self._check(spec)
         if spec.normalize:
             data = with_normalization(data, await self.describe(spec.dataset))
@@ -244,13 +249,8 @@ class Coordinator:
 
     def _schema(self, spec: JobSpec) -> DataSchema:
         """What the job's data look like: known for bundled sets, else as the connected nodes describe theirs."""
-        described = {
-            node: seen.registration.data.data
-            for node, seen in sorted(self.presence.connected().items())
-            if seen.registration is not None and seen.registration.data.name == spec.dataset
-        }
-        if described:
-            return nodes.common_schema(spec.dataset, described)
+        if holders := self._holders(spec.dataset):
+            return nodes.common_schema(spec.dataset, {node: summary.data for node, summary in holders.items()})
         known = self._known_schema(Choice(spec.dataset))
         if known is None:
             raise BadSpec(
@@ -264,15 +264,41 @@ class Coordinator:
 
         Raises BadSpec if the nodes' data do not belong together, NotFound if no node holds such data.
         """
-        holders = {
-            node: seen.registration.data
-            for node, seen in sorted(self.presence.connected().items())
-            if seen.registration is not None and seen.registration.data.name == dataset
-        }
+        holders = self._holders(dataset)
         if not holders:
             raise NotFound(f"no connected node holds {dataset!r}: see `tutti nodes ls`")
         schema = nodes.common_schema(dataset, {node: summary.data for node, summary in holders.items()})
         return await self.preflight.ask(dataset, schema, {n: s.examples for n, s in holders.items()}, least)
+
+    def _holders(self, dataset: str) -> dict[NodeId, nodes.DataSummary]:
+        """What the connected nodes that hold this data set say of it, by name."""
+        return {
+            node: seen.registration.data
+            for node, seen in sorted(self.presence.connected().items())
+            if seen.registration is not None and seen.registration.data.name == dataset
+        }
+
+    async def _until_held(self, dataset: str, least: int) -> None:
+        """Wait a moment for nodes that are on their way: those who come later are not in the statistics."""
+        try:
+            async with asyncio.timeout(ON_THEIR_WAY_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: len(self._holders(dataset)) >= least)
+        except TimeoutError:
+            raise BadSpec(
+                f"normalize needs the data of all nodes when the job is submitted: cohort.min_nodes is {least}, "
+                f"{len(self._holders(dataset))} that hold {dataset!r} are connected"
+            ) from None
+
+    async def manifest(self, job_id: str) -> Manifest:
+        """What it takes to make a job's model again, from the log; raises NotFound."""
+        job = self.job(job_id)
+        attempts = await attempts_of(self.log, job, range(1, job.rounds_done + 2))
+        arrivals: list[e.NodeConnected] = []
+        after = 0
+        while batch := await self.log.read(after, stream=NODES):
+            after = batch[-1].offset
+            arrivals += [recorded.event for recorded in batch if isinstance(recorded.event, e.NodeConnected)]
+        return manifest_of_job(job, attempts, arrivals)
 
     async def pause(self, job_id: str, *, by: str = "") -> Job:
         return await self._steer(job_id, commands.Pause(reason=f"asked by {by}" if by else "asked"))
@@ -436,6 +462,8 @@ class Coordinator:
             case Arrived(node=node, registration=registration):
                 self.presence.arrived(node, registration, now)
                 self._nodes_changed()
+                async with self._changed:
+                    self._changed.notify_all()
                 self.spawn(self._note(_arrival(node, registration, now)))
             case Left(node=node, reason=reason, took_leave=took_leave):
                 self.presence.left(node, now, took_leave=took_leave)
@@ -598,4 +626,8 @@ def _arrival(node: NodeId, registration: Registration, now: float) -> e.NodeConn
         examples=registration.data.examples,
         dataset=registration.data.name,
         version=machine.versions.get("tutti", ""),
+        held_out=registration.data.held_out,
+        digest=registration.data.digest,
+        source=registration.data.source,
+        versions=machine.versions,
     )

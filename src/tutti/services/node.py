@@ -59,12 +59,14 @@ class NodeRuntime:
         self._name, self._token, self._link, self._data = name, token, link, data
         self._policy, self._machine, self._now = policy, machine, now
         self._capabilities = Capabilities()
+        self._summary: DataSummary
         self._rng = Random(name)  # noqa: S311 - spreads reconnects, guards nothing
         self._tasks = TaskRunner(name, link, data, workdir, trainer_for, self._rng)
 
     async def run(self) -> None:
         """Serve until cancelled; raises LinkRefused if the coordinator does not want this node. Runs once."""
         self._capabilities = offered(await asyncio.to_thread(self._machine.capabilities), self._policy)
+        self._summary = await asyncio.to_thread(_summary, self._data)
         delays = backoff(self._rng)
         try:
             while True:
@@ -98,13 +100,12 @@ class NodeRuntime:
             raise failed.exceptions[0] from None
 
     def _registration(self) -> Registration:
-        data = self._data
         return Registration(
             protocol=PROTOCOL,
             node=self._name,
             token=self._token,
             capabilities=self._capabilities,
-            data=DataSummary(data.name, data.schema, len(data.train), len(data.held_out)),
+            data=self._summary,
             terms=terms(self._policy, self._now()),
         )
 
@@ -203,3 +204,7 @@ class NodeRuntime:
         else:
             reason = "asked to hand in again an update that is not kept here any more"
             await self._tasks.say(Failure(job=job, round=round, attempt=verdict.attempt, reason=reason))
+
+
+def _summary(data: Data) -> DataSummary:
+    return DataSummary(data.name, data.schema, len(data.train), len(data.held_out), data.digest(), data.source)

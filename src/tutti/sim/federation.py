@@ -15,6 +15,7 @@ from tutti.domain.nodes import common_schema
 from tutti.domain.policy import Policy
 from tutti.domain.spec import DataSchema
 from tutti.ports.training import Data, Examples, datasets, normalized
+from tutti.services.manifest import Division
 from tutti.services.preflight import Told, statistics_of, with_normalization
 
 Rowset = NDArray[np.int64]
@@ -29,6 +30,7 @@ class Federation:
         train: Which rows each node trains on.
         held_out: Which rows each node measures models on.
         missing: How many cells of each node had no value, by column.
+        division: How it was made, if by `divide`; None for parts at hand.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Federation:
     train: Mapping[NodeId, Rowset]
     held_out: Mapping[NodeId, Rowset]
     missing: Mapping[NodeId, Mapping[str, int]] = field(default_factory=dict)
+    division: Division | None = None
 
     @classmethod
     def divide(
@@ -60,6 +63,7 @@ class Federation:
             {name: part.train for name, part in zip(names, parts, strict=True)},
             {name: part.held_out for name, part in zip(names, parts, strict=True)},
             {name: part.missing for name, part in zip(names, parts, strict=True)},
+            Division(source=source, nodes=nodes, partition=partition, seed=seed, held_out=held_out),
         )
 
     @classmethod
@@ -90,6 +94,10 @@ class Federation:
     def measured_on(self, node: NodeId) -> Examples:
         """A copy of the rows that a node holds out."""
         return self._take(self.held_out[node])
+
+    def data(self, node: NodeId) -> Data:
+        """What a node holds, as it would have loaded it."""
+        return Data(self.name, self.schema, self.examples(node), self.measured_on(node), self.missing.get(node, {}))
 
     def describe(self, least: int = Policy().min_rows) -> Told:
         """What the nodes would tell of their data if their owners had a policy of so many rows."""

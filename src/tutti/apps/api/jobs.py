@@ -15,6 +15,7 @@ from tutti.domain.jobs import Job
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.coordinator import Coordinator
 from tutti.services.history import attempts_of
+from tutti.services.manifest import Manifest
 from tutti.services.views import (
     ContributionView,
     JobView,
@@ -102,6 +103,10 @@ class JobRoutes:
     async def show_job(self, job: str) -> Answer[JobView]:
         return Answer(self.view(self._coordinator.job(job)))
 
+    async def show_manifest(self, job: str) -> Answer[Manifest]:
+        """What it takes to make the job's model again: specification, seed, data digests, versions."""
+        return Answer(await self._coordinator.manifest(job))
+
     async def pause_job(self, request: Request, job: str) -> Answer[JobView]:
         """Let the open round run to its end, and open no further one."""
         return Answer(self.view(await self._coordinator.pause(job, by=caller(request))))
@@ -184,6 +189,7 @@ def add_routes(api: Api, jobs: JobRoutes) -> None:
     api.add("GET", root, jobs.list_jobs, "jobs")
     api.add("POST", root, jobs.create_job, "jobs", 201)
     api.add("GET", root + "/{job}", jobs.show_job, "jobs")
+    api.add("GET", root + "/{job}/manifest", jobs.show_manifest, "jobs")
     api.add("POST", root + "/{job}/pause", jobs.pause_job, "jobs")
     api.add("POST", root + "/{job}/resume", jobs.resume_job, "jobs")
     api.add("POST", root + "/{job}/stop", jobs.stop_job, "jobs")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from tutti.apps.cli import catalog, demo, doctor, listings, models, partition, preflight, run_job, serving, sim
+from tutti.apps.cli import catalog, demo, doctor, listings, models, partition, preflight, replay, run_job, serving, sim
 from tutti.apps.cli.exits import Exit, exit_for
 from tutti.core.errors import TuttiError
 
@@ -50,6 +50,7 @@ for command in (
     models.predict,
     preflight.preflight,
     partition.partition,
+    replay.replay,
     catalog.catalog,
     doctor.doctor,
 ):

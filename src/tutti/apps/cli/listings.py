@@ -77,6 +77,19 @@ def jobs_show(client: "Client", job: str, as_json: bool) -> None:
         _print_facts(_job_facts(found))
 
 
+@jobs.command("manifest")
+@click.argument("job")
+@with_client
+def jobs_manifest(client: "Client", job: str) -> None:
+    """Print what it takes to make a job's model again, as JSON (`tutti replay`).
+
+    \b
+    Examples:
+      tutti jobs manifest digits > digits.json
+    """
+    print_json(client.manifest(find_job(client, job).id))
+
+
 def _job_facts(job: "JobView") -> dict[str, object]:
     return {
         "id": job.id,

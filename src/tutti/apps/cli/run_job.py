@@ -14,6 +14,7 @@ import click
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
 from tutti.apps.cli.options import DEFAULT_URL, ExistingFile, File, as_json, open_client, print_json, reaching
+from tutti.apps.cli.replay import keep
 from tutti.core.errors import NotFound, StorageError, UserError
 
 if TYPE_CHECKING:
@@ -276,10 +277,11 @@ def _follow(client: "Client", job: "JobView", as_json: bool) -> "JobView":
 def _print_result(client: "Client", job: "JobView", ending: Ending) -> None:
     if ending.out is not None and job.status == "completed":
         _save(client, job, ending.out)
+    kept = keep(client.manifest(job.id)) if job.rounds_done else ""
     if ending.as_json:
         print_json(job)
     elif job.status == "completed":
-        click.echo(_summary(client, job, ending.out))
+        click.echo(f"{_summary(client, job, ending.out)}\n{kept}")
     if job.status != "completed":
         raise JobNotDone(f"job {job.id} {job.status}: {job.reason}")
     for warning in _absences(client, job):

@@ -10,6 +10,7 @@ import click
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
 from tutti.apps.cli.options import File, as_json
+from tutti.apps.cli.replay import keep
 
 if TYPE_CHECKING:
     from tutti.sim import History, RoundRecord
@@ -55,6 +56,7 @@ def sim(more: tuple[str, ...], out: Path | None, checkpoint: Path | None, as_jso
         )
     from tutti.domain.spec import load_spec
     from tutti.sim import Federation, simulate
+    from tutti.sim.replay import manifest_of
 
     held_out, evaluation = _measuring(options["dataset"], options["held_out"])
     federation = Federation.divide(
@@ -65,7 +67,8 @@ def sim(more: tuple[str, ...], out: Path | None, checkpoint: Path | None, as_jso
         history = simulate(spec, federation, engine=options["engine"], checkpoint=checkpoint, watch=show.see)
     if out is not None:
         history.write(out)
-    click.echo(history.to_json() if as_json else _summary(history, out))
+    kept = keep(manifest_of(history, federation))
+    click.echo(history.to_json() if as_json else f"{_summary(history, out)}\n{kept}")
     if history.header.status != "completed":
         raise JobNotDone(f"the simulated job {history.header.status}: {history.header.outcome}")
 
