@@ -197,3 +197,18 @@ def test_a_job_on_data_of_the_nodes_own_is_made_again_by_whoever_has_them(tmp_pa
     again = tutti("replay", file, *given, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "bit-identical" in again.stdout
+
+
+def test_a_simulated_model_is_measured_as_a_whole_and_by_node(tmp_path):
+    simulated(tmp_path, "--model-out", "model.safetensors")
+    said = json.loads(tutti("evaluate", "model.safetensors", "digits:split=test", "--json", cwd=tmp_path).stdout)
+    assert sum(map(sum, said["confusion"])) == said["pooled"]["examples"] == 359
+    hits = sum(row[label] for label, row in enumerate(said["confusion"]))
+    assert said["pooled"]["accuracy"] == pytest.approx(hits / 359)
+    by_node = tutti("evaluate", "model.safetensors", "digits", "--nodes", 3, cwd=tmp_path)
+    assert by_node.returncode == 0, by_node.stderr
+    for wanted in ("node-3", "all", "variance", "calibration", "true \\ predicted"):
+        assert wanted in by_node.stdout
+    wrong = tutti("evaluate", "model.safetensors", "breast-cancer", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "breast-cancer does not fit the model" in wrong.stderr

@@ -16,7 +16,7 @@ from tutti.domain.spec import BadSpec, DataSchema, JobSpec, load_spec
 from tutti.ports import Data, Examples
 from tutti.ports.training import normalized
 from tutti.services.preflight import Preflight
-from tutti.services.views import PreflightView, preflight_view
+from tutti.services.views import EvaluationView, PreflightView, preflight_view
 from tutti.sim import Federation
 from tutti.wire.messages import Describe, Described
 
@@ -175,3 +175,23 @@ def test_a_simulation_refuses_rows_that_are_no_numbers_naming_node_and_column():
     bad.train.x[3, 1] = np.nan
     with pytest.raises(Exception, match="bob: training row 3, column 'weight' is nan"):
         Federation.of({"ann": clinic(0), "bob": bad})
+
+
+async def test_every_node_measures_the_model_and_the_worst_is_named(world):
+    await joined(world)
+    job = await world.finished(await world.core.submit(spec(normalize=True)))
+    async with caller(app_of(world)) as http:
+        url = f"/api/v1/jobs/{job.id}/evaluation"
+        newest = msgspec.json.decode((await http.get(url)).content, type=EvaluationView)
+        first = msgspec.json.decode((await http.get(f"{url}?round=0")).content, type=EvaluationView)
+    assert (newest.round, first.round) == (3, 0)
+    assert {node: each["examples"] for node, each in newest.nodes.items()} == {"ann": 12, "bob": 18, "cyd": 15}
+    accuracies = {node: each["accuracy"] for node, each in newest.nodes.items()}
+    assert newest.pooled["accuracy"] == pytest.approx(
+        sum(accuracies[node] * each["examples"] for node, each in newest.nodes.items()) / 45
+    )
+    even = newest.fairness["accuracy"]
+    assert (even.worst, even.worst_node) == min((value, node) for node, value in accuracies.items())
+    assert even.variance == pytest.approx(np.var(list(accuracies.values())))
+    assert newest.fairness["loss"].worst == max(each["loss"] for each in newest.nodes.values())
+    assert newest.pooled["loss"] < first.pooled["loss"]

@@ -89,7 +89,7 @@ def test_training_learns_and_reports(model: str, data: DataSchema) -> None:
     assert work.examples == 300
     assert work.examples == 300
     assert trainer.evaluate(work.params, rows)["loss"] < trainer.evaluate(start, rows)["loss"] * 0.7
-    assert set(work.metrics) == {"loss", "accuracy"}
+    assert {"loss", "accuracy"} <= set(work.metrics)
     shares = [share for share, _, _ in reports]
     assert shares[0] == 0.0
     assert shares[-1] == 1.0

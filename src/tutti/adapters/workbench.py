@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import numpy as np
 
 from tutti.adapters._imports import importable
 from tutti.core.errors import StorageError, TuttiError, UserError
@@ -194,16 +193,9 @@ def rows_to_measure_on(source: Choice, schema: DataSchema) -> Examples:
     data = _load(msgspec.json.encode(source))
     if (difference := mismatch(schema, data.schema)) is not None:
         raise UserError(f"evaluation.data {source} has other rows than the job: {difference}")
-    return normalized(_all_rows(data), schema)
+    return normalized(data.everything(), schema)  # the coordinator never trains on its evaluation source
 
 
 @lru_cache(maxsize=4)
 def _load(source: bytes) -> Data:
     return datasets.build(msgspec.json.decode(source, type=Choice)).load()
-
-
-def _all_rows(data: Data) -> Examples:
-    """Training and held-out rows together: the coordinator never trains on its evaluation source."""
-    if len(data.held_out) == 0:
-        return data.train
-    return Examples(np.concatenate([data.train.x, data.held_out.x]), np.concatenate([data.train.y, data.held_out.y]))

@@ -24,6 +24,7 @@ from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.manifest import Manifest
 from tutti.services.views import (
     ContributionView,
+    EvaluationView,
     EventView,
     Invitation,
     JobView,
@@ -135,6 +136,12 @@ class Client:
     def why(self, job: str, round: int) -> WhyView:
         """Who took part in a round, who did not and why, and what each contributed."""
         return self._call("GET", f"/jobs/{quote(job)}/rounds/{round}", WhyView)
+
+    def evaluation(self, job: str, round: int | None = None) -> EvaluationView:
+        """What every node measured of the model of a round, by default the newest measured, and how evenly."""
+        return self._call(
+            "GET", f"/jobs/{quote(job)}/evaluation", EvaluationView, query={} if round is None else {"round": round}
+        )
 
     def metrics(self, job: str) -> Iterator[MetricPoint]:
         return self._pages(f"/jobs/{quote(job)}/metrics", MetricPoint)

@@ -40,6 +40,13 @@ class Data:
     missing: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
 
+    def everything(self) -> Examples:
+        """The rows to train on and those held out, in this order."""
+        if len(self.held_out) == 0:
+            return self.train
+        x, y = (np.concatenate([getattr(rows, name) for rows in (self.train, self.held_out)]) for name in "xy")
+        return Examples(x, y)
+
     def digest(self) -> str:
         """BLAKE3 of kind and rows: equal for equal data, and nothing else can be learnt from it."""
         digest = blake3(repr((self.name, self.schema)).encode())
@@ -114,7 +121,7 @@ class Trainer(Protocol):
         ...
 
     def evaluate(self, params: Params, examples: Examples) -> Metrics:
-        """`loss` and, for classes, `accuracy` (and `auc` for two); for targets, `mse` and `r2`."""
+        """`loss` and, for classes, `accuracy`, `calibration` (and `auc` for two); for targets, `mse` and `r2`."""
         ...
 
     def predict(self, params: Params, x: NDArray[np.float32]) -> NDArray[np.float32]:

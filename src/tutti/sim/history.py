@@ -12,7 +12,9 @@ from tutti.domain.events import Digest, JobEvent, NodeId
 from tutti.domain.history import RoundSummary, attempts_at
 from tutti.domain.jobs import Job
 from tutti.domain.rounds import Part
-from tutti.domain.spec import JobSpec, Metrics
+from tutti.domain.spec import DataSchema, JobSpec, Metrics
+from tutti.services.views import described
+from tutti.wire import tensors
 
 
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,11 +54,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """A simulation's result. `params` are the parameters of the model whose digest the header names."""
+    """A simulation's result. `params` are those of the model that the header names; it takes rows like `data`."""
 
     header: Header
     rounds: tuple[RoundRecord, ...]
     params: Params
+    data: DataSchema
 
     @property
     def model(self) -> Digest:
@@ -66,6 +69,11 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
         """Header and rounds; the parameters are left out."""
         plain = {"header": self.header, "rounds": self.rounds}
         return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+
+    def write_model(self, file: Path) -> None:
+        """The model as a safetensors file that says what it is, as if it had been pulled from a job."""
+        says = described(self.header.spec, self.data, self.model, self.rounds[-1].round)
+        file.write_bytes(tensors.encode(self.params, says))
 
     def write(self, file: Path) -> None:
         """As .json, or as .parquet: one row a round, metrics as columns such as `coordinator_accuracy`."""

@@ -322,7 +322,12 @@ class Simulation:
             best=job.best[0] if job.best else None,
             seconds=self._elapsed(),
         )
-        return History(header=header, rounds=records(job, self.events, self._seconds), params=self._models[job.model])
+        return History(
+            header=header,
+            rounds=records(job, self.events, self._seconds),
+            params=self._models[job.model],
+            data=job.data,
+        )
 
     # -- interruption ------------------------------------------------------------------------------------
 

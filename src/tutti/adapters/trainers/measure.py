@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutti.core.errors import UserError
-from tutti.core.evaluation import auc
+from tutti.core.evaluation import auc, calibration_error, softmax
 from tutti.core.params import Layout, Params
 from tutti.domain.spec import DataSchema, Metrics
 from tutti.ports.training import Examples
@@ -36,9 +36,9 @@ def check_examples(schema: DataSchema, examples: Examples) -> None:
 
 
 def measure(outputs: NDArray[np.float32], y: NDArray[np.int64] | NDArray[np.float32], schema: DataSchema) -> Metrics:
-    """`loss` and `accuracy` of logits, or `loss`, `mse` and `r2` of predicted targets. Sums are in float64.
+    """`loss`, `accuracy` and `calibration` of logits, or `loss`, `mse` and `r2` of predicted targets.
 
-    For two classes that both occur, `auc` too.
+    Sums are in float64. For two classes that both occur, `auc` too. `calibration` is the expected calibration error.
     """
     scores = outputs.astype(np.float64)
     return _of_classes(scores, y.astype(np.int64)) if schema.task == "classification" else _of_targets(scores, y)
@@ -47,7 +47,11 @@ def measure(outputs: NDArray[np.float32], y: NDArray[np.int64] | NDArray[np.floa
 def _of_classes(logits: NDArray[np.float64], y: NDArray[np.int64]) -> Metrics:
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_likelihood = shifted[np.arange(len(y)), y] - np.log(np.exp(shifted).sum(axis=1))
-    measured = {"loss": float(-log_likelihood.mean()), "accuracy": float((logits.argmax(axis=1) == y).mean())}
+    measured = {
+        "loss": float(-log_likelihood.mean()),
+        "accuracy": float((logits.argmax(axis=1) == y).mean()),
+        "calibration": calibration_error(y, softmax(logits)),
+    }
     area = auc(y, logits[:, 1] - logits[:, 0]) if logits.shape[1] == 2 else None
     return measured if area is None else {**measured, "auc": area}
 

@@ -5,13 +5,13 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from tutti.core.errors import NotFound
 from tutti.domain.events import Digest
 from tutti.domain.jobs import Job
 from tutti.ports import BlobStore
+from tutti.services.views import described
 
 CHUNK = 256 * 1024
 
@@ -24,7 +24,8 @@ async def model_response(job: Job, round: int | None, blobs: BlobStore) -> Respo
         raise NotFound(f"job {job.id} has {which}")
     made_in = _round_of(job, digest) if round is None else round
     path = await _kept(job, made_in, digest, blobs)
-    head, skip = await asyncio.to_thread(_with_metadata, path, _metadata(job, made_in, digest))
+    metadata = {"tutti.job": job.id, **described(job.spec, job.data, digest, made_in)}
+    head, skip = await asyncio.to_thread(_with_metadata, path, metadata)
     size = len(head) + path.stat().st_size - skip
     headers = {
         "content-length": str(size),
@@ -43,19 +44,6 @@ async def _kept(job: Job, round: int, digest: Digest, blobs: BlobStore) -> Path:
 
 def _round_of(job: Job, digest: Digest) -> int:
     return next((n for n in range(job.rounds_done, 0, -1) if job.model_of(n) == digest), 0)
-
-
-def _metadata(job: Job, round: int, digest: Digest) -> dict[str, str]:
-    """What `tutti predict` needs to know; `model` and `data` are JSON."""
-    return {
-        "tutti.job": job.id,
-        "tutti.name": job.spec.name,
-        "tutti.round": str(round),
-        "tutti.digest": digest,
-        "tutti.dataset": job.spec.dataset,
-        "tutti.model": msgspec.json.encode(job.spec.model).decode(),
-        "tutti.data": msgspec.json.encode(job.data).decode(),
-    }
 
 
 def _with_metadata(path: Path, extra: Mapping[str, str]) -> tuple[bytes, int]:

@@ -18,6 +18,7 @@ from tutti.services.history import attempts_of
 from tutti.services.manifest import Manifest
 from tutti.services.views import (
     ContributionView,
+    EvaluationView,
     JobView,
     MetricPoint,
     ModelView,
@@ -25,6 +26,7 @@ from tutti.services.views import (
     RoundView,
     WhyView,
     contribution_views,
+    job_evaluation,
     job_view,
     metric_points,
     model_views,
@@ -142,6 +144,15 @@ class JobRoutes:
             raise NotFound(f"job {job} has no round {round}: {found.rounds_done} of {found.spec.rounds} are done")
         return Answer(why)
 
+    async def show_evaluation(
+        self, job: str, round: Annotated[int | None, Query(ge=0)] = None
+    ) -> Answer[EvaluationView]:
+        """What every node measured of a model, and how evenly it serves them; by default the newest measured."""
+        found = self._coordinator.job(job)
+        wanted = max(found.evaluations, default=0) if round is None else round
+        attempts = await attempts_of(self._coordinator.log, found, (wanted, wanted + 1))
+        return Answer(job_evaluation(found, wanted, attempts))
+
     async def list_metrics(self, job: str, limit: Limit = 1000, after: After = "") -> Answer[Page[MetricPoint]]:
         """The history of training and evaluation, one point a model."""
         return Answer(page(metric_points(self._coordinator.job(job)), limit, after))
@@ -195,6 +206,7 @@ def add_routes(api: Api, jobs: JobRoutes) -> None:
     api.add("POST", root + "/{job}/stop", jobs.stop_job, "jobs")
     api.add("GET", root + "/{job}/rounds", jobs.list_rounds, "rounds")
     api.add("GET", root + "/{job}/rounds/{round}", jobs.show_round, "rounds")
+    api.add("GET", root + "/{job}/evaluation", jobs.show_evaluation, "rounds")
     api.add("GET", root + "/{job}/metrics", jobs.list_metrics, "rounds")
     api.add("GET", root + "/{job}/models", jobs.list_job_models, "models")
     api.add("GET", root + "/{job}/model", jobs.download_model, "models")

@@ -6,7 +6,20 @@ from collections.abc import Sequence
 
 import click
 
-from tutti.apps.cli import catalog, demo, doctor, listings, models, partition, preflight, replay, run_job, serving, sim
+from tutti.apps.cli import (
+    catalog,
+    demo,
+    doctor,
+    evaluate,
+    listings,
+    models,
+    partition,
+    preflight,
+    replay,
+    run_job,
+    serving,
+    sim,
+)
 from tutti.apps.cli.exits import Exit, exit_for
 from tutti.core.errors import TuttiError
 
@@ -48,6 +61,7 @@ for command in (
     models.models,
     listings.why,
     models.predict,
+    evaluate.evaluate,
     preflight.preflight,
     partition.partition,
     replay.replay,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tutti.apps.cli import text
+from tutti.apps.cli.evaluate import show
 from tutti.apps.cli.options import as_json, find_job, print_json, with_client
 
 if TYPE_CHECKING:
@@ -75,6 +76,25 @@ def jobs_show(client: "Client", job: str, as_json: bool) -> None:
         print_json(found)
     else:
         _print_facts(_job_facts(found))
+
+
+@jobs.command("evaluation")
+@click.argument("job")
+@click.option("--round", "number", type=click.IntRange(0), help="Its model.  [default: the newest that was measured]")
+@as_json
+@with_client
+def jobs_evaluation(client: "Client", job: str, number: int | None, as_json: bool) -> None:
+    """See what each node measured of a model, on rows that it holds out.
+
+    And how evenly the model serves them: the worst node, and the variance over nodes.
+
+    \b
+    Examples:
+      tutti jobs evaluation digits
+      tutti jobs evaluation digits --round 3 --json
+    """
+    found = client.evaluation(find_job(client, job).id, number)
+    print_json(found) if as_json else show(found)
 
 
 @jobs.command("manifest")

@@ -105,18 +105,24 @@ def _print_lineage(model: "ModelView") -> None:
 @click.argument("job")
 @click.argument("file", type=File)
 @click.option("--round", "number", type=click.IntRange(0), help="The model of this round.  [default: the current one]")
+@click.option("--best", is_flag=True, help="The model of the round that measured best.")
 @with_client
-def models_pull(client: "Client", job: str, file: Path, number: int | None) -> None:
+def models_pull(client: "Client", job: str, file: Path, number: int | None, best: bool) -> None:
     """Download a model as a safetensors file that any framework reads.
 
     \b
     Examples:
       tutti model pull digits model.safetensors
       tutti model pull digits round-3.safetensors --round 3
+      tutti model pull digits best.safetensors --best
     """
     from tutti.apps.client import OVER
 
     found = find_job(client, job)
+    if best:
+        if found.best_round is None:
+            raise Conflict(f"no model of job {found.id} has been measured, so none is the best")
+        number = found.best_round
     if number is None and found.rounds_done == 0:
         over = f"{found.status} before its first round was done" if found.status in OVER else "has done no round yet"
         raise Conflict(f"job {found.id} {over}: there is no trained model; --round 0 gives the initial one")
@@ -137,6 +143,7 @@ class PulledModel(NamedTuple):
     choice: "Choice"
     data: "DataSchema"
     dataset: str
+    round: int
 
 
 @click.command()
@@ -203,6 +210,7 @@ def read_model(file: Path) -> PulledModel:
             msgspec.json.decode(says["tutti.model"], type=Choice),
             msgspec.json.decode(says["tutti.data"], type=DataSchema),
             says["tutti.dataset"],
+            int(says["tutti.round"]),
         )
     except (tensors.BadTensors, KeyError, msgspec.MsgspecError) as error:
         what = f"it does not say {error}" if isinstance(error, KeyError) else error

@@ -35,9 +35,17 @@ if TYPE_CHECKING:
 @click.option("--engine", default="auto", show_default=True, help="sequential, vectorised, fused or processes.")
 @click.option("--set", "more", multiple=True, metavar="FIELD=VALUE", help="Any other field, such as training.momentum.")
 @click.option("--out", type=File, help="Write every round to this .parquet or .json file.")
+@click.option("--model-out", type=File, help="Write the model to this safetensors file, as `tutti model pull` does.")
 @click.option("--checkpoint", type=File, help="Go on from this file if it is there, and keep it up to date.")
 @as_json
-def sim(more: tuple[str, ...], out: Path | None, checkpoint: Path | None, as_json: bool, **options: Any) -> None:
+def sim(
+    more: tuple[str, ...],
+    out: Path | None,
+    model_out: Path | None,
+    checkpoint: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Simulate a federation in this process, without network: the same job on the same parts gives the same model.
 
     Where the data set has common test rows (mnist, digits, …) the model is measured on them and nodes train on
@@ -54,10 +62,13 @@ def sim(more: tuple[str, ...], out: Path | None, checkpoint: Path | None, as_jso
         raise click.BadParameter(
             f"expected a name that ends in .parquet or .json, came {str(out)!r}", param_hint="--out"
         )
+    from tutti.apps.cli.run_job import check_writable
     from tutti.domain.spec import load_spec
     from tutti.sim import Federation, simulate
     from tutti.sim.replay import manifest_of
 
+    for file in filter(None, (out, model_out)):
+        check_writable(file)
     held_out, evaluation = _measuring(options["dataset"], options["held_out"])
     federation = Federation.divide(
         options["dataset"], options["nodes"], options["partition"], seed=options["seed"], held_out=held_out
@@ -67,6 +78,8 @@ def sim(more: tuple[str, ...], out: Path | None, checkpoint: Path | None, as_jso
         history = simulate(spec, federation, engine=options["engine"], checkpoint=checkpoint, watch=show.see)
     if out is not None:
         history.write(out)
+    if model_out is not None:
+        history.write_model(model_out)
     kept = keep(manifest_of(history, federation))
     click.echo(history.to_json() if as_json else f"{_summary(history, out)}\n{kept}")
     if history.header.status != "completed":

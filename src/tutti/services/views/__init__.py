@@ -5,6 +5,13 @@ the epoch, durations seconds, sizes bytes, shares 0 to 1.
 """
 
 from tutti.services.views.base import Page, View
+from tutti.services.views.evaluation import (
+    EvaluationView,
+    FairnessView,
+    confusion_of,
+    fairness_of,
+    job_evaluation,
+)
 from tutti.services.views.jobs import JobView, job_view, latest_score, status_of_job
 from tutti.services.views.models import (
     ContributionView,
@@ -12,6 +19,7 @@ from tutti.services.views.models import (
     MetricPoint,
     ModelView,
     contribution_views,
+    described,
     metric_points,
     model_views,
     rounds_with_model,
@@ -35,7 +43,9 @@ __all__ = [
     "ColumnView",
     "ContributionView",
     "Durations",
+    "EvaluationView",
     "EventView",
+    "FairnessView",
     "Ingredient",
     "Invitation",
     "JobScore",
@@ -53,8 +63,12 @@ __all__ = [
     "StatusView",
     "View",
     "WhyView",
+    "confusion_of",
     "contribution_views",
+    "described",
     "event_view",
+    "fairness_of",
+    "job_evaluation",
     "job_view",
     "latest_score",
     "metric_points",

@@ -2,13 +2,27 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.history import Contribution, RoundSummary
 from tutti.domain.jobs import Job
-from tutti.domain.spec import Metrics
+from tutti.domain.spec import DataSchema, JobSpec, Metrics
 from tutti.services.views.base import View
 from tutti.services.views.jobs import best_round
 from tutti.services.views.rounds import evaluations_of
+
+
+def described(spec: JobSpec, data: DataSchema, digest: Digest, round: int) -> dict[str, str]:
+    """What a model file says of itself, for `tutti predict`; `model` and `data` are JSON."""
+    return {
+        "tutti.name": spec.name,
+        "tutti.round": str(round),
+        "tutti.digest": digest,
+        "tutti.dataset": spec.dataset,
+        "tutti.model": msgspec.json.encode(spec.model).decode(),
+        "tutti.data": msgspec.json.encode(data).decode(),
+    }
 
 
 class MetricPoint(View, frozen=True, kw_only=True):
