@@ -21,6 +21,7 @@ from tutti.apps.api.problems import status_of
 from tutti.apps.cli.app import cli
 from tutti.apps.cli.catalog import KINDS, described, options_of
 from tutti.apps.cli.exits import MEANING, exit_for
+from tutti.core import statistics
 from tutti.core.errors import TuttiError
 from tutti.domain import spec
 from tutti.domain.jobs import STATUS_AFTER, Status
@@ -107,12 +108,17 @@ def _fields(struct: type[msgspec.Struct]) -> str:
     schema, notes = defs[struct.__name__], _attributes(struct)
     rows = [
         [f"`{name}`", _kind(field), _default(field, name in schema.get("required", ())), notes.get(name, "")]
-        for name, field in schema["properties"].items()
+        for name, field in _properties(struct, schema).items()
         if name != struct.__struct_config__.tag_field
     ]
     header = ["field", "type", "default", "meaning"]
     columns = 4 if notes else 3
     return "\n".join(f"| {' | '.join(row[:columns])} |" for row in [header, ["---"] * 4, *rows])
+
+
+def _properties(struct: type[msgspec.Struct], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Schemas by field, of objects and of lists that stand for them."""
+    return schema.get("properties") or dict(zip(struct.__struct_fields__, schema["prefixItems"], strict=True))
 
 
 def _attributes(struct: type) -> dict[str, str]:
@@ -168,7 +174,7 @@ def protocol_messages() -> str:
 def _inner_structs(kinds: set[Any]) -> Iterator[tuple[str, Any]]:
     _, components = msgspec.json.schema_components(sorted(kinds, key=lambda kind: kind.__name__))
     outer = {kind.__name__ for kind in kinds}
-    known = {name: found for module in (messages, spec) for name, found in vars(module).items()}
+    known = {name: found for module in (messages, spec, statistics) for name, found in vars(module).items()}
     for name in sorted(components.keys() - outer):
         yield name, known[name]
 

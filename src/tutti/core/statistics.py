@@ -34,7 +34,7 @@ MOST_RANGES = 48
 
 
 class Range(msgspec.Struct, frozen=True, array_like=True):
-    """`rows` values from `low` to `high`."""
+    """`rows` values from `low` to `high`; written as a list of the three."""
 
     low: float
     high: float
