@@ -15,7 +15,7 @@ from tutti.domain.spec import DataSchema, Positive
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _MNIST = [
-    File(f"{name}.gz", f"sha256:{sha}")
+    File(f"{name}.gz", f"sha256:{sha}", f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz")
     for name, sha in zip(
         _FILES,
         (
@@ -59,12 +59,13 @@ def _mnist_schema() -> DataSchema:
 
 
 @source("mnist", _mnist_schema)
-def mnist(path: str = "") -> Rows:
+def mnist(path: str = "", download: bool = False) -> Rows:
     """70000 handwritten digits of 1x28x28 from the four original files; the official 10000 are split=test.
 
-    The files are looked for in `path`, or else in the folders $TUTTI_DATA_DIR and ../shared/data.
+    The files are looked for in `path`, or else in the folders $TUTTI_DATA_DIR and ../shared/data; download=true fetches
+    them into $TUTTI_DATA_DIR.
     """
-    return _four("mnist", _MNIST, path, _mnist_schema(), download=False)
+    return _four("mnist", _MNIST, path, _mnist_schema(), download=download)
 
 
 def _fashion_schema() -> DataSchema:

@@ -16,8 +16,11 @@ from tutti.adapters.datasets._common import BadData, Rows, source
 from tutti.adapters.datasets._files import File, locate
 from tutti.domain.spec import DataSchema, Positive
 
-_FILE = File("input.txt", "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
-_SOURCE = "data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn"
+_FILE = File(
+    "input.txt",
+    "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+)
 ALPHABET = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TRAIN_SHARE = 0.8
 
@@ -27,14 +30,17 @@ def _schema(context: int) -> DataSchema:
 
 
 @source("shakespeare", _schema)
-def shakespeare(path: str = "", context: Positive = 80, stride: Positive = 1, smallest: Positive = 1) -> Rows:
+def shakespeare(
+    path: str = "", context: Positive = 80, stride: Positive = 1, smallest: Positive = 1, download: bool = False
+) -> Rows:
     """1.1 million characters of 299 roles: the next character after `context` ones, 65 classes.
 
     input.txt is looked for in `path`, or else in the folders $TUTTI_DATA_DIR and ../shared/data. The first 80 % of
     what each role says is for training, the rest is split=test. stride=10 makes an example of every tenth character
     only; smallest=1000 leaves out roles of fewer characters. partition=natural-id makes a node of each role.
+    download=true fetches input.txt into $TUTTI_DATA_DIR.
     """
-    (file,) = locate("shakespeare", [_FILE], path, source=_SOURCE)
+    (file,) = locate("shakespeare", [_FILE], path, download=download)
     roles = {role: text for role, text in _speeches(file).items() if len(text) >= smallest}
     if not roles:
         raise BadData(f"shakespeare: no role has {smallest} characters; lower smallest=")
