@@ -72,7 +72,10 @@ def by_name(text: str) -> Defence:
 
 def defences(nodes: int, bad: int) -> Mapping[str, Defence]:
     f = {"krum": f":f={bad}", "multi-krum": f":f={bad}", "bulyan": f":f={bad}", "trimmed-mean": f":{bad / nodes}"}
-    named = {name: by_name(name + f.get(name, "")) for name in ["mean", *(name for name in reducers if name != "mean")]}
+    named = {
+        name: by_name(name + f.get(name, ""))
+        for name in ["mean", *(name for name in reducers if name not in ("mean", "fltrust"))]
+    }
     return {**named, "fltrust": lambda root: fltrust(root())}
 
 

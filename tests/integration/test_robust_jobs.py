@@ -66,6 +66,13 @@ async def test_the_reducer_makes_the_model(tmp_path):
         ({"reducer": "krum:f=1", "cohort": {"quorum": 4}}, BadSpec, "needs 5 updates .* with 4"),
         ({"reducer": "krum:f=1", "cohort": {"fraction": 0.5}}, BadSpec, "needs 5 updates .* with 3"),
         ({"reducer": "krum:f=1", "cohort": {"min_nodes": 9, "size": 4}}, BadSpec, "needs 5 updates .* with 4"),
+        ({"reducer": "fltrust"}, BadSpec, "reducer fltrust needs `trusted`, a data set that the coordinator trains on"),
+        ({"trusted": "digits"}, BadSpec, "reducer mean takes no `trusted`"),
+        (
+            {"reducer": "fltrust", "trusted": "csv:path=/etc/passwd,target=x"},
+            BadSpec,
+            "trusted may be a bundled data set",
+        ),
         ({"reducer": "mode"}, UnknownName, "no reducer 'mode'; choose from: bulyan, "),
         ({"reducer": "krum:k=1"}, BadOption, "reducer 'krum'.*options: f"),
     ],

@@ -59,6 +59,7 @@ JOBS = {
     "fedprox": spec_of(strategy="fedprox:mu=0.1", evaluation={"data": "digits:split=test"}),
     "cohort": spec_of(cohort={"size": 2}, rounds=5, training={"epochs": 2, "max_steps": 9}),
     "median": spec_of(reducer="median"),
+    "fltrust": spec_of(reducer="fltrust", trusted="digits:split=test"),
     "equal": spec_of("sgd-linear", strategy="fedadam", cohort={"weighting": "equal"}),
     "early": spec_of(rounds=20, training={"lr": 1.0}, early_stopping={"metric": "accuracy", "patience": 2}),
 }

@@ -21,10 +21,11 @@ import msgspec
 
 from tutti.adapters._imports import importable
 from tutti.core.errors import StorageError, TuttiError, UserError
+from tutti.core.params import Params
 from tutti.core.registry import Choice
 from tutti.domain.modules import unlisted
 from tutti.domain.spec import DataSchema, Metrics, mismatch
-from tutti.ports.training import Data, Examples, datasets, models, normalized
+from tutti.ports.training import Data, Examples, Task, Trainer, datasets, models, normalized
 from tutti.wire import tensors
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,13 @@ class ProcessWorkbench:
     async def evaluate(self, model: Choice, data: DataSchema, source: Choice, weights: Path) -> Metrics:
         self.check(model)
         return await self._run(_evaluate, msgspec.json.encode((model, data, source, self._listed)), str(weights))
+
+    async def train(
+        self, model: Choice, data: DataSchema, source: Choice, task: Task, weights: Path, into: Path
+    ) -> None:
+        self.check(model)
+        request = msgspec.json.encode((model, data, source, task, str(into), self._listed))
+        await self._run(_train, request, str(weights))
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -127,6 +135,13 @@ class ThreadWorkbench:
         self.check(model)
         return await self._run(_evaluate, msgspec.json.encode((model, data, source, self._listed)), str(weights))
 
+    async def train(
+        self, model: Choice, data: DataSchema, source: Choice, task: Task, weights: Path, into: Path
+    ) -> None:
+        self.check(model)
+        request = msgspec.json.encode((model, data, source, task, str(into), self._listed))
+        await self._run(_train, request, str(weights))
+
     async def close(self) -> None:
         pass
 
@@ -173,11 +188,29 @@ def _initial(request: bytes, into: str) -> None:
 def _evaluate(request: bytes, weights: str) -> Metrics:
     types = tuple[Choice, DataSchema, Choice, tuple[str, ...]]
     model, schema, source, listed = msgspec.json.decode(request, type=types)
-    rows = rows_to_measure_on(source, schema)
+    rows = rows_of_own("evaluation.data", source, schema)
     with _disk(weights):
         stored = Path(weights).read_bytes()
     with importable(listed):
         return models.build(model, data=schema).evaluate(tensors.decode(stored), rows)
+
+
+def _train(request: bytes, weights: str) -> None:
+    types = tuple[Choice, DataSchema, Choice, Task, str, tuple[str, ...]]
+    model, schema, source, task, into, listed = msgspec.json.decode(request, type=types)
+    rows = rows_of_own("trusted", source, schema)
+    with _disk(weights):
+        params = tensors.decode(Path(weights).read_bytes())
+    with importable(listed):
+        delta = own_update(models.build(model, data=schema), params, rows, task)
+    with _disk(into):
+        Path(into).write_bytes(tensors.encode(delta))
+
+
+def own_update(trainer: Trainer, params: Params, rows: Examples, task: Task) -> Params:
+    """By how much the coordinator's own training changes a model: local minus global."""
+    trained = trainer.train(params, rows, task, lambda done, epoch, loss: None).params
+    return Params(params.layout, trained.buffer - params.buffer)
 
 
 @contextmanager
@@ -188,12 +221,12 @@ def _disk(path: str) -> Iterator[None]:
         raise StorageError(f"cannot use {path}: {error.strerror or error}") from error
 
 
-def rows_to_measure_on(source: Choice, schema: DataSchema) -> Examples:
-    """Every row of a job's `evaluation.data`; raises UserError if they are unlike the job's."""
+def rows_of_own(field: str, source: Choice, schema: DataSchema) -> Examples:
+    """Every row of a data set that the coordinator reads itself; raises UserError if they are unlike the job's."""
     data = _load(msgspec.json.encode(source))
     if (difference := mismatch(schema, data.schema)) is not None:
-        raise UserError(f"evaluation.data {source} has other rows than the job: {difference}")
-    return normalized(data.everything(), schema)  # the coordinator never trains on its evaluation source
+        raise UserError(f"{field} {source} has other rows than the job: {difference}")
+    return normalized(data.everything(), schema)
 
 
 @lru_cache(maxsize=4)

@@ -57,6 +57,8 @@ class Reducer:
         finish: accumulator -> the folded delta; the accumulator is used up.
         linear: Whether the result is linear in the deltas, so that they may be masked or pre-summed.
         min_updates: How many updates it takes for the result to mean what it should.
+        rooted: The server's own update of the round -> the reducer that compares with it, whose `finish` takes the same
+            accumulators; None for reducers that need no such update.
     """
 
     zero: Callable[[Layout, int, int], Any]
@@ -66,6 +68,7 @@ class Reducer:
     finish: Callable[[Any], Params]
     linear: bool
     min_updates: int = 1
+    rooted: "Callable[[Params], Reducer] | None" = None
 
 
 reducers: Registry[Reducer] = Registry("reducer", "tutti.core.robust")

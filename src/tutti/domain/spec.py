@@ -170,6 +170,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name = "job"
     strategy: Choice = Choice("fedavg")
     reducer: Choice = Choice("mean")  # how updates become one: robust ones hold against bad nodes
+    trusted: Choice | None = None  # rows that the coordinator itself trains on, for reducers that compare (fltrust)
     rounds: Positive = 10
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
     normalize: bool = False  # by mean and deviation of all nodes' training rows, of which no row is told
@@ -179,7 +180,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     early_stopping: EarlyStopping | None = None
 
 
-_CHOICES = (("model",), ("strategy",), ("reducer",), ("training", "lr_schedule"), ("evaluation", "data"))
+_CHOICES = (("model",), ("strategy",), ("reducer",), ("trusted",), ("training", "lr_schedule"), ("evaluation", "data"))
 
 
 def load_spec(raw: Mapping[str, Any]) -> JobSpec:
@@ -226,7 +227,11 @@ def check_composition(spec: JobSpec) -> None:
 
 
 def _check_reducer(spec: JobSpec) -> None:
-    cohort, needed = spec.cohort, reducers.build(spec.reducer).min_updates
+    cohort, reducer = spec.cohort, reducers.build(spec.reducer)
+    if (reducer.rooted is None) != (spec.trusted is None):
+        needs = "needs `trusted`, a data set that the coordinator trains on" if reducer.rooted else "takes no `trusted`"
+        raise BadSpec(f'reducer {spec.reducer} {needs}, such as fltrust with trusted = "digits:split=test"')
+    needed = reducer.min_updates
     fewest = min(cohort.quorum or cohort.min_nodes, cohort_size(cohort.min_nodes, cohort.size, cohort.fraction))
     if fewest < needed:
         raise BadSpec(

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema, Metrics
+from tutti.ports.training import Task
 
 
 class Workbench(Protocol):
@@ -18,6 +19,12 @@ class Workbench(Protocol):
 
     async def evaluate(self, model: Choice, data: DataSchema, source: Choice, weights: Path) -> Metrics:
         """Measure stored parameters on every row of a data source; raises UserError if they do not fit together."""
+        ...
+
+    async def train(
+        self, model: Choice, data: DataSchema, source: Choice, task: Task, weights: Path, into: Path
+    ) -> None:
+        """Train stored parameters on every row of a data source, and write by how much they changed."""
         ...
 
     async def close(self) -> None: ...

@@ -181,14 +181,20 @@ class Aggregation:
             await self._blobs.delete(digest)
             raise UnreadableUpdate(str(error)) from error
 
-    async def finish(self, fold: Fold) -> "Result":
-        """The next state from the whole fold, with who is in it, encoded but not stored yet."""
+    async def finish(self, fold: Fold, root: Params | None = None) -> "Result":
+        """The next state from the whole fold, with who is in it, encoded but not stored yet.
+
+        `root` is the coordinator's own update, where the reducer compares with it.
+        """
         async with self._lock:
             server = self.server
             assert server is not None
 
             def step() -> Result:
-                mean = self.strategy.reducer.finish(fold.accumulator)
+                reducer = self.strategy.reducer
+                if root is not None and reducer.rooted is not None:
+                    reducer = reducer.rooted(root)
+                mean = reducer.finish(fold.accumulator)
                 return encoded(self.strategy.finish(server, mean), dict(fold.counted))
 
             fold.finished = True  # the accumulator is used up; a repeated close folds again from the stored updates

@@ -234,17 +234,18 @@ class Coordinator:
         schedules.build(spec.training.lr_schedule)
         models.options(spec.model)
         self.workbench.check(spec.model)
-        if spec.evaluation.data is not None:
-            self._check_evaluation(spec.evaluation.data)
+        for name, source in (("evaluation.data", spec.evaluation.data), ("trusted", spec.trusted)):
+            if source is not None:
+                self._check_own(name, source)
         return self._schema(spec)
 
-    def _check_evaluation(self, source: Choice) -> None:
+    def _check_own(self, name: str, source: Choice) -> None:
         """Only bundled sets: a job must not make the coordinator read files or call code of its choice."""
         datasets.options(source)
         if self._known_schema(source) is None:
             raise BadSpec(
-                f"evaluation.data may be a bundled data set such as digits:split=test, came {source}: "
-                "leave it out, and the nodes measure the model on their own held-out rows"
+                f"{name} may be a bundled data set such as digits:split=test, came {source}: "
+                "without evaluation.data the nodes measure the model on their own held-out rows"
             )
 
     def _schema(self, spec: JobSpec) -> DataSchema:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, TuttiError, UserError
+from tutti.core.params import Params
+from tutti.core.schedules import schedules
 from tutti.core.strategy import compose
 from tutti.domain import commands, jobs
 from tutti.domain import events as e
@@ -18,8 +20,10 @@ from tutti.domain.events import Digest, NodeId
 from tutti.domain.jobs import Job
 from tutti.domain.nodes import why_not
 from tutti.domain.rounds import due
-from tutti.domain.spec import Metrics
+from tutti.domain.spec import JobSpec, Metrics
+from tutti.ports.training import Task
 from tutti.services.aggregation import Aggregation, Fold, UnreadableUpdate
+from tutti.wire import tensors
 from tutti.wire.messages import GlobalWeights, Halt, Start, Submission, Verdict
 
 if TYPE_CHECKING:
@@ -48,6 +52,17 @@ def kept_blobs(job: Job) -> set[Digest]:
         kept.update(update.digest for update in job.round.accepted)
         kept.add(job.round.opened.model)
     return kept - {""}
+
+
+OWN_BATCH = 32
+
+
+def own_task(spec: JobSpec, opened: e.RoundOpened) -> Task:
+    """The work of a node in this round, for the coordinator's own rows."""
+    training = spec.training
+    lr = training.lr * schedules.build(training.lr_schedule)(opened.round, spec.rounds)
+    seed = node_seed(spec.seed, opened.round, "coordinator")
+    return Task(training, seed, training.batch_size or OWN_BATCH, lr, opened.settings)
 
 
 class JobDriver:
@@ -322,7 +337,7 @@ class JobDriver:
         fold = await self._fold_of(opened)
         if not await self._add(fold, updates):
             return
-        result = await self.aggregation.finish(fold)
+        result = await self.aggregation.finish(fold, await self._own_update(opened))
         with self._coordinator.pinned(result.blobs):
             await self.aggregation.store(result)
             close = commands.Close(
@@ -337,6 +352,18 @@ class JobDriver:
         if closed:
             self.aggregation.commit(result)
             self._coordinator.spawn(self._forget([before, *(update.digest for update in updates)]))
+
+    async def _own_update(self, opened: e.RoundOpened) -> Params | None:
+        """What the coordinator learns from its own rows in this round, if the reducer compares with that."""
+        job = self.job
+        if (source := job.spec.trusted) is None:
+            return None
+        weights = await self._coordinator.blobs.path(opened.model)
+        with tempfile.TemporaryDirectory(prefix="tutti-") as folder:
+            path = Path(folder) / "own.safetensors"
+            task = own_task(job.spec, opened)
+            await self._coordinator.workbench.train(job.spec.model, job.data, source, task, weights, path)
+            return tensors.decode(path.read_bytes())
 
     async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:
         """Add updates to a fold; False if one of them was lost, which is then asked for again."""

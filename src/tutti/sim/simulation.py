@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tutti.adapters.workbench import rows_to_measure_on
+from tutti.adapters.workbench import own_update, rows_of_own
 from tutti.core.params import Params
-from tutti.core.reduce import BadUpdate, Update
+from tutti.core.reduce import BadUpdate, Reducer, Update
 from tutti.core.schedules import schedules
 from tutti.core.strategy import ServerState, compose
 from tutti.domain import commands as c
@@ -29,7 +29,7 @@ from tutti.domain.events import Digest, NodeId
 from tutti.domain.jobs import Job
 from tutti.domain.spec import BadSpec, JobSpec, Metrics, check_composition, load_spec
 from tutti.ports.training import Task, models
-from tutti.services.driver import node_seed
+from tutti.services.driver import node_seed, own_task
 from tutti.services.work import Diverged, check_finite, measure, reported
 from tutti.sim import checkpoint as saved
 from tutti.sim.engines.choose import choose
@@ -176,7 +176,9 @@ class Simulation:
     def _evaluate(self, number: int) -> None:
         source = self.spec.evaluation.data
         assert source is not None
-        metrics = self._trainer.evaluate(self.server.params, rows_to_measure_on(source, self.federation.schema))
+        metrics = self._trainer.evaluate(
+            self.server.params, rows_of_own("evaluation.data", source, self.federation.schema)
+        )
         self._command(c.RecordEvaluation(round=number, metrics=metrics))
 
     def _open(self) -> None:
@@ -269,7 +271,7 @@ class Simulation:
         opened, began = self.job.round.opened, perf_counter()
         server, digest = self.server, self.job.model
         if opened.task == "train":
-            server = self._strategy.finish(server, self._strategy.reducer.finish(self._fold.accumulator))
+            server = self._strategy.finish(server, self._reducer(opened).finish(self._fold.accumulator))
             digest = self._keep(server.params)
             self._seconds[opened.round] = perf_counter() - self._fold.began
         counted = {update.node: update.weight for update in updates}
@@ -284,6 +286,14 @@ class Simulation:
             )
         )
         self._server, self._fold = server, None
+
+    def _reducer(self, opened: e.RoundOpened) -> Reducer:
+        """What ends the fold: with the coordinator's own update, where the strategy's reducer compares with it."""
+        reducer, source = self._strategy.reducer, self.spec.trusted
+        if reducer.rooted is None or source is None:
+            return reducer
+        rows = rows_of_own("trusted", source, self.federation.schema)
+        return reducer.rooted(own_update(self._trainer, self.server.params, rows, own_task(self.spec, opened)))
 
     def _keep(self, params: Params) -> Digest:
         """Remember a model by its digest: the newest two, and the best where the job may end with it."""

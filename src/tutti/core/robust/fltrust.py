@@ -6,24 +6,33 @@ g_0 is the server's own update, trained in the same round on a small clean root 
 it points where the server's points, with the server's length: any number of bad nodes may take part.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from tutti.core.params import Params, Vector
-from tutti.core.reduce import Reducer
+from tutti.core.reduce import Reducer, reducers
 from tutti.core.robust._cohort import Cohort, robust
 from tutti.core.robust._columns import Matrix, combine, gram
 
 
 def fltrust(root: Params) -> Reducer:
-    """Updates weighted by their likeness to `root`, the server's own update of this round; no change if none is alike.
-
-    Not in the registry, as a reducer by name has no root update.
-    """
+    """Updates weighted by likeness to `root`, the server's own update of this round; no change if none is alike."""
 
     def rule(cohort: Cohort) -> Vector:
         return combine(cohort.columns, trust(root.buffer, cohort), cohort.blocks)
 
     return robust(rule, min_updates=1)
+
+
+@reducers.register("fltrust")
+def unrooted() -> Reducer:
+    """Updates weighted by likeness to the coordinator's own, trained on the job's `trusted` rows: for any bad nodes."""
+
+    def rule(cohort: Cohort) -> Vector:
+        raise ValueError("this reducer is finished by the one that `rooted` gives")
+
+    return replace(robust(rule, min_updates=1), rooted=fltrust)
 
 
 def trust(root: Vector, cohort: Cohort) -> Matrix:
