@@ -2,9 +2,11 @@
 
     python bench/sim.py --model 2nn --epochs 1 --rounds 20
 
-Every engine starts in a process of its own and runs the same job; a plain PyTorch loop on the same parts and batches
-is the peer in the same run. All must come to the same accuracy on the 10,000 test images. Needs the MNIST files in
-TUTTI_DATA_DIR or ../shared/data. `--no-op` measures what a round costs when the nodes do nothing.
+Every engine starts in a process of its own and runs the same job; peers in the same run, on the same cohorts and
+batches, are a plain PyTorch loop, Flower's simulation where BENCH_FLWR_PYTHON names an interpreter with
+`flwr[simulation]` and torch, and pfl-research in two processes where BENCH_PFL_PYTHON names one with `pfl` and torch.
+All must come to the same accuracy on the 10,000 test images. Needs the MNIST files in TUTTI_DATA_DIR or ../shared/data.
+`--no-op` measures what a round costs when the nodes do nothing, `--growth` cohorts of 10 to 100 nodes.
 """
 
 import argparse
@@ -12,8 +14,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +25,10 @@ import numpy as np
 from _common import show
 
 NODES, COHORT, BATCH, LR = 100, 10, 10, 0.05
-ENGINES = ("fused", "vectorised", "processes", "sequential")
+ENGINES = {
+    "2nn": ("fused", "vectorised", "processes", "sequential"),
+    "cnn": ("processes", "processes bf16", "sequential"),
+}
 TOLERANCE = 0.004
 """Largest difference of test accuracies that counts as equal: rounding alone moves a few dozen of 10,000 images."""
 
@@ -39,80 +44,103 @@ def job(model: str, epochs: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def peak_memory() -> float:
-    """MB that this process and its children had resident at most, data and libraries included."""
-    import resource
+def memory() -> float:
+    """MB of this process and its children together, data and libraries included, shared pages counted once."""
+    import psutil
 
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + children) / 1024
+    me = psutil.Process()
+    return sum(process.memory_full_info().pss for process in [me, *me.children(recursive=True)]) / 2**20
 
 
-def result(seconds: list[float], start: float, accuracy: float, epochs: int) -> dict[str, Any]:
+def samples(options: argparse.Namespace) -> int:
+    """How many examples nodes train on in a round."""
+    return COHORT * 600 * int(options.epochs)
+
+
+def result(seconds: list[float], first: float, accuracy: float, mb: float, trained: int) -> dict[str, Any]:
     """`seconds` are those of all rounds; the first, which pays for warming up, counts as start-up."""
     typical = median(seconds[1:])
-    samples = COHORT * 600 * epochs
     return {
         "ms/round": 1000 * typical,
-        "samples/s": samples / typical,
+        "samples/s": trained / typical,
         "best ms": 1000 * min(seconds[1:]),
-        "first round after s": start,
-        "MB": peak_memory(),
+        "first round after s": first,
+        "MB": mb,
         "accuracy": accuracy,
     }
 
 
-def with_engine(engine: str, model: str, epochs: int, rounds: int) -> dict[str, Any]:
+def with_engine(engine: str, options: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     from tutti.adapters.workbench import rows_to_measure_on
     from tutti.core.registry import Choice
     from tutti.ports.training import models
     from tutti.sim import Federation, simulate
 
-    first = []
+    first, mb = [], []
     federation = Federation.divide("mnist", NODES, held_out=0.0)
+    raw = job(options.model, options.epochs, options.rounds)
+    if engine.endswith(" bf16"):
+        raw["training"]["mixed_precision"] = True
 
     def watch(record: Any) -> None:
         if record.round == 1:
             first.append(time.perf_counter() - began)
+        if record.round == options.rounds - 1:
+            mb.append(memory())  # before the last round: workers are still there
 
-    history = simulate(job(model, epochs, rounds), federation, engine=engine, watch=watch)
+    history = simulate(raw, federation, engine=engine.removesuffix(" bf16"), watch=watch)
     seconds = [record.seconds for record in history.rounds[1:]]
-    found = result(seconds, first[0], 0.0, epochs)
     test = rows_to_measure_on(Choice("mnist", {"split": "test"}), federation.schema)
-    trainer = models.build(Choice(model), data=federation.schema)
-    return found | {"accuracy": trainer.evaluate(history.params, test)["accuracy"]}
+    trainer = models.build(Choice(options.model), data=federation.schema)
+    accuracy = trainer.evaluate(history.params, test)["accuracy"]
+    return result(seconds, first[0], accuracy, mb[0], samples(options))
 
 
-def plain_loop(model: str, epochs: int, rounds: int) -> dict[str, Any]:
+def orders_of(federation: Any, options: argparse.Namespace) -> "np.ndarray":
+    """Which rows the nodes of each round's cohort train on, in their order: (rounds, cohort, rows)."""
+    from tutti.adapters.trainers.batches import batches
+    from tutti.core.sampling import sample
+    from tutti.domain.spec import Training
+    from tutti.ports.training import Task
+    from tutti.services.driver import node_seed
+
+    def order(round: int, node: str) -> "np.ndarray":
+        mine = federation.train[node]
+        task = Task(Training(epochs=options.epochs), node_seed(0, round, node), BATCH, LR)
+        return mine[np.concatenate([batch for _, batch in batches(len(mine), task)])]
+
+    return np.array(
+        [
+            [order(round, node) for node in sample(federation.nodes, COHORT, seed=0, round=round, attempt=0)]
+            for round in range(1, options.rounds + 1)
+        ]
+    )
+
+
+def plain_loop(options: argparse.Namespace) -> dict[str, Any]:
     """What a careful person writes without a framework: shuffled once an epoch, fused updates, one process."""
     began = time.perf_counter()
     import torch
     from torch.nn.functional import cross_entropy
 
-    from tutti.adapters.trainers.batches import batches
     from tutti.core.registry import Choice
-    from tutti.core.sampling import sample
-    from tutti.domain.spec import Training
-    from tutti.ports.training import Task, models
-    from tutti.services.driver import node_seed
+    from tutti.ports.training import models
     from tutti.sim import Federation
 
     federation = Federation.divide("mnist", NODES, held_out=0.0)
-    trainer = models.build(Choice(model), data=federation.schema)
+    trainer = models.build(Choice(options.model), data=federation.schema)
     net: Any = trainer.module()
     torch.nn.utils.vector_to_parameters(torch.from_numpy(trainer.init(0).buffer.copy()), net.parameters())
     parameters = list(net.parameters())
     weights, world = [p.data for p in parameters], [p.data.clone() for p in parameters]
     x, y = torch.from_numpy(federation.rows.x), torch.from_numpy(federation.rows.y)
     seconds, first = [], 0.0
-    for round in range(1, rounds + 1):
+    for cohort in orders_of(federation, options):
         start = time.perf_counter()
         total = [torch.zeros_like(w) for w in world]
-        for node in sample(federation.nodes, COHORT, seed=0, round=round, attempt=0):
+        for rows in cohort:
             torch._foreach_copy_(weights, world)
-            mine = federation.train[node]
-            task = Task(Training(epochs=epochs), node_seed(0, round, node), BATCH, LR)
-            rows = torch.from_numpy(mine[np.concatenate([batch for _, batch in batches(len(mine), task)])])
             for images, labels in zip(x[rows].split(BATCH), y[rows].split(BATCH), strict=True):
                 loss = cross_entropy(net(images), labels)
                 torch._foreach_add_(weights, torch.autograd.grad(loss, parameters), alpha=-LR)
@@ -120,9 +148,8 @@ def plain_loop(model: str, epochs: int, rounds: int) -> dict[str, Any]:
         world = total
         seconds.append(time.perf_counter() - start)
         first = first or time.perf_counter() - began
-    found = result(seconds, first, 0.0, epochs)
     torch._foreach_copy_(weights, world)
-    return found | {"accuracy": accuracy_of(net)}
+    return result(seconds, first, accuracy_of(net), memory(), samples(options))
 
 
 def accuracy_of(net: Any) -> float:
@@ -168,18 +195,29 @@ def no_op(parameters: int, rounds: int, nodes: int) -> list[dict[str, Any]]:
     return rows
 
 
-WORK: dict[str, Callable[..., dict[str, Any]]] = {
-    **{engine: lambda *sizes, engine=engine: with_engine(engine, *sizes) for engine in ENGINES},
-    "plain loop": plain_loop,
-}
+def growth(rounds: int) -> list[dict[str, Any]]:
+    """The same work for cohorts of 10 to 100 nodes: the time of a node should stay what it is."""
+    from tutti.sim import Federation, simulate
+
+    federation = Federation.divide("mnist", NODES, held_out=0.0)
+    rows = []
+    for cohort in (10, 20, 50, 100):
+        raw = {**job("2nn", 1, rounds), "cohort": {"min_nodes": NODES, "size": cohort}}
+        seconds = [record.seconds for record in simulate(raw, federation).rounds[2:]]
+        each = 1000 * median(seconds)
+        rows.append({"cohort": cohort, "ms/round": each, "ms/node": each / cohort, "MB": memory()})
+    return [{**row, "times 10's": row["ms/node"] / rows[0]["ms/node"]} for row in rows]
+
+
+def alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    return plain_loop(options) if name == "plain loop" else with_engine(name, options)
 
 
 def in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """A row, measured by this file in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--alone", name, "--model", options.model]
     command += ["--epochs", str(options.epochs), "--rounds", str(options.rounds)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | threads_for(name), check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = last_line(command, threads_for(name))
     return {"what": name, **found}
 
 
@@ -188,36 +226,95 @@ def threads_for(name: str) -> dict[str, str]:
     return {} if name == "vectorised" else {"OMP_NUM_THREADS": "1"}
 
 
+def last_line(command: list[str], more: dict[str, str]) -> Any:
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+
+
+PEERS = {"flower": "BENCH_FLWR_PYTHON", "pfl": "BENCH_PFL_PYTHON"}
+
+
+def peers() -> dict[str, str]:
+    """Interpreters of the peers that are there."""
+    named = {name: os.environ.get(variable, "") for name, variable in PEERS.items()}
+    module = {"flower": "flwr", "pfl": "pfl"}
+    return {
+        name: python
+        for name, python in named.items()
+        if python and not subprocess.run([python, "-c", f"import torch, {module[name]}"], capture_output=True).returncode
+    }
+
+
+def of_a_peer(name: str, python: str, file: Path, options: argparse.Namespace) -> dict[str, Any]:
+    script = [str(Path(__file__).with_name("_sim_peers.py")), name, str(file)]
+    started = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if name == "pfl" else []
+    found = last_line([python, *started, *script], {"OMP_NUM_THREADS": "1"})
+    row = result(found["seconds"], found["first"], found["accuracy"], found["MB"], samples(options))
+    return {"what": "pfl, two processes" if name == "pfl" else name, **row}
+
+
+def write_job(file: Path, options: argparse.Namespace) -> None:
+    """What _sim_peers.py reads."""
+    from tutti.adapters.workbench import rows_to_measure_on
+    from tutti.core.registry import Choice
+    from tutti.ports.training import models
+    from tutti.sim import Federation
+
+    federation = Federation.divide("mnist", NODES, held_out=0.0)
+    test = rows_to_measure_on(Choice("mnist", {"split": "test"}), federation.schema)
+    initial = models.build(Choice(options.model), data=federation.schema).init(0).buffer
+    rows = {"x": federation.rows.x, "y": federation.rows.y, "test_x": test.x, "test_y": test.y}
+    settings = {"model": options.model, "epochs": options.epochs, "batch": BATCH, "lr": LR}
+    np.savez(file, initial=initial, orders=orders_of(federation, options), **rows, **settings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="2nn", choices=("2nn", "cnn"))
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=1, help="Runs of each, in turn; the medians count.")
+    parser.add_argument("--only", help="Names to measure, with commas between; without it, all that are there.")
     parser.add_argument("--no-op", action="store_true")
+    parser.add_argument("--growth", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.no_op:
         notes = {"goal": "2 ms a round + 0.2 ms a node"}
         show(no_op(7850, options.rounds, 1000), as_json=options.json, notes=notes)
+    elif options.growth:
+        show(growth(options.rounds), as_json=options.json, notes={"job": "2nn, E = 1"})
     elif options.alone:
-        print(json.dumps(WORK[options.alone](options.model, options.epochs, options.rounds)))
+        print(json.dumps(alone(options.alone, options)))
     else:
         compare(options)
 
 
 def compare(options: argparse.Namespace) -> None:
-    engines = ENGINES if options.model == "2nn" else ("processes", "sequential")
+    there = peers()
+    names = [*ENGINES[options.model], "plain loop", *there]
+    if options.only:
+        names = [name for name in names if name in options.only.split(",")]
     notes: dict[str, Any] = {"job": f"{options.model}, E = {options.epochs}, {options.rounds} rounds"}
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (*engines, "plain loop")}
-    for _ in range(options.repeats):
-        for name, found in runs.items():
-            found.append(in_a_process(name, options))
+    notes |= {name: f"not measured: name an interpreter in {PEERS[name]}" for name in PEERS if name not in there}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory(prefix="bench-sim-") as folder:
+        file = Path(folder) / "job.npz"
+        if there:
+            write_job(file, options)
+        for _ in range(options.repeats):
+            for name, found in runs.items():
+                theirs = there.get(name)
+                found.append(of_a_peer(name, theirs, file, options) if theirs else in_a_process(name, options))
     rows = [median_of(found) for found in runs.values()]
-    loop = next(row["ms/round"] for row in rows if row["what"] == "plain loop")
-    for row in rows:
-        row["times the loop"] = loop / row["ms/round"]
+    for peer in ("plain loop", "flower", "pfl"):
+        if peer in runs:
+            base = median(run["ms/round"] for run in runs[peer])
+            for row in rows:
+                row[f"times {peer}"] = base / row["ms/round"]
     show(rows, as_json=options.json, notes=notes)
     accuracies = [row["accuracy"] for row in rows]
     if max(accuracies) - min(accuracies) > TOLERANCE:
