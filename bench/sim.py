@@ -243,7 +243,8 @@ def peers() -> dict[str, str]:
     return {
         name: python
         for name, python in named.items()
-        if python and not subprocess.run([python, "-c", f"import torch, {module[name]}"], capture_output=True).returncode
+        if python
+        and not subprocess.run([python, "-c", f"import torch, {module[name]}"], capture_output=True).returncode
     }
 
 

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from tutti.adapters.trainers.torch import computes_half
 from tutti.core.errors import UserError
 from tutti.core.params import Params
 from tutti.domain.spec import JobSpec, load_spec
@@ -13,11 +15,11 @@ from tutti.ports.training import Task, Trainer, models
 from tutti.sim import Federation
 from tutti.sim.engines import Assignment, Engine, Failed, Trained
 from tutti.sim.engines.choose import choose
-from tutti.sim.engines.dense import CannotVectorise
+from tutti.sim.engines.port import CannotCompute
 from tutti.sim.engines.fused import Fused
-from tutti.sim.engines.processes import Processes
+from tutti.sim.engines.processes import Processes, gpu_for
 from tutti.sim.engines.sequential import Sequential
-from tutti.sim.engines.vectorised import Vectorised
+from tutti.sim.engines._batched import Vectorised
 
 _fused = pytest.importorskip("tutti.sim.engines._fused", reason="built without a C compiler")
 
@@ -120,6 +122,82 @@ def test_the_size_of_a_group_does_not_matter():
     assert_equal(case.run(groups), case.reference(), CLOSE)
 
 
+class Small(Vectorised):
+    """A device on which so many nodes and no more have room."""
+
+    def __init__(self, *parts, room: int, error: Exception) -> None:
+        super().__init__(*parts)
+        self._room, self._error = room, error
+        self.groups: list[int] = []
+
+    def _run(self, params, plans):
+        if len(plans) > self._room:
+            raise self._error
+        self.groups.append(len(plans))
+        return super()._run(params, plans)
+
+
+NO_MEMORY = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory: you tried to allocate"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_a_group_that_is_too_large_for_the_memory_is_halved(caplog, error):
+    case = Case("digits", "mlp", {}, nodes=7)
+    engine = Small(case.spec, case.trainer, case.federation, room=2, error=error)
+    assert_equal(case.run(engine), case.reference(), CLOSE)
+    assert engine.groups == [1] * 7  # 7, 3, 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: 3 nodes are computed at once from here on",
+        "out of memory: 1 nodes are computed at once from here on",
+    ]
+
+
+def test_a_node_that_does_not_fit_alone_is_a_failure_with_advice():
+    case = Case("digits", "mlp", {}, nodes=2)
+    found = case.run(Small(case.spec, case.trainer, case.federation, room=0, error=MemoryError()))
+    assert {type(result) for result in found.values()} == {Failed}
+    assert all("smaller batch_size or model" in result.reason for result in found.values())
+
+
+def test_an_unknown_device_is_refused():
+    case = Case("digits", "mlp", {})
+    with pytest.raises(UserError, match="cannot compute on device 'warp'"):
+        Vectorised(case.spec, case.trainer, case.federation, device="warp")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("source", "model", "training"), DENSE + TORCH_ONLY)
+def test_a_gpu_computes_what_a_cpu_computes(source, model, training):
+    case = Case(source, model, training)
+    on_gpu = Vectorised(case.spec, case.trainer, case.federation, device="cuda")
+    assert_equal(case.run(on_gpu), case.run(Vectorised(case.spec, case.trainer, case.federation, device="cpu")), 1e-4)
+
+
+def test_workers_share_out_the_gpus_that_this_process_may_use():
+    assert gpu_for(0, 0, None) == {}
+    assert [gpu_for(i, 2, None)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["0", "1", "0"]
+    assert [gpu_for(i, 2, "3,5")["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["3", "5", "3"]
+
+
+@pytest.mark.skipif(not computes_half(torch.device("cpu")), reason="this CPU does not compute in bfloat16")
+@pytest.mark.parametrize(("source", "model"), [("digits", "mlp"), ("digits:image=true", "cnn")])
+def test_mixed_precision_is_nearly_what_the_trainer_makes_of_it(source, model):
+    case = Case(source, model, {"mixed_precision": True, "lr": 0.02})
+    found, expected = case.run(Vectorised(case.spec, case.trainer, case.federation)), case.reference()
+    for node, result in found.items():
+        moved = np.linalg.norm(expected[node].delta.buffer)
+        assert np.linalg.norm(result.delta.buffer - expected[node].delta.buffer) < 0.05 * moved
+
+
+def test_the_compiled_loop_leaves_mixed_precision_to_others():
+    case = Case("digits", "mlp", {"mixed_precision": True})
+    with pytest.raises(CannotCompute, match="mixed precision"):
+        Fused(case.spec, case.trainer, case.federation)
+
+
 def test_worker_processes_give_the_same_bits():
     case = Case("digits", "mlp", {}, nodes=5)
     assert_equal(case.run(Processes(case.spec, case.federation, workers=2)), case.reference(), 0.0)
@@ -152,7 +230,7 @@ def test_an_abandoned_cohort_leaves_nothing_behind():
 @pytest.mark.parametrize("make", [Fused, Vectorised], ids=["fused", "vectorised"])
 def test_what_an_engine_cannot_compute_it_says(make):
     case = Case("digits", "mlp:hidden=20,dropout=0.5", {})
-    with pytest.raises(CannotVectorise):
+    with pytest.raises(CannotCompute):
         make(case.spec, case.trainer, case.federation)
 
 
@@ -164,6 +242,7 @@ def test_what_an_engine_cannot_compute_it_says(make):
         ("mlp", {"optimizer": "adam"}, "vectorised"),
         ("mlp:hidden=64,dropout=0.1", {}, "sequential"),
         ("sgd-linear", {}, "sequential"),
+        ("mlp", {"mixed_precision": True}, "sequential"),
     ],
 )
 def test_the_fastest_engine_that_fits_is_taken(model, training, engine):
@@ -183,7 +262,9 @@ def test_an_engine_that_does_not_fit_is_replaced_with_one_warning(caplog):
 
 def test_an_unknown_engine_is_refused():
     case = Case("digits", "mlp", {})
-    with pytest.raises(UserError, match="there is no engine 'warp'; choose from: auto, sequential"):
+    with pytest.raises(
+        UserError, match="there is no engine 'warp'; choose from: dask, fused, processes, ray, sequential, vectorised"
+    ):
         choose("warp", case.spec, case.trainer, case.federation)
 
 

@@ -17,6 +17,8 @@ from tutti.services.baselines import Budget, baselines, pool
 torch = pytest.importorskip("torch", reason="the torch trainer needs pip install 'tutti[torch]'")
 pytest.importorskip("sklearn", reason="the scikit-learn trainer needs pip install 'tutti[data]'")
 
+from tutti.adapters.trainers.torch import computes_half  # noqa: E402  # after the skip where torch is missing
+
 FLAT = DataSchema("classification", (64,), 10)
 IMAGE = DataSchema("classification", (1, 8, 8), 10)
 TARGET = DataSchema("regression", (10,), 1)
@@ -380,13 +382,19 @@ def test_federated_averaging_beats_every_local_model() -> None:
     assert shares[-1] == pytest.approx(1.0)
 
 
-def test_mixed_precision_without_a_gpu_changes_nothing() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    trainer, rows = build("mlp", FLAT), rows_for(FLAT)
+@pytest.mark.parametrize(("model", "data"), [("mlp", FLAT), ("cnn", IMAGE)])
+def test_mixed_precision_is_nearly_the_same_and_without_bfloat16_exactly(model: str, data: DataSchema) -> None:
+    trainer, rows = build(model, data), rows_for(data)
     start = trainer.init(0)
-    plain, mixed = (trainer.train(start, rows, task(mixed_precision=m), silent).params.buffer for m in (False, True))
-    assert plain.tobytes() == mixed.tobytes()
+    plain, mixed, again = (
+        trainer.train(start, rows, task(mixed_precision=m), silent).params.buffer for m in (False, True, True)
+    )
+    assert mixed.tobytes() == again.tobytes()
+    if not computes_half(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+        assert plain.tobytes() == mixed.tobytes()
+        return
+    moved = np.linalg.norm(plain - start.buffer)
+    assert 0 < np.linalg.norm(mixed - plain) < 0.1 * moved
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

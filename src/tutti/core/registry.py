@@ -74,8 +74,8 @@ def _text(value: Option) -> str:
 class Registry(Generic[T]):
     """Maps a name to a factory, for one kind of thing.
 
-    Modules of `package` register themselves when imported; other distributions join by an entry point in the
-    group of the package's name, such as `tutti.strategies`.
+    Modules of `package` register themselves when imported, those with a leading underscore aside; other distributions
+    join by an entry point in the group of the package's name, such as `tutti.strategies`.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -150,7 +150,8 @@ class Registry(Generic[T]):
             return
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._package}.{module.name}")
+            if not module.name.startswith("_"):
+                importlib.import_module(f"{self._package}.{module.name}")
         for point in entry_points(group=f"tutti.{self._package.rpartition('.')[2]}"):
             self._factories.setdefault(point.name, point.load())
         self._discovered = True

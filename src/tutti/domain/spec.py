@@ -94,7 +94,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     max_steps: Positive | None = None
-    mixed_precision: bool = False  # only where the node has a GPU
+    mixed_precision: bool = False  # bfloat16, where the node's GPU or CPU computes in it
     gradient_checkpointing: bool = False
 
 

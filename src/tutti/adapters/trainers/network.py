@@ -1,7 +1,8 @@
 """A torch module whose trained weights are views on one contiguous vector, and so are their gradients.
 
-Import, export, the optimiser, weight decay and the proximal term are then single operations on one vector,
-whatever the number of layers.
+The optimiser, weight decay and the proximal term are then single operations on one vector, whatever the number of
+layers. On a CPU the kernels of convolutions lie with their channels last, which oneDNN computes faster; import and
+export put them in the order of the layout.
 """
 
 import torch
@@ -12,7 +13,8 @@ from tutti.core.params import Entry, Layout, Params, Role
 
 
 class Network:
-    """`weights` and `gradient` are float32 (n,); `layout` lists weights first, then buffers, then counters.
+    """`weights` and `gradient` are float32 (n,), in an order of their own; `layout` lists weights first, then buffers,
+    then counters.
 
     Trained parameters are weights. Frozen parameters and floating buffers are buffers (averaged, never
     optimised), integer buffers are counters; buffers that a module does not save are not exchanged.
@@ -25,20 +27,23 @@ class Network:
         self._rest = _rest(self.module)
         self.layout = Layout((*(_entry(name, p, Role.WEIGHT) for name, p in trained.items()), *self._rest))
         self.weights, self.gradient = _flatten(list(trained.values()), device)
+        self._trained = [(self.layout.spans[name], p.data) for name, p in trained.items()]
 
     def load(self, params: Params) -> None:
         """Copy `params` in; they are not kept."""
         host = torch.from_numpy(params.buffer.copy())
         state = self.module.state_dict()
         with torch.no_grad():
-            self.weights.copy_(host[: len(self.weights)])
+            for span, weights in self._trained:
+                weights.copy_(host[span].view(weights.shape))
             for entry in self._rest:
                 state[entry.name].copy_(host[self.layout.spans[entry.name]].view(entry.shape))
 
     def dump(self) -> Params:
         """A copy of everything that is exchanged."""
         params = Params.zeros(self.layout)
-        params.buffer[: len(self.weights)] = self.weights.cpu().numpy()
+        for span, weights in self._trained:
+            params.buffer[span] = weights.reshape(-1).cpu().numpy()
         # By name, not by view: a module may replace its buffers while it trains.
         state = self.module.state_dict()
         for entry in self._rest:
@@ -53,11 +58,20 @@ def _flatten(parameters: list[nn.Parameter], device: torch.device) -> tuple[Tens
     start = 0
     for parameter in parameters:
         place = slice(start, start + parameter.numel())
-        weights[place] = parameter.detach().reshape(-1)
-        parameter.data = weights[place].view(parameter.shape)
-        parameter.grad = gradient[place].view(parameter.shape)
+        view = _as_computed(weights[place], parameter.shape)
+        view.copy_(parameter.detach())
+        parameter.data = view
+        parameter.grad = _as_computed(gradient[place], parameter.shape)
         start = place.stop
     return weights, gradient
+
+
+def _as_computed(flat: Tensor, shape: torch.Size) -> Tensor:
+    """A view of that shape: of a convolution's kernel (outputs, inputs, height, width), with its inputs last."""
+    if len(shape) != 4 or flat.device.type != "cpu":
+        return flat.view(shape)
+    outputs, inputs, height, width = shape
+    return flat.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
 
 
 def _rest(module: nn.Module) -> list[Entry]:

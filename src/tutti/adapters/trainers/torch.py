@@ -103,11 +103,16 @@ def _precisely(device: torch.device) -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(deterministic=True, benchmark=False)
 
 
-def _half(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 where a GPU computes in it; its range is that of float32, so losses need no scaling."""
-    if device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
-        return nullcontext()
-    return torch.autocast("cuda", dtype=torch.bfloat16)
+def half(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 where the device computes in it; its range is that of float32, so losses need no scaling."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if computes_half(device) else nullcontext()
+
+
+def computes_half(device: torch.device) -> bool:
+    """Whether bfloat16 is faster there: on a GPU with units for it, or a CPU with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _check_outputs(module: nn.Module, data: DataSchema) -> None:
@@ -154,7 +159,7 @@ def _fit(network: Network, data: DataSchema, examples: Examples, task: Task, rep
 def _step(network: Network, data: DataSchema, x: Tensor, y: Tensor, task: Task, tally: "_Tally") -> None:
     """Leave the gradient of the batch's mean loss in `network.gradient`."""
     x, y = x.to(network.device), y.to(network.device)
-    with _half(network.device) if task.training.mixed_precision else nullcontext():
+    with half(network.device) if task.training.mixed_precision else nullcontext():
         outputs = network.module(x)
     outputs = outputs.float()
     classes = data.task == "classification"

@@ -10,7 +10,7 @@ from tutti.apps.cli.options import as_json, print_json
 if TYPE_CHECKING:
     from tutti.core.registry import Registry
 
-KINDS = ("models", "strategies", "reducers", "schedules", "datasets", "partitioners")
+KINDS = ("models", "strategies", "reducers", "schedules", "datasets", "partitioners", "engines")
 
 
 @click.command()
@@ -19,8 +19,8 @@ KINDS = ("models", "strategies", "reducers", "schedules", "datasets", "partition
 def catalog(kind: str | None, as_json: bool) -> None:
     """List the models, strategies and data sources there are.
 
-    And reducers, learning-rate schedules and partitioners, each with its options. A choice is written NAME or
-    NAME:OPTION=VALUE,OPTION=VALUE; the first option needs no name.
+    And reducers, learning-rate schedules, partitioners and simulation engines, each with its options. A choice is
+    written NAME or NAME:OPTION=VALUE,OPTION=VALUE; the first option needs no name.
 
     \b
     Examples:
@@ -52,6 +52,7 @@ def registry(kind: str) -> "Registry[Any]":
     from tutti.core.schedules import schedules
     from tutti.core.strategy import strategies
     from tutti.ports.training import datasets, models
+    from tutti.sim.engines import engines
 
     registries: dict[str, Registry[Any]] = {
         "models": models,
@@ -60,6 +61,7 @@ def registry(kind: str) -> "Registry[Any]":
         "schedules": schedules,
         "datasets": datasets,
         "partitioners": partitioners,
+        "engines": engines,
     }
     return registries[kind]
 

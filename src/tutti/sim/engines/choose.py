@@ -2,84 +2,65 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
-from tutti.core.errors import UserError
+from tutti.core.registry import Choice
 from tutti.core.sampling import cohort_size
 from tutti.domain.spec import JobSpec
 from tutti.ports.training import Trainer
-from tutti.sim.engines.dense import CannotVectorise, dense_of
-from tutti.sim.engines.port import Engine
-from tutti.sim.engines.sequential import Sequential
+from tutti.sim.engines._dense import dense_of
+from tutti.sim.engines.port import CannotCompute, Engine, engines
 from tutti.sim.federation import Federation
 
 log = logging.getLogger(__name__)
 
+AUTO = "auto"
+
 WORTH_PROCESSES = 2e12
 """Multiplications of a whole job, at 6 an example and parameter, from which starting processes pays."""
 
-Make = Callable[[JobSpec, Trainer, Federation], Engine]
-
-
-def _sequential(spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
-    return Sequential(trainer, federation)
-
-
-def _fused(spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
-    from tutti.sim.engines.fused import Fused
-
-    return Fused(spec, trainer, federation)
-
-
-def _vectorised(spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
-    if not hasattr(trainer, "module"):
-        raise CannotVectorise("the model is not made of torch layers")
-    from tutti.sim.engines.vectorised import Vectorised
-
-    return Vectorised(spec, trainer, federation)
-
-
-def _processes(spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
-    from tutti.sim.engines.processes import Processes
-
-    return Processes(spec, federation)
-
-
-ENGINES: Mapping[str, Make] = MappingProxyType(
-    {"sequential": _sequential, "vectorised": _vectorised, "fused": _fused, "processes": _processes}
-)
-NAMES = ("auto", *ENGINES)
-
 
 def choose(name: str, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
-    """The engine of that name; if it cannot compute this job, the sequential one, with a warning that says why."""
-    if name not in NAMES:
-        raise UserError(f"there is no engine {name!r}; choose from: {', '.join(NAMES)}")
-    if name == "auto":
-        return _fastest(spec, trainer, federation)
-    try:
-        return ENGINES[name](spec, trainer, federation)
-    except CannotVectorise as reason:
-        log.warning("engine %r cannot compute this job, the sequential one does: %s", name, reason)
-        return Sequential(trainer, federation)
+    """The engine of that name, such as `fused` or `dask:workers=4`; `auto` is the fastest in this process or machine.
+
+    One that cannot compute this job is replaced by the sequential one, with a warning that says why. Raises UserError
+    for a name or option that there is not, and for an engine whose packages are not installed.
+    """
+    candidates = _fastest(spec, trainer, federation) if name == AUTO else [Choice.parse(name)]
+    for choice in candidates:
+        try:
+            return engines.build(choice, spec=spec, trainer=trainer, federation=federation)
+        except CannotCompute as reason:
+            level = logging.DEBUG if name == AUTO else logging.WARNING
+            log.log(level, "engine %r cannot compute this job, the sequential one does: %s", choice.name, reason)
+    return engines.build(Choice("sequential"), spec=spec, trainer=trainer, federation=federation)
 
 
-def _fastest(spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
-    """Fused before vectorised, both for dense networks only: on a CPU, vmap is slower than one after another."""
-    try:
-        return _fused(spec, trainer, federation)
-    except CannotVectorise as reason:
-        log.debug("not the fused engine: %s", reason)
+def _fastest(spec: JobSpec, trainer: Trainer, federation: Federation) -> list[Choice]:
+    """What to try: on a CPU, vmap is slower than one node after another, and batches are for dense networks only."""
+    if not hasattr(trainer, "module"):
+        return []
+    if _on_gpu():
+        return [Choice("vectorised")]
+    found = [Choice("fused")]
+    if _is_dense(trainer) and not spec.training.mixed_precision:
+        found.append(Choice("vectorised"))
+    if len(os.sched_getaffinity(0)) > 1 and _work(spec, trainer, federation) >= WORTH_PROCESSES:
+        found.append(Choice("processes"))
+    return found
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _is_dense(trainer: Trainer) -> bool:
     try:
         dense_of(trainer)
-        return _vectorised(spec, trainer, federation)
-    except CannotVectorise as reason:
-        log.debug("not the vectorised engine: %s", reason)
-    cores = len(os.sched_getaffinity(0))
-    if cores > 1 and hasattr(trainer, "module") and _work(spec, trainer, federation) >= WORTH_PROCESSES:
-        return _processes(spec, trainer, federation)
-    return Sequential(trainer, federation)
+    except CannotCompute:
+        return False
+    return True
 
 
 def _work(spec: JobSpec, trainer: Trainer, federation: Federation) -> float:

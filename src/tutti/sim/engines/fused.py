@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 
 from tutti.adapters.trainers.batches import batches
 from tutti.core.params import Params, Vector
-from tutti.domain.spec import JobSpec, Metrics
+from tutti.domain.spec import JobSpec, Metrics, Positive
 from tutti.ports.training import Task, Trainer
 from tutti.services.work import reason_of
-from tutti.sim.engines.dense import CannotVectorise, dense_of
-from tutti.sim.engines.port import Assignment, Failed, Result, Trained
+from tutti.sim.engines._dense import dense_of
+from tutti.sim.engines.port import Assignment, CannotCompute, Engine, Failed, Result, Trained, engines
 from tutti.sim.federation import Federation
 
-Work = tuple[Assignment, Vector, float, Metrics]
+
+@engines.register("fused")
+def fused(threads: Positive | None = None, *, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
+    """Dense relu networks and SGD by one compiled loop, a node a thread."""
+    return Fused(spec, trainer, federation, threads)
 
 
 class Fused:
@@ -36,11 +40,13 @@ class Fused:
         self._kernel = _kernel()
         dense = dense_of(trainer)
         if dense.activation != "relu":
-            raise CannotVectorise(f"the compiled loop knows relu, the model has {dense.activation}")
+            raise CannotCompute(f"the compiled loop knows relu, the model has {dense.activation}")
         if spec.training.optimizer != "sgd":
-            raise CannotVectorise(f"the compiled loop knows SGD, the job uses {spec.training.optimizer}")
+            raise CannotCompute(f"the compiled loop knows SGD, the job uses {spec.training.optimizer}")
+        if spec.training.mixed_precision:
+            raise CannotCompute("the compiled loop computes in float32, the job wants mixed precision")
         if len(dense.widths) > 17:
-            raise CannotVectorise("the compiled loop takes up to 16 layers")
+            raise CannotCompute("the compiled loop takes up to 16 layers")
         self._widths = np.array(dense.widths, np.int64)
         self._federation = federation
         self._classes = federation.schema.task == "classification"
@@ -120,5 +126,5 @@ def _kernel() -> ModuleType:
     try:
         from tutti.sim.engines import _fused
     except ImportError:
-        raise CannotVectorise("the compiled loop was not built: install Tutti where there is a C compiler") from None
+        raise CannotCompute("the compiled loop was not built: install Tutti where there is a C compiler") from None
     return _fused

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from tutti.core.params import Params
+from tutti.core.registry import Registry
 from tutti.domain.events import NodeId
 from tutti.domain.spec import Metrics
 from tutti.ports.training import Task
@@ -52,3 +53,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back processes, threads and memory."""
         ...
+
+
+class CannotCompute(Exception):
+    """Why an engine cannot compute a job, in words."""
+
+
+engines: Registry[Engine] = Registry("engine", "tutti.sim.engines")
+"""Factories `(options…, *, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine`, which raise CannotCompute
+for a job that is not for them."""

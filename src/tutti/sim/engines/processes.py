@@ -1,7 +1,8 @@
 """One worker process for each core, each with one thread: bitwise what one thread computes in sequence.
 
 Rows, model and updates lie in files of a memory file system that all processes map; only orders and metrics
-travel. A worker that dies is replaced, and its nodes are computed again.
+travel. A worker that dies is replaced, and its nodes are computed again. On a machine with GPUs, workers share them
+out in turn.
 """
 
 import os
@@ -21,10 +22,11 @@ import numpy as np
 
 from tutti.core.params import Params, Vector
 from tutti.domain.events import NodeId
-from tutti.domain.spec import JobSpec
-from tutti.sim.engines.dense import CannotVectorise
-from tutti.sim.engines.port import Assignment, Failed, Result, Trained
-from tutti.sim.engines.worker import Done, Order, Setup, Trouble, slot_file
+from tutti.domain.spec import JobSpec, Positive
+from tutti.ports.training import Trainer
+from tutti.sim.engines._resident import Done, Trouble, order_for
+from tutti.sim.engines._worker import Setup, slot_file
+from tutti.sim.engines.port import Assignment, CannotCompute, Engine, Failed, Result, Trained, engines
 from tutti.sim.federation import Federation
 from tutti.wire import tensors
 
@@ -41,6 +43,12 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _replies: msgspec.msgpack.Decoder[Done | Trouble] = msgspec.msgpack.Decoder(Done | Trouble)
 
 
+@engines.register("processes")
+def processes(workers: Positive | None = None, *, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
+    """One worker process a core, with one thread each; on a machine with GPUs, one a GPU."""
+    return Processes(spec, federation, workers)
+
+
 @dataclass(slots=True, eq=False)
 class _Worker:
     process: "subprocess.Popen[bytes]"
@@ -54,10 +62,11 @@ class Processes:
 
     def __init__(self, spec: JobSpec, federation: Federation, workers: int | None = None) -> None:
         if sys.platform == "win32":
-            raise CannotVectorise("worker processes need a system with inherited file descriptors")
+            raise CannotCompute("worker processes need a system with inherited file descriptors")
         self._federation = federation
         self._spec = spec
-        rows, count = federation.rows, workers or len(os.sched_getaffinity(0))
+        self._gpus = _gpus()
+        rows, count = federation.rows, workers or self._gpus or len(os.sched_getaffinity(0))
         self._holder = tempfile.TemporaryDirectory(
             prefix="tutti-sim-", dir=_memory_folder(rows.x.nbytes + rows.y.nbytes)
         )
@@ -111,10 +120,11 @@ class Processes:
         environment = {
             **os.environ,
             **dict.fromkeys(_THREADS, "1"),
+            **gpu_for(slots[0] // SLOTS, self._gpus, os.environ.get("CUDA_VISIBLE_DEVICES")),
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
         process = subprocess.Popen(  # noqa: S603  # this very interpreter, and a module of ours
-            [sys.executable, "-m", "tutti.sim.engines.worker", str(theirs.fileno())],
+            [sys.executable, "-m", "tutti.sim.engines._worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
         )
@@ -127,7 +137,7 @@ class Processes:
         worker.connection.close()
         worker.process.kill()
         worker.process.wait()
-        return self._start([*worker.free, *worker.owed])
+        return self._start(sorted([*worker.free, *worker.owed]))
 
     def _publish(self, params: Params) -> None:
         """Let the workers see the model, and make the slots for its updates when it is the first."""
@@ -144,15 +154,11 @@ class Processes:
             worker = min(ready, key=lambda worker: len(worker.owed))
             slot, assignment = worker.free.pop(), waiting.popleft()
             worker.owed[slot] = assignment
+            order = order_for(assignment.task, self._federation.train[assignment.node], slot)
             try:
-                worker.connection.send_bytes(msgspec.msgpack.encode(self._order(assignment, slot)))
+                worker.connection.send_bytes(msgspec.msgpack.encode(order))
             except OSError:
                 return  # it died; reading from it says so
-
-    def _order(self, assignment: Assignment, slot: int) -> Order:
-        task, rows = assignment.task, self._federation.train[assignment.node]
-        settings = dict(task.settings)
-        return Order(slot, rows.tobytes(), task.training, task.seed, task.batch_size, task.lr, settings)
 
     def _result(self, params: Params, assignment: Assignment, reply: Done | Trouble) -> Result:
         if isinstance(reply, Trouble):
@@ -180,3 +186,20 @@ def _memory_folder(needed: int) -> str | None:
     if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < 2 * needed + MODELS_BYTES:
         return None
     return str(folder)
+
+
+def _gpus() -> int:
+    """How many GPUs torch computes on; 0 where torch is not there."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return 0
+    return torch.cuda.device_count()
+
+
+def gpu_for(worker: int, gpus: int, visible: str | None) -> dict[str, str]:
+    """The environment in which a worker sees its own GPU only, of those that this process may see."""
+    if not gpus:
+        return {}
+    names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+    return {"CUDA_VISIBLE_DEVICES": names[worker % len(names)]}

@@ -6,10 +6,17 @@ from time import perf_counter
 import numpy as np
 
 from tutti.core.params import Params
+from tutti.domain.spec import JobSpec
 from tutti.ports.training import Trainer
 from tutti.services.work import reason_of
-from tutti.sim.engines.port import Assignment, Failed, Result, Trained
+from tutti.sim.engines.port import Assignment, Engine, Failed, Result, Trained, engines
 from tutti.sim.federation import Federation
+
+
+@engines.register("sequential")
+def sequential(*, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
+    """One node after another, by the model's own trainer; right for every model."""
+    return Sequential(trainer, federation)
 
 
 class Sequential:

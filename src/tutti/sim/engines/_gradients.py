@@ -11,7 +11,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from tutti.core.params import Layout
 from tutti.domain.spec import DataSchema
-from tutti.sim.engines.dense import CannotVectorise, Dense
+from tutti.sim.engines._dense import Dense
+from tutti.sim.engines.port import CannotCompute
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,9 +116,10 @@ class DenseGradients:
 class FunctionalGradients:
     """Any module without state of its own, by torch.func: vmap over nodes of the gradient of one."""
 
-    def __init__(self, module: nn.Module, layout: Layout, schema: DataSchema) -> None:
+    def __init__(self, module: nn.Module, layout: Layout, schema: DataSchema, *, half: bool = False) -> None:
+        """With `half`, the module computes in bfloat16 and the loss in float32."""
         _check_stateless(module)
-        self._module, self._layout = module, layout
+        self._module, self._layout, self._half = module, layout, half
         self._classes = schema.task == "classification"
         one = torch.func.grad_and_value(self._loss, has_aux=True)
         self._all = torch.func.vmap(one)
@@ -138,7 +140,8 @@ class FunctionalGradients:
     def _loss(
         self, named: dict[str, Tensor], x: Tensor, y: Tensor, shares: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        outputs = torch.func.functional_call(self._module, named, (x,)).float()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False):
+            outputs = torch.func.functional_call(self._module, named, (x,)).float()
         if self._classes:
             losses = nn.functional.cross_entropy(outputs, y, reduction="none")
         else:
@@ -149,8 +152,8 @@ class FunctionalGradients:
 def _check_stateless(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
-            raise CannotVectorise("BatchNorm keeps statistics of its own")
+            raise CannotCompute("BatchNorm keeps statistics of its own")
         if isinstance(layer, _DropoutNd):
-            raise CannotVectorise("dropout draws from each node's own stream of random numbers")
+            raise CannotCompute("dropout draws from each node's own stream of random numbers")
     if any(True for _ in module.buffers()) or not all(p.requires_grad for p in module.parameters()):
-        raise CannotVectorise("the model has buffers or frozen parameters")
+        raise CannotCompute("the model has buffers or frozen parameters")

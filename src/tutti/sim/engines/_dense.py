@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutti.ports.training import Trainer
-
-
-class CannotVectorise(Exception):
-    """Why an engine cannot compute a model, in words."""
+from tutti.sim.engines.port import CannotCompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +19,17 @@ class Dense:
 
 
 def dense_of(trainer: Trainer) -> Dense:
-    """Raises CannotVectorise for a model that is anything but Flatten, Linear, activation, Linear …"""
+    """Raises CannotCompute for a model that is anything but Flatten, Linear, activation, Linear …"""
     layers = [layer for layer in _layers(trainer) if type(layer).__name__ != "Flatten"]
     kinds = [type(layer).__name__ for layer in layers]
     between = set(kinds[1::2])
     if set(kinds[::2]) != {"Linear"} or len(kinds) % 2 == 0 or len(between) > 1 or between - {"ReLU", "Tanh", "GELU"}:
-        raise CannotVectorise(f"the model is no plain dense network: it has {', '.join(sorted(set(kinds)))}")
+        raise CannotCompute(f"the model is no plain dense network: it has {', '.join(sorted(set(kinds)))}")
     linear = layers[::2]
     if any(layer.bias is None for layer in linear) or any(getattr(a, "approximate", "none") != "none" for a in layers):
-        raise CannotVectorise("the model has layers without bias, or an approximate activation")
+        raise CannotCompute("the model has layers without bias, or an approximate activation")
     if not all(parameter.requires_grad for layer in linear for parameter in layer.parameters()):
-        raise CannotVectorise("the model has frozen parameters")
+        raise CannotCompute("the model has frozen parameters")
     widths = (linear[0].in_features, *(layer.out_features for layer in linear))
     return Dense(widths, between.pop().lower() if between else "relu")
 
@@ -41,8 +38,8 @@ def _layers(trainer: Trainer) -> list[Any]:
     """The layers of a torch Sequential."""
     build = getattr(trainer, "module", None)
     if build is None:
-        raise CannotVectorise("the model is not made of torch layers")
+        raise CannotCompute("the model is not made of torch layers")
     module = build()
     if type(module).__name__ != "Sequential":
-        raise CannotVectorise(f"the model is a {type(module).__name__}, not a plain sequence of layers")
+        raise CannotCompute(f"the model is a {type(module).__name__}, not a plain sequence of layers")
     return list(module)
