@@ -1,10 +1,12 @@
 """`tutti sim` as a process."""
 
 import json
+import os
+import signal
 
 import pytest
 
-from support.commands import tutti
+from support.commands import background, tutti
 
 SMALL = ("sim", "--dataset", "digits", "--model", "mlp:hidden=16", "--nodes", 6, "--cohort", 3, "--rounds", 3)
 
@@ -32,6 +34,9 @@ def test_the_same_seed_gives_the_same_model_and_json(tmp_path):
         (("--partition", "fair"), "there is no partitioner 'fair'"),
         (("--out", "history.csv"), "expected a name that ends in .parquet or .json"),
         (("--set", "training.speed=9"), "speed"),
+        (("--vary", "training.speed=9"), "speed"),
+        (("--vary", "training.lr"), "expected FIELD=VALUE"),
+        (("--engine", "fused:wheels=4"), "wheels"),
     ],
 )
 def test_what_cannot_be_simulated_is_said_in_one_line(tmp_path, arguments, message):
@@ -53,3 +58,50 @@ def test_a_job_that_fails_has_its_own_exit_code(tmp_path):
     assert done.returncode == 5
     assert "tutti: the simulated job failed: round 1 failed 1 times" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_runs_every_combination_and_shows_them_with_intervals(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sweep = (*SMALL, "--seeds", 2, "--vary", "training.lr=0.05", "--vary", "training.lr=0.3", "--vary", "partition=iid")
+    done = tutti(*sweep, "--plot", "page.html", "--out", "all.parquet", "--checkpoint", "run.ckpt", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    header, low, high, last = done.stdout.splitlines()[:4]
+    assert header.split() == ["setting", "runs", "accuracy", "loss"]
+    assert low.startswith("training.lr=0.05, partition=iid")
+    assert high.startswith("training.lr=0.3, partition=iid")
+    assert " ± " in low
+    assert last.startswith("4 runs in ")
+    table = parquet.read_table(tmp_path / "all.parquet")
+    assert table.num_rows == 4 * 4
+    assert sorted(set(table.column("training.lr").to_pylist())) == ["0.05", "0.3"]
+    assert sorted(set(table.column("seed").to_pylist())) == [0, 1]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http-equiv" not in page
+    assert len(list(tmp_path.glob("run-*.ckpt"))) == 4
+    again = tutti(*sweep, "--checkpoint", "run.ckpt", "--json", cwd=tmp_path)
+    runs = json.loads(again.stdout)["runs"]
+    assert [run["settings"]["training.lr"] for run in runs] == ["0.05", "0.05", "0.3", "0.3"]
+    assert again.stderr.count("round ") == 0
+    alone = json.loads(tutti(*SMALL, "--lr", 0.3, "--seed", 1, "--json", cwd=tmp_path).stdout)
+    assert runs[3]["header"]["model"] == alone["header"]["model"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, how):
+    long = (*SMALL[:-1], 400, "--model", "mlp:hidden=64")
+    expected = json.loads(tutti(*long, "--json", cwd=tmp_path).stdout)
+    file = tmp_path / "run.ckpt"
+    with background(*long, "--checkpoint", "run.ckpt", cwd=tmp_path) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if file.exists() or line.startswith("round 399"):
+                break
+        os.kill(process.pid, how)
+        process.wait()
+    assert file.exists()
+    rest = tutti(*long, "--checkpoint", "run.ckpt", cwd=tmp_path)
+    assert 0 < rest.stderr.count("round ") < 400
+    found = json.loads(tutti(*long, "--checkpoint", "run.ckpt", "--json", cwd=tmp_path).stdout)
+    assert found["header"]["model"] == expected["header"]["model"]
+    assert [row["model"] for row in found["rounds"]] == [row["model"] for row in expected["rounds"]]

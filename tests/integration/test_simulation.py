@@ -224,6 +224,12 @@ def test_memory_does_not_grow_with_nodes_that_are_not_drawn():
     assert all(not record.dropped for record in history.rounds)
 
 
+def test_every_round_of_a_long_run_is_told():
+    history = simulate(spec_of("linear", rounds=20, cohort={"size": 2}), digits(), engine="sequential")
+    assert [record.round for record in history.rounds] == list(range(21))
+    assert all(len(record.cohort) == record.counted == 2 for record in history.rounds[1:])
+
+
 def test_a_history_can_be_written_and_read(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     history: History = simulate(spec_of(evaluation={"data": "digits:split=test"}), digits(), engine="sequential")

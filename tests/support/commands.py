@@ -69,3 +69,21 @@ def running(*arguments: object, cwd: Path, prefix: Sequence[str] = (), **environ
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+@contextmanager
+def background(*arguments: object, cwd: Path) -> "Iterator[subprocess.Popen[str]]":
+    """`tutti ARGUMENTS` with its messages to be read; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tutti.apps.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()

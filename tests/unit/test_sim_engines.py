@@ -14,12 +14,12 @@ from tutti.domain.spec import JobSpec, load_spec
 from tutti.ports.training import Task, Trainer, models
 from tutti.sim import Federation
 from tutti.sim.engines import Assignment, Engine, Failed, Trained
+from tutti.sim.engines._batched import Vectorised
 from tutti.sim.engines.choose import choose
-from tutti.sim.engines.port import CannotCompute
 from tutti.sim.engines.fused import Fused
+from tutti.sim.engines.port import CannotCompute
 from tutti.sim.engines.processes import Processes, gpu_for
 from tutti.sim.engines.sequential import Sequential
-from tutti.sim.engines._batched import Vectorised
 
 _fused = pytest.importorskip("tutti.sim.engines._fused", reason="built without a C compiler")
 

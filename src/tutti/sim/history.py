@@ -88,14 +88,14 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
         with extra("data", "writing Parquet"):
             import pyarrow
             from pyarrow import parquet
-        rows = [_flat(record) for record in self.rounds]
+        rows = [flat(record) for record in self.rounds]
         columns = dict.fromkeys(name for row in rows for name in row)
         table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
         described = table.replace_schema_metadata({"tutti": msgspec.json.encode(self.header)})
         parquet.write_table(described, file)
 
 
-def _flat(record: RoundRecord) -> dict[str, object]:
+def flat(record: RoundRecord) -> dict[str, object]:
     groups: Mapping[str, Metrics] = {"train": record.train, **record.evaluated}
     metrics = {f"{group}_{name}": value for group, found in groups.items() for name, value in found.items()}
     plain = {"round": record.round, "model": record.model, "seconds": record.seconds, "counted": record.counted}

@@ -39,8 +39,8 @@ from tutti.sim.history import Header, History, RoundRecord, record, records
 from tutti.wire import tensors
 
 DEFAULT_BATCH = 32
-SAVE_SECONDS = 10.0
-"""An interrupted run loses at most about this much work."""
+SAVE_SECONDS = 1.0
+"""An interrupted run loses about this much work, or more where saving would take over a twentieth of the time."""
 
 
 def simulate(
@@ -123,9 +123,9 @@ class Simulation:
                 self._step()
                 if self.job.round is None:
                     self._sound = (len(self.events), self._server, dict(self._models))
-                if checkpoint is not None and perf_counter() >= due:
+                if checkpoint is not None and (began := perf_counter()) >= due:
                     saved.save(checkpoint, self._progress())
-                    due = perf_counter() + SAVE_SECONDS
+                    due = perf_counter() + max(SAVE_SECONDS, 20 * (perf_counter() - began))
         finally:
             if checkpoint is not None:
                 saved.save(checkpoint, self._progress())

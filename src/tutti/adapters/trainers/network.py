@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tutti.adapters.trainers.measure import Misfit
-from tutti.core.params import Entry, Layout, Params, Role
+from tutti.core.params import Entry, Layout, Params, Role, Vector
 
 
 class Network:
@@ -34,10 +34,17 @@ class Network:
         host = torch.from_numpy(params.buffer.copy())
         state = self.module.state_dict()
         with torch.no_grad():
-            for span, weights in self._trained:
-                weights.copy_(host[span].view(weights.shape))
+            self.weights.copy_(self.on_device(params.buffer))
             for entry in self._rest:
                 state[entry.name].copy_(host[self.layout.spans[entry.name]].view(entry.shape))
+
+    def on_device(self, vector: Vector) -> Tensor:
+        """What of a vector as long as the model lies at the weights, as a copy beside them and in their order."""
+        host = torch.from_numpy(vector[: len(self.weights)].copy()).to(self.device)
+        copy = torch.empty_like(self.weights)
+        for span, weights in self._trained:
+            _as_computed(copy[span], weights.shape).copy_(host[span].view(weights.shape))
+        return copy
 
     def dump(self) -> Params:
         """A copy of everything that is exchanged."""

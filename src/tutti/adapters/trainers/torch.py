@@ -111,8 +111,8 @@ def half(device: torch.device) -> AbstractContextManager[object]:
 def computes_half(device: torch.device) -> bool:
     """Whether bfloat16 is faster there: on a GPU with units for it, or a CPU with AVX-512 BF16 or AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _check_outputs(module: nn.Module, data: DataSchema) -> None:

@@ -1,7 +1,6 @@
 """`sim`: a whole federation in this process, with the strategies, rounds and trainers of a deployment."""
 
-import sys
-import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,12 @@ from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
 from tutti.apps.cli.options import File, as_json
 from tutti.apps.cli.replay import keep
+from tutti.apps.cli.sim_progress import SimProgress, metrics_of, score
 
 if TYPE_CHECKING:
-    from tutti.sim import History, RoundRecord
+    from tutti.domain.spec import JobSpec
+    from tutti.sim import Federation, History
+    from tutti.sim.sweep import Point, Trial
 
 
 @click.command()
@@ -32,15 +34,25 @@ if TYPE_CHECKING:
 @click.option("--normalize", is_flag=True, help="Scale columns by mean and deviation of all nodes' rows.")
 @click.option("--held-out", type=click.FloatRange(0, 1), help="Share of its rows that a node measures models on.")
 @click.option("--evaluate-every", type=click.IntRange(1), default=1, show_default=True, help="Rounds between.")
-@click.option("--engine", default="auto", show_default=True, help="sequential, vectorised, fused or processes.")
+@click.option("--engine", default="auto", show_default=True, help="How it is computed (`tutti catalog engines`).")
 @click.option("--set", "more", multiple=True, metavar="FIELD=VALUE", help="Any other field, such as training.momentum.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs, from --seed upwards.")
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="A value to try, of a field as in --set or of partition; once for each. All combinations are run.",
+)
+@click.option("--plot", type=File, help="Keep this HTML page up to date: means over seeds, 95 % intervals.")
 @click.option("--out", type=File, help="Write every round to this .parquet or .json file.")
 @click.option("--model-out", type=File, help="Write the model to this safetensors file, as `tutti model pull` does.")
 @click.option("--checkpoint", type=File, help="Go on from this file if it is there, and keep it up to date.")
 @as_json
 def sim(
     more: tuple[str, ...],
+    vary: tuple[str, ...],
     out: Path | None,
+    plot: Path | None,
     model_out: Path | None,
     checkpoint: Path | None,
     as_json: bool,
@@ -50,12 +62,14 @@ def sim(
 
     Where the data set has common test rows (mnist, digits, …) the model is measured on them and nodes train on
     all of their rows; else each node holds out a fifth of its rows. The engine decides only how fast it goes.
+    With --seeds or --vary there are several runs, and a checkpoint file for each beside the one that is named.
 
     \b
     Examples:
       tutti sim
       tutti sim --dataset mnist --nodes 100 --cohort 10 --rounds 50 --partition dirichlet:0.5
       tutti sim --dataset digits --model mlp --strategy fedadam:server_lr=0.03 --out history.parquet
+      tutti sim --seeds 5 --vary training.lr=0.05 --vary training.lr=0.1 --plot lr.html
       tutti sim --model cnn --engine processes --checkpoint run.ckpt
     """
     if out is not None and out.suffix not in (".parquet", ".json"):
@@ -63,27 +77,86 @@ def sim(
             f"expected a name that ends in .parquet or .json, came {str(out)!r}", param_hint="--out"
         )
     from tutti.apps.cli.run_job import check_writable
-    from tutti.domain.spec import load_spec
-    from tutti.sim import Federation, simulate
+    from tutti.sim import simulate, sweep
     from tutti.sim.replay import manifest_of
 
-    for file in filter(None, (out, model_out)):
-        check_writable(file)
-    held_out, evaluation = _measuring(options["dataset"], options["held_out"])
-    federation = Federation.divide(
-        options["dataset"], options["nodes"], options["partition"], seed=options["seed"], held_out=held_out
-    )
-    spec = load_spec(_job(options, more, federation.name, evaluation))
-    with _Show(spec.rounds, quiet=as_json) as show:
-        history = simulate(spec, federation, engine=options["engine"], checkpoint=checkpoint, watch=show.see)
-    if out is not None:
-        history.write(out)
-    if model_out is not None:
-        history.write_model(model_out)
-    kept = keep(manifest_of(history, federation))
-    click.echo(history.to_json() if as_json else f"{_summary(history, out)}\n{kept}")
-    if history.header.status != "completed":
-        raise JobNotDone(f"the simulated job {history.header.status}: {history.header.outcome}")
+    for named in filter(None, (out, plot, model_out)):
+        check_writable(named)
+    seeds = range(options["seed"], options["seed"] + options["seeds"])
+    trials = sweep.grid((_assignment(written, "--vary") for written in vary), seeds)
+    if model_out is not None and len(trials) > 1:
+        raise click.BadParameter(f"{len(trials)} runs make as many models", param_hint="--model-out")
+    federations = _Federations(options)
+    fields = [_assignment(written, "--set") for written in more]
+    specs = [_spec(options, fields, trial, federations) for trial in trials]  # a mistake in any of them shows at once
+    runs: list[tuple[Trial, History]] = []
+    with SimProgress(trials, specs, page=plot, quiet=as_json) as progress:
+        for trial, spec in zip(trials, specs, strict=True):
+            federation, file = federations.of(trial), checkpoint and _beside(checkpoint, trial, len(trials))
+            watch = progress.begin(trial, spec)
+            history = simulate(spec, federation, engine=options["engine"], checkpoint=file, watch=watch)
+            runs.append((trial, history))
+            kept = keep(manifest_of(history, federation))
+            progress.end(trial, history)
+    if len(runs) == 1:
+        _, history = runs[0]
+        if out is not None:
+            history.write(out)
+        if model_out is not None:
+            history.write_model(model_out)
+        click.echo(history.to_json() if as_json else f"{_summary(history, out)}\n{kept}")
+    else:
+        if out is not None:
+            sweep.write(runs, out)
+        click.echo(sweep.to_json(runs) if as_json else _overview(runs, out))
+    if failed := [history.header for _, history in runs if history.header.status != "completed"]:
+        which = "the simulated job" if len(runs) == 1 else f"{len(failed)} of {len(runs)} simulated jobs"
+        raise JobNotDone(f"{which} {failed[0].status}: {failed[0].outcome}")
+
+
+class _Federations:
+    """Federations by partition and seed; the last one is kept, for runs that differ in other things."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+        self.held_out, self.evaluation = _measuring(options["dataset"], options["held_out"])
+        self._last: tuple[tuple[str, int], Federation] | None = None
+
+    def of(self, trial: "Trial") -> "Federation":
+        from tutti.sim import Federation
+
+        options, key = self._options, (trial.settings.get("partition", self._options["partition"]), trial.seed)
+        if self._last is None or self._last[0] != key:
+            made = Federation.divide(options["dataset"], options["nodes"], key[0], seed=key[1], held_out=self.held_out)
+            self._last = (key, made)
+        return self._last[1]
+
+
+def _spec(
+    options: Mapping[str, Any], fields: Sequence[tuple[str, str]], trial: "Trial", federations: _Federations
+) -> "JobSpec":
+    from tutti.domain.spec import load_spec
+
+    varied = [(field, value) for field, value in trial.settings.items() if field != "partition"]
+    name = federations.of(trial).name
+    return load_spec(_job({**options, "seed": trial.seed}, [*fields, *varied], name, federations.evaluation))
+
+
+def _beside(checkpoint: Path, trial: "Trial", trials: int) -> Path:
+    """A name for the checkpoint of one run of several, the same whenever this run is among those that are asked for."""
+    if trials == 1:
+        return checkpoint
+    from blake3 import blake3
+
+    settings = blake3(repr(sorted(trial.settings.items())).encode()).hexdigest(4)
+    return checkpoint.with_name(f"{checkpoint.stem}-{settings}-{trial.seed}{checkpoint.suffix}")
+
+
+def _assignment(written: str, option: str) -> tuple[str, str]:
+    field, equals, value = written.partition("=")
+    if not equals or not field.strip():
+        raise click.BadParameter(f"expected FIELD=VALUE, came {written!r}", param_hint=option)
+    return field.strip(), value.strip()
 
 
 def _measuring(source: str, held_out: float | None) -> tuple[float, dict[str, Any]]:
@@ -98,7 +171,9 @@ def _measuring(source: str, held_out: float | None) -> tuple[float, dict[str, An
     return held_out or 0.0, {"nodes": bool(held_out), "data": str(test)}
 
 
-def _job(options: dict[str, Any], more: tuple[str, ...], dataset: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+def _job(
+    options: Mapping[str, Any], fields: Iterable[tuple[str, str]], dataset: str, evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
     from tutti.apps.cli.run_job import put, toml_value
 
     nodes, cohort = options["nodes"], min(options["cohort"], options["nodes"])
@@ -111,70 +186,47 @@ def _job(options: dict[str, Any], more: tuple[str, ...], dataset: str, evaluatio
         "cohort": {"min_nodes": nodes, "size": cohort},
         "evaluation": {"every": options["evaluate_every"], **evaluation},
     }
-    for assignment in more:
-        path, equals, value = assignment.partition("=")
-        if not equals or not path:
-            raise click.BadParameter(f"expected FIELD=VALUE, came {assignment!r}", param_hint="--set")
-        put(raw, path.strip(), toml_value(value))
+    for field, value in fields:
+        put(raw, field, toml_value(value))
     return raw
-
-
-class _Show:
-    """A progress bar on stderr with what the last round measured, where stderr is a terminal; lines where it is not."""
-
-    def __init__(self, rounds: int, *, quiet: bool) -> None:
-        self._rounds, self._quiet = rounds, quiet
-        self._bar: Any = None
-        self._task: Any = None
-        self._first: tuple[float, int] | None = None
-
-    def __enter__(self) -> "_Show":
-        if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("starting", total=self._rounds)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def see(self, record: "RoundRecord") -> None:
-        if self._quiet:
-            return
-        if self._first is None:
-            self._first = (time.perf_counter(), record.round)
-        line = f"{self._speed(record.round)}{_score(record)}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record.round, description=line)
-        elif record.evaluated:
-            click.echo(f"round {record.round:>3}/{self._rounds}  {line}", err=True)
-
-    def _speed(self, round: int) -> str:
-        assert self._first is not None
-        began, first = self._first
-        return f"{(round - first) / (time.perf_counter() - began):.1f} rounds/s  " if round > first else ""
-
-
-def _score(record: "RoundRecord") -> str:
-    found = record.evaluated.get("coordinator") or record.evaluated.get("nodes") or {}
-    if "accuracy" in found:
-        return f"accuracy {text.share(found['accuracy'])}"
-    return f"loss {text.number(found.get('loss'))}"
 
 
 def _summary(history: "History", out: Path | None) -> str:
     header, done = history.header, [record for record in history.rounds if record.round]
     measured = [record for record in history.rounds if record.evaluated]
-    score = f"{_score(measured[-1])}, " if measured else ""
+    quality = f"{score(measured[-1])}, " if measured else ""
     training = sum(record.seconds for record in done)
     pace = f" ({text.duration(training / len(done))} a round without measuring)" if done else ""
     where = f"\nrounds: {out}" if out else ""
     return (
-        f"{header.status}: {header.outcome}; {score}{header.nodes} nodes, {header.engine} engine, "
+        f"{header.status}: {header.outcome}; {quality}{header.nodes} nodes, {header.engine} engine, "
         f"{text.duration(header.seconds)}{pace}; model {header.model[:12]}{where}"
     )
+
+
+def _overview(runs: "Sequence[tuple[Trial, History]]", out: Path | None) -> str:
+    """A line a setting: its last round's mean over seeds, with the half of the 95 % confidence interval."""
+    from tutti.sim.sweep import curves
+
+    records = [(trial, history.rounds) for trial, history in runs]
+    metrics = dict.fromkeys(name for _, rounds in records for name in metrics_of(rounds))
+    by_metric = {metric: curves(records, metric) for metric in metrics}
+    labels = dict.fromkeys(trial.label for trial, _ in runs)
+    rows = [
+        [
+            label or "all runs",
+            sum(trial.label == label for trial, _ in runs),
+            *(_mean(curve[label]) for curve in by_metric.values()),
+        ]
+        for label in labels
+    ]
+    seconds = sum(history.header.seconds for _, history in runs)
+    where = f"\nrounds: {out}" if out else ""
+    return f"{text.table(['setting', 'runs', *metrics], rows)}\n{len(runs)} runs in {text.duration(seconds)}{where}"
+
+
+def _mean(curve: "Sequence[Point]") -> str:
+    if not curve:
+        return "-"
+    last = curve[-1]
+    return f"{last.mean:.4g} ± {(last.high - last.low) / 2:.2g}" if last.runs > 1 else f"{last.mean:.4g}"

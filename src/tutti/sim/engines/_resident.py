@@ -42,8 +42,8 @@ def order_for(task: Task, rows: NDArray[np.int64], slot: int = 0) -> Order:
 
 
 class Resident:
-    def __init__(self, model: Choice, schema: DataSchema, x: NDArray[np.generic], y: NDArray[np.generic]) -> None:
-        self._model, self._schema, self._x, self._y = model, schema, x, y
+    def __init__(self, model: Choice, schema: DataSchema, rows: Examples) -> None:
+        self._model, self._schema, self._rows = model, schema, rows
         self._trainer: Trainer | None = None
 
     def carry_out(self, order: Order, params: Params, delta: Vector) -> Done | Trouble:
@@ -51,9 +51,10 @@ class Resident:
         began = perf_counter()
         try:
             self._trainer = self._trainer or models.build(self._model, data=self._schema)
-            rows = np.frombuffer(order.rows, np.int64)
+            mine = np.frombuffer(order.rows, np.int64)
+            examples = Examples(self._rows.x[mine], self._rows.y[mine])
             task = Task(order.training, order.seed, order.batch_size, order.lr, order.settings)
-            work = self._trainer.train(params, Examples(self._x[rows], self._y[rows]), task, lambda *_: None)
+            work = self._trainer.train(params, examples, task, lambda *_: None)
             if difference := params.layout.difference(work.params.layout):
                 return Trouble(order.slot, f"the trainer returned another model than it was given: {difference}")
             np.subtract(work.params.buffer, params.buffer, out=delta)

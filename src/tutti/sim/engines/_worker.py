@@ -14,6 +14,7 @@ import numpy as np
 
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema
+from tutti.ports.training import Examples
 from tutti.services.work import reason_of
 from tutti.sim.engines._resident import Done, Order, Resident, Trouble
 from tutti.wire import tensors
@@ -40,7 +41,7 @@ def main(descriptor: int) -> None:
         assert isinstance(setup, Setup)
         folder = Path(setup.folder)
         x, y = (np.load(folder / name, mmap_mode="r") for name in ("x.npy", "y.npy"))
-        resident = Resident(setup.model, setup.schema, x, y)
+        resident = Resident(setup.model, setup.schema, Examples(x, y))
         while True:
             order = orders.decode(connection.recv_bytes())
             assert isinstance(order, Order)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from tutti.adapters._imports import extra
 from tutti.core.errors import UserError
@@ -21,7 +20,7 @@ from tutti.core.params import Params
 from tutti.core.registry import Choice
 from tutti.domain.events import NodeId
 from tutti.domain.spec import DataSchema, JobSpec, Positive
-from tutti.ports.training import Trainer
+from tutti.ports.training import Examples, Trainer
 from tutti.sim.engines._resident import Done, Order, Resident, Trouble, order_for
 from tutti.sim.engines.port import Assignment, Engine, Failed, Result, Trained, engines
 from tutti.sim.federation import Federation
@@ -69,12 +68,11 @@ class _Plugin:
 
     model: Choice
     schema: DataSchema
-    x: NDArray[np.generic]
-    y: NDArray[np.generic]
+    rows: Examples
     name: str = RESIDENT
 
     def setup(self, worker: Any) -> None:
-        setattr(worker, RESIDENT, Resident(self.model, self.schema, self.x, self.y))
+        setattr(worker, RESIDENT, Resident(self.model, self.schema, self.rows))
 
     def teardown(self, worker: Any) -> None:
         delattr(worker, RESIDENT)
@@ -98,8 +96,7 @@ class Dask:
         from distributed import WorkerPlugin
 
         self._client, self._local, self._federation = client, local, federation
-        rows = federation.rows
-        plugin = type("Plugin", (_Plugin, WorkerPlugin), {})(spec.model, federation.schema, rows.x, rows.y)
+        plugin = type("Plugin", (_Plugin, WorkerPlugin), {})(spec.model, federation.schema, federation.rows)
         client.register_plugin(plugin)
 
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
@@ -140,7 +137,7 @@ class Dask:
             if self._local is not None:
                 self._local.close()
 
-    def _send(self, encoded: bytes) -> Any:
+    def _send(self, encoded: bytearray) -> Any:
         return self._client.scatter([bytes(encoded)], broadcast=True, hash=False)[0]
 
     def _result(self, params: Params, assignment: Assignment, reply: bytes, delta: bytes) -> Result:

@@ -60,5 +60,5 @@ class CannotCompute(Exception):
 
 
 engines: Registry[Engine] = Registry("engine", "tutti.sim.engines")
-"""Factories `(options…, *, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine`, which raise CannotCompute
-for a job that is not for them."""
+"""Factories `(options…, *, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine`; they raise
+CannotCompute for a job that is not for them."""

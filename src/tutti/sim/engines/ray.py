@@ -5,9 +5,10 @@ map. Updates are folded in as they come; Ray starts an actor anew that died, and
 cluster that is started here listens on all addresses of this machine, and whoever connects to it may run code there.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from tutti.core.errors import UserError
 from tutti.core.params import Params, Vector
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema, JobSpec, Positive
-from tutti.ports.training import Trainer
+from tutti.ports.training import Examples, Trainer
 from tutti.sim.engines._resident import Done, Order, Resident, Trouble, order_for
 from tutti.sim.engines.port import Assignment, Engine, Failed, Result, Trained, engines
 from tutti.sim.federation import Federation
@@ -29,6 +30,8 @@ AHEAD = 2
 
 TRIES = 3
 """How many actors may die over one node before it counts as failed."""
+
+Labels: TypeAlias = NDArray[np.int64] | NDArray[np.float32]
 
 _replies: msgspec.msgpack.Decoder[Done | Trouble] = msgspec.msgpack.Decoder(Done | Trouble)
 
@@ -49,7 +52,7 @@ def ray(
     if ours:
         where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
         try:
-            ray.init(**where, log_to_driver=False, logging_level="error")
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise UserError(f"engine 'ray': no cluster answers at {address!r}: {error}") from None
     return Ray(spec, federation, workers or max(1, int(ray.cluster_resources().get("CPU", 1))), ours)
@@ -58,8 +61,8 @@ def ray(
 class _Actor:
     """A Resident of its own process."""
 
-    def __init__(self, model: Choice, schema: DataSchema, x: NDArray[np.generic], y: NDArray[np.generic]) -> None:
-        self._resident = Resident(model, schema, x, y)
+    def __init__(self, model: Choice, schema: DataSchema, x: NDArray[np.float32], y: Labels) -> None:
+        self._resident = Resident(model, schema, Examples(x, y))
 
     def train(self, order: bytes, model: bytes) -> tuple[bytes, Vector]:
         params = tensors.decode(model)
