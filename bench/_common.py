@@ -39,6 +39,22 @@ def copy_bandwidth(size: int = 100_000_000, threads: int = 2, repeats: int = 9) 
     return size / seconds(copy, repeats)
 
 
+def read_bandwidth(size: int = 100_000_000, threads: int = 2, repeats: int = 9) -> float:
+    """Bytes a second that memory reads, by sums of 64-bit integers."""
+    source = np.ones(size // 8, np.int64)
+    edges = np.linspace(0, len(source), threads + 1).astype(int).tolist()
+
+    def read() -> None:
+        workers = [threading.Thread(target=source[a:b].sum) for a, b in pairwise(edges)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    read()
+    return size / seconds(read, repeats)
+
+
 @dataclass
 class Peak:
     """Bytes by which the resident memory rose at most; None where the system does not tell (only Linux does)."""

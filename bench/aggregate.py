@@ -1,9 +1,15 @@
 """Weighted mean of many updates, from the bytes as they were received to the new mean.
 
     python bench/aggregate.py --updates 50 --parameters 25_000_000
+    python bench/aggregate.py --grid
 
-Compared with the copy bandwidth of the same process and, if BENCH_FLWR_PYTHON names an interpreter that has Flower,
-with Flower's own two functions in the same run. All updates are distinct and resident before the clock starts.
+Compared with what the memory can do in the same process and, if BENCH_FLWR_PYTHON names an interpreter that has Flower,
+with Flower's own two functions in the same run. All updates are distinct and resident before the clock starts; with
+--grid, which measures 10, 50 and 100 updates of 1, 10 and 25 million parameters, ten distinct ones come in turn.
+
+`of copy` is the bytes of updates a second, of the bytes that the process copies a second. `of limit` counts what a fold
+cannot avoid to move (each update once, and eight bytes of sums to and fro for every pass over them), of what copying
+moves (each byte twice).
 """
 
 import argparse
@@ -17,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from _common import copy_bandwidth, peak_memory, seconds, show
+from _common import copy_bandwidth, peak_memory, read_bandwidth, seconds, show
 
 TENSORS = 10
 
@@ -32,8 +38,10 @@ def weight(k: int) -> int:
     return 100 + 7 * k
 
 
-def measure(name: str, work: Callable[[], Any], size: int, updates: int, repeats: int) -> tuple[dict[str, Any], Any]:
-    """One row, and the last result. `size` is that of one model in bytes.
+def measure(
+    name: str, work: Callable[[], Any], size: int, updates: int, repeats: int, passes: int = 0
+) -> tuple[dict[str, Any], Any]:
+    """One row, and the last result. `size` is that of one model in bytes, `passes` how often sums are read and written.
 
     The bound is measured just before and just after: on a shared machine it drifts.
     """
@@ -44,30 +52,35 @@ def measure(name: str, work: Callable[[], Any], size: int, updates: int, repeats
     copy = (before + copy_bandwidth()) / 2
     speed = size * updates / took
     row = {"what": name, "seconds": took, "GB/s": speed / 1e9, "copy GB/s": copy / 1e9, "of copy": speed / copy}
+    row["of limit"] = size * (updates + 4 * passes) / took / (2 * copy) if passes else None
     return {**row, "peak models": None if peak.bytes is None else peak.bytes / size}, result
 
 
-def ours(updates: int, parameters: int, repeats: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+def ours(
+    updates: int, parameters: int, repeats: int, distinct: int | None = None
+) -> tuple[list[dict[str, Any]], np.ndarray]:
     from tutti.core.params import Params
     from tutti.core.reduce import Update, weighted_mean
     from tutti.wire.tensors import decode, encode
 
     part = parameters // TENSORS
     layout = Params.from_arrays({f"{i}": np.zeros(part, np.float32) for i in range(TENSORS)}).layout
-    received = [encode(Params(layout, values(k, updates, part * TENSORS))) for k in range(updates)]
+    came = min(distinct or updates, updates)
+    received = [encode(Params(layout, values(k, updates, part * TENSORS))) for k in range(came)]
     reducer = weighted_mean()
 
     def aggregate(at_once: int) -> Params:
         acc = reducer.zero(layout, updates, 2**20)
         for start in range(0, updates, at_once):
             batch = range(start, min(start + at_once, updates))
-            reducer.add(acc, *[Update(decode(received[k]), weight(k)) for k in batch])
+            reducer.add(acc, *[Update(decode(received[k % came]), weight(k)) for k in batch])
         return reducer.finish(acc)
 
     size = 4 * part * TENSORS
     rows, results = [], set()
     for name, at_once in (("one by one", 1), ("four at a time", 4), ("all waiting", updates)):
-        row, mean = measure(name, lambda at_once=at_once: aggregate(at_once), size, updates, repeats)
+        passes = -(-updates // at_once)
+        row, mean = measure(name, lambda at_once=at_once: aggregate(at_once), size, updates, repeats, passes)
         rows.append(row)
         results.add(mean.buffer.tobytes())
     if len(results) > 1:
@@ -99,6 +112,15 @@ def flower(updates: int, parameters: int, repeats: int) -> tuple[list[dict[str, 
     return [plain, messages], np.asarray(mean[0][:1000], np.float32)
 
 
+def grid(repeats: int) -> list[dict[str, Any]]:
+    return [
+        {"updates": updates, "parameters": f"{millions} M", **row}
+        for millions in (1, 10, 25)
+        for updates in (10, 50, 100)
+        for row in ours(updates, millions * 1_000_000, repeats, distinct=10)[0]
+    ]
+
+
 def peer(arguments: Sequence[str]) -> dict[str, Any] | None:
     """Flower's rows, measured by this file in the interpreter that has it; None if there is none."""
     python = os.environ.get("BENCH_FLWR_PYTHON", "")
@@ -115,6 +137,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=50)
     parser.add_argument("--parameters", type=int, default=25_000_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--grid", action="store_true", help="10, 50 and 100 updates of 1, 10 and 25 million parameters")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--as-flower", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -123,9 +146,13 @@ def main() -> None:
         rows, sample = flower(*sizes)
         print(json.dumps({"rows": rows, "sample": sample.tolist()}))
         return
+    notes: dict[str, Any] = {"copy": "bytes copied a second by 2 threads, in the same process"}
+    notes["read GB/s"] = read_bandwidth() / 1e9
+    if options.grid:
+        show(grid(options.repeats), as_json=options.json, notes=notes)
+        return
     rows, sample = ours(*sizes)
     theirs = peer(sys.argv[1:])
-    notes: dict[str, Any] = {"copy": "bytes copied a second by 2 threads, in the same process"}
     if theirs is None:
         notes["flower"] = "flwr not installed"
     else:

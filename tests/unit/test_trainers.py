@@ -17,7 +17,7 @@ from tutti.services.baselines import Budget, baselines, pool
 torch = pytest.importorskip("torch", reason="the torch trainer needs pip install 'tutti[torch]'")
 pytest.importorskip("sklearn", reason="the scikit-learn trainer needs pip install 'tutti[data]'")
 
-from tutti.adapters.trainers.torch import computes_half  # noqa: E402  # after the skip where torch is missing
+from tutti.adapters.trainers.torch import TorchTrainer, computes_half  # noqa: E402  # after the skip where torch is missing
 
 FLAT = DataSchema("classification", (64,), 10)
 IMAGE = DataSchema("classification", (1, 8, 8), 10)
@@ -173,6 +173,31 @@ def test_optimizers_equal_those_of_torch(ours: dict[str, object], theirs: object
         optimizer.step()
     expected = np.concatenate([p.detach().numpy().reshape(-1) for p in net.parameters()])
     assert got.buffer == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize(("model", "data"), [("mlp", FLAT), ("cnn", IMAGE), ("resnet:depth=8,width=4", IMAGE)])
+def test_a_plain_step_is_the_general_one_without_additions(model: str, data: DataSchema) -> None:
+    trainer, rows = build(model, data), rows_for(data)
+    start = trainer.init(0)
+    tiny = 1e-30  # makes the step a general one, and changes no bit
+    plain, general = (trainer.train(start, rows, task(mu=mu), silent).params.buffer for mu in (0.0, tiny))
+    np.testing.assert_allclose(plain, general, rtol=1e-6, atol=1e-7)
+
+
+def test_parameters_that_the_loss_does_not_depend_on_stay_as_they_are() -> None:
+    class Spare(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = torch.nn.Linear(64, 10), torch.nn.Linear(3, 3)
+
+        def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+            return self.used(x)  # type: ignore[no-any-return]
+
+    trainer, rows = TorchTrainer(Spare, FLAT), rows_for(FLAT)
+    start = trainer.init(0)
+    found = trainer.train(start, rows, task(), silent).params
+    np.testing.assert_array_equal(found["spare.weight"], start["spare.weight"])
+    assert (found["used.weight"] != start["used.weight"]).any()
 
 
 def test_batchnorm_has_roles_and_its_statistics_travel() -> None:

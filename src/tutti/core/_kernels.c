@@ -31,13 +31,30 @@ FOR_EACH_CPU static int within(const float *values, size_t size, int32_t limit) 
     return !beyond;
 }
 
-FOR_EACH_CPU static void add_scaled(uint64_t *sums, const float *values, size_t size, double scale) {
+static inline uint64_t contribution(float value, double scale) {
+    double shifted = (double)value * scale + MAGIC;
+    uint64_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return bits - MAGIC_BITS;
+}
+
+/* Returns 0 if a value was beyond the limit. It is looked for while adding: a pass of its own would keep the memory
+   waiting. */
+FOR_EACH_CPU static int add_scaled(uint64_t *sums, const float *values, size_t size, double scale, int32_t limit) {
+    int32_t beyond = 0;
     for (size_t i = 0; i < size; i++) {
-        double shifted = (double)values[i] * scale + MAGIC;
-        uint64_t bits;
-        memcpy(&bits, &shifted, sizeof bits);
-        sums[i] += bits - MAGIC_BITS;
+        int32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        beyond |= (bits & 0x7fffffff) > limit;
+        sums[i] += contribution(values[i], scale);
     }
+    return !beyond;
+}
+
+/* Takes away what add_scaled added, to the bit: also what came of NaN, which is the same each time. */
+FOR_EACH_CPU static void take_back(uint64_t *sums, const float *values, size_t size, double scale) {
+    for (size_t i = 0; i < size; i++)
+        sums[i] -= contribution(values[i], scale);
 }
 
 static void *work(void *argument) {
@@ -48,10 +65,12 @@ static void *work(void *argument) {
         size_t size = (size_t)(block.stop - block.start);
         for (Py_ssize_t k = 0; k < job->count; k++) {
             const float *values = job->deltas[k] + block.start;
-            if (!within(values, size, job->limit))
-                atomic_store(&job->beyond, 1);
-            else if (job->sums)
-                add_scaled(job->sums + block.start, values, size, job->scales[k]);
+            uint64_t *sums = job->sums ? job->sums + block.start : NULL;
+            if (sums ? add_scaled(sums, values, size, job->scales[k], job->limit) : within(values, size, job->limit))
+                continue;
+            atomic_store(&job->beyond, 1);
+            if (sums)
+                take_back(sums, values, size, job->scales[k]);
         }
     }
     return NULL;

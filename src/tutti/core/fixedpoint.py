@@ -34,7 +34,7 @@ MIN_FRACTION_BITS = 19
 MAX_FRACTION_BITS = 32  # finer than half a unit in the last place of any parameter above 1/256
 CONTRIBUTION_BITS = 51
 
-_BLOCK = 8192
+_BLOCK = 32768
 _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = np.int64(np.float64(_MAGIC).view(np.int64))
 

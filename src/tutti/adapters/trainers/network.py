@@ -27,6 +27,7 @@ class Network:
         self._rest = _rest(self.module)
         self.layout = Layout((*(_entry(name, p, Role.WEIGHT) for name, p in trained.items()), *self._rest))
         self.weights, self.gradient = _flatten(list(trained.values()), device)
+        self.parameters = list(trained.values())
         self._trained = [(self.layout.spans[name], p.data) for name, p in trained.items()]
 
     def load(self, params: Params) -> None:

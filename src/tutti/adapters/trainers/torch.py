@@ -143,30 +143,49 @@ def _fit(network: Network, data: DataSchema, examples: Examples, task: Task, rep
     x, y = (_tensor(array) for array in (examples.x, examples.y))
     anchor = network.weights.clone()
     move = adam(task.lr) if training.optimizer == "adam" else sgd(task.lr, training.momentum)
-    tally = _Tally(network.device)
+    tally, plain = _Tally(network.device), _is_plain(task)
     report(0.0, 1, None)
     for done, (epoch, rows) in enumerate(work, start=1):
         tally = tally if tally.epoch == epoch else _Tally(network.device, epoch)
         index = torch.from_numpy(rows)
         with chance.turn():
-            _step(network, data, x[index], y[index], task, tally)
-        _move(network, anchor, task, move)
+            loss = _loss(network, data, x[index], y[index], task, tally)
+            if plain:
+                _descend(network, loss, task.lr)
+            else:
+                network.gradient.zero_()
+                loss.backward()  # type: ignore[no-untyped-call]
+        if not plain:
+            _move(network, anchor, task, move)
         if done % REPORT_EVERY == 0 or done == len(work):
             report(done / len(work), epoch, tally.loss())
     return tally.metrics(data)
 
 
-def _step(network: Network, data: DataSchema, x: Tensor, y: Tensor, task: Task, tally: "_Tally") -> None:
-    """Leave the gradient of the batch's mean loss in `network.gradient`."""
+def _loss(network: Network, data: DataSchema, x: Tensor, y: Tensor, task: Task, tally: "_Tally") -> Tensor:
+    """The batch's mean loss."""
     x, y = x.to(network.device), y.to(network.device)
     with half(network.device) if task.training.mixed_precision else nullcontext():
         outputs = network.module(x)
     outputs = outputs.float()
     classes = data.task == "classification"
     loss = nn.functional.cross_entropy(outputs, y) if classes else nn.functional.mse_loss(outputs, y)
-    network.gradient.zero_()
-    loss.backward()  # type: ignore[no-untyped-call]
     tally.add(loss.detach(), outputs.detach(), y)
+    return loss
+
+
+def _is_plain(task: Task) -> bool:
+    """Whether a step is w - lr * gradient and nothing else."""
+    training, mu = task.training, task.settings.get("proximal_mu", 0.0)
+    extras = training.momentum or training.weight_decay or training.gradient_checkpointing or mu
+    return training.optimizer == "sgd" and not extras
+
+
+def _descend(network: Network, loss: Tensor, lr: float) -> None:
+    """The same step as `_move`, without gradients that are kept, set to zero and added to: less memory is moved."""
+    gradients = torch.autograd.grad(loss, network.parameters, allow_unused=True)
+    used = [(p.data, g) for p, g in zip(network.parameters, gradients, strict=True) if g is not None]
+    torch._foreach_add_([weights for weights, _ in used], [gradient for _, gradient in used], alpha=-lr)
 
 
 @torch.no_grad()
