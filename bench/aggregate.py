@@ -7,9 +7,7 @@ Compared with what the memory can do in the same process and, if BENCH_FLWR_PYTH
 with Flower's own two functions in the same run. All updates are distinct and resident before the clock starts; with
 --grid, which measures 10, 50 and 100 updates of 1, 10 and 25 million parameters, ten distinct ones come in turn.
 
-`of copy` is the bytes of updates a second, of the bytes that the process copies a second. `of limit` counts what a fold
-cannot avoid to move (each update once, and eight bytes of sums to and fro for every pass over them), of what copying
-moves (each byte twice).
+`of copy` and `of read` are the bytes of updates a second, of the bytes that the process copies or reads a second.
 """
 
 import argparse
@@ -38,21 +36,18 @@ def weight(k: int) -> int:
     return 100 + 7 * k
 
 
-def measure(
-    name: str, work: Callable[[], Any], size: int, updates: int, repeats: int, passes: int = 0
-) -> tuple[dict[str, Any], Any]:
-    """One row, and the last result. `size` is that of one model in bytes, `passes` how often sums are read and written.
+def measure(name: str, work: Callable[[], Any], size: int, updates: int, repeats: int) -> tuple[dict[str, Any], Any]:
+    """One row, and the last result. `size` is that of one model in bytes.
 
-    The bound is measured just before and just after: on a shared machine it drifts.
+    The bounds are measured just before and just after: on a shared machine they drift.
     """
     with peak_memory() as peak:
         result = work()
-    before = copy_bandwidth()
+    before = copy_bandwidth(), read_bandwidth()
     took = seconds(work, repeats)
-    copy = (before + copy_bandwidth()) / 2
+    copy, read = ((a + b) / 2 for a, b in zip(before, (copy_bandwidth(), read_bandwidth()), strict=True))
     speed = size * updates / took
-    row = {"what": name, "seconds": took, "GB/s": speed / 1e9, "copy GB/s": copy / 1e9, "of copy": speed / copy}
-    row["of limit"] = size * (updates + 4 * passes) / took / (2 * copy) if passes else None
+    row = {"what": name, "seconds": took, "GB/s": speed / 1e9, "of copy": speed / copy, "of read": speed / read}
     return {**row, "peak models": None if peak.bytes is None else peak.bytes / size}, result
 
 
@@ -79,8 +74,7 @@ def ours(
     size = 4 * part * TENSORS
     rows, results = [], set()
     for name, at_once in (("one by one", 1), ("four at a time", 4), ("all waiting", updates)):
-        passes = -(-updates // at_once)
-        row, mean = measure(name, lambda at_once=at_once: aggregate(at_once), size, updates, repeats, passes)
+        row, mean = measure(name, lambda at_once=at_once: aggregate(at_once), size, updates, repeats)
         rows.append(row)
         results.add(mean.buffer.tobytes())
     if len(results) > 1:
@@ -146,8 +140,8 @@ def main() -> None:
         rows, sample = flower(*sizes)
         print(json.dumps({"rows": rows, "sample": sample.tolist()}))
         return
-    notes: dict[str, Any] = {"copy": "bytes copied a second by 2 threads, in the same process"}
-    notes["read GB/s"] = read_bandwidth() / 1e9
+    notes: dict[str, Any] = {"copy, read": "bytes copied or read a second by 2 threads, in the same process"}
+    notes |= {"copy GB/s": copy_bandwidth() / 1e9, "read GB/s": read_bandwidth() / 1e9}
     if options.grid:
         show(grid(options.repeats), as_json=options.json, notes=notes)
         return

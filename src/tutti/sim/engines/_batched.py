@@ -114,10 +114,12 @@ class Vectorised:
             decay, mu = task.training.weight_decay, task.settings.get("proximal_mu", 0.0)
             plain = task.training.optimizer == "sgd" and not (task.training.momentum or decay or mu)
             tally, gradient = _Tally(len(plans), self._device), None
+            descent = self._gradients.descent(weights) if plain else None
             for step in _Steps(plans):
                 mine, batch = weights[: step.active], self._batch(step)
-                judged = self._gradients.descend(mine, batch, task.lr) if plain else None
-                if judged is None:
+                if descent is not None:
+                    judged = descent.step(batch, task.lr)
+                else:
                     gradient = torch.zeros_like(weights) if gradient is None else gradient
                     g = gradient[: step.active]
                     judged = self._gradients.into(mine, batch, g)
@@ -128,6 +130,8 @@ class Vectorised:
                     move(mine, g)
                 if step.tallied is not None:
                     tally.add(step, batch, judged, self._classes)
+            if descent is not None:
+                descent.write(weights)
             return weights.sub_(anchor), tally
 
     def _batch(self, step: "_Step") -> Batch:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,24 @@ class Gradients(Protocol):
         """Write the gradient of each node's mean loss at its `weights` (k, n) to `gradient` (k, n)."""
         ...
 
-    def descend(self, weights: Tensor, batch: Batch, lr: float) -> Judged | None:
-        """Take one plain gradient step in place; None if this cannot be done without a gradient of its own."""
+    def descent(self, weights: Tensor) -> "Descent | None":
+        """Plain gradient steps from `weights` (k, n); None if they cannot be taken without a gradient of its own."""
         ...
+
+
+class Descent(Protocol):
+    """Weights of k nodes on their way, laid out as suits the computation."""
+
+    def step(self, batch: Batch, lr: float) -> Judged:
+        """Move the first nodes, as many as the batch is of, against their gradients."""
+        ...
+
+    def write(self, weights: Tensor) -> None:
+        """Where they are now, to (k, n)."""
+        ...
+
+
+Layers: TypeAlias = list[tuple[Tensor, Tensor]]
 
 
 class DenseGradients:
@@ -53,14 +68,13 @@ class DenseGradients:
         self._classes = schema.task == "classification"
 
     def into(self, weights: Tensor, batch: Batch, gradient: Tensor) -> Judged:
-        return self._back(weights, batch, gradient, beta=0.0, alpha=1.0)
+        return self.back(self.layers(weights), batch, self.layers(gradient), beta=0.0, alpha=1.0)
 
-    def descend(self, weights: Tensor, batch: Batch, lr: float) -> Judged | None:
-        return self._back(weights, batch, weights, beta=1.0, alpha=-lr)
+    def descent(self, weights: Tensor) -> "Descent | None":
+        return _DenseDescent(self, weights)
 
-    def _back(self, weights: Tensor, batch: Batch, target: Tensor, beta: float, alpha: float) -> Judged:
-        """target = beta * target + alpha * gradient. A layer's own product comes before its weights move."""
-        layers, targets = self._layers(weights), self._layers(target)
+    def back(self, layers: Layers, batch: Batch, targets: Layers, beta: float, alpha: float) -> Judged:
+        """targets = beta * targets + alpha * gradient. A layer's own product comes before its weights move."""
         inputs, pre, h = [], [], batch.x.flatten(2)
         for number, (w, b) in enumerate(layers):
             inputs.append(h)
@@ -76,7 +90,7 @@ class DenseGradients:
                 d = self._deactivate(before, pre[number - 1], inputs[number])
         return judged
 
-    def _layers(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, flat: Tensor) -> Layers:
         """Views (k, outputs, inputs) and (k, outputs) of parameters (k, n)."""
         found, start = [], 0
         for inputs, outputs in zip(self._widths, self._widths[1:], strict=False):
@@ -113,6 +127,24 @@ class DenseGradients:
         return Judged(losses, outputs), d.mul_(batch.shares.unsqueeze(2))
 
 
+class _DenseDescent:
+    """Each layer's weights of all nodes lie together: only so does torch multiply them as one batch in place."""
+
+    def __init__(self, dense: DenseGradients, weights: Tensor) -> None:
+        self._dense = dense
+        self._layers = [(w.contiguous(), b.contiguous()) for w, b in dense.layers(weights)]
+
+    def step(self, batch: Batch, lr: float) -> Judged:
+        k = len(batch.x)
+        layers = [(w[:k], b[:k]) for w, b in self._layers]
+        return self._dense.back(layers, batch, layers, beta=1.0, alpha=-lr)
+
+    def write(self, weights: Tensor) -> None:
+        for (w, b), (to_w, to_b) in zip(self._layers, self._dense.layers(weights), strict=True):
+            to_w.copy_(w)
+            to_b.copy_(b)
+
+
 class FunctionalGradients:
     """Any module without state of its own, by torch.func: vmap over nodes of the gradient of one."""
 
@@ -134,7 +166,7 @@ class FunctionalGradients:
             gradient[:, self._layout.spans[entry.name]] = found[entry.name].flatten(1)
         return Judged(losses, outputs)
 
-    def descend(self, weights: Tensor, batch: Batch, lr: float) -> Judged | None:
+    def descent(self, weights: Tensor) -> "Descent | None":
         return None
 
     def _loss(
