@@ -72,7 +72,7 @@ def result(seconds: list[float], first: float, accuracy: float, mb: float, train
 
 def with_engine(engine: str, options: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
-    from tutti.adapters.workbench import rows_to_measure_on
+    from tutti.adapters.workbench import rows_of_own
     from tutti.core.registry import Choice
     from tutti.ports.training import models
     from tutti.sim import Federation, simulate
@@ -91,7 +91,7 @@ def with_engine(engine: str, options: argparse.Namespace) -> dict[str, Any]:
 
     history = simulate(raw, federation, engine=engine.removesuffix(" bf16"), watch=watch)
     seconds = [record.seconds for record in history.rounds[1:]]
-    test = rows_to_measure_on(Choice("mnist", {"split": "test"}), federation.schema)
+    test = rows_of_own("test", Choice("mnist", {"split": "test"}), federation.schema)
     trainer = models.build(Choice(options.model), data=federation.schema)
     accuracy = trainer.evaluate(history.params, test)["accuracy"]
     return result(seconds, first[0], accuracy, mb[0], samples(options))
@@ -155,11 +155,11 @@ def plain_loop(options: argparse.Namespace) -> dict[str, Any]:
 def accuracy_of(net: Any) -> float:
     import torch
 
-    from tutti.adapters.workbench import rows_to_measure_on
+    from tutti.adapters.workbench import rows_of_own
     from tutti.core.registry import Choice
     from tutti.domain.spec import DataSchema
 
-    test = rows_to_measure_on(Choice("mnist", {"split": "test"}), DataSchema("classification", (1, 28, 28), 10))
+    test = rows_of_own("test", Choice("mnist", {"split": "test"}), DataSchema("classification", (1, 28, 28), 10))
     with torch.inference_mode():
         predicted = torch.cat([net(part).argmax(1) for part in torch.from_numpy(test.x).split(1024)])
     return float((predicted.numpy() == test.y).mean())
@@ -258,13 +258,13 @@ def of_a_peer(name: str, python: str, file: Path, options: argparse.Namespace) -
 
 def write_job(file: Path, options: argparse.Namespace) -> None:
     """What _sim_peers.py reads."""
-    from tutti.adapters.workbench import rows_to_measure_on
+    from tutti.adapters.workbench import rows_of_own
     from tutti.core.registry import Choice
     from tutti.ports.training import models
     from tutti.sim import Federation
 
     federation = Federation.divide("mnist", NODES, held_out=0.0)
-    test = rows_to_measure_on(Choice("mnist", {"split": "test"}), federation.schema)
+    test = rows_of_own("test", Choice("mnist", {"split": "test"}), federation.schema)
     initial = models.build(Choice(options.model), data=federation.schema).init(0).buffer
     rows = {"x": federation.rows.x, "y": federation.rows.y, "test_x": test.x, "test_y": test.y}
     settings = {"model": options.model, "epochs": options.epochs, "batch": BATCH, "lr": LR}
