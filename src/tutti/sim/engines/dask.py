@@ -7,6 +7,7 @@ exchanges pickles: whoever may connect to its cluster may run code there.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ class Dask:
         client.register_plugin(plugin)
 
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
-        from distributed import as_completed
+        from distributed import KilledWorker, as_completed
 
         encoded = tensors.encode(params)
         longest = sorted(assignments, key=lambda a: (-len(self._federation.train[a.node]), a.node))
@@ -117,12 +118,15 @@ class Dask:
                     stream.add(future)
                 future = next(stream)
                 assignment = running.pop(future)
-                if future.status == "finished":
-                    yield self._result(params, assignment, *future.result())
-                    continue
-                lost[assignment.node] = lost.get(assignment.node, 0) + 1
-                if lost[assignment.node] == TRIES:
-                    yield Failed(assignment.node, f"{TRIES} workers were lost over it, last: {future.exception()}")
+                try:
+                    reply, delta = future.result()
+                except (CancelledError, KilledWorker) as error:  # with its worker, or with its result before it came
+                    lost[assignment.node] = lost.get(assignment.node, 0) + 1
+                    if lost[assignment.node] == TRIES:
+                        yield Failed(assignment.node, f"{TRIES} workers were lost over it, last: {error}")
+                        continue
+                else:
+                    yield self._result(params, assignment, reply, delta)
                     continue
                 model = self._send(encoded)  # the only worker that held it may have died
                 waiting.appendleft(assignment)
