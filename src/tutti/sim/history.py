@@ -1,6 +1,6 @@
 """What came of a simulation: a record of every round, as values, JSON and Parquet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -8,8 +8,8 @@ import msgspec
 from tutti.adapters._imports import extra
 from tutti.core.errors import UserError
 from tutti.core.params import Params
-from tutti.domain.events import Digest, NodeId
-from tutti.domain.history import RoundSummary
+from tutti.domain.events import Digest, JobEvent, NodeId
+from tutti.domain.history import RoundSummary, attempts_at
 from tutti.domain.jobs import Job
 from tutti.domain.rounds import Part
 from tutti.domain.spec import JobSpec, Metrics
@@ -94,11 +94,11 @@ def _flat(record: RoundRecord) -> dict[str, object]:
     return {**plain, "cohort": list(record.cohort), "dropped": sorted(record.dropped), **metrics}
 
 
-def records(job: Job, seconds: Mapping[int, float]) -> tuple[RoundRecord, ...]:
-    """The initial model and every closed training round of a job; `seconds` by round."""
+def records(job: Job, events: Sequence[JobEvent], seconds: Mapping[int, float]) -> tuple[RoundRecord, ...]:
+    """The initial model and every closed training round of a job, from all its events; `seconds` by round."""
     first = RoundRecord(round=0, model=job.initial_model, evaluated=_evaluated(job, 0))
-    closed = [past for past in job.past if past.succeeded and past.round.opened.task == "train"]
-    return (first, *(record(job, past, seconds.get(past.round.number, 0.0)) for past in closed))
+    attempts = attempts_at(events, range(1, job.rounds_done + 1))
+    return (first, *(record(job, past, seconds.get(past.number, 0.0)) for past in attempts if past.made_model))
 
 
 def record(job: Job, past: RoundSummary, seconds: float) -> RoundRecord:
