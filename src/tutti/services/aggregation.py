@@ -93,7 +93,7 @@ class Aggregation:
         self._fold: Fold | None = None
         self._lock = asyncio.Lock()
         self.blob = b""
-        """What nodes fetch, the model or the whole state, if it is small: they get it with the message that names it."""
+        """What nodes fetch, the model or the whole state, if it is small: it comes with the message then."""
 
     @property
     def layout(self) -> Layout:
