@@ -5,7 +5,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -88,10 +88,12 @@ def counted(client: Client, job: JobView) -> list[tuple[int, int, list[str]]]:
     ]
 
 
-def run_and_kill(federation: Federation, victim: str, when: Callable[[EventView], bool]) -> JobView:
+def run_and_kill(
+    federation: Federation, victim: str, when: Callable[[EventView], bool], spec: Mapping[str, object] = SPEC
+) -> JobView:
     """Submit the job, kill the victim at the first event that `when` picks, bring it back, wait for the end."""
     client = federation.client
-    job = client.submit(SPEC)
+    job = client.submit(spec)
     for event in client.follow(job.id):
         if when(event):
             federation.kill(victim)
@@ -122,6 +124,23 @@ def test_killed_and_restarted_the_model_is_the_same_to_the_bit(federation, undis
     assert (job.status, job.reason) == (undisturbed.status, undisturbed.reason)
     assert job.model_digest == undisturbed.model_digest
     assert counted(federation.client, job) == counted(federation.client, undisturbed)
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "ditto"])
+def test_what_nodes_keep_survives_kills_too(federation, strategy):
+    """Control variates and personal models: on disk before the update is handed in, and the log says which count."""
+    spec = {**SPEC, "rounds": 6, "strategy": strategy}
+
+    def kept(job: JobView) -> dict[str, list[str]]:
+        """Round and digest of what each node keeps."""
+        return {name: os.listdir(federation.folder / name / "work" / "memory" / job.id) for name in NODES}
+
+    calm = federation.client.wait(federation.client.submit(spec).id)
+    assert calm.status == "completed", calm.reason
+    for victim, kind in (("n1", "RoundOpened"), ("n1", "UpdateAccepted"), ("coordinator", "UpdateAccepted")):
+        job = run_and_kill(federation, victim, is_event(kind, 4), spec)
+        assert (job.status, job.model_digest) == (calm.status, calm.model_digest), f"{victim} at {kind}"
+        assert kept(job) == kept(calm)
 
 
 def test_killed_at_random_moments_again_and_again(federation, undisturbed):

@@ -1,7 +1,7 @@
 """The job machine under random commands: what holds in every state, whatever is told in whatever order."""
 
 import math
-from dataclasses import replace
+from msgspec.structs import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st

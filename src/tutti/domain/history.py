@@ -135,7 +135,7 @@ def attempts_at(events: Iterable[JobEvent], rounds: Container[int]) -> list[Roun
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one node gave to a job: the sums over those of its updates that made models."""
+    """What one node gave to a job: the sums over those of its updates that made models, and the newest's round."""
 
     updates: int = 0
     weight: int = 0
@@ -143,6 +143,7 @@ class Contribution:
     bytes: int = 0
     first_at: float = 0.0
     last_at: float = 0.0
+    round: int = 0
 
     def plus(self, update: UpdateAccepted) -> "Contribution":
         return Contribution(
@@ -152,6 +153,7 @@ class Contribution:
             self.bytes + update.bytes,
             self.first_at if self.updates else update.at,
             update.at,
+            update.round,
         )
 
 

@@ -23,7 +23,6 @@ from tutti.domain import commands, nodes
 from tutti.domain import events as e
 from tutti.domain.events import Digest, JobEvent, NodeEvent, NodeId
 from tutti.domain.jobs import Job
-from tutti.domain.rounds import Part, Round
 from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
 from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
 from tutti.ports.training import datasets, models
@@ -402,9 +401,8 @@ class Coordinator:
     def task_of(self, node: NodeId) -> tuple[str, int] | None:
         """The job and round for which a node owes an update, if any."""
         for job_id in self._drivers:
-            round = self.journal.jobs[job_id].round
-            if round is not None and _owes(round, node):
-                return job_id, round.number
+            if (task := self.journal.jobs[job_id].task_of(node)) is not None:
+                return job_id, task.round
         return None
 
     def someone_waits_longer(self, job_id: str) -> bool:
@@ -425,19 +423,21 @@ class Coordinator:
         Asking counts as one upload begun, of which a task has a few, so that nobody fills the disk.
         """
         for job_id in self._drivers:
-            round = self.job(job_id).round
-            if round is None or round.opened.task != "train" or not _owes(round, node):
+            task = self.job(job_id).task_of(node)
+            if task is None or task.task != "train":
                 continue
-            self._uploads[node, job_id, round.number, round.opened.attempt] += 1
-            if self._uploads[node, job_id, round.number, round.opened.attempt] <= UPLOADS_PER_TASK:
-                return 4 * self.job(job_id).parameters + UPDATE_OVERHEAD + 256 * self._entries(job_id)
+            self._uploads[node, job_id, task.round, task.attempt] += 1
+            if self._uploads[node, job_id, task.round, task.attempt] <= UPLOADS_PER_TASK:
+                vectors = 1 + len(self._drivers[job_id].aggregation.strategy.local.vectors)
+                return 4 * self.job(job_id).parameters * vectors + UPDATE_OVERHEAD + 256 * self._entries(job_id)
         return 0
 
     def may_read(self, node: NodeId, digest: Digest) -> bool:
         """Whether a node may fetch a blob: the models of rounds that it takes part in, and nothing else."""
         for job_id in self._drivers:
-            round = self.job(job_id).round
-            if round is not None and node in round.members and round.opened.model == digest:
+            job = self.job(job_id)
+            task = job.round.task_of(node) if job.round and node in job.round.members else job.working.get(node)
+            if task is not None and task.fetched == digest:
                 return True
         return False
 
@@ -493,8 +493,12 @@ class Coordinator:
             case Described():
                 self.preflight.heard(node, message)
             case Failure(job=job_id, round=number, attempt=attempt, reason=reason):
-                round = self.job(job_id).round if job_id in self._drivers else None
-                if round is not None and (round.number, round.opened.attempt) == (number, attempt):
+                task = self.job(job_id).task_of(node) if job_id in self._drivers else None
+                if task is None or (task.round, task.attempt) != (number, attempt):
+                    return
+                if self.job(job_id).round is None:  # asked again once the next of overlapping rounds is open
+                    self.presence.untell(node, (job_id, number, attempt))
+                else:
                     await self._steer(job_id, commands.Drop(node=node, reason=reason))
             case _:
                 pass
@@ -607,13 +611,13 @@ class Coordinator:
                 before = unneeded - before
             except StorageError as error:
                 log.error("cannot clear away old blobs: %s", error)
-            live = {(job_id, job.round.number) for job_id, job in self.journal.jobs.items() if job.round}
-            self._uploads = Counter({key: n for key, n in self._uploads.items() if key[1:3] in live})
+            self._uploads = Counter({key: n for key, n in self._uploads.items() if self._is_task(*key)})
 
-
-def _owes(round: Round, node: NodeId) -> bool:
-    member = round.members.get(node)
-    return member is not None and member.part is Part.ASSIGNED
+    def _is_task(self, node: NodeId, job_id: str, number: int, attempt: int) -> bool:
+        """Whether the node still owes this task."""
+        job = self.journal.jobs.get(job_id)
+        task = job.task_of(node) if job is not None else None
+        return task is not None and (task.round, task.attempt) == (number, attempt)
 
 
 def _arrival(node: NodeId, registration: Registration, now: float) -> e.NodeConnected:

@@ -23,6 +23,7 @@ from tutti.domain.spec import DataSchema
 from tutti.ports.blobs import Buffer
 from tutti.ports.fabric import Link, LinkLost
 from tutti.ports.training import Cancelled, Data, Report, Trainer
+from tutti.services.memory import NodeMemory
 from tutti.services.work import Outcome, carry_out, failure, reason_of
 from tutti.wire.messages import Halt, NodeMessage, Progress, Start, Submission, Verdict
 
@@ -92,6 +93,7 @@ class TaskRunner:
         self.progress_every = PROGRESS_SECONDS
         self._name, self._link, self._data, self._trainer_for, self._rng = name, link, data, trainer_for, rng
         self._model: tuple[Digest, Buffer] = ("", b"")
+        self._memory = NodeMemory(workdir / "memory")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._trainer: tuple[Choice, Trainer] | None = None
         self._progress: Progress | None = None
@@ -171,7 +173,8 @@ class TaskRunner:
         self._trainer = None
         if kept is None or kept[0] != start.model:
             kept = (start.model, self._trainer_for(start.model, self._data.schema))
-        outcome = carry_out(start, weights, self._data, kept[1], held.batch_size, self._reporter(held, loop))
+        report = self._reporter(held, loop)
+        outcome = carry_out(start, weights, self._data, kept[1], held.batch_size, report, self._memory)
         self._trainer = kept
         return outcome
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tutti.adapters.trainers.measure import Misfit
-from tutti.core.params import Entry, Layout, Params, Role
+from tutti.core.params import Entry, Layout, Params, Role, Vector
 
 
 class Network:
@@ -34,6 +34,10 @@ class Network:
             self.weights.copy_(host[: len(self.weights)])
             for entry in self._rest:
                 state[entry.name].copy_(host[self.layout.spans[entry.name]].view(entry.shape))
+
+    def on_device(self, vector: Vector) -> Tensor:
+        """What of a vector as long as the model lies at the weights, as a copy beside them."""
+        return torch.from_numpy(vector[: len(self.weights)].copy()).to(self.device)
 
     def dump(self) -> Params:
         """A copy of everything that is exchanged."""

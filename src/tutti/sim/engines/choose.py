@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from tutti.core.errors import UserError
+from tutti.core.local import Demand
 from tutti.core.sampling import cohort_size
+from tutti.core.strategy import strategies
 from tutti.domain.spec import JobSpec
 from tutti.ports.training import Trainer
 from tutti.sim.engines.dense import CannotVectorise, dense_of
@@ -50,33 +52,53 @@ ENGINES: Mapping[str, Make] = MappingProxyType(
     {"sequential": _sequential, "vectorised": _vectorised, "fused": _fused, "processes": _processes}
 )
 NAMES = ("auto", *ENGINES)
+DEMANDS: Mapping[str, Demand] = MappingProxyType(
+    {"sequential": Demand.ANY, "vectorised": Demand.OFFSET, "fused": Demand.PULL, "processes": Demand.PULL}
+)
+"""The most that each engine can do of what strategies ask for."""
 
 
 def choose(name: str, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
     """The engine of that name; if it cannot compute this job, the sequential one, with a warning that says why."""
     if name not in NAMES:
         raise UserError(f"there is no engine {name!r}; choose from: {', '.join(NAMES)}")
+    demand = strategies.build(spec.strategy).local.demand
     if name == "auto":
-        return _fastest(spec, trainer, federation)
+        return _fastest(spec, trainer, federation, demand)
     try:
+        if DEMANDS[name] < demand:
+            raise CannotVectorise(f"strategy {spec.strategy} {_ASKS[demand]}")
         return ENGINES[name](spec, trainer, federation)
     except CannotVectorise as reason:
         log.warning("engine %r cannot compute this job, the sequential one does: %s", name, reason)
         return Sequential(trainer, federation)
 
 
-def _fastest(spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
-    """Fused before vectorised, both for dense networks only: on a CPU, vmap is slower than one after another."""
+_ASKS = {
+    Demand.OFFSET: "corrects each node's gradients by a vector of its own",
+    Demand.ANY: "trains from each node's own model",
+}
+
+
+def _fastest(spec: JobSpec, trainer: Trainer, federation: Federation, demand: Demand) -> Engine:
+    """Of those that can do what the strategy asks for, fused before vectorised.
+
+    Both for dense networks only: on a CPU, vmap is slower than one after another.
+    """
     try:
-        return _fused(spec, trainer, federation)
+        if demand <= DEMANDS["fused"]:
+            return _fused(spec, trainer, federation)
     except CannotVectorise as reason:
         log.debug("not the fused engine: %s", reason)
     try:
-        dense_of(trainer)
-        return _vectorised(spec, trainer, federation)
+        if demand <= DEMANDS["vectorised"]:
+            dense_of(trainer)
+            return _vectorised(spec, trainer, federation)
     except CannotVectorise as reason:
         log.debug("not the vectorised engine: %s", reason)
     cores = len(os.sched_getaffinity(0))
+    if demand > DEMANDS["processes"]:
+        return Sequential(trainer, federation)
     if cores > 1 and hasattr(trainer, "module") and _work(spec, trainer, federation) >= WORTH_PROCESSES:
         return _processes(spec, trainer, federation)
     return Sequential(trainer, federation)

@@ -151,14 +151,14 @@ class Processes:
 
     def _order(self, assignment: Assignment, slot: int) -> Order:
         task, rows = assignment.task, self._federation.train[assignment.node]
-        settings = dict(task.settings)
-        return Order(slot, rows.tobytes(), task.training, task.seed, task.batch_size, task.lr, settings)
+        pull = task.correction.pull
+        return Order(slot, rows.tobytes(), task.training, task.seed, task.batch_size, task.lr, pull)
 
     def _result(self, params: Params, assignment: Assignment, reply: Done | Trouble) -> Result:
         if isinstance(reply, Trouble):
             return Failed(assignment.node, reply.reason)
         delta = Params(params.layout, self._slots[reply.slot])
-        return Trained(assignment.node, delta, reply.examples, reply.metrics, reply.seconds)
+        return Trained(assignment.node, delta, reply.examples, reply.metrics, reply.seconds, reply.steps)
 
     def _replace(self, worker: _Worker, waiting: "deque[Assignment]", deaths: dict[NodeId, int]) -> Iterator[Result]:
         """Start another worker; what the dead one owed is computed again, unless it has cost too many already."""

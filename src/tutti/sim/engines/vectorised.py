@@ -63,7 +63,8 @@ class Vectorised:
         seconds = (perf_counter() - began) / len(plans)
         metrics = tally.metrics(self._classes)
         for plan, changed, found in zip(plans, weights.numpy(), metrics, strict=True):
-            yield Trained(plan.assignment.node, Params(params.layout, changed), plan.rows, found, seconds)
+            change = Params(params.layout, changed)
+            yield Trained(plan.assignment.node, change, plan.rows, found, seconds, len(plan.sizes))
 
     def _run(self, params: Params, plans: list["_Plan"]) -> tuple[Tensor, "_Tally"]:
         """How the weights of each node changed (k, n), and what it tells of its last epoch."""
@@ -72,8 +73,8 @@ class Vectorised:
             anchor = torch.from_numpy(params.buffer.copy())
             weights = anchor.expand(len(plans), -1).clone()
             move = _Move(task.training.optimizer, task.training.momentum, task.lr)
-            decay, mu = task.training.weight_decay, task.settings.get("proximal_mu", 0.0)
-            plain = task.training.optimizer == "sgd" and not (task.training.momentum or decay or mu)
+            decay, mu, offsets = task.training.weight_decay, task.correction.pull, _offsets(plans)
+            plain = task.training.optimizer == "sgd" and not (task.training.momentum or decay or task.correction)
             tally, gradient = _Tally(len(plans)), None
             for step in _Steps(plans):
                 mine, batch = weights[: step.active], self._batch(step)
@@ -86,6 +87,8 @@ class Vectorised:
                         g.add_(mine, alpha=decay)
                     if mu:
                         g.add_(mine - anchor, alpha=mu)
+                    if offsets is not None:
+                        g.add_(offsets[: step.active])
                     move(mine, g)
                 if step.tallied is not None:
                     tally.add(step, batch, judged, self._classes)
@@ -95,6 +98,13 @@ class Vectorised:
         index, shape = step.rows.reshape(-1), step.rows.shape
         x, y = (rows.index_select(0, index).view(*shape, *rows.shape[1:]) for rows in (self._x, self._y))
         return Batch(x, y, step.shares)
+
+
+def _offsets(plans: list["_Plan"]) -> Tensor | None:
+    """What is added to each node's gradients (k, n); None if nothing is. A strategy does it for all nodes or none."""
+    offsets = [plan.assignment.task.correction.offset for plan in plans]
+    given = [offset for offset in offsets if offset is not None]
+    return torch.from_numpy(np.stack(given)) if given else None
 
 
 def _gradients(spec: JobSpec, trainer: Trainer, federation: Federation) -> Gradients:

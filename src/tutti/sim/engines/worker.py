@@ -13,6 +13,7 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
+from tutti.core.local import Correction
 from tutti.core.params import Params
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema, Metrics, Training
@@ -38,7 +39,7 @@ class Order(msgspec.Struct, frozen=True, tag=True):
     seed: int
     batch_size: int
     lr: float
-    settings: dict[str, float]
+    pull: float
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -46,6 +47,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     examples: int
     metrics: Metrics
     seconds: float
+    steps: int
 
 
 class Trouble(msgspec.Struct, frozen=True, tag=True):
@@ -89,14 +91,14 @@ class _Bench:
             self._trainer = self._trainer or models.build(self._setup.model, data=self._setup.schema)
             params = tensors.decode((self._folder / "params.safetensors").read_bytes())
             rows = np.frombuffer(order.rows, np.int64)
-            task = Task(order.training, order.seed, order.batch_size, order.lr, order.settings)
+            task = Task(order.training, order.seed, order.batch_size, order.lr, Correction(pull=order.pull))
             work = self._trainer.train(params, Examples(self._x[rows], self._y[rows]), task, lambda *_: None)
             if difference := params.layout.difference(work.params.layout):
                 return Trouble(order.slot, f"the trainer returned another model than it was given: {difference}")
             self._leave(params, work.params, order.slot)
         except Exception as error:
             return Trouble(order.slot, reason_of(error))
-        return Done(order.slot, work.examples, work.metrics, perf_counter() - began)
+        return Done(order.slot, work.examples, work.metrics, perf_counter() - began, work.steps)
 
     def _leave(self, params: Params, trained: Params, slot: int) -> None:
         to = np.memmap(slot_file(self._folder, slot), np.float32, mode="r+", shape=params.buffer.shape)
