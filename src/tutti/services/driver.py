@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -318,7 +317,7 @@ class JobDriver:
             )
             await self._command(close)
             return
-        started = time.perf_counter()
+        started = self._journal.clock()
         fold = await self._fold_of(opened)
         if not await self._add(fold, updates):
             return
@@ -331,7 +330,7 @@ class JobDriver:
                 counted=result.counted,
                 model=result.model,
                 state=result.state,
-                seconds=time.perf_counter() - started,
+                seconds=self._journal.clock() - started,
             )
             closed = await self._command(close)
         if closed:

@@ -38,12 +38,20 @@ class Outcome:
     blob: bytearray | None = None
 
 
-def carry_out(start: Start, weights: Buffer, data: Data, trainer: Trainer, batch_size: int, report: Report) -> Outcome:
+def carry_out(
+    start: Start,
+    weights: Buffer,
+    data: Data,
+    trainer: Trainer,
+    batch_size: int,
+    report: Report,
+    clock: Callable[[], float] = perf_counter,
+) -> Outcome:
     """Do what `start` asks for with the model in `weights`, a safetensors file.
 
     Raises Cancelled out of `report`, UserError if model and data do not fit, and whatever the trainer raises.
     """
-    began = perf_counter()
+    began = clock()
     if start.data != data.schema:
         raise UserError(f"the job expects data like {start.data}, {data.name} here is {data.schema}")
     report(0.0, 0, None)
@@ -52,12 +60,12 @@ def carry_out(start: Start, weights: Buffer, data: Data, trainer: Trainer, batch
     if start.task == "evaluate":
         if not measured:
             raise UserError(f"{data.name} holds out no rows here to measure a model on")
-        return Outcome(_submission(start, len(data.held_out), measured, perf_counter() - began))
+        return Outcome(_submission(start, len(data.held_out), measured, clock() - began))
     report(0.0, 0, None)
     work = trainer.train(model, data.train, _task(start, batch_size), report)
     blob = tensors.encode(_delta(model, work.params))
     metrics = {**measured, **reported(work.metrics, work.examples, batch_size)}
-    submission = _submission(start, work.examples, metrics, perf_counter() - began, tensors.digest(blob))
+    submission = _submission(start, work.examples, metrics, clock() - began, tensors.digest(blob))
     return Outcome(submission, blob)
 
 
