@@ -210,9 +210,9 @@ class JobDriver:
         await self._command(commands.RecordEvaluation(round=number, metrics=metrics))
 
     async def _open(self, task: str) -> bool:
-        candidates, left_out = self.candidates()
-        if self._returning():
+        if (task == "train" and self._coordinator.presence.here < self.job.spec.cohort.min_nodes) or self._returning():
             return False
+        candidates, left_out = self.candidates()
         if task == "evaluate" and not candidates:
             return await self._command(commands.SkipEvaluation(reason="no node was there to measure the final model"))
         if not self.can_open(candidates) or self._coordinator.someone_waits_longer(self._id):

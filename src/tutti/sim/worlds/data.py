@@ -7,7 +7,7 @@ import numpy as np
 from tutti.adapters.datasets import known_schema
 from tutti.ports.training import Data, Examples
 from tutti.sim.federation import Federation
-from tutti.sim.worlds.distributions import distributions
+from tutti.sim.worlds.distributions import drawn
 from tutti.sim.worlds.world import BadWorld, Purpose, World, rng_for
 
 
@@ -23,7 +23,7 @@ def data_of(world: World) -> Iterator[Data]:
     schema = known_schema(world.data)
     if schema is None:
         raise BadWorld(f"world: without train the data must be a bundled set, came {world.data}")
-    draw = distributions.build(world.examples)
+    draw = drawn(world.examples)
     for number in range(1, world.nodes + 1):
         rows = max(1, round(draw(rng_for(world, Purpose.MACHINE, number, 1))))
         yield Data(world.data.name, schema, _zeros(rows, schema.shape), _zeros(0, schema.shape))

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 
-from tutti.adapters.machine import versions
+from tutti.version import __version__
 from tutti.core.registry import Choice
 from tutti.domain.events import NodeId
 from tutti.domain.nodes import Capabilities
@@ -18,7 +19,7 @@ from tutti.ports.training import Data, Examples, Trainer, models
 from tutti.services.node import NodeRuntime
 from tutti.sim.worlds.attacks import attacks
 from tutti.sim.worlds.availability import Windows, traces
-from tutti.sim.worlds.distributions import distributions
+from tutti.sim.worlds.distributions import drawn
 from tutti.sim.worlds.network import WorldLink
 from tutti.sim.worlds.trainers import Bad, Idle, Paced
 from tutti.sim.worlds.world import Purpose, World, rng_for
@@ -41,7 +42,7 @@ def profiles(world: World) -> list[Profile]:
     order = rng_for(world, Purpose.BYZANTINE).permutation(world.nodes)
     bad = set(order[: round(world.byzantine.share * world.nodes)].tolist())
     machine, network = world.machine, world.network
-    draws = [distributions.build(choice) for choice in (machine.speed, network.up, network.down, machine.memory)]
+    draws = [drawn(choice) for choice in (machine.speed, network.up, network.down, machine.memory)]
     found = []
     for index in range(world.nodes):
         rng = rng_for(world, Purpose.MACHINE, index + 1)
@@ -57,7 +58,7 @@ class Simulated:
         self._memory = memory
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(cpus=1, memory=self._memory, platform="simulated", versions=versions())
+        return Capabilities(cpus=1, memory=self._memory, platform="simulated", versions={"tutti": __version__})
 
     def load(self) -> Load:
         return Load(cpu=0.0, memory=0.0)
@@ -94,10 +95,10 @@ class WorldNode:
         self._data = _poisoned(data, world, number) if profile.bad else data
         self._messages = rng_for(world, Purpose.MESSAGES, number)
         self._tasks = rng_for(world, Purpose.TASKS, number)
-        self._latency, self._away, self._jitter = (
-            distributions.build(choice) for choice in (world.network.latency, world.faults.away, world.machine.jitter)
+        self._latency, self._away, self._jitter = map(
+            drawn, (world.network.latency, world.faults.away, world.machine.jitter)
         )
-        self._cut = distributions.build(world.network.cut) if world.network.cut else None
+        self._cut = drawn(world.network.cut) if world.network.cut else None
         self._met: set[tuple[str, int, int]] = set()
         self._limit: asyncio.Timeout | None = None
         self._timers: list[asyncio.TimerHandle] = []
@@ -160,9 +161,8 @@ class WorldNode:
         )
 
     def _trainer(self, model: Choice, schema: DataSchema) -> Trainer:
-        trainer: Trainer = models.build(model, data=schema)
-        if not self._world.train:
-            trainer = Idle(trainer)
+        build = partial(models.build, model, data=schema)
+        trainer: Trainer = build() if self._world.train else Idle(build)
         if self._profile.bad:
             trainer = Bad(trainer, attacks.build(self._world.byzantine.attack))
         return Paced(trainer, self._profile.speed, self._jitter_of, self._place.spend, self._place.clock)

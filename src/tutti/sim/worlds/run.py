@@ -30,7 +30,7 @@ from tutti.services.coordinator import Coordinator, fingerprint
 from tutti.sim.worlds.clock import VirtualLoop, run
 from tutti.sim.worlds.data import data_of
 from tutti.sim.worlds.disk import Disk, SlowBlobs, SlowLog
-from tutti.sim.worlds.distributions import distributions
+from tutti.sim.worlds.distributions import drawn
 from tutti.sim.worlds.node import Place, WorldNode, live_together, profiles
 from tutti.sim.worlds.world import Purpose, World, rng_for
 
@@ -123,16 +123,17 @@ class _Federation:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.world.longest):
                     await self._until_final(job.id, watch)
-            return self._core.job(job.id), loop.time() - began
+            seconds = loop.time() - began
+            await self._read_all()  # now: that all nodes leave at the end is no part of the world
+            return self._core.job(job.id), seconds
         finally:
             living.cancel()
             await asyncio.gather(living, return_exceptions=True)
             await self._core.stop()
-            await self._read_all()
 
     async def _until_final(self, job_id: str, watch: Callable[[Job], None]) -> None:
         faults, loop = self.world.faults, asyncio.get_running_loop()
-        crash, outage = faults.crash and distributions.build(faults.crash), distributions.build(faults.outage)
+        crash, outage = faults.crash and drawn(faults.crash), drawn(faults.outage)
         while True:
             dies_at = loop.time() + crash(self._chance) if crash else None
             with suppress(TimeoutError):
@@ -153,7 +154,7 @@ class _Federation:
 
     async def _up(self) -> None:
         loop, world = asyncio.get_running_loop(), self.world
-        self._disk = Disk(distributions.build(world.faults.disk), self._chance)
+        self._disk = Disk(drawn(world.faults.disk), self._chance)
         self._fabric = LocalFabric(
             lambda node, secret: self._core.authenticate(node, secret),
             self._blobs,

@@ -15,13 +15,16 @@ SLICE_SECONDS = 1.0
 
 
 class Idle:
-    """Does not train: adds a small constant that no other node or round adds. Equal updates would be one blob."""
+    """Does not train: adds a small constant that no other node or round adds. Equal updates would be one blob.
 
-    def __init__(self, inner: Trainer) -> None:
+    `inner` makes the real trainer, for the little that needs it: a fleet should not wait for ten thousand of them.
+    """
+
+    def __init__(self, inner: Callable[[], Trainer]) -> None:
         self._inner = inner
 
     def init(self, seed: int) -> Params:
-        return self._inner.init(seed)
+        return self._inner().init(seed)
 
     def train(self, params: Params, examples: Examples, task: Task, report: Report) -> Work:
         constant = np.float32(1e-6 + 1e-9 * (task.seed % 999_983))
@@ -31,7 +34,7 @@ class Idle:
         return {}
 
     def predict(self, params: Params, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._inner.predict(params, x)
+        return self._inner().predict(params, x)
 
 
 class Bad:

@@ -15,7 +15,7 @@ from tutti.core.registry import Choice
 from tutti.domain.spec import LONGEST, Positive, Seconds
 from tutti.sim.worlds.attacks import attacks
 from tutti.sim.worlds.availability import traces
-from tutti.sim.worlds.distributions import distributions
+from tutti.sim.worlds.distributions import drawn
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0)]
@@ -182,6 +182,6 @@ def _check(world: World) -> None:
     for choice in (machine.speed, machine.jitter, machine.memory, network.latency, network.up, network.down,
                    network.cut, faults.away, faults.crash, faults.outage, faults.disk, world.examples):  # fmt: skip
         if choice is not None:
-            distributions.build(choice)
+            drawn(choice)
     traces.build(world.availability)
     attacks.build(world.byzantine.attack)
