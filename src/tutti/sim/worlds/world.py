@@ -19,6 +19,7 @@ from tutti.sim.worlds.distributions import drawn
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=2**53)]
 
 class BadWorld(UserError):
     """The world file cannot be read as one; the message names the field, what was expected and what came."""
@@ -65,6 +66,8 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What breaks.
 
     Attributes:
+        seed: Of what breaks and how long messages take; the world's, if not given. Another one is the same fleet on
+            another day.
         drop_out: Share of tasks in the middle of which the node dies.
         away: Seconds that it then takes to come back (a distribution).
         crash: Seconds from one crash of the coordinator to the next (a distribution); it never crashes if not given.
@@ -73,6 +76,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         disk: Seconds that a write of the coordinator takes (a distribution); simulation only, likewise.
     """
 
+    seed: Seed | None = None
     drop_out: Share = 0.0
     away: Choice = Choice("constant", {"value": 60})
     crash: Choice | None = None
@@ -105,7 +109,7 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     nodes: Positive = 100
-    seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    seed: Seed = 0
     data: Choice = Choice("digits")
     partition: str = "iid"
     held_out: Annotated[float, Meta(ge=0, lt=1)] = 0.0
@@ -135,8 +139,13 @@ class Purpose(IntEnum):
     COORDINATOR = 6
 
 
+BREAKING = frozenset({Purpose.MESSAGES, Purpose.TASKS, Purpose.COORDINATOR})
+
+
 def rng_for(world: World, purpose: Purpose, *numbers: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([world.seed, purpose, *numbers])))
+    breaks = world.faults.seed if purpose in BREAKING else None
+    seed = world.seed if breaks is None else breaks
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose, *numbers])))
 
 
 def read_world(file: Path) -> World:
