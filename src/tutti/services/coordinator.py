@@ -209,7 +209,7 @@ class Coordinator:
 
         Asking again with the same `key` gives the same job, also after a restart; Conflict if the job differs.
         """
-        data = self._check(spec)
+        data = self.check(spec)
         suffix = fingerprint(key)[:16] if key else secrets.token_hex(4)
         job_id = f"{spec.name.lower().replace('_', '-').replace('.', '-')[:40]}-{suffix}"
         job = await self.journal.submit(job_id, spec, data, by=by, paused=paused)
@@ -219,7 +219,8 @@ class Coordinator:
             self._drive(job_id)
         return job
 
-    def _check(self, spec: JobSpec) -> DataSchema:
+    def check(self, spec: JobSpec) -> DataSchema:
+        """What the job's data look like; raises the UserError with which `submit` would refuse it."""
         check_composition(spec)
         compose(spec.strategy, spec.reducer)
         schedules.build(spec.training.lr_schedule)

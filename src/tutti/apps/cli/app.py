@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from tutti.apps.cli import catalog, demo, doctor, listings, models, run_job, serving, sim
+from tutti.apps.cli import catalog, demo, doctor, forecast, listings, models, run_job, serving, sim, world
 from tutti.apps.cli.exits import Exit, exit_for
 from tutti.core.errors import TuttiError
 
@@ -41,7 +41,9 @@ for command in (
     serving.join,
     serving.invite,
     run_job.run,
+    forecast.forecast,
     sim.sim,
+    world.world,
     listings.jobs,
     listings.nodes,
     listings.rounds,

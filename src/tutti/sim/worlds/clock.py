@@ -11,6 +11,9 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+RESOLUTION = 1e-6
+"""Seconds between timers that count as the same moment; more than the spacing of floats for a hundred years."""
+
 T = TypeVar("T")
 
 
@@ -39,6 +42,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector = _NoInput()
         selector.loop = self
         super().__init__(selector)
+        self._clock_resolution = RESOLUTION
 
     def time(self) -> float:
         """The present, as whoever asks sees it: within an executor's work, its own."""

@@ -101,6 +101,7 @@ class WorldNode:
         self._cut = drawn(world.network.cut) if world.network.cut else None
         self._met: set[tuple[str, int, int]] = set()
         self._limit: asyncio.Timeout | None = None
+        self._link: Link | None = None
         self._timers: list[asyncio.TimerHandle] = []
 
     async def live(self) -> None:
@@ -123,6 +124,7 @@ class WorldNode:
     async def _stay(self, until: float) -> bool:
         """One life of the node's process; True if it died before `until`."""
         link, deaths = self._place.connect(self.name), self.deaths
+        self._link = link
         try:
             async with asyncio.timeout_at(None if until == inf else until) as self._limit:
                 self._cut_later(link)
@@ -186,6 +188,8 @@ class WorldNode:
     def _die(self) -> None:
         if self._limit is not None and not self._limit.expired():
             self.deaths += 1
+            if self._link is not None:
+                self._place.cut(self._link)
             self._limit.reschedule(asyncio.get_running_loop().time())
 
     def _cut_later(self, link: Link) -> None:

@@ -148,7 +148,7 @@ class _Federation:
         while not (job := await self._core.wait_for(job_id, lambda job: job.final or len(job.past) > seen)).final:
             seen = len(job.past)
             watch(job)
-        watch(await self._core.wait_final(job_id))
+        await self._core.wait_final(job_id)
 
     # -- the coordinator ---------------------------------------------------------------------------------
 

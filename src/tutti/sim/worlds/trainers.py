@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutti.core.params import Params
-from tutti.domain.spec import Metrics, Training
+from tutti.domain.forecast import trained_rows
+from tutti.domain.spec import Metrics
 from tutti.ports.training import Examples, Report, Task, Trainer, Work
 from tutti.testing.attacks import Attack
 
@@ -99,9 +100,3 @@ class Paced:
 
     def predict(self, params: Params, x: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._inner.predict(params, x)
-
-
-def trained_rows(examples: int, training: Training, batch_size: int) -> int:
-    """How many rows go through the model in one task."""
-    rows = examples * training.epochs
-    return rows if training.max_steps is None else min(rows, training.max_steps * batch_size)
