@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from _common import show
-
 from tutti.domain import events as e
 from tutti.sim.worlds import load_world, simulate_world
 

@@ -1,6 +1,5 @@
 """Forecasts, by numbers worked out by hand; and the memory bound, by measuring."""
 
-
 import tracemalloc
 from pathlib import Path
 

@@ -66,5 +66,3 @@ def test_a_standstill_is_noticed() -> None:
 
     with pytest.raises(Standstill):
         run(main())
-
-

@@ -7,7 +7,6 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
-from tutti.version import __version__
 from tutti.core.registry import Choice
 from tutti.domain.events import NodeId
 from tutti.domain.nodes import Capabilities
@@ -23,6 +22,7 @@ from tutti.sim.worlds.distributions import drawn
 from tutti.sim.worlds.network import WorldLink
 from tutti.sim.worlds.trainers import Bad, Idle, Paced
 from tutti.sim.worlds.world import Purpose, World, rng_for
+from tutti.version import __version__
 from tutti.wire.messages import Start
 
 

@@ -144,10 +144,12 @@ class _Federation:
             await self._up()
 
     async def _follow(self, job_id: str, watch: Callable[[Job], None]) -> None:
-        seen = len(self._core.job(job_id).past)
-        while not (job := await self._core.wait_for(job_id, lambda job: job.final or len(job.past) > seen)).final:
+        job = self._core.job(job_id)
+        while not job.final:
             seen = len(job.past)
-            watch(job)
+            job = await self._core.wait_for(job_id, lambda job, seen=seen: job.final or len(job.past) > seen)  # type: ignore[misc]
+            if len(job.past) > seen:
+                watch(job)
         await self._core.wait_final(job_id)
 
     # -- the coordinator ---------------------------------------------------------------------------------

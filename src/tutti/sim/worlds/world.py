@@ -1,4 +1,4 @@
-"""A world file: which nodes there are, how fast, how connected, when there, how faulty, how bad. TOML in, values out."""
+"""A world file: which nodes there are, how fast, how connected, when there, how faulty, how bad."""
 
 import tomllib
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from tutti.sim.worlds.distributions import drawn
 Share = Annotated[float, Meta(ge=0, le=1)]
 Amount = Annotated[float, Meta(ge=0)]
 Seed = Annotated[int, Meta(ge=0, le=2**53)]
+
 
 class BadWorld(UserError):
     """The world file cannot be read as one; the message names the field, what was expected and what came."""

@@ -23,7 +23,9 @@ def always() -> Trace:
 
 
 @traces.register("diurnal")
-def diurnal(opens: Hour = 22.0, hours: Hours = 8.0, spread: Annotated[float, Meta(ge=0)] = 1.0, miss: Share = 0.1) -> Trace:
+def diurnal(
+    opens: Hour = 22.0, hours: Hours = 8.0, spread: Annotated[float, Meta(ge=0)] = 1.0, miss: Share = 0.1
+) -> Trace:
     """Once a day from `opens` (a clock hour) for `hours`, as phones charge at night.
 
     Each begins earlier or later by normal chance of standard deviation `spread` hours, and a share `miss` of the days
