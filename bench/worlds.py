@@ -1,4 +1,4 @@
-"""The protocol of a fleet on virtual time: the real coordinator and node runtimes, ten thousand nodes, a thousand rounds.
+"""The protocol of a fleet on virtual time: real coordinator and node runtimes, ten thousand nodes, a thousand rounds.
 
     python bench/worlds.py
 

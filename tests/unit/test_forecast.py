@@ -12,7 +12,7 @@ from tutti.core.strategy import compose
 from tutti.domain.events import UpdateAccepted
 from tutti.domain.forecast import Pace, forecast, trained_rows
 from tutti.domain.spec import DataSchema, Training, load_spec
-from tutti.services.aggregation import Aggregation, chunks
+from tutti.services.aggregation import Aggregation
 from tutti.services.forecast import slots_of
 from tutti.wire import tensors
 
@@ -81,7 +81,7 @@ async def test_aggregation_stays_within_its_memory(tmp_path: Path, strategy: str
     updates = []
     for number in range(cohort):
         delta = tensors.encode(Params.from_arrays({"w": np.full(size, 1e-3 * number, np.float32)}))
-        digest = await blobs.put(chunks(delta))
+        digest = await blobs.put(delta)
         updates.append(UpdateAccepted(at=0.0, round=1, node=f"n{number}", digest=digest, weight=10))
     del delta
     bound = forecast(job, DATA, size, {u.node: Pace(examples=10, speed=1) for u in updates}, slots=slots_of(job))
@@ -89,7 +89,7 @@ async def test_aggregation_stays_within_its_memory(tmp_path: Path, strategy: str
     try:
         result = await aggregation.initialise(first)
         await aggregation.store(result)
-        aggregation.commit(result.server)
+        aggregation.commit(result)
         fold = aggregation.begin((1, 0), cohort)
         for update in updates:
             assert (await aggregation.examine(fold, update.digest, update.weight))[0] is None

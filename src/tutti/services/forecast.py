@@ -13,8 +13,8 @@ from tutti.domain.forecast import OVERHEAD_SECONDS, Basis, Forecast, Pace, assum
 from tutti.domain.jobs import Job
 from tutti.domain.nodes import DataSummary, why_not
 from tutti.domain.spec import DataSchema, JobSpec
-from tutti.services.aggregation import read_blob
 from tutti.services.coordinator import Coordinator
+from tutti.wire import tensors
 
 MODELS_KNOWN = 64
 
@@ -54,7 +54,7 @@ class Forecaster:
                 await self._coordinator.workbench.initial(spec.model, data, spec.seed, path)
                 if len(self._sizes) >= MODELS_KNOWN:
                     self._sizes.clear()
-                self._sizes[key] = read_blob(path).layout.size
+                self._sizes[key] = tensors.decode(path.read_bytes()).layout.size
         return self._sizes[key]
 
 

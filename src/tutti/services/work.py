@@ -5,6 +5,7 @@ or draws a number of its own.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from time import perf_counter

@@ -106,10 +106,10 @@ def _facts(outcome: "Outcome", expected: "Forecast", happened: "Usage") -> dict[
 def _words(outcome: "Outcome", expected: "Forecast", happened: "Usage") -> str:
     from tutti.apps.cli.forecast import beside
 
-    job = outcome.job
+    job, times = outcome.job, (text.duration(outcome.seconds), text.duration(outcome.took))
     return (
         f"{beside(expected, happened)}\n"
-        f"{job.status}: {job.outcome}; {text.duration(outcome.seconds)} of world time in {text.duration(outcome.took)}, "
+        f"{job.status}: {job.outcome}; {times[0]} of world time in {times[1]}, "
         f"{len(outcome.events)} events (trace {outcome.digest()[:12]}), {outcome.deaths} nodes died in a task, "
         f"the coordinator crashed {outcome.crashes} times; model {job.model[:12]}"
     )

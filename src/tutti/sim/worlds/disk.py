@@ -9,7 +9,7 @@ from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.adapters.logs.memory import MemoryLog
 from tutti.core.errors import StorageError
 from tutti.domain.events import AnyEvent, Digest
-from tutti.ports.blobs import Chunks
+from tutti.ports.blobs import Buffer
 from tutti.ports.log import Recorded
 from tutti.sim.worlds.distributions import Draw
 
@@ -57,8 +57,8 @@ class SlowBlobs(ScratchBlobs):
         super().__init__(blobs.root)
         self._disk = disk
 
-    async def put(self, chunks: Chunks, *, digest: Digest | None = None, limit: int | None = None) -> Digest:
+    async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
         await self._disk.work()
-        stored = await super().put(chunks, digest=digest, limit=limit)
+        stored = await super().put(data, digest=digest, sync=sync)
         await self._disk.work()
         return stored

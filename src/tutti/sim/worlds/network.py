@@ -1,12 +1,12 @@
-"""A link as slow, and as unreliable, as a world's network: any Link inside, so that it serves simulation and deployment."""
+"""A link as slow, and as unreliable, as a world's network: around any Link, so for simulation and deployment."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import numpy as np
 
 from tutti.domain.events import Digest
+from tutti.ports.blobs import Buffer
 from tutti.ports.fabric import Link
 from tutti.sim.worlds.distributions import Draw
 from tutti.wire.messages import CoordinatorMessage, NodeMessage, Registered, Registration, Start
@@ -45,13 +45,14 @@ class WorldLink:
         if self._twice():
             await self._inner.send(message)
 
-    async def fetch(self, digest: Digest, into: Path) -> None:
+    async def fetch(self, digest: Digest) -> Buffer:
         """The transfer is slow after the bytes are here: how many there are shows then."""
         await self._travel()
-        await self._inner.fetch(digest, into)
-        await self._travel(into.stat().st_size / self._down)
+        blob = await self._inner.fetch(digest)
+        await self._travel(len(blob) / self._down)
+        return blob
 
-    async def store(self, blob: bytes | memoryview, digest: Digest) -> None:
+    async def store(self, blob: Buffer, digest: Digest) -> None:
         await self._travel(len(blob) / self._up)
         await self._inner.store(blob, digest)
         await self._travel()

@@ -1,6 +1,6 @@
 """When a node is there: windows of seconds since the world's first midnight (a Monday), in order, not overlapping.
 
-`traces.build(Choice.parse("diurnal:opens=22,hours=8"))(node, rng)` yields (from, to) without end, or to the node's last.
+`traces.build(Choice.parse("diurnal:opens=22,hours=8"))(node, rng)` yields (from, to), perhaps without end.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Numbers that differ from node to node, or from time to time: `distributions.build(Choice.parse("uniform:low=0.1,high=0.5"))`."""
+"""Numbers that differ from node to node, or from time to time: `drawn(Choice.parse("exponential:mean=3"))(rng)`."""
 
 from collections.abc import Callable
 from functools import lru_cache
