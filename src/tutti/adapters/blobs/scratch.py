@@ -22,6 +22,7 @@ class ScratchBlobs:
     async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
         if digest is not None:
             self._place(digest)
+        data = memoryview(data).cast("B")
         found: Digest = blake3(data).hexdigest()
         if digest is not None and found != digest:
             raise CorruptBlob(f"expected blob {digest}, got bytes with digest {found}: they were thrown away")
@@ -55,5 +56,5 @@ class ScratchBlobs:
 
     def _place(self, digest: Digest) -> Path:
         if not _DIGEST.fullmatch(digest):
-            raise BadDigest(f"a digest is 64 lower-case hex digits, came {digest!r}")
+            raise BadDigest(f"a blob is named by 64 hex digits, came {digest!r}")
         return self.root / digest
