@@ -35,6 +35,7 @@ async def run_world(settings: WorldSettings, on_ready: Callable[[], None]) -> No
         members = {}
         for name in map(world.name, settings.numbers):
             wanted = NodeSettings(link=settings.link, data=world.data, name=name, state_dir=state_dir / name)
+            wanted.state_dir.mkdir(exist_ok=True)
             members[name] = await membership(wanted)
         place = Place(
             connect=lambda name: HubLink(members[name].url, name, members[name].secret),
