@@ -111,7 +111,7 @@ class HubLink:
 
     def drop(self) -> None:
         """Lose the connection, as when a cable is pulled: nobody says goodbye, and the link may connect again."""
-        line = self._socket and self._socket.get_extra_info("socket")
+        line = None if self._socket is None else self._socket.get_extra_info("socket")
         if line is not None:
             with suppress(OSError):  # it is gone already
                 line.shutdown(sockets.SHUT_RDWR)

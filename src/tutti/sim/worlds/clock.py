@@ -52,9 +52,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Within an executor's work: it takes so long."""
         self._ahead += seconds
 
-    def run_in_executor(  # type: ignore[override]
-        self, executor: object, func: Callable[..., T], *args: object
-    ) -> "asyncio.Future[T]":
+    def run_in_executor(self, executor: object, func: Callable[..., T], *args: object) -> "asyncio.Future[T]":
         future: asyncio.Future[T] = self.create_future()
         outer, self._ahead = self._ahead, 0.0
         result: T | None = None
