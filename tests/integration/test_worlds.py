@@ -61,7 +61,15 @@ def test_same_world_same_seed_same_bytes() -> None:
 def test_the_model_is_that_of_a_simulation_without_time() -> None:
     """Real training: the same parts, seeds and arithmetic, reached by way of messages, blobs and crashes."""
     job = load_spec({**JOB, "rounds": 3, "training": {"epochs": 1, "batch_size": 20, "lr": 0.1}})
-    world = load_world({"nodes": 8, "seed": 3, "partition": "dirichlet:0.5", "faults": {"crash": 2.0, "outage": 1.0}})
+    world = load_world(
+        {
+            "nodes": 8,
+            "seed": 3,
+            "partition": "dirichlet:0.5",
+            "faults": {"crash": 3, "outage": 1},
+            "machine": {"speed": 100},
+        }
+    )
     done = simulate_world(world, job)
     whole = Federation.divide("digits", 8, "dirichlet:0.5", seed=3, held_out=0.0)
     assert done.crashes > 0
