@@ -23,9 +23,14 @@ from tutti.apps.cli.catalog import KINDS, described, options_of
 from tutti.apps.cli.exits import MEANING, exit_for
 from tutti.core import statistics
 from tutti.core.errors import TuttiError
+from tutti.core.registry import describe
 from tutti.domain import spec
 from tutti.domain.jobs import STATUS_AFTER, Status
 from tutti.domain.rounds import Part
+from tutti.sim.worlds import world
+from tutti.sim.worlds.attacks import attacks
+from tutti.sim.worlds.availability import traces
+from tutti.sim.worlds.distributions import distributions
 from tutti.wire import messages
 
 DOCS = Path(__file__).parent
@@ -154,6 +159,35 @@ def _default(field: Mapping[str, Any], required: bool) -> str:
     return "–" if value is None else f"`{json.dumps(value)}`"
 
 
+WORLD_PARTS = {
+    "": world.World,
+    "machine": world.Machine,
+    "network": world.Network,
+    "faults": world.Faults,
+    "byzantine": world.Byzantine,
+}
+
+
+def world_fields() -> str:
+    """Every field of a world file."""
+    return "\n\n".join(
+        f"### {f'[{name}]' if name else 'the world'}\n\n{_first_line(part)}\n\n{_fields(part)}"
+        for name, part in WORLD_PARTS.items()
+    )
+
+
+def world_choices() -> str:
+    """What the fields of a world file can name."""
+    parts = []
+    for title, registry in (("Distributions", distributions), ("Availability", traces), ("Attacks", attacks)):
+        rows = [
+            f"| `{name}` | {schema['description']} | {', '.join(f'`{option}`' for option in options_of(schema))} |"
+            for name, schema in describe(registry).items()
+        ]
+        parts.append("\n".join([f"### {title}", "", "| name | what | options |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts).replace("=`", "=…`")
+
+
 def protocol_messages() -> str:
     """Every message of the node protocol, by direction."""
     parts = []
@@ -215,6 +249,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
         exit_codes,
         error_tree,
         job_fields,
+        world_fields,
+        world_choices,
         protocol_messages,
         protocol_version,
         catalog,

@@ -16,6 +16,7 @@ SMALL = {
     "attacks.py": (["--nodes", "8", "--bad", "1", "--rounds", "1"], None),
     "rounds.py": (["--quick"], "times bare"),
     "nodes.py": (["--quick"], "latency / bare"),
+    "worlds.py": (["--quick"], "a round / small fleet's"),
     "rest.py": (["--quick"], "times bare"),
 }
 

@@ -20,6 +20,7 @@ import httpx
 import msgspec
 
 from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError, UserError
+from tutti.domain.forecast import Forecast, Usage
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.manifest import Manifest
 from tutti.services.views import (
@@ -100,6 +101,15 @@ class Client:
         checked = spec if isinstance(spec, JobSpec) else load_spec(spec)
         headers = {"idempotency-key": key} if key else {}
         return self._call("POST", "/jobs", JobView, body=checked, headers=headers, query={"paused": paused})
+
+    def forecast(self, spec: JobSpec | Mapping[str, Any]) -> Forecast:
+        """What a job would take if it were submitted now; raises a UserError for a bad spec."""
+        checked = spec if isinstance(spec, JobSpec) else load_spec(spec)
+        return self._call("POST", "/jobs/forecast", Forecast, body=checked)
+
+    def usage(self, job: str) -> Usage:
+        """What a job took so far, in the terms of its forecast."""
+        return self._call("GET", f"/jobs/{quote(job)}/usage", Usage)
 
     def jobs(self, **filters: str) -> Iterator[JobView]:
         """Newest first; filter by status, name or dataset."""

@@ -10,6 +10,7 @@ status of its own: the open round runs to its end, and no further one opens.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from heapq import nsmallest
 from math import ceil
 from types import MappingProxyType
 from typing import Literal, TypeAlias, assert_never
@@ -258,14 +259,19 @@ def _next_in_turn(state: Job, candidates: Sequence[NodeId]) -> NodeId:
 
 def _left_out(reasons: Mapping[NodeId, str]) -> tuple[dict[NodeId, str], dict[str, int]]:
     """Whom to name, those with rare reasons first, and how many more there are of each reason."""
-    short = {node: reason[:LONGEST_REASON] for node, reason in reasons.items()}
-    common = Counter(short.values())
-    order = sorted(short, key=lambda node: (common[short[node]], short[node], node))
-    named = {node: short[node] for node in sorted(order[:LEFT_OUT_NAMED])}
-    unnamed = Counter(short[node] for node in order[LEFT_OUT_NAMED:])
+    groups: dict[str, list[NodeId]] = {}
+    for node, reason in reasons.items():
+        groups.setdefault(reason[:LONGEST_REASON], []).append(node)
+    named: dict[NodeId, str] = {}
+    unnamed: Counter[str] = Counter()
+    for reason in sorted(groups, key=lambda reason: (len(groups[reason]), reason)):
+        chosen = nsmallest(LEFT_OUT_NAMED - len(named), groups[reason])  # of thousands, a hundred are sorted
+        named.update(dict.fromkeys(chosen, reason))
+        if rest := len(groups[reason]) - len(chosen):
+            unnamed[reason] = rest
     more = dict(unnamed.most_common(LEFT_OUT_REASONS))
     others = unnamed.total() - sum(more.values())
-    return named, {**more, "other reasons": others} if others else more
+    return dict(sorted(named.items())), {**more, "other reasons": others} if others else more
 
 
 def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobEvent]:

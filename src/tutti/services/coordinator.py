@@ -215,7 +215,7 @@ class Coordinator:
         """
         if spec.normalize:
             await self._until_held(spec.dataset, spec.cohort.min_nodes)
-        data = self._check(spec)
+        data = self.check(spec)
         if spec.normalize:
             data = with_normalization(data, await self.describe(spec.dataset))
         suffix = fingerprint(key)[:16] if key else secrets.token_hex(4)
@@ -227,7 +227,8 @@ class Coordinator:
             self._drive(job_id)
         return job
 
-    def _check(self, spec: JobSpec) -> DataSchema:
+    def check(self, spec: JobSpec) -> DataSchema:
+        """What the job's data look like; raises the UserError with which `submit` would refuse it."""
         check_composition(spec)
         compose(spec.strategy, spec.reducer)
         schedules.build(spec.training.lr_schedule)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -234,9 +233,9 @@ class JobDriver:
         await self._command(commands.RecordEvaluation(round=number, metrics=metrics))
 
     async def _open(self, task: str) -> bool:
-        candidates, left_out = self.candidates()
-        if self._returning():
+        if (task == "train" and self._coordinator.presence.here < self.job.spec.cohort.min_nodes) or self._returning():
             return False
+        candidates, left_out = self.candidates()
         if task == "evaluate" and not candidates:
             return await self._command(commands.SkipEvaluation(reason="no node was there to measure the final model"))
         if not self.can_open(candidates) or self._coordinator.someone_waits_longer(self._id):
@@ -352,7 +351,7 @@ class JobDriver:
             )
             await self._command(close)
             return
-        started = time.perf_counter()
+        started = self._journal.clock()
         fold = await self._fold_of(opened)
         if not await self._add(fold, updates):
             return
@@ -365,7 +364,7 @@ class JobDriver:
                 counted=result.counted,
                 model=result.model,
                 state=result.state,
-                seconds=time.perf_counter() - started,
+                seconds=self._journal.clock() - started,
             )
             closed = await self._command(close)
         if closed:

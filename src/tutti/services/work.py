@@ -5,7 +5,7 @@ or draws a number of its own.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
@@ -50,12 +50,13 @@ def carry_out(
     batch_size: int,
     report: Report,
     memory: NodeMemory,
+    clock: Callable[[], float] = perf_counter,
 ) -> Outcome:
     """Do what `start` asks for with the model in `weights`, a safetensors file; what is kept of it is stored before.
 
     Raises Cancelled out of `report`, UserError if model and data do not fit, and whatever the trainer raises.
     """
-    began = perf_counter()
+    began = clock()
     if (difference := mismatch(start.data, data.schema)) is not None:
         raise UserError(f"{data.name} here does not fit the job: {difference}")
     report(0.0, 0, None)
@@ -70,7 +71,7 @@ def carry_out(
     if start.task == "evaluate":
         if not measured:
             raise UserError(f"{data.name} holds out no rows here to measure a model on")
-        return Outcome(_submission(start, len(data.held_out), measured, perf_counter() - began))
+        return Outcome(_submission(start, len(data.held_out), measured, clock() - began))
     report(0.0, 0, None)
     examples = normalized(data.train, start.data)
     if local.loss_first:
@@ -80,7 +81,7 @@ def carry_out(
     memory.keep(start.job, start.round, handed.memory)
     blob = tensors.encode(handed.joined())
     metrics = {**measured, **reported(work.metrics, work.examples, batch_size)}
-    submission = _submission(start, work.examples, metrics, perf_counter() - began, tensors.digest(blob), handed.facts)
+    submission = _submission(start, work.examples, metrics, clock() - began, tensors.digest(blob), handed.facts)
     return Outcome(submission, blob)
 
 

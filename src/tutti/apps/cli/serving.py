@@ -140,7 +140,7 @@ def join(
     _log_to_stderr()
     if until_eof:
         _end_at_eof()
-    asyncio.run(_until_signalled(run_node(settings)))
+    asyncio.run(until_signalled(run_node(settings)))
 
 
 def _state_dir(name: str, url: str) -> Path:
@@ -185,7 +185,7 @@ def _seconds(text: str) -> float:
 # -- processes that run until they are told to stop ----------------------------------------------------
 
 
-async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
+async def until_signalled(work: Coroutine[Any, Any, None]) -> None:
     """Run it; SIGINT and SIGTERM end it cleanly."""
     import asyncio
     import contextlib
