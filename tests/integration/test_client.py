@@ -287,6 +287,7 @@ async def test_a_client_that_does_not_read_is_disconnected_and_may_resume(world)
 
     @app.websocket("/ws")
     async def watched(websocket: WebSocket) -> None:
+        websocket.state.still = lambda: True
         await routes.live(websocket, after=0)
         given_up.set()
 

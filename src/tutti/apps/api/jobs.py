@@ -11,6 +11,7 @@ from starlette.responses import Response
 from tutti.apps.api.download import model_response
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.core.errors import NotFound
+from tutti.domain.accounts import Identity
 from tutti.domain.jobs import Job
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.coordinator import Coordinator
@@ -192,7 +193,9 @@ class JobRoutes:
 
 def caller(request: Request) -> str:
     """Who asked, for the log."""
-    return f"the operator at {request.client.host}" if request.client else "the operator"
+    identity: Identity | None = request.state.identity
+    who = identity.name if identity else "somebody"
+    return f"{who} at {request.client.host}" if request.client else who
 
 
 def add_routes(api: Api, jobs: JobRoutes) -> None:

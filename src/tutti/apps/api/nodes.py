@@ -8,9 +8,10 @@ from fastapi import Depends, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tutti.apps.api.auth import TOO_MANY, Failures, client_of, is_loopback
+from tutti.apps.api.auth import TOO_MANY, Failures, client_of
 from tutti.apps.api.jobs import Text, caller
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
+from tutti.apps.api.settings import is_loopback
 from tutti.core.errors import Forbidden, NotFound
 from tutti.domain.spec import Name
 from tutti.services.coordinator import Coordinator
