@@ -15,7 +15,7 @@ from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.adapters.partitioners import partitioners
 from tutti.apps.api import accounts as account_routes
-from tutti.apps.api import documented, jobs, live, nodes, status, transfer
+from tutti.apps.api import dashboard, documented, jobs, live, nodes, status, transfer
 from tutti.apps.api.auth import Failures, Guard
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
@@ -86,6 +86,7 @@ def create_app(
     _add_routes(api, coordinator, settings, identify, registries, failures)
     account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures))
     live.add_routes(app, live.LiveRoutes(coordinator))
+    app.router.routes += dashboard.routes()
     # Every round waits for these, and routes are tried in order: they come first.
     app.router.routes[:0] = transfer.routes(fabric, coordinator, blobs, lambda request: request.state.operator)
     return app

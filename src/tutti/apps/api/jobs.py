@@ -18,6 +18,7 @@ from tutti.services.coordinator import Coordinator
 from tutti.services.history import attempts_of
 from tutti.services.manifest import Manifest
 from tutti.services.views import (
+    CheckView,
     ContributionView,
     EvaluationView,
     JobView,
@@ -26,6 +27,7 @@ from tutti.services.views import (
     Page,
     RoundView,
     WhyView,
+    check_view,
     contribution_views,
     job_evaluation,
     job_view,
@@ -99,6 +101,11 @@ class JobRoutes:
         """
         job = await self.submit(request, spec, key=key, paused=paused)
         return Answer(job, 201, {"location": f"/api/v1/jobs/{job.id}"})
+
+    async def check_job(self, spec: NewJob) -> Answer[CheckView]:
+        """Whether a job could be run as written, without asking for it; a problem says what is wrong with it."""
+        data = self._coordinator.check(spec)
+        return Answer(check_view(spec, data, self._coordinator.node_statuses()))
 
     async def submit(self, request: Request, spec: JobSpec, *, key: str = "", paused: bool = False) -> JobView:
         return self.view(await self._coordinator.submit(spec, by=caller(request), paused=paused, key=key))
@@ -202,6 +209,7 @@ def add_routes(api: Api, jobs: JobRoutes) -> None:
     root = "/api/v1/jobs"
     api.add("GET", root, jobs.list_jobs, "jobs")
     api.add("POST", root, jobs.create_job, "jobs", 201)
+    api.add("POST", root + "/check", jobs.check_job, "jobs")
     api.add("GET", root + "/{job}", jobs.show_job, "jobs")
     api.add("GET", root + "/{job}/manifest", jobs.show_manifest, "jobs")
     api.add("POST", root + "/{job}/pause", jobs.pause_job, "jobs")

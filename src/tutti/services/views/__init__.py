@@ -13,6 +13,7 @@ from tutti.services.views.evaluation import (
     job_evaluation,
 )
 from tutti.services.views.jobs import JobView, job_view, latest_score, status_of_job
+from tutti.services.views.jobs import CheckView, JobView, check_view, job_view, latest_score, status_of_job
 from tutti.services.views.models import (
     ContributionView,
     Ingredient,
@@ -41,6 +42,7 @@ from tutti.services.views.rounds import AttemptView, PartView, RefusalView, Roun
 __all__ = [
     "AttemptView",
     "ColumnView",
+    "CheckView",
     "ContributionView",
     "Durations",
     "EvaluationView",
@@ -64,6 +66,7 @@ __all__ = [
     "View",
     "WhyView",
     "confusion_of",
+    "check_view",
     "contribution_views",
     "described",
     "event_view",

@@ -1,0 +1,55 @@
+// What a page shows, read from the API and kept fresh by events and, where there are none, by the clock.
+import { useCallback, useEffect, useRef, useState } from "react";
+import { Problem, everything, get, type Views } from "./api/client";
+import { useEvents, type Event } from "./live";
+
+export type Resource<T> = { data: T | undefined; problem: Problem | undefined; reload: () => void };
+
+const NEVER = () => false;
+
+/** `key` says what is read: another key reads anew. `on`: the events after which to read again; `every`: milliseconds. */
+export function useResource<T>(key: string, read: () => Promise<T>, on: (event: Event) => boolean = NEVER, every = 0): Resource<T> {
+  const [state, setState] = useState<{ key: string; data?: T; problem?: Problem }>({ key });
+  const latest = useRef(read);
+  latest.current = read;
+  const turn = useRef(0);
+  const reload = useCallback(() => {
+    const mine = ++turn.current;
+    latest.current().then(
+      (data) => mine === turn.current && setState({ key, data }),
+      (error: unknown) => {
+        const problem = error instanceof Problem ? error : new Problem(0, String(error));
+        if (mine === turn.current) setState((old) => ({ key, data: old.key === key ? old.data : undefined, problem }));
+      },
+    );
+  }, [key]);
+  useEffect(reload, [reload]);
+  useEvents(on, reload);
+  useEffect(() => {
+    if (!every) return;
+    const timer = window.setInterval(() => document.visibilityState === "visible" && reload(), every);
+    return () => window.clearInterval(timer);
+  }, [every, reload]);
+  const mine = state.key === key;
+  return { data: mine ? state.data : undefined, problem: mine ? state.problem : undefined, reload };
+}
+
+export const ofJob = (job: string) => (event: Event) => event.stream === `job:${job}`;
+export const ofJobs = (event: Event) => event.stream.startsWith("job:");
+export const ofNodes = (event: Event) => event.stream === "nodes";
+
+const MARKS = new Set(["RoundClosed", "ModelEvaluated", "JobInitialised", "JobCompleted"]);
+
+/** The points of a job's history; only what is new is read, and the last two again, which are still being measured. */
+export function usePoints(job: string): Resource<Views["MetricPoint"][]> {
+  const known = useRef<{ job: string; points: Views["MetricPoint"][] }>({ job, points: [] });
+  const read = async () => {
+    const kept = known.current.job === job ? known.current.points : [];
+    const from = Math.max(0, kept.length - 2);
+    const fresh = await everything((after) => get("/api/v1/jobs/{job}/metrics", { job }, { after, limit: 1000 }), from ? String(from) : "");
+    const points = [...kept.slice(0, from), ...fresh];
+    known.current = { job, points };
+    return points;
+  };
+  return useResource(`points ${job}`, read, (event) => ofJob(job)(event) && MARKS.has(event.type));
+}
