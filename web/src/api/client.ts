@@ -26,20 +26,23 @@ export function url(path: string, place: Values = {}, query: Values = {}): strin
 }
 
 async function request(method: string, address: string, body?: unknown, headers: Record<string, string> = {}): Promise<unknown> {
+  const response =
+    body === undefined
+      ? await send(method, address, headers)
+      : await send(method, address, { "content-type": "application/json", ...headers }, JSON.stringify(body));
+  return response.status === 204 ? undefined : response.json();
+}
+
+async function send(method: string, address: string, headers: Record<string, string>, body?: string): Promise<Response> {
   let response: Response;
   try {
-    response = await fetch(address, {
-      method,
-      headers: body === undefined ? headers : { "content-type": "application/json", ...headers },
-      body: body === undefined ? undefined : JSON.stringify(body),
-      signal: AbortSignal.timeout(30_000),
-    });
+    response = await fetch(address, { method, headers, body, signal: AbortSignal.timeout(30_000) });
   } catch {
     throw new Problem(0, "The coordinator does not answer.");
   }
   if (response.status === 401 && !address.startsWith("/auth/")) window.dispatchEvent(new Event("tutti:signed-out"));
-  if (!response.ok) throw new Problem(response.status, await detailOf(response));
-  return response.status === 204 ? undefined : response.json();
+  if (!response.ok && response.status !== 304) throw new Problem(response.status, await detailOf(response));
+  return response;
 }
 
 async function detailOf(response: Response): Promise<string> {
@@ -52,8 +55,24 @@ async function detailOf(response: Response): Promise<string> {
 
 type With<M extends string> = { [P in keyof paths]: paths[P] extends { [K in M]: { responses: unknown } } ? P : never }[keyof paths];
 
+/** Answers with their ETags, so that what has not changed is not sent, or read, again. */
+const answers = new Map<string, { etag: string; data: unknown }>();
+const ANSWERS = 100;
+
+async function getUnlessKnown(address: string): Promise<unknown> {
+  const known = answers.get(address);
+  const response = await send("GET", address, known ? { "if-none-match": known.etag } : {});
+  if (response.status === 304 && known) return known.data;
+  const data: unknown = await response.json();
+  const etag = response.headers.get("etag");
+  answers.delete(address);
+  if (etag) answers.set(address, { etag, data });
+  if (answers.size > ANSWERS) answers.delete(answers.keys().next().value!);
+  return data;
+}
+
 export function get<P extends With<"get">>(path: P, place: Values = {}, query: Values = {}): Promise<Answer<P, "get" & keyof paths[P]>> {
-  return request("GET", url(path, place, query)) as never;
+  return getUnlessKnown(url(path, place, query)) as never;
 }
 
 export function post<P extends With<"post">>(

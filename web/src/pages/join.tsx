@@ -1,6 +1,6 @@
 import qrcode from "qrcode-generator";
 import { useMemo, useState, type FormEvent } from "react";
-import { post, type Views } from "../api/client";
+import { newKey, post, type Views } from "../api/client";
 import { Logo } from "../ui/icons";
 import { plural, seconds } from "../ui/format";
 import { Card, Copied, Field, Trouble, useDoing } from "../ui/parts";
@@ -28,7 +28,7 @@ export function Join() {
   const { busy, problem, run } = useDoing();
   const make = (event: FormEvent) => {
     event.preventDefault();
-    void run(async () => setMade(await post("/api/v1/invites", {}, { uses: Number(uses), seconds: days * 86_400 })));
+    void run(async () => setMade(await post("/api/v1/invites", {}, { uses: Number(uses), seconds: days * 86_400 }, newKey())));
   };
   return (
     <>

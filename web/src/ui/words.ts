@@ -9,8 +9,22 @@ export const isNews = (event: Event): boolean => !["UpdateAccepted", "RoundOpene
 /** The job that an event is about, if it is about one. */
 export const jobOf = (event: Event): string | undefined => (event.stream.startsWith("job:") ? event.stream.slice(4) : undefined);
 
+type Data = {
+  round?: number;
+  task?: string;
+  node?: string;
+  by?: string;
+  reason?: string;
+  parameters?: number;
+  cohort?: string[];
+  metrics?: { accuracy?: number; loss?: number };
+  uses?: number;
+  examples?: number;
+  dataset?: string;
+};
+
 export function inWords(event: Event): string {
-  const it = event.data as Record<string, never> & Record<string, string & number & string[] & Record<string, number>>;
+  const it = event.data as Data;
   const round = `round ${it.round}`;
   switch (event.type) {
     case "JobSubmitted":
@@ -18,7 +32,7 @@ export function inWords(event: Event): string {
     case "JobInitialised":
       return `has its initial model: ${plural(it.parameters ?? 0, "parameter")}`;
     case "RoundOpened":
-      return `opened ${(event.data.task as string) === "evaluate" ? "the final evaluation" : round} with ${plural((it.cohort ?? []).length, "node")}`;
+      return `opened ${it.task === "evaluate" ? "the final evaluation" : round} with ${plural((it.cohort ?? []).length, "node")}`;
     case "UpdateAccepted":
       return `took the update of ${it.node} in ${round}`;
     case "UpdateRefused":
@@ -34,7 +48,7 @@ export function inWords(event: Event): string {
     case "RoundFailed":
       return `failed ${round}: ${it.reason}`;
     case "ModelEvaluated": {
-      const { accuracy, loss } = (it.metrics ?? {}) as { accuracy?: number; loss?: number };
+      const { accuracy, loss } = it.metrics ?? {};
       const result = accuracy !== undefined ? `accuracy ${percent(accuracy)}` : loss !== undefined ? `loss ${loss.toFixed(4)}` : "measured";
       return `model of ${round}: ${result}`;
     }
@@ -58,6 +72,10 @@ export function inWords(event: Event): string {
       return `${it.node} connected with ${plural(it.examples ?? 0, "example")} of ${it.dataset}`;
     case "NodeDisconnected":
       return `${it.node} disconnected: ${it.reason}`;
+    case "NodeDrained":
+      return `${it.node} is given no more work`;
+    case "NodeUndrained":
+      return `${it.node} is given work again`;
     case "NodeTurnedAway":
       return `${it.node} was turned away: ${it.reason}`;
     case "CoordinatorStarted":

@@ -19,6 +19,7 @@ from tutti.apps.api import dashboard, documented, jobs, live, nodes, status, tra
 from tutti.apps.api.auth import Failures, Guard
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
+from tutti.apps.api.repeats import Repeats
 from tutti.apps.api.schema import Api
 from tutti.apps.api.settings import ApiSettings
 from tutti.core.errors import TuttiError
@@ -46,8 +47,9 @@ DESCRIPTION = """
 Train one model together, with nobody's data leaving home.
 
 Lists answer `{"items": […], "next": …}`; pass `next` as `after` for what follows. Errors are
-[problem details](https://www.rfc-editor.org/rfc/rfc9457). Live events come over the WebSocket `/ws`:
-every message is an event as in `/api/v1/events`, and `?after=<offset>` resumes where a client left off.
+[problem details](https://www.rfc-editor.org/rfc/rfc9457). Answers to GET have an `ETag`; `If-None-Match` asks only for
+what changed. A POST with an `Idempotency-Key` is done once, however often it is sent. Live events come over the
+WebSocket `/ws`: every message is an event as in `/api/v1/events`, and `?after=<offset>` resumes where a client left off.
 """
 
 TAGS = [
@@ -80,6 +82,7 @@ def create_app(
     )
     failures = Failures()
     app.state.identify = identify = Identify(settings, accounts)
+    app.add_middleware(Repeats)
     app.add_middleware(Guard, identify=identify, accounts=accounts, failures=failures, host=settings.host)
     _handle_errors(app)
     api = Api(app, transfer.OPENAPI_PATHS)
