@@ -272,7 +272,8 @@ def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
 
         page.get_by_role("link", name="Users").click()
         page.get_by_label("Role of bob").select_option("viewer")
-        expect(page.locator("tr", has_text="bob").locator(".badge")).to_have_count(0)
+        accounts = page.get_by_role("region", name="Accounts and roles")
+        expect(accounts.locator("tr", has_text="bob").locator(".badge")).to_have_count(0)
         other.get_by_role("button", name="Look again").click()
         expect(other.get_by_text("No node has joined yet.")).to_be_visible()
         expect(other.get_by_role("link", name="New job")).to_have_count(0)

@@ -44,7 +44,7 @@ function Accounts({ all, me, changed }: { all: Account[]; me: string; changed: (
   return (
     <>
       {problem && <Trouble problem={problem} />}
-      <div className="scroll" tabIndex={0} role="region" aria-label="Accounts">
+      <div className="scroll" tabIndex={0} role="region" aria-label="Accounts and roles">
         <table>
           <thead>
             <tr>

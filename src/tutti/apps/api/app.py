@@ -49,7 +49,8 @@ Train one model together, with nobody's data leaving home.
 Lists answer `{"items": […], "next": …}`; pass `next` as `after` for what follows. Errors are
 [problem details](https://www.rfc-editor.org/rfc/rfc9457). Answers to GET have an `ETag`; `If-None-Match` asks only for
 what changed. A POST with an `Idempotency-Key` is done once, however often it is sent. Live events come over the
-WebSocket `/ws`: every message is an event as in `/api/v1/events`, and `?after=<offset>` resumes where a client left off.
+WebSocket `/ws`: every message is an event as in `/api/v1/events`, and `?after=<offset>` resumes where a client left
+off.
 """
 
 TAGS = [
