@@ -74,7 +74,7 @@ function JobRow({ job, steers, changed }: { job: Views["JobView"]; steers: boole
 /** Pause, resume and stop, as far as the job can still be steered. */
 export function Steering({ job, changed }: { job: Views["JobView"]; changed: () => void }) {
   const { busy, problem, run } = useDoing();
-  if (OVER.includes(job.status)) return <div className="buttons" />;
+  if (OVER.includes(job.status)) return null;
   const tell = (wish: "pause" | "resume" | "stop") => async () => {
     await run(() => post(`/api/v1/jobs/{job}/${wish}`, { job: job.id }, {} as never));
     changed();
