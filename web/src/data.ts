@@ -38,18 +38,28 @@ export const ofJob = (job: string) => (event: Event) => event.stream === `job:${
 export const ofJobs = (event: Event) => event.stream.startsWith("job:");
 export const ofNodes = (event: Event) => event.stream === "nodes";
 
+/** A list that only grows at its end: what is new is read, and again the last few, which may still change. */
+export function useGrowing<T>(key: string, page: (after: string) => Promise<{ items: T[]; next?: string | null }>, on: (event: Event) => boolean): Resource<T[]> {
+  const known = useRef<{ key: string; items: T[] }>({ key, items: [] });
+  const read = async () => {
+    const kept = known.current.key === key ? known.current.items : [];
+    const from = Math.max(0, kept.length - CHANGING);
+    const fresh = await everything(page, from ? String(from) : "");
+    const items = [...kept.slice(0, from), ...fresh];
+    known.current = { key, items };
+    return items;
+  };
+  return useResource(key, read, on);
+}
+
+const CHANGING = 3;
 const MARKS = new Set(["RoundClosed", "ModelEvaluated", "JobInitialised", "JobCompleted"]);
 
-/** The points of a job's history; only what is new is read, and the last two again, which are still being measured. */
+/** The points of a job's history. */
 export function usePoints(job: string): Resource<Views["MetricPoint"][]> {
-  const known = useRef<{ job: string; points: Views["MetricPoint"][] }>({ job, points: [] });
-  const read = async () => {
-    const kept = known.current.job === job ? known.current.points : [];
-    const from = Math.max(0, kept.length - 2);
-    const fresh = await everything((after) => get("/api/v1/jobs/{job}/metrics", { job }, { after, limit: 1000 }), from ? String(from) : "");
-    const points = [...kept.slice(0, from), ...fresh];
-    known.current = { job, points };
-    return points;
-  };
-  return useResource(`points ${job}`, read, (event) => ofJob(job)(event) && MARKS.has(event.type));
+  return useGrowing(
+    `points ${job}`,
+    (after) => get("/api/v1/jobs/{job}/metrics", { job }, { after, limit: 1000 }),
+    (event) => ofJob(job)(event) && MARKS.has(event.type),
+  );
 }

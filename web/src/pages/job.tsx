@@ -1,6 +1,6 @@
-import { useMemo, useState } from "react";
+import { memo, useMemo, useState } from "react";
 import { everything, get, url, type Views } from "../api/client";
-import { ofJob, usePoints, useResource } from "../data";
+import { ofJob, useGrowing, usePoints, useResource } from "../data";
 import { Link } from "../router";
 import { Chart, type Line } from "../ui/chart";
 import { bytes, number, percent, plural, score, seconds, time } from "../ui/format";
@@ -136,12 +136,16 @@ function Compare({ job, chosen, choose }: { job: Views["JobView"]; chosen: strin
   );
 }
 
+const SHOWN = 300;
 const ENDS = new Set(["RoundOpened", "RoundClosed", "RoundFailed", "UpdateAccepted", "UpdateRefused", "NodeDropped"]);
 
 function Rounds({ id }: { id: string }) {
   const [chosen, choose] = useState<number>();
-  const read = () => everything((after) => get("/api/v1/jobs/{job}/rounds", { job: id }, { after, limit: 1000 }));
-  const rounds = useResource(`rounds ${id}`, read, (event) => ofJob(id)(event) && ENDS.has(event.type));
+  const rounds = useGrowing(
+    `rounds ${id}`,
+    (after) => get("/api/v1/jobs/{job}/rounds", { job: id }, { after, limit: 1000 }),
+    (event) => ofJob(id)(event) && ENDS.has(event.type),
+  );
   return (
     <Card title="Rounds">
       <Loaded from={rounds}>
@@ -149,17 +153,11 @@ function Rounds({ id }: { id: string }) {
           all.length ? (
             <>
               <div className="strip" role="group" aria-label="Rounds, oldest first">
-                {all.map((round) => (
-                  <button
-                    key={`${round.round}-${round.attempt}`}
-                    className={`${round.status} ${round.counted < round.cohort && round.status === "closed" ? "partial" : ""}`}
-                    aria-pressed={round.round === chosen}
-                    title={`${called(round)}: ${round.status}, ${round.reason}`}
-                    aria-label={`${called(round)}${round.attempt ? `, attempt ${round.attempt + 1}` : ""}: ${round.status}, ${round.reason}`}
-                    onClick={() => choose(round.round === chosen ? undefined : round.round)}
-                  />
+                {all.slice(-SHOWN).map((round) => (
+                  <RoundButton key={`${round.round}-${round.attempt}`} round={round} chosen={round.round === chosen} choose={choose} />
                 ))}
               </div>
+              {all.length > SHOWN && <p className="quiet">The latest {number(SHOWN)} of {number(all.length)}.</p>}
               <p className="legend quiet">
                 <i className="closed" /> closed <i className="closed partial" /> closed without everybody <i className="failed" /> failed <i className="open" /> open
               </p>
@@ -174,6 +172,20 @@ function Rounds({ id }: { id: string }) {
     </Card>
   );
 }
+
+const RoundButton = memo(function RoundButton({ round, chosen, choose }: { round: Views["RoundView"]; chosen: boolean; choose: (round: number | undefined) => void }) {
+  const said = `${round.status}, ${round.reason}`;
+  const partial = round.status === "closed" && round.counted < round.cohort;
+  return (
+    <button
+      className={partial ? "closed partial" : round.status}
+      aria-pressed={chosen}
+      title={`${called(round)}: ${said}`}
+      aria-label={`${called(round)}${round.attempt ? `, attempt ${round.attempt + 1}` : ""}: ${said}`}
+      onClick={() => choose(chosen ? undefined : round.round)}
+    />
+  );
+});
 
 const called = (round: Views["RoundView"]): string => (round.task === "evaluate" ? "Final evaluation" : `Round ${round.round}`);
 

@@ -76,7 +76,7 @@ function Accounts({ all, me, changed }: { all: Account[]; me: string; changed: (
                     ))}
                   </select>
                 </td>
-                <td>{time(account.created_at)}</td>
+                <td className="nowrap">{time(account.created_at)}</td>
                 <td>
                   {account.name !== me && (
                     <div className="buttons">
