@@ -268,7 +268,7 @@ async def test_nodes_are_listed_shown_and_removed(world, client):
 
 
 async def test_a_drained_node_is_given_no_more_work(world, client):
-    await join_two(world)
+    await trained(world, client)  # so both are connected
     assert (await client.post("/api/v1/nodes/bob/drain")).json()["drained"] is True
     assert (await client.post("/api/v1/nodes/bob/drain")).status_code == 200
     checked = (await client.post("/api/v1/jobs/check", json=JOB)).json()
