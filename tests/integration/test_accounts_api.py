@@ -1,5 +1,6 @@
 """Accounts over the API: set-up, sign-in, roles, tokens, expiry, rate limits, cookies and the audit log."""
 
+import asyncio
 import csv
 import io
 import time
@@ -7,8 +8,10 @@ import time
 import httpx
 import jwt
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from support.served import BEARER, OPEN_TO_THE_NETWORK, app_of, caller
+from support.served import BEARER, OPEN_TO_THE_NETWORK, app_of, caller, served
 from support.worlds import World
 from tutti.adapters.accounts.argon2 import Argon2Passwords
 from tutti.adapters.accounts.memory import MemoryAccounts
@@ -210,6 +213,22 @@ async def test_revoking_ends_a_session_at_once(here):
         assert (await ada.get("/api/v1/jobs")).status_code == 200
         assert (await ada.post("/auth/revoke", json={"refresh_token": grant["refresh_token"]})).status_code == 204
         assert (await ada.get("/api/v1/jobs")).status_code == 401
+
+
+async def test_a_live_connection_ends_with_its_session(world, here):
+    grant = await here.grant("ada")
+    headers = {"authorization": f"Bearer {grant['access_token']}"}
+    async with served(here.app) as url, asyncio.timeout(30):
+        live = f"ws{url.removeprefix('http')}/ws"
+        with pytest.raises(InvalidStatus, match="401"):
+            await connect(live)
+        async with connect(live, additional_headers=headers) as socket:
+            await world.core.invite()
+            assert "InviteIssued" in str(await socket.recv())
+            await here.accounts.revoke(grant["refresh_token"], "")
+            await world.core.invite()
+            with pytest.raises(ConnectionClosed, match="the session has ended"):
+                await socket.recv()
 
 
 async def test_tampered_expired_and_foreign_access_tokens(here):

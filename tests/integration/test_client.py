@@ -101,6 +101,7 @@ async def test_every_view(world, client):
 
 async def test_steering(client):
     def steer() -> None:
+        assert client.check(JOB).nodes_needed == JOB["cohort"]["min_nodes"]
         job = client.submit(JOB, paused=True).id
         assert client.resume(job).status != "paused"
         assert client.pause(job).status == "paused"
