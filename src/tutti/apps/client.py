@@ -199,6 +199,7 @@ class Client:
     def preflight(self, dataset: str, least: int = 10) -> PreflightView:
         """Statistics of the connected nodes' data; no figure is of fewer than `least` rows."""
         return self._call("GET", f"/datasets/{quote(dataset)}/preflight", PreflightView, query={"least": least})
+
     def drain_node(self, name: str) -> NodeView:
         """Let a node finish what it does, and give it no more work."""
         return self._call("POST", f"/nodes/{quote(name)}/drain", NodeView)

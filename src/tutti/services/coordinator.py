@@ -217,10 +217,9 @@ class Coordinator:
         """
         if spec.normalize:
             await self._until_held(spec.dataset, spec.cohort.min_nodes)
-        data = self._check(spec)
+        data = self.check(spec)
         if spec.normalize:
             data = with_normalization(data, await self.describe(spec.dataset))
-        data = self.check(spec)
         suffix = fingerprint(key)[:16] if key else secrets.token_hex(4)
         job_id = f"{spec.name.lower().replace('_', '-').replace('.', '-')[:40]}-{suffix}"
         job = await self.journal.submit(job_id, spec, data, by=by, paused=paused)

@@ -279,6 +279,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/datasets/{dataset}/preflight": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Preflight
+         * @description Statistics of the connected nodes' data, of no fewer than `least` rows or their owners' limits.
+         */
+        get: operations["preflight_api_v1_datasets__dataset__preflight_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/events": {
         parameters: {
             query?: never;
@@ -394,6 +414,46 @@ export interface paths {
         };
         /** Show Job */
         get: operations["show_job_api_v1_jobs__job__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/jobs/{job}/evaluation": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show Evaluation
+         * @description What every node measured of a model, and how evenly it serves them; by default the newest measured.
+         */
+        get: operations["show_evaluation_api_v1_jobs__job__evaluation_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/jobs/{job}/manifest": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show Manifest
+         * @description What it takes to make the job's model again: specification, seed, data digests, versions.
+         */
+        get: operations["show_manifest_api_v1_jobs__job__manifest_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1151,6 +1211,12 @@ export interface components {
             entry: components["schemas"]["AuditEntry"];
             number: number;
         };
+        /** Bar */
+        Bar: {
+            high: number;
+            low: number;
+            rows: number;
+        };
         /**
          * Capabilities
          * @description What a node says of its machine. Sizes in bytes.
@@ -1244,6 +1310,21 @@ export interface components {
             weighting?: "equal" | "examples";
         };
         /**
+         * ColumnView
+         * @description A column. None where it is of too few rows; `missing` None: some, but too few to say how many.
+         *
+         *         `quantiles` are those of 0.05, 0.25, 0.5, 0.75 and 0.95, within 2 % and the share of the least number of rows.
+         */
+        ColumnView: {
+            count: number | null;
+            deviation: number | null;
+            histogram: components["schemas"]["Bar"][];
+            mean: number | null;
+            missing: number | null;
+            name: string;
+            quantiles: number[];
+        };
+        /**
          * Configuration
          * @description How this coordinator is set up, and what a job gets that does not say otherwise.
          */
@@ -1275,18 +1356,40 @@ export interface components {
         };
         /**
          * DataSchema
-         * @description What the rows of a data set look like; two nodes can train together only if theirs are equal.
+         * @description What the rows of a data set look like; two nodes can train together only if `mismatch` of theirs is None.
          *
          *         Attributes:
          *             task: What is predicted.
          *             shape: Shape of one example without the batch axis, such as (1, 28, 28) or (64,).
          *             outputs: Number of classes, or of target columns for a regression.
+         *             features: Names of the columns in their order, where examples are rows of a table; empty: not known.
+         *             classes: Names of the classes in their order; empty: they are numbers.
+         *             mean, deviation: By column, by which rows are normalised before a model sees them; empty: they are not.
          */
         DataSchema: {
+            /** @default [] */
+            classes?: string[];
+            /** @default [] */
+            deviation?: number[];
+            /** @default [] */
+            features?: string[];
+            /** @default [] */
+            mean?: number[];
             outputs: number;
             shape: number[];
             /** @enum {unknown} */
             task: "classification" | "regression";
+        };
+        /**
+         * Division
+         * @description How one source was divided among simulated nodes.
+         */
+        Division: {
+            held_out: number;
+            nodes: number;
+            partition: string;
+            seed: number;
+            source: string;
         };
         /**
          * Durations
@@ -1336,6 +1439,39 @@ export interface components {
             nodes?: boolean;
         };
         /**
+         * EvaluationView
+         * @description What the model of a round measures.
+         *
+         *         Attributes:
+         *             nodes: By node, on the rows that it holds out, whose number is `examples`.
+         *             pooled: Over all those rows; `auc` and `calibration` are the nodes' means where rows stay at home.
+         *             coordinator: On the coordinator's own rows, if the job has any.
+         *             fairness: By metric.
+         *             confusion: Rows by true class (first index) and predicted one; empty where rows stay at home.
+         *             class_names: Of the confusion matrix.
+         */
+        EvaluationView: {
+            /** @default [] */
+            class_names?: string[];
+            /** @default [] */
+            confusion?: number[][];
+            coordinator: {
+                [key: string]: number;
+            };
+            fairness: {
+                [key: string]: components["schemas"]["FairnessView"];
+            };
+            nodes: {
+                [key: string]: {
+                    [key: string]: number;
+                };
+            };
+            pooled: {
+                [key: string]: number;
+            };
+            round: number;
+        };
+        /**
          * EventView
          * @description A logged event with its place; ask for what follows with `after=<offset>`.
          */
@@ -1345,6 +1481,17 @@ export interface components {
             offset: number;
             stream: string;
             type: string;
+        };
+        /**
+         * FairnessView
+         * @description How evenly a metric falls on the nodes, each counting once.
+         */
+        FairnessView: {
+            best: number;
+            mean: number;
+            variance: number;
+            worst: number;
+            worst_node: string;
         };
         /**
          * Grant
@@ -1362,6 +1509,21 @@ export interface components {
         Health: {
             status: string;
             timestamp: string;
+        };
+        /**
+         * Holding
+         * @description What a node held: the digest of its rows and, if anybody can have them, the source to load them from.
+         */
+        Holding: {
+            digest: string;
+            examples: number;
+            held_out: number;
+            /** @default  */
+            source?: string;
+            /** @default {} */
+            versions?: {
+                [key: string]: string;
+            };
         };
         /**
          * Ingredient
@@ -1450,6 +1612,8 @@ export interface components {
             model: components["schemas"]["Choice"];
             /** @default job */
             name?: string;
+            /** @default false */
+            normalize?: boolean;
             /**
              * @default {
              *       "name": "mean",
@@ -1486,6 +1650,8 @@ export interface components {
              *     }
              */
             training?: components["schemas"]["Training"];
+            /** @default null */
+            trusted?: components["schemas"]["Choice"] | null;
         };
         /**
          * JobView
@@ -1536,6 +1702,46 @@ export interface components {
         Joined: {
             node: string;
             secret: string;
+        };
+        /**
+         * Manifest
+         * @description A run as a whole.
+         *
+         *         Attributes:
+         *             run: The job's id; the name, for a simulation.
+         *             engine: Of a simulation; nodes compute as the sequential one does.
+         *             batch_size: What nodes chose where the job leaves it to them; 0: not known, or not the same everywhere.
+         *             threads: With which every node computed; sums are split alike only with as many.
+         *             nodes: Who held what.
+         *             division: How the nodes' data came about, if they are parts of one source.
+         *             versions: Of the software that simulated; for a job, each node's holding has its own.
+         *             model: Digest of the result.
+         *             incidents: What no second run would go through alike, such as a node that dropped out.
+         */
+        Manifest: {
+            batch_size: number;
+            data: components["schemas"]["DataSchema"];
+            division: components["schemas"]["Division"] | null;
+            engine: string;
+            /** @default 1 */
+            format?: number;
+            /** @default [] */
+            incidents?: string[];
+            /** @enum {unknown} */
+            kind: "job" | "simulation";
+            model: string;
+            nodes: {
+                [key: string]: components["schemas"]["Holding"];
+            };
+            outcome: string;
+            rounds: number;
+            run: string;
+            spec: components["schemas"]["JobSpec"];
+            status: string;
+            threads: number;
+            versions: {
+                [key: string]: string;
+            };
         };
         /**
          * MetricPoint
@@ -1612,6 +1818,18 @@ export interface components {
              * @enum {unknown}
              */
             role?: "admin" | "operator" | "viewer";
+        };
+        /**
+         * NodePreflight
+         * @description A node. `reason` says why it told nothing, if so. `least` is the fewest rows that a figure of it is of.
+         */
+        NodePreflight: {
+            classes: (number | null)[];
+            columns: components["schemas"]["ColumnView"][];
+            least: number | null;
+            node: string;
+            reason: string;
+            rows: number | null;
         };
         /**
          * NodeView
@@ -1754,6 +1972,21 @@ export interface components {
             share?: number;
             /** @default 0 */
             weight?: number;
+        };
+        /**
+         * PreflightView
+         * @description All nodes, `rows`, `columns` and `classes` of all together, and remarks.
+         *
+         *         `classes` are rows by class, as named in `class_names` (numbers where they have no names); None: hidden.
+         */
+        PreflightView: {
+            class_names: string[];
+            classes: (number | null)[];
+            columns: components["schemas"]["ColumnView"][];
+            dataset: string;
+            nodes: components["schemas"]["NodePreflight"][];
+            remarks: string[];
+            rows: number;
         };
         /**
          * Problem
@@ -2767,6 +3000,39 @@ export interface operations {
             };
         };
     };
+    preflight_api_v1_datasets__dataset__preflight_get: {
+        parameters: {
+            query?: {
+                least?: number;
+            };
+            header?: never;
+            path: {
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PreflightView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     events_api_v1_events_get: {
         parameters: {
             query?: {
@@ -2990,6 +3256,70 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["JobView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_evaluation_api_v1_jobs__job__evaluation_get: {
+        parameters: {
+            query?: {
+                round?: number | null;
+            };
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EvaluationView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_manifest_api_v1_jobs__job__manifest_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Manifest"];
                 };
             };
             /** @description What went wrong. */

@@ -47,8 +47,9 @@ function Form({ known }: { known: Known }) {
     <ChoiceField
       key={name}
       label={name[0]!.toUpperCase() + name.slice(1)}
-      registry={registries[REGISTRY_OF[name]!] ?? {}}
-      value={(spec[name] ?? job.properties![name]!.default) as Choice | undefined}
+      registry={registries[REGISTRY_OF[name] ?? "datasets"] ?? {}}
+      optional={name !== "model" && job.properties![name]!.default == null ? "none" : undefined}
+      value={(spec[name] ?? job.properties![name]!.default ?? undefined) as Choice | undefined}
       set={(value) => set(name, value)}
     />
   );

@@ -12,7 +12,6 @@ from tutti.services.views.evaluation import (
     fairness_of,
     job_evaluation,
 )
-from tutti.services.views.jobs import JobView, job_view, latest_score, status_of_job
 from tutti.services.views.jobs import CheckView, JobView, check_view, job_view, latest_score, status_of_job
 from tutti.services.views.models import (
     ContributionView,
@@ -41,8 +40,8 @@ from tutti.services.views.rounds import AttemptView, PartView, RefusalView, Roun
 
 __all__ = [
     "AttemptView",
-    "ColumnView",
     "CheckView",
+    "ColumnView",
     "ContributionView",
     "Durations",
     "EvaluationView",
@@ -65,8 +64,8 @@ __all__ = [
     "StatusView",
     "View",
     "WhyView",
-    "confusion_of",
     "check_view",
+    "confusion_of",
     "contribution_views",
     "described",
     "event_view",
