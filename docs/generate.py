@@ -17,7 +17,10 @@ import click
 import msgspec
 
 import tutti
+from tutti.adapters.fabrics.hub import HubFabric
+from tutti.apps.api.app import create_app
 from tutti.apps.api.problems import status_of
+from tutti.apps.api.settings import ApiSettings
 from tutti.apps.cli.app import cli
 from tutti.apps.cli.catalog import KINDS, described, options_of
 from tutti.apps.cli.exits import MEANING, exit_for
@@ -35,6 +38,7 @@ from tutti.wire import messages
 
 DOCS = Path(__file__).parent
 SCHEMA_FILE = DOCS / "protocol.schema.json"
+OPENAPI_FILE = DOCS / "openapi.json"
 JOB_PARTS = {
     "": spec.JobSpec,
     "training": spec.Training,
@@ -223,6 +227,13 @@ def protocol_schema() -> str:
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1) + "\n"
 
 
+def openapi() -> str:
+    """What `/openapi.json` answers; the dashboard's types are made from it."""
+    nothing: Any = None
+    app = create_app(nothing, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings())
+    return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
+
+
 def catalog() -> str:
     """What jobs and nodes can name."""
     return "\n\n".join(f"## {kind.capitalize()}\n\n{_catalog_of(kind)}" for kind in KINDS)
@@ -269,7 +280,10 @@ def rendered(page: str) -> str:
 
 
 def main() -> int:
-    fresh = {file: rendered(file.read_text()) for file in sorted(DOCS.glob("*.md"))} | {SCHEMA_FILE: protocol_schema()}
+    fresh = {file: rendered(file.read_text()) for file in sorted(DOCS.glob("*.md"))} | {
+        SCHEMA_FILE: protocol_schema(),
+        OPENAPI_FILE: openapi(),
+    }
     stale = [file for file, text in fresh.items() if not file.exists() or file.read_text() != text]
     for file in stale:
         print(f"{'stale, run `make docs`' if '--check' in sys.argv else 'written'}: {file.relative_to(DOCS.parent)}")

@@ -13,7 +13,7 @@ from tutti.adapters.datasets import known_schema
 from tutti.core.params import Params
 from tutti.core.reduce import Update
 from tutti.core.registry import Choice
-from tutti.core.strategy import compose
+from tutti.core.strategy import Folded, compose
 from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.spec import load_spec
@@ -163,7 +163,7 @@ def models_by_the_log(done: Outcome) -> list[str]:
         for node in closed.counted:
             delta = _delta(server.params, rows[node], node_seed(spec.seed, closed.round, node), spec.training)
             strategy.reducer.add(fold, Update(delta, len(rows[node])))
-        server = strategy.finish(server, strategy.reducer.finish(fold))
+        server = strategy.finish(server, Folded(strategy.reducer.finish(fold)))
         digests.append(tensors.digest(tensors.encode(server.params)))
     return digests
 

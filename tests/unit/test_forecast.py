@@ -94,7 +94,7 @@ async def test_aggregation_stays_within_its_memory(tmp_path: Path, strategy: str
         for update in updates:
             assert (await aggregation.examine(fold, update.digest, update.weight))[0] is None
             await aggregation.add(fold, [update])
-        result = await aggregation.finish(fold)
+        result = await aggregation.finish(fold, cohort)
         await aggregation.store(result)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -218,6 +218,18 @@ class NodeRemoved(Event, frozen=True, kw_only=True):
     reason: str = "asked"
 
 
+class NodeDrained(Event, frozen=True, kw_only=True):
+    """The node finishes what it does and is given no more work, until it is undrained."""
+
+    node: NodeId
+    by: str = ""
+
+
+class NodeUndrained(Event, frozen=True, kw_only=True):
+    node: NodeId
+    by: str = ""
+
+
 class NodeConnected(Event, frozen=True, kw_only=True):
     node: NodeId
     cpus: int = 0
@@ -249,6 +261,14 @@ class CoordinatorStarted(Event, frozen=True, kw_only=True):
 
 
 NodeEvent: TypeAlias = (
-    InviteIssued | NodeJoined | NodeRemoved | NodeConnected | NodeDisconnected | NodeTurnedAway | CoordinatorStarted
+    InviteIssued
+    | NodeJoined
+    | NodeRemoved
+    | NodeDrained
+    | NodeUndrained
+    | NodeConnected
+    | NodeDisconnected
+    | NodeTurnedAway
+    | CoordinatorStarted
 )
 AnyEvent: TypeAlias = JobEvent | NodeEvent

@@ -66,6 +66,7 @@ class NodeStatus:
     heartbeat: Heartbeat | None = None
     progress: Progress | None = None
     task: str = ""
+    drained: bool = False
 
 
 @dataclass(slots=True)
@@ -228,7 +229,7 @@ class Coordinator:
         return job
 
     def check(self, spec: JobSpec) -> DataSchema:
-        """What the job's data look like; raises the UserError with which `submit` would refuse it."""
+        """What the job's data look like, if it can be run as written; raises a UserError that names what is wrong."""
         check_composition(spec)
         compose(spec.strategy, spec.reducer)
         schedules.build(spec.training.lr_schedule)
@@ -374,6 +375,11 @@ class Coordinator:
                 await self._steer(job_id, commands.Drop(node=node, reason=f"removed: {reason}"))
             driver.nodes_changed()
 
+    async def drain_node(self, node: NodeId, *, on: bool = True, by: str = "") -> None:
+        """Let a node finish what it does and give it no more work; `on` False gives it work again."""
+        await self.journal.nodes(nodes.Drain(node=node, on=on, by=by))
+        self._nodes_changed()
+
     async def turn_away(self, node: str, reason: str) -> None:
         """Record that somebody was refused at the door, as far as strangers may fill the log."""
         if self._door.may_note(node, self.clock()):
@@ -385,11 +391,12 @@ class Coordinator:
 
     def _status(self, node: NodeId) -> NodeStatus:
         seen, task = self.presence.get(node), self.task_of(node)
-        joined = self.journal.joined_at[node]
+        joined, drained = self.journal.joined_at[node], node in self.register.drained
         if seen is None:
-            return NodeStatus(node=node, connected=False, joined_at=joined)
+            return NodeStatus(node=node, connected=False, joined_at=joined, drained=drained)
         return NodeStatus(
             node=node,
+            drained=drained,
             connected=seen.connected,
             joined_at=joined,
             last_seen=seen.heard_at,

@@ -286,6 +286,8 @@ class JobDriver:
         seen = self._coordinator.presence.get(node)
         if seen is None or not seen.connected or seen.registration is None:
             return "not connected"
+        if node in self._journal.register.drained:
+            return "drained: it is given no more work"
         registration = seen.registration
         if not seen.is_open:
             return "outside its owner's hours"
