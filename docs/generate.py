@@ -25,6 +25,7 @@ from tutti.core.errors import TuttiError
 from tutti.domain import spec
 from tutti.domain.jobs import STATUS_AFTER, Status
 from tutti.domain.rounds import Part
+from tutti.ring import chord
 from tutti.wire import messages
 
 DOCS = Path(__file__).parent
@@ -51,6 +52,16 @@ def job_machine() -> str:
 
 def node_parts() -> str:
     return ", ".join(f"`{part}`" for part in Part)
+
+
+def ring_messages() -> str:
+    """What a member of the ring does about each thing that comes."""
+    rows = [
+        f"| {task} | {event.__name__} | `{operation.__name__}` | {_first_line(operation)} |"
+        for (event, task), operation in chord.TABLE.items()
+    ]
+    rows.append(f"| – | {chord.Told.__name__} | `{chord.rectify.__name__}` | {_first_line(chord.rectify)} |")
+    return "\n".join(["| task | what comes | operation | what it does |", "| --- | --- | --- | --- |", *rows])
 
 
 def commands() -> str:
@@ -205,6 +216,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     for part in (
         job_machine,
         node_parts,
+        ring_messages,
         commands,
         exit_codes,
         error_tree,
