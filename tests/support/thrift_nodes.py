@@ -35,7 +35,6 @@ class Running:
             self.running.cancel()
             await asyncio.wait([self.running])
         await self.server.close()
-        await self.handler.close()
         await self.peers.close()
 
     @property

@@ -17,6 +17,7 @@ SMALL = {
     "rounds.py": (["--quick"], "times bare"),
     "nodes.py": (["--quick"], "latency / bare"),
     "rest.py": (["--quick"], "times bare"),
+    "ring_calls.py": (["--quick"], "MB/s / apache"),
 }
 
 

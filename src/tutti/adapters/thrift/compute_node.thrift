@@ -61,6 +61,9 @@ service ComputeNode {
   /** The bytes of a blob from `offset` on, at most CHUNK of them. */
   Part fetch(1: binary digest, 2: i64 offset) throws (1: NotFound absent, 2: Refused refused)
 
-  /** The next bytes of a blob of `size` bytes, in order. The last ones are answered when the blob is stored and right. */
+  /**
+   * The next bytes of a blob of `size` bytes, in order; whoever sends next continues an upload that was cut off.
+   * The last ones are answered when the blob is stored and right.
+   */
   void store(1: binary digest, 2: i64 size, 3: i64 offset, 4: binary data) throws (1: Refused refused)
 }

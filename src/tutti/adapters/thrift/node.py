@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import (
     CHUNK,
@@ -18,12 +19,13 @@ from tutti.adapters.thrift.idl import (
     view_from,
     view_struct,
 )
-from tutti.core.errors import NotFound, TuttiError
-from tutti.ports import BlobStore
+from tutti.core.errors import Conflict, NotFound, TuttiError
 from tutti.ring.identifiers import Peer, identifier
 from tutti.ring.member import View
 
 MAX_UPLOADS = 8
+SILENT = 60.0
+OWNER = "ring"  # all uploads of a blob are one: whoever sends next continues it
 MAX_DIGESTS = 4096
 
 
@@ -37,20 +39,20 @@ class Host(Protocol):
 class ComputeNode:
     """The handler of the service. `limit` is the largest blob that may be stored, in bytes."""
 
-    def __init__(self, host: Host, blobs: BlobStore, *, limit: int = 2**31) -> None:
+    def __init__(self, host: Host, blobs: DirectoryBlobs, *, limit: int = 2**31) -> None:
         self._host, self._blobs, self._limit = host, blobs, limit
-        self._uploads: dict[bytes, _Upload] = {}
+        self._unfinished: dict[bytes, float] = {}  # when each heard of last, the longest silent first
 
     async def ask(self, protocol: int | None, key: bytes | None, asker: Any) -> Any:
-        _require(protocol)
-        view = await self._host.asked(key_from(key), None if asker is None else _genuine(asker))
+        require_version(protocol)
+        view = await self._host.asked(key_from(key), None if asker is None else genuine(asker))
         if view is None:
             raise compute_node.NotMember("this process has not joined the ring yet")
         return view_struct(view)
 
     async def tell(self, protocol: int | None, peer: Any) -> None:
-        _require(protocol)
-        await self._host.told(_genuine(peer))
+        require_version(protocol)
+        await self._host.told(genuine(peer))
 
     async def missing(self, digests: list[bytes] | None) -> list[bytes]:
         if len(digests or ()) > MAX_DIGESTS:
@@ -68,65 +70,33 @@ class ComputeNode:
 
     async def store(self, digest: bytes | None, size: int | None, offset: int | None, data: bytes | None) -> None:
         digest, size, offset, data = digest or b"", size or 0, offset or 0, data or b""
-        if not 0 <= size <= self._limit or len(data) > CHUNK:
-            limits = f"a blob may have {self._limit} bytes and a call {CHUNK} of them"
-            raise compute_node.Refused(f"{limits}, came {len(data)} of {size}")
-        if offset == 0:
-            await self._begin(digest, size)
-        upload = self._uploads.get(digest)
-        if upload is None or upload.size != size or upload.come != offset or offset + len(data) > size:
-            expected = "offset 0" if upload is None else f"offset {upload.come} of {upload.size} bytes"
-            raise compute_node.Refused(f"expected {expected}, came {len(data)} bytes at offset {offset} of {size}")
+        if not 0 <= offset <= offset + len(data) <= size or len(data) > CHUNK:
+            came = f"{len(data)} bytes at {offset} of {size}"
+            raise compute_node.Refused(f"expected at most {CHUNK} bytes within the blob, came {came}")
         try:
-            if await upload.take(data):
-                del self._uploads[digest]
+            upload = self._blobs.partial(digest.hex(), OWNER)
+            self._make_room(digest)
+            stored = await upload.write(_stream(data), offset=offset, total=size, limit=self._limit)
         except TuttiError as error:
-            self._uploads.pop(digest, None)
+            self._unfinished.pop(digest, None)
             raise compute_node.Refused(str(error)) from None
+        if stored:
+            self._unfinished.pop(digest, None)
 
-    async def close(self) -> None:
-        """Give unfinished uploads up."""
-        for upload in self._uploads.values():
-            await upload.cancel()
-        self._uploads.clear()
-
-    async def _begin(self, digest: bytes, size: int) -> None:
-        """Begin an upload, or begin it anew; of too many, the one that began first is given up."""
-        oldest = list(self._uploads)[: max(0, len(self._uploads) - MAX_UPLOADS + 1)]
-        stale = [digest] if digest in self._uploads else oldest
-        for each in stale:
-            await self._uploads.pop(each).cancel()
-        self._uploads[digest] = _Upload(self._blobs, digest.hex(), size)
+    def _make_room(self, digest: bytes) -> None:
+        """Count this upload among the unfinished, of which a silent one may be displaced; raises Conflict."""
+        now = asyncio.get_running_loop().time()
+        self._unfinished.pop(digest, None)
+        if len(self._unfinished) >= MAX_UPLOADS:
+            silent, since = next(iter(self._unfinished.items()))
+            if now - since < SILENT:
+                raise Conflict(f"{MAX_UPLOADS} uploads are under way here: try again in {SILENT:g} s")
+            del self._unfinished[silent]  # what came of it waits on disk, to be continued or removed at a later start
+        self._unfinished[digest] = now
 
 
-class _Upload:
-    """Chunks on their way into the blob store, one at a time."""
-
-    def __init__(self, blobs: BlobStore, digest: str, size: int) -> None:
-        self.size, self.come = size, 0
-        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-        self._storing = asyncio.create_task(blobs.put(self._stream(), digest=digest, limit=size))
-
-    async def take(self, data: bytes) -> bool:
-        """Whether that was the last chunk, and the blob is stored; raises what the store raises."""
-        self.come += len(data)
-        last = self.come == self.size
-        for chunk in (data, None) if last else (data,):
-            putting = asyncio.create_task(self._chunks.put(chunk))
-            await asyncio.wait((putting, self._storing), return_when=asyncio.FIRST_COMPLETED)
-            if not putting.done():
-                putting.cancel()
-        if last or self._storing.done():
-            await self._storing
-        return last
-
-    async def cancel(self) -> None:
-        self._storing.cancel()
-        await asyncio.wait([self._storing])
-
-    async def _stream(self) -> AsyncIterator[bytes]:
-        while (chunk := await self._chunks.get()) is not None:
-            yield chunk
+async def _stream(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 class ThriftPeers:
@@ -194,12 +164,13 @@ def peer_at(address: str, incarnation: int = 0) -> Peer:
     return Peer(identifier(address), address, incarnation)
 
 
-def _require(protocol: int | None) -> None:
+def require_version(protocol: int | None) -> None:
+    """Raises Refused for a caller of another version."""
     if protocol != PROTOCOL:
         raise compute_node.Refused(f"this member speaks protocol {PROTOCOL}, the caller {protocol}: use one version")
 
 
-def _genuine(struct: Any) -> Peer:
+def genuine(struct: Any) -> Peer:
     """A caller whose identifier is that of its address: nobody chooses its place; raises Refused."""
     if struct is None:
         raise compute_node.Refused("the call does not say who calls")
