@@ -30,6 +30,7 @@ from tutti.core.registry import describe
 from tutti.domain import spec
 from tutti.domain.jobs import STATUS_AFTER, Status
 from tutti.domain.rounds import Part
+from tutti.ring import chord
 from tutti.sim.worlds import world
 from tutti.sim.worlds.attacks import attacks
 from tutti.sim.worlds.availability import traces
@@ -61,6 +62,16 @@ def job_machine() -> str:
 
 def node_parts() -> str:
     return ", ".join(f"`{part}`" for part in Part)
+
+
+def ring_messages() -> str:
+    """What a member of the ring does about each thing that comes."""
+    rows = [
+        f"| {task} | {event.__name__} | `{operation.__name__}` | {_first_line(operation)} |"
+        for (event, task), operation in chord.TABLE.items()
+    ]
+    rows.append(f"| – | {chord.Told.__name__} | `{chord.rectify.__name__}` | {_first_line(chord.rectify)} |")
+    return "\n".join(["| task | what comes | operation | what it does |", "| --- | --- | --- | --- |", *rows])
 
 
 def commands() -> str:
@@ -256,6 +267,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     for part in (
         job_machine,
         node_parts,
+        ring_messages,
         commands,
         exit_codes,
         error_tree,

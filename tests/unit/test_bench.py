@@ -21,6 +21,7 @@ SMALL = {
     "worlds.py": (["--quick"], "a round / small fleet's"),
     "rest.py": (["--quick"], "times bare"),
     "dashboard.py": (["--quick"], "p99 / at rest"),
+    "ring_calls.py": (["--quick"], "MB/s / apache"),
 }
 
 
