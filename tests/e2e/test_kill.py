@@ -186,7 +186,7 @@ def test_an_update_whose_bytes_were_lost_is_asked_for_again(federation, undistur
     said = [event for event in client.events(0, f"job:{job.id}") if event.type == "UpdateLost"]
     assert [event.data["node"] for event in said] == [lost["node"]]
     why = tutti("why", job.id, "--round", "1", "--url", client.url, cwd=federation.folder)
-    assert "UpdateLost" in why.stdout
+    assert f"its update was lost, and asked for again: there is no blob {lost['digest']}" in why.stdout, why.stdout
 
 
 def until(events: Iterator[EventView], kind: str, times: int) -> Iterator[EventView]:
