@@ -13,8 +13,8 @@ import pytest
 
 from support.commands import running, tutti
 from tutti.apps.client import Client
-from tutti.wire.messages import MAX_ATTACHED
 from tutti.services.views import EventView, JobView
+from tutti.wire.messages import MAX_ATTACHED
 
 NODES = ("n0", "n1", "n2")
 SPEC = {

@@ -79,7 +79,7 @@ async def test_clearing_away_goes_on_by_itself(tmp_path: Path, monkeypatch: pyte
     await world.up()
     await world.core.blobs.put(LEFTOVER)
     async with asyncio.timeout(DEADLINE):
-        while await world.core.blobs.digests():  # noqa: ASYNC110  # each look at the directory takes a while
+        while await world.core.blobs.digests():  # each look at the directory takes a while
             pass
     await world.close()
 

@@ -193,7 +193,7 @@ class Coordinator:
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Work in the background, which ends with the coordinator."""
-        task = asyncio.create_task(work, name=work.__qualname__)
+        task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

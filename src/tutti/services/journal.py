@@ -142,7 +142,7 @@ class Journal:
 
 
 async def _to_the_end(writing: Coroutine[None, None, None]) -> None:
-    """A caller that is cancelled meanwhile, however often, cannot part writing and applying, or leave the lock early."""
+    """However often a caller is cancelled, it cannot part writing and applying, or leave the lock too early."""
     task, cancelled = asyncio.ensure_future(writing), None
     while not task.done():
         try:
