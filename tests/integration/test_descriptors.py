@@ -60,7 +60,7 @@ FOLD = """
         updates = [await stored(before, n) for n in range(NODES)]
         aggregation, fold = await opened(before)
         await aggregation.add(fold, updates)
-        expected = await aggregation.finish(fold)
+        expected = await aggregation.finish(fold, NODES)
 
         blobs = DirectoryBlobs(folder / "blobs")  # as after a restart: nothing is known of any blob
         aggregation, fold = await opened(blobs)
@@ -68,12 +68,12 @@ FOLD = """
         folding = await refused(aggregation.add(fold, updates))
         part = len(fold.counted)
         allow(3)
-        examining = await refused(aggregation.examine(fold, updates[-1].digest, 1))
-        storing = await refused(aggregation.examine(fold, tensors.digest(late), 1, late))
+        examining = await refused(aggregation.examine(fold, updates[-1].digest, 1, {}))
+        storing = await refused(aggregation.examine(fold, tensors.digest(late), 1, {}, late))
         allow(soft)
-        verdicts = [(await aggregation.examine(fold, update.digest, update.weight))[0] for update in updates]
+        verdicts = [(await aggregation.examine(fold, update.digest, update.weight, {}))[0] for update in updates]
         await aggregation.add(fold, updates)
-        result = await aggregation.finish(fold)
+        result = await aggregation.finish(fold, NODES)
         kept = len(await blobs.digests())
         print(json.dumps({
             "folding": folding, "examining": examining, "storing": storing, "part": part, "verdicts": verdicts,
