@@ -7,6 +7,7 @@ import fcntl
 import gc
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -68,7 +69,11 @@ class CoordinatorSettings:
 
 
 async def serve(settings: CoordinatorSettings) -> None:
-    """Run a coordinator until SIGINT or SIGTERM; raises UserError or StorageError if it cannot start."""
+    """Run a coordinator until SIGINT or SIGTERM; raises UserError or StorageError if it cannot start.
+
+    Raises BackgroundFailure if a part of it died on the way: half a coordinator would look well and do nothing, so
+    the process ends, and whoever supervises it starts it again.
+    """
     import uvicorn
 
     from tutti.apps.server import Server
@@ -98,8 +103,11 @@ async def serve(settings: CoordinatorSettings) -> None:
             )
             shown = token_file if app.state.identify.needed else None
             server.on_ready = lambda: _announce(core, settings, port, shown)
+            core.failed.add_done_callback(lambda _: server.handle_exit(signal.SIGTERM, None))
             spare_the_collector()
             await server.serve(sockets=[listener])
+            if core.failed.done():
+                raise core.failed.result()
 
 
 def spare_the_collector() -> None:

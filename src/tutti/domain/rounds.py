@@ -109,12 +109,15 @@ def evolve_round(state: Round, event: RoundEvent) -> Round:
     """The round after an event. Total: the fact is in the log already."""
     match event:
         case UpdateAccepted():
-            return _with(state, event.node, Member(Part.ACCEPTED, update=event, waited=_waited(state, event.at)))
+            before = state.members[event.node]
+            lost = before.reason if before.part is Part.ASSIGNED else ""
+            return _with(state, event.node, Member(Part.ACCEPTED, lost, event, _waited(state, event.at)))
         case UpdateRefused():
             state = msgspec.structs.replace(state, refusals=(*state.refusals, event))
             return _with(state, event.node, Member(Part.REFUSED, event.reason)) if event.final else state
         case UpdateLost():
-            return _with(state, event.node, Member(reason=event.reason))
+            reason = f"its update was lost, and asked for again: {event.reason}"
+            return _with(state, event.node, Member(reason=reason))
         case NodeDropped():
             return _with(state, event.node, Member(Part.DROPPED, event.reason))
         case RoundExtended():

@@ -121,6 +121,16 @@ class Door:
         return True
 
 
+class BackgroundFailure(TuttiError):
+    """Background work of the coordinator died of something unforeseen; what is recorded is sound: start it again."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the coordinator ended, for a part of it died ({what}): "
+            "what is recorded is sound, start it again and it goes on; please report the lines above"
+        )
+
+
 class Coordinator:
     """Jobs, nodes and what connects them. Every public method is safe to call at any time after `start`."""
 
@@ -140,6 +150,8 @@ class Coordinator:
         self.workbench = workbench
         self.clock = clock
         self.stats = Stats()
+        self.failed: asyncio.Future[BackgroundFailure] = asyncio.get_running_loop().create_future()
+        """Done once background work has died, which is never meant to happen: end this process and start anew."""
         self.journal = Journal(event_log, clock)
         self.presence = Presence(clock())
         self.preflight = Preflight(fabric)
@@ -181,7 +193,7 @@ class Coordinator:
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Work in the background, which ends with the coordinator."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -189,6 +201,8 @@ class Coordinator:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("a background task of the coordinator died", exc_info=error)
+            if not self.failed.done():
+                self.failed.set_result(BackgroundFailure(f"{task.get_name()}: {type(error).__name__}: {error}"))
 
     def _drive(self, job_id: str) -> None:
         driver = self._drivers[job_id] = JobDriver(self, job_id)
@@ -614,9 +628,7 @@ class Coordinator:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                unneeded = set(await self.blobs.digests()) - self.needed_blobs()
-                await self.blobs.delete(*(unneeded & before) - self.needed_blobs())
-                before = unneeded - before
+                before = await self.look_for_unneeded(before)
             except StorageError as error:
                 log.error("cannot clear away old blobs: %s", error)
             self._uploads = Counter({key: n for key, n in self._uploads.items() if self._is_task(*key)})
@@ -626,6 +638,12 @@ class Coordinator:
         job = self.journal.jobs.get(job_id)
         task = job.task_of(node) if job is not None else None
         return task is not None and (task.round, task.attempt) == (number, attempt)
+
+    async def look_for_unneeded(self, before: set[Digest]) -> set[Digest]:
+        """Delete the blobs that nobody needs now nor did at the look before; returns those unneeded since this look."""
+        unneeded = set(await self.blobs.digests()) - self.needed_blobs()
+        await self.blobs.delete(*(unneeded & before) - self.needed_blobs())
+        return unneeded - before
 
 
 def _arrival(node: NodeId, registration: Registration, now: float) -> e.NodeConnected:
