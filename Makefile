@@ -5,13 +5,14 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types bench docs clean
+.PHONY: install demo test lint types web bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train on digits with four local nodes (KEEP=1: leave the coordinator running)"
 	@echo "make test     all tests (ARGS='tests/unit -k fedavg': some of them)"
 	@echo "make install  only build .venv (TORCH_ARGS='--index-url ...': another build of torch)"
+	@echo "make web      build the dashboard into the package (needs Node 20 or newer)"
 	@echo "make lint | types | bench | docs | clean"
 
 install: $(STAMP)
@@ -39,6 +40,15 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# Only who changes web/ needs Node: what it builds is committed, byte for byte the same on every machine.
+web: web/node_modules/.installed
+	npm --prefix web run --silent types > /dev/null
+	npm --prefix web run --silent build -- --logLevel warn
+
+web/node_modules/.installed: web/package-lock.json
+	npm --prefix web ci --silent
+	@touch $@
+
 bench: $(STAMP)
 	@for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
@@ -46,4 +56,4 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv build dist src/*.egg-info tutti-data
+	rm -rf .venv build dist src/*.egg-info tutti-data web/node_modules

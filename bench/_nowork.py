@@ -48,7 +48,7 @@ class NoWork:
 
     def train(self, params: Params, examples: Examples, task: Task, report: Report) -> Work:
         constant = np.float32(1e-3 + 1e-9 * (task.seed % 999_983))
-        return Work(Params(params.layout, params.buffer + constant), len(examples), {})
+        return Work(Params(params.layout, params.buffer + constant), len(examples), {}, 1)
 
     def evaluate(self, params: Params, examples: Examples) -> Metrics:
         return {}

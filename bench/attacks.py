@@ -21,7 +21,7 @@ from tutti.core.params import Params
 from tutti.core.reduce import Reducer, Update, fold, reducers
 from tutti.core.registry import Choice
 from tutti.core.robust.fltrust import fltrust
-from tutti.core.strategy import strategies
+from tutti.core.strategy import Folded, strategies
 from tutti.domain.spec import Training
 from tutti.ports.training import Examples, Task, Trainer, datasets, models
 from tutti.testing.attacks import ATTACKS, Attack
@@ -91,7 +91,8 @@ def run(fed: Federation, attack: Attack, defence: Defence) -> tuple[float, float
         honest = deltas[fed.bad :]
         sent = [*(attack.craft(own, honest, fed.bad, rng) for own in deltas[: fed.bad]), *honest]
         reducer = defence(lambda: train(fed, model, fed.root, [number, len(rows)]))  # noqa: B023 - called at once
-        state = strategy.finish(state, fold(reducer, [Update(delta, 1) for delta in sent], model.layout, 1))
+        mean = fold(reducer, [Update(delta, 1) for delta in sent], model.layout, 1)
+        state = strategy.finish(state, Folded(mean))
     success = None if attack.goal is None else accuracy(fed, state.params, attack.goal(fed.test))
     return accuracy(fed, state.params, fed.test), success
 

@@ -88,7 +88,7 @@ async def in_process(data: Path, its_paths: Mapping[str, str], repeats: int) -> 
     """The coordinator of the federation that has just ended, started again in this process."""
     from tutti.apps.bootstrap import CoordinatorSettings, coordinator
 
-    async with coordinator(CoordinatorSettings(data_dir=data), 8000, None) as (_, app):
+    async with coordinator(CoordinatorSettings(data_dir=data), 8000, "unused") as (_, app):
         call = caller(app, 8000)
         found = {name: await timed(call, path, repeats) for name, path in its_paths.items()}
     return {**found, BARE: await timed(caller(create_app(), 8000), BARE, repeats)}

@@ -52,6 +52,8 @@ def ours(updates: int, parameters: int, repeats: int) -> tuple[list[dict[str, An
     rows, samples = [], {}
     for name in reducers:
         reducer = reducers.build(Choice.parse(name + options.get(name, "")))
+        if reducer.rooted is not None:
+            reducer = reducer.rooted(decode(received[0]))
 
         def work(reducer: Any = reducer) -> Params:
             return fold(reducer, [Update(decode(data), 1) for data in received], layout, 1)

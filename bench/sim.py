@@ -177,7 +177,7 @@ def no_op(parameters: int, rounds: int, nodes: int) -> list[dict[str, Any]]:
             return Params.from_arrays({"w": np.zeros(parameters, np.float32)})
 
         def train(self, params: Params, examples: Examples, task: Any, report: Any) -> Work:
-            return Work(params, len(examples), {"loss": 0.0})
+            return Work(params, len(examples), {"loss": 0.0}, 1)
 
     models.register("idle")(lambda *, data: Idle())
     schema, none = (

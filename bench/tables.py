@@ -26,14 +26,16 @@ from _common import show
 from _mcmahan import CELLS, mcmahan
 from tutti.adapters.trainers.torch import TorchTrainer
 from tutti.core.evaluation import fairness
+from tutti.core.local import Handed, Memory, Request
 from tutti.core.params import Params
 from tutti.core.reduce import Update, fold
 from tutti.core.registry import Choice
 from tutti.core.sampling import sample
-from tutti.core.strategy import strategies
+from tutti.core.strategy import ServerState, Strategy, folded, strategies
 from tutti.domain.spec import DataSchema, Training
 from tutti.ports.training import Data, Examples, Task, Trainer, datasets, models
 from tutti.services.baselines import Budget, pool, train_alone
+from tutti.services.work import train_locally
 
 
 @dataclass(frozen=True)
@@ -71,32 +73,39 @@ class Row:
 def federate(trainer: Trainer, parts: Mapping[str, Examples], plan: Plan, seed: int, start: Params) -> Params:
     """The global model after all rounds, in one process. To run it in a simulator, replace this function."""
     strategy = strategies.build(Choice.parse(plan.strategy))
-    state, names = strategy.init(start), sorted(parts)
+    state, names, memory = strategy.init(start), sorted(parts), dict[str, Memory]()
+    layout = start.layout.with_vectors(strategy.local.vectors)
     for round in range(1, plan.rounds + 1):
         cohort = sample(names, plan.cohort or len(names), seed=seed, round=round, attempt=1)
-        settings = strategy.configure(state)
-        keys = [(seed, round, names.index(name)) for name in cohort]
-        updates = [
-            _update(trainer, state.params, parts[name], plan, key, settings)
-            for name, key in zip(cohort, keys, strict=True)
-        ]
-        state = strategy.finish(state, fold(strategy.reducer, updates, start.layout, max_weight=2**20))
+        updates, given = list[Update](), list[tuple[int, Mapping[str, float]]]()
+        for name in cohort:
+            key = (seed, round, names.index(name))
+            handed, weight = _work(trainer, strategy, state, parts[name], plan, key, memory.get(name, {}))
+            updates.append(Update(handed.joined(), weight))
+            given.append((weight, handed.facts))
+            memory[name] = handed.memory
+        mean = fold(strategy.reducer, updates, layout, max_weight=2**20)
+        state = strategy.finish(state, folded(mean, start.layout, strategy.local, given, len(names)))
     return state.params
 
 
-def _update(
+def _work(
     trainer: Trainer,
-    model: Params,
+    strategy: Strategy,
+    state: ServerState,
     rows: Examples,
     plan: Plan,
     key: tuple[int, int, int],
-    settings: Mapping[str, float],
-) -> Update:
-    training = plan.training
+    memory: Memory,
+) -> tuple[Handed, int]:
+    training, slots = plan.training, state.slots if strategy.shares_slots else {}
+    loss = trainer.evaluate(state.params, rows)["loss"] if strategy.local.loss_first else 0.0
+    settings = strategy.configure(state)
+    request = Request(state.params, slots, settings, memory, training.lr, training.momentum, loss)
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    task = Task(training, seed, training.batch_size or 32, training.lr, settings)
-    work = trainer.train(model, rows, task, _quiet)
-    return Update(Params(model.layout, work.params.buffer - model.buffer), work.examples)
+    task = Task(training, seed, training.batch_size or 32, training.lr)
+    handed, work = train_locally(strategy.local, request, rows, trainer, task, _quiet)
+    return handed, work.examples
 
 
 def load(text: str) -> Data:

@@ -17,19 +17,29 @@ import click
 import msgspec
 
 import tutti
+from tutti.adapters.fabrics.hub import HubFabric
+from tutti.apps.api.app import create_app
 from tutti.apps.api.problems import status_of
+from tutti.apps.api.settings import ApiSettings
 from tutti.apps.cli.app import cli
 from tutti.apps.cli.catalog import KINDS, described, options_of
 from tutti.apps.cli.exits import MEANING, exit_for
 from tutti.core import statistics
 from tutti.core.errors import TuttiError
+from tutti.core.registry import describe
 from tutti.domain import spec
 from tutti.domain.jobs import STATUS_AFTER, Status
 from tutti.domain.rounds import Part
+from tutti.ring import chord
+from tutti.sim.worlds import world
+from tutti.sim.worlds.attacks import attacks
+from tutti.sim.worlds.availability import traces
+from tutti.sim.worlds.distributions import distributions
 from tutti.wire import messages
 
 DOCS = Path(__file__).parent
 SCHEMA_FILE = DOCS / "protocol.schema.json"
+OPENAPI_FILE = DOCS / "openapi.json"
 JOB_PARTS = {
     "": spec.JobSpec,
     "training": spec.Training,
@@ -52,6 +62,16 @@ def job_machine() -> str:
 
 def node_parts() -> str:
     return ", ".join(f"`{part}`" for part in Part)
+
+
+def ring_messages() -> str:
+    """What a member of the ring does about each thing that comes."""
+    rows = [
+        f"| {task} | {event.__name__} | `{operation.__name__}` | {_first_line(operation)} |"
+        for (event, task), operation in chord.TABLE.items()
+    ]
+    rows.append(f"| – | {chord.Told.__name__} | `{chord.rectify.__name__}` | {_first_line(chord.rectify)} |")
+    return "\n".join(["| task | what comes | operation | what it does |", "| --- | --- | --- | --- |", *rows])
 
 
 def commands() -> str:
@@ -154,6 +174,35 @@ def _default(field: Mapping[str, Any], required: bool) -> str:
     return "–" if value is None else f"`{json.dumps(value)}`"
 
 
+WORLD_PARTS = {
+    "": world.World,
+    "machine": world.Machine,
+    "network": world.Network,
+    "faults": world.Faults,
+    "byzantine": world.Byzantine,
+}
+
+
+def world_fields() -> str:
+    """Every field of a world file."""
+    return "\n\n".join(
+        f"### {f'[{name}]' if name else 'the world'}\n\n{_first_line(part)}\n\n{_fields(part)}"
+        for name, part in WORLD_PARTS.items()
+    )
+
+
+def world_choices() -> str:
+    """What the fields of a world file can name."""
+    parts = []
+    for title, registry in (("Distributions", distributions), ("Availability", traces), ("Attacks", attacks)):
+        rows = [
+            f"| `{name}` | {schema['description']} | {', '.join(f'`{option}`' for option in options_of(schema))} |"
+            for name, schema in describe(registry).items()
+        ]
+        parts.append("\n".join([f"### {title}", "", "| name | what | options |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts).replace("=`", "=…`")
+
+
 def protocol_messages() -> str:
     """Every message of the node protocol, by direction."""
     parts = []
@@ -189,6 +238,13 @@ def protocol_schema() -> str:
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1) + "\n"
 
 
+def openapi() -> str:
+    """What `/openapi.json` answers; the dashboard's types are made from it."""
+    nothing: Any = None
+    app = create_app(nothing, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings())
+    return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
+
+
 def catalog() -> str:
     """What jobs and nodes can name."""
     return "\n\n".join(f"## {kind.capitalize()}\n\n{_catalog_of(kind)}" for kind in KINDS)
@@ -211,10 +267,13 @@ PARTS: Mapping[str, Callable[[], str]] = {
     for part in (
         job_machine,
         node_parts,
+        ring_messages,
         commands,
         exit_codes,
         error_tree,
         job_fields,
+        world_fields,
+        world_choices,
         protocol_messages,
         protocol_version,
         catalog,
@@ -233,7 +292,10 @@ def rendered(page: str) -> str:
 
 
 def main() -> int:
-    fresh = {file: rendered(file.read_text()) for file in sorted(DOCS.glob("*.md"))} | {SCHEMA_FILE: protocol_schema()}
+    fresh = {file: rendered(file.read_text()) for file in sorted(DOCS.glob("*.md"))} | {
+        SCHEMA_FILE: protocol_schema(),
+        OPENAPI_FILE: openapi(),
+    }
     stale = [file for file, text in fresh.items() if not file.exists() or file.read_text() != text]
     for file in stale:
         print(f"{'stale, run `make docs`' if '--check' in sys.argv else 'written'}: {file.relative_to(DOCS.parent)}")

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tutti.adapters.blobs.directory import PARTIAL_KEPT, DirectoryBlobs
+from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError
 from tutti.ports.blobs import BadDigest, TooLarge
 from tutti.testing.blobs import MEGABYTE, BlobSuite, digest_of, pattern
@@ -25,6 +26,12 @@ class TestDirectoryBlobs(BlobSuite):
         blobs = DirectoryBlobs(tmp_path / "blobs")
         yield blobs
         assert files(blobs, "tmp") == []
+
+
+class TestScratchBlobs(BlobSuite):
+    @pytest.fixture
+    def blobs(self, tmp_path):
+        return ScratchBlobs(tmp_path / "blobs")
 
 
 @pytest.fixture

@@ -202,6 +202,10 @@ def test_a_removed_node_is_turned_away(site):
     with running(
         "join", link, "--data", "digits:part=0/9", "--name", "gone", "--state-dir", "gone", cwd=site.folder
     ) as node:
+        site.ok("nodes", "drain", "gone")
+        assert "drained" in site.ok("nodes", "ls")
+        site.ok("nodes", "undrain", "gone")
+        assert "drained" not in site.ok("nodes", "ls")
         site.ok("nodes", "rm", "gone")
         assert node.process.wait(DEADLINE) == Exit.REFUSED
     assert "gone" not in site.ok("nodes", "ls")

@@ -1,5 +1,6 @@
 """The REST API over a real coordinator with real nodes, called in process."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from support.served import BEARER, OPEN_TO_THE_NETWORK, app_of, caller
 from support.worlds import World
 from tutti.apps.api.schema import MAX_BODY
 from tutti.core.registry import Choice
+from tutti.domain.jobs import Status
 from tutti.domain.spec import DataSchema
 from tutti.services import views
 
@@ -107,6 +109,38 @@ async def test_one_key_makes_one_job(world, client):
     changed = await client.post("/api/v1/jobs", json={**JOB, "rounds": 9}, headers={"idempotency-key": "k1"})
     assert changed.status_code == 409
     assert "'k1' was used for another job" in problem_of(changed)
+
+
+async def test_what_has_not_changed_is_not_sent_again(client):
+    first = await client.get("/api/v1/jobs")
+    same = await client.get("/api/v1/jobs", headers={"if-none-match": first.headers["etag"]})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", first.headers["etag"])
+    await client.post("/api/v1/jobs?paused=true", json=JOB)
+    changed = await client.get("/api/v1/jobs", headers={"if-none-match": first.headers["etag"]})
+    assert (changed.status_code, len(changed.json()["items"])) == (200, 1)
+
+
+async def test_any_post_with_a_key_is_done_once(world, client):
+    key = {"idempotency-key": "k"}
+    first, again = [await client.post("/api/v1/invites", json={"uses": 2}, headers=key) for _ in range(2)]
+    assert (first.status_code, first.json()) == (again.status_code, again.json())
+    assert len(world.core.register.invites) == 1
+    other = await client.post("/api/v1/invites", json={"uses": 3}, headers=key)
+    assert (other.status_code, "used for another request" in problem_of(other)) == (409, True)
+    started = [await client.post("/api/v1/training/start", json=JOB | {"min_nodes": 2}, headers=key) for _ in range(2)]
+    assert started[0].json() == started[1].json()
+    assert len(world.core.jobs) == 1
+    elsewhere = await client.post("/api/v1/invites", json={"uses": 2}, headers={"idempotency-key": "k2"})
+    assert elsewhere.json()["token"] != first.json()["token"]
+    assert (await client.post("/api/v1/invites", headers={"idempotency-key": "k" * 300})).status_code == 422
+    too_large = await client.post("/api/v1/invites", content=b" " * (MAX_BODY + 1), headers=key)
+    assert too_large.status_code == 413
+
+
+async def test_requests_with_one_key_at_the_same_time_are_one(world, client):
+    wishes = [client.post("/api/v1/invites", headers={"idempotency-key": "k"}) for _ in range(5)]
+    assert len({answer.text for answer in await asyncio.gather(*wishes)}) == 1
+    assert len(world.core.register.invites) == 1
 
 
 async def test_steering(client):
@@ -231,6 +265,28 @@ async def test_nodes_are_listed_shown_and_removed(world, client):
     assert [(c["node"], c["updates"], c["share"]) for c in given] == [("ada", 2, 0.5), ("bob", 2, 0.5)]
     assert (await client.delete("/api/v1/nodes/bob")).status_code == 204
     assert (await client.get("/api/v1/nodes/bob")).status_code == 404
+
+
+async def test_a_drained_node_is_given_no_more_work(world, client):
+    await trained(world, client)  # so both are connected
+    assert (await client.post("/api/v1/nodes/bob/drain")).json()["drained"] is True
+    assert (await client.post("/api/v1/nodes/bob/drain")).status_code == 200
+    checked = (await client.post("/api/v1/jobs/check", json=JOB)).json()
+    assert (checked["nodes_ready"], checked["nodes_needed"]) == (1, 2)
+    job = (await client.post("/api/v1/jobs", json=JOB)).json()
+    await world.core.wait_for(job["id"], lambda job: job.status is Status.WAITING)
+    waiting = (await client.get(f"/api/v1/jobs/{job['id']}")).json()
+    assert waiting["reason"] == "waits for nodes: 2 are needed, 1 are ready"
+    assert (await client.post("/api/v1/nodes/bob/undrain")).json()["drained"] is False
+    await world.finished(world.core.job(job["id"]))
+    assert (await client.post("/api/v1/nodes/zoe/drain")).status_code == 404
+
+
+async def test_checking_a_job_starts_none(world, client):
+    bad = await client.post("/api/v1/jobs/check", json={**JOB, "cohort": {"quorum": 9}})
+    assert (bad.status_code, "it could never close" in problem_of(bad)) == (422, True)
+    assert (await client.post("/api/v1/jobs/check", json=JOB)).status_code == 200
+    assert world.core.jobs == {}
 
 
 # -- the coordinator -------------------------------------------------------------------------------------
@@ -389,6 +445,11 @@ async def test_everything_but_a_few_paths_needs_the_token(remote):
         ("get", "/api/v1/blobs/{digest}"),
         ("put", "/api/v1/blobs/{digest}"),
         ("head", "/api/v1/blobs/{digest}"),
+        ("get", "/auth/session"),
+        ("post", "/auth/signup"),
+        ("post", "/auth/signin"),
+        ("post", "/auth/refresh"),
+        ("post", "/auth/revoke"),
     }
     for path, operations in document["paths"].items():
         for method in operations.keys() & {"get", "post", "put", "delete", "head"}:
@@ -471,6 +532,7 @@ async def test_the_openapi_document_is_whole(client):
     assert references
     assert {reference.removeprefix("#/components/schemas/") for reference in references} <= components.keys()
     ids = []
+    files = ("/metrics", "/api/v1/jobs/{job}/model", "/api/v1/blobs/{digest}", "/api/v1/audit/export")
     for path, operations in document["paths"].items():
         for method in operations.keys() & {"get", "post", "put", "delete", "head"}:
             operation = operations[method]
@@ -478,7 +540,7 @@ async def test_the_openapi_document_is_whole(client):
             assert operation["tags"], (method, path)
             assert any("4" in code or code == "default" for code in operation["responses"]), (method, path)
             ((code, answer),) = [(c, r) for c, r in operation["responses"].items() if c.startswith("2")][:1]
-            if code != "204" and path not in ("/metrics", "/api/v1/jobs/{job}/model", "/api/v1/blobs/{digest}"):
+            if code != "204" and path not in files:
                 assert answer["content"]["application/json"]["schema"], (method, path)
     assert len(set(ids)) == len(ids)
     created = document["paths"]["/api/v1/jobs"]["post"]

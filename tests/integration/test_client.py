@@ -101,6 +101,7 @@ async def test_every_view(world, client):
 
 async def test_steering(client):
     def steer() -> None:
+        assert client.check(JOB).nodes_needed == JOB["cohort"]["min_nodes"]
         job = client.submit(JOB, paused=True).id
         assert client.resume(job).status != "paused"
         assert client.pause(job).status == "paused"
@@ -287,6 +288,7 @@ async def test_a_client_that_does_not_read_is_disconnected_and_may_resume(world)
 
     @app.websocket("/ws")
     async def watched(websocket: WebSocket) -> None:
+        websocket.state.still = lambda: True
         await routes.live(websocket, after=0)
         given_up.set()
 

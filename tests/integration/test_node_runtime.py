@@ -5,7 +5,7 @@ import gc
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -134,7 +134,8 @@ class LinearTrainer:
                 local["w"][...] -= task.lr * (x.T @ error) / len(rows)
                 local["b"][...] -= task.lr * error.mean(axis=0)
             report((epoch + 1) / task.training.epochs, epoch, float((error**2).mean()))
-        return Work(local, len(examples), {"loss": float((error**2).mean()), **self.extra})
+        steps = task.training.epochs * -(-len(examples) // task.batch_size)
+        return Work(local, len(examples), {"loss": float((error**2).mean()), **self.extra}, steps)
 
     def evaluate(self, params: Params, examples: Examples) -> Metrics:
         error = self.predict(params, examples.x) - examples.y
@@ -309,7 +310,7 @@ async def test_registers_with_machine_data_and_terms(tmp_path: Path) -> None:
         heartbeat = await bench.script.hear(Heartbeat)
     assert registration.node == NODE
     assert registration.capabilities == Capabilities(cpus=2, memory=8 * GB, platform="test")
-    assert registration.data == DataSummary("wards", SCHEMA, 40, 10)
+    assert registration.data == DataSummary("wards", SCHEMA, 40, 10, DATA.digest())
     assert (registration.terms.jobs, registration.terms.min_cohort) == (("w*",), 2)
     assert heartbeat == Heartbeat(cpu=0.25, memory=0.5, open=True)
 
@@ -317,13 +318,17 @@ async def test_registers_with_machine_data_and_terms(tmp_path: Path) -> None:
 async def test_trains_and_hands_in_the_difference(tmp_path: Path) -> None:
     async with a_bench(tmp_path) as bench:
         training = Training(epochs=2, lr=0.1, lr_schedule=Choice("step", {"every": 1, "gamma": 0.5}))
-        start = await bench.start(round=2, training=training, settings={"proximal_mu": 0.1}, evaluate=True)
+        start = await bench.start(
+            round=2, training=training, strategy=Choice("fedprox"), settings={"mu": 0.1}, evaluate=True
+        )
         bench.script.tell(start)
         submission = await bench.script.hear(Submission)
         update = await bench.update(submission)
 
-    expected = Task(training, seed=7, batch_size=16, lr=0.05, settings={"proximal_mu": 0.1})
-    assert bench.trainer.tasks == [expected]
+    expected = Task(training, seed=7, batch_size=16, lr=0.05)
+    (task,) = bench.trainer.tasks
+    assert task.correction.pull == 0.1
+    assert replace(task, correction=expected.correction) == expected
     work = LinearTrainer().train(model(), DATA.train, expected, lambda *_: None)
     np.testing.assert_array_equal(update.buffer, work.params.buffer)
     assert (submission.job, submission.round, submission.attempt) == ("job-1", 2, 0)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from tutti.core.errors import UserError
+from tutti.core.local import Correction
 from tutti.core.registry import Choice
 from tutti.domain.spec import JobSpec, load_spec
-from tutti.ports.training import models
+from tutti.ports.training import Task, models
 from tutti.sim import Federation, History, simulate
-from tutti.sim.engines import Engine, engines
+from tutti.sim.engines import Assignment, Engine, engines
+from tutti.sim.engines.sequential import Sequential
 
 pytestmark = [pytest.mark.xdist_group("clusters"), pytest.mark.timeout(300)]
 
@@ -97,6 +99,25 @@ def test_a_dask_cluster_that_is_there_already_is_used_and_left_as_it_was(federat
             assert simulate(spec_of(), federation, engine=f"dask:address={address}").model == expected.model
         with Client(cluster) as client:
             assert len(client.scheduler_info()["workers"]) == WORKERS
+
+
+@pytest.mark.usefixtures("no_dask", "no_ray")
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_workers_pull_towards_the_model_and_count_their_steps(federation, name):
+    spec = spec_of()
+    trainer = models.build(spec.model, data=federation.schema)
+    task = Task(spec.training, 1, 16, 0.05, Correction(pull=0.5))
+    work = [Assignment(node, task) for node in federation.nodes]
+    params, cluster = trainer.init(0), engine(f"{name}:workers={WORKERS}", federation)
+    try:
+        found = {result.node: (result.steps, result.delta.buffer.copy()) for result in cluster.train(params, work)}
+    finally:
+        cluster.close()
+    for reference in Sequential(trainer, federation).train(params, work):
+        steps, delta = found.pop(reference.node)
+        assert steps == reference.steps
+        np.testing.assert_array_equal(delta, reference.delta.buffer)
+    assert not found
 
 
 @pytest.mark.usefixtures("no_dask")

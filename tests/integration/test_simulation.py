@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from support.worlds import World, toy_data, toy_spec
 from tutti import simulate
 from tutti.adapters.datasets import Carving
 from tutti.core.errors import UserError
+from tutti.core.params import Role
 from tutti.core.registry import Choice
 from tutti.domain.jobs import Job
 from tutti.domain.spec import BadSpec, JobSpec, load_spec
 from tutti.ports import Data, Examples
-from tutti.ports.training import datasets
+from tutti.ports.training import Task, datasets, models
+from tutti.services.driver import node_seed
 from tutti.sim import Federation, History
 from tutti.sim.engines.sequential import Sequential
 from tutti.wire import tensors
@@ -60,6 +63,13 @@ JOBS = {
     "cohort": spec_of(cohort={"size": 2}, rounds=5, training={"epochs": 2, "max_steps": 9}),
     "median": spec_of(reducer="median"),
     "fltrust": spec_of(reducer="fltrust", trusted="digits:split=test"),
+    "scaffold": spec_of(strategy="scaffold", cohort={"size": 2}, rounds=6),
+    "scaffold by scikit-learn": spec_of("sgd-linear", strategy="scaffold", training={"lr": 0.01}),
+    "feddyn": spec_of(strategy="feddyn:alpha=0.1", training={"momentum": 0.5}),
+    "fednova": spec_of(strategy="fednova", training={"momentum": 0.9, "lr": 0.02}),
+    "qfedavg": spec_of(strategy="qfedavg:q=0.5"),
+    "fedper": spec_of(strategy="fedper", cohort={"size": 3}),
+    "ditto": spec_of(strategy="ditto:lam=0.5", training={"lr_schedule": "cosine"}),
     "equal": spec_of("sgd-linear", strategy="fedadam", cohort={"weighting": "equal"}),
     "early": spec_of(rounds=20, training={"lr": 1.0}, early_stopping={"metric": "accuracy", "patience": 2}),
 }
@@ -89,10 +99,23 @@ async def test_a_simulation_of_any_trainer_makes_the_same_model_too(tmp_path):
     assert simulate(toy_spec(), Federation.of(parts)).model == job.model
 
 
-@pytest.mark.parametrize("engine", ["vectorised", "fused"])
-def test_fast_engines_come_to_nearly_the_same_model(engine):
-    expected = simulate(spec_of(), digits(), engine="sequential")
-    found = simulate(spec_of(), digits(), engine=engine)
+@pytest.mark.parametrize(
+    ("engine", "strategy"),
+    [
+        ("vectorised", "fedavg"),
+        ("vectorised", "scaffold"),
+        ("vectorised", "feddyn:alpha=0.1"),
+        ("vectorised", "fednova"),
+        ("fused", "fedavg"),
+        ("fused", "fedprox:mu=0.1"),
+        ("fused", "fednova"),
+    ],
+)
+def test_fast_engines_come_to_nearly_the_same_model(engine, strategy):
+    spec = spec_of(strategy=strategy)
+    expected = simulate(spec, digits(), engine="sequential")
+    found = simulate(spec, digits(), engine=engine)
+    assert (found.header.engine, expected.header.engine) == (engine, "sequential")
     np.testing.assert_allclose(found.params.buffer, expected.params.buffer, rtol=1e-4, atol=1e-5)
     assert found.rounds[-1].evaluated["nodes"] == pytest.approx(expected.rounds[-1].evaluated["nodes"], rel=1e-3)
 
@@ -136,12 +159,13 @@ class Interrupted(Sequential):
 
 
 @pytest.mark.parametrize("after", [0, 3, 4, 9])
-@pytest.mark.parametrize("name", ["mlp", "fedadam", "early"])
+@pytest.mark.parametrize("name", ["mlp", "fedadam", "early", "scaffold", "ditto"])
 def test_an_interrupted_run_goes_on_to_the_same_model(tmp_path, name, after):
     spec, federation, file = JOBS[name], digits(), tmp_path / "run.ckpt"
+    trainings = 2 * after if name == "ditto" else after
     expected = simulate(spec, federation, engine="sequential")
     with pytest.raises(KeyboardInterrupt):
-        simulate(spec, federation, engine=Interrupted(federation, spec, after), checkpoint=file)
+        simulate(spec, federation, engine=Interrupted(federation, spec, trainings), checkpoint=file)
     seen: list[int] = []
     again = simulate(
         spec, federation, engine="sequential", checkpoint=file, watch=lambda record: seen.append(record.round)
@@ -252,3 +276,30 @@ def test_a_long_simulation_remembers_every_round():
     rounds = simulate(spec_of("linear", rounds=25, cohort={"size": 2}), digits()).rounds
     assert [record.round for record in rounds] == list(range(26))
     assert all(len(record.cohort) == record.counted == 2 for record in rounds[1:])
+
+
+@pytest.mark.parametrize("strategy", ["fedbn", "fedavgm", "fedadam:server_lr=0.01", "fednova", "scaffold", "diloco"])
+def test_batch_norm_is_averaged_or_stays_at_home_and_is_never_optimised(strategy):
+    """One round of a network with BatchNorm: its statistics are the mean of the nodes', its counter the largest."""
+    spec = spec_of("resnet:depth=8,width=4", strategy=strategy, rounds=1, training={"max_steps": 3})
+    federation = Federation.divide("digits:image=true", NODES, seed=5, held_out=0.9)
+    history = simulate(spec, federation, engine="sequential")
+    trainer = models.build(spec.model, data=federation.schema)
+    start, found = trainer.init(spec.seed), history.params
+    task = Task(spec.training, 0, 16, 0.05)
+    nodes = [
+        (len(federation.examples(node)), trainer.train(start, federation.examples(node), seeded, lambda *_: None))
+        for node in federation.nodes
+        for seeded in [replace(task, seed=node_seed(spec.seed, 1, node))]
+    ]
+    total = sum(weight for weight, _ in nodes)
+    for entry, values in found.items():
+        if entry.role is Role.WEIGHT:
+            continue
+        if strategy == "fedbn":
+            expected = start[entry.name]
+        elif entry.role is Role.BUFFER:
+            expected = sum(weight * work.params[entry.name].astype(np.float64) for weight, work in nodes) / total
+        else:
+            expected = max(work.params[entry.name] for _, work in nodes)
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6, err_msg=entry.name)

@@ -1,12 +1,16 @@
 """Models made and measured for the coordinator, in a thread and in a process of their own."""
 
 import os
+import select
+import subprocess
+import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from support.commands import DEADLINE, first_line
 from tutti.adapters.workbench import DEATHS, ProcessWorkbench, ThreadWorkbench
 from tutti.core.errors import StorageError, TuttiError, UserError
 from tutti.core.registry import Choice
@@ -32,6 +36,26 @@ def leaves() -> nn.Module:
 
 def dies() -> nn.Module:
     os._exit(1)
+
+def works_for_ever() -> nn.Module:
+    print(os.getpid(), flush=True)
+    while True:
+        pass
+"""
+
+COORDINATOR = """
+import asyncio, sys
+from pathlib import Path
+from tutti.adapters.workbench import ProcessWorkbench
+from tutti.core.registry import Choice
+from tutti.domain.spec import DataSchema
+
+async def main(entry, module, folder):
+    table = DataSchema("classification", (5,), 3)
+    await ProcessWorkbench([module]).initial(Choice("module", {"entry": entry}), table, 1, Path(folder) / "initial")
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
 """
 
 
@@ -109,3 +133,17 @@ async def test_a_process_that_dies_of_one_request_again_and_again_is_the_request
             await bench.initial(entry(house, "dies"), TABLE, 1, tmp_path / f"try-{attempt}")
         assert isinstance(caught.value, UserError) == ((attempt + 1) % DEATHS == 0)
     await bench.close()
+
+
+def test_nothing_is_left_behind_of_a_coordinator_that_is_killed_while_the_process_works(
+    house: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "coordinator.py"
+    script.write_text(COORDINATOR)
+    command = [sys.executable, str(script), f"{house}:works_for_ever", house, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as coordinator:
+        worker = os.pidfd_open(int(first_line(coordinator)))
+        coordinator.kill()
+        ended, _, _ = select.select([worker], [], [], DEADLINE)
+        os.close(worker)
+    assert ended

@@ -1,11 +1,11 @@
 """The job machine under random commands: what holds in every state, whatever is told in whatever order."""
 
 import math
-from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from tutti.core.errors import Conflict
 from tutti.core.registry import Choice

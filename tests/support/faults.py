@@ -15,7 +15,8 @@ from tutti.ports import Recorded
 @dataclass
 class Saboteur:
     """Counts writes from `arm` on. At number `at` it raises StorageError (`fail`), or lets the writer hang for ever,
-    before the write (`stop before`) or after it (`stop after`): what a process that is killed there has done."""
+    before the write (`stop before`) or after it (`stop after`): what a process that is killed there has done.
+    A writer that hangs goes on as if nothing had been when it is `let_go`."""
 
     how: str = "fail"
     at: int = -1
@@ -45,6 +46,11 @@ class Saboteur:
         self._hanging = asyncio.get_running_loop().create_future()
         self.struck.set()
         await self._hanging
+
+    def let_go(self) -> None:
+        """The disk was only slow."""
+        assert self._hanging is not None
+        self._hanging.set_result(None)
 
     def release(self) -> None:
         """The process is dead now: whoever hangs comes to an end, and nobody hangs any more."""

@@ -10,9 +10,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from support.worlds import World
+from tutti.adapters.accounts.argon2 import Argon2Passwords
+from tutti.adapters.accounts.memory import MemoryAccounts
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.apps.api.app import create_app
-from tutti.apps.api.auth import ApiSettings
+from tutti.apps.api.settings import ApiSettings
+from tutti.services.accounts import Accounts
 from tutti.services.coordinator import fingerprint
 
 TOKEN = "the-operators-token"
@@ -21,8 +24,9 @@ OPEN_TO_THE_NETWORK = ApiSettings(host="0.0.0.0", token=fingerprint(TOKEN))
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
-def app_of(world: World, settings: ApiSettings = LOCAL) -> FastAPI:
-    return create_app(world.core, HubFabric(world.core.authenticate), world.core.blobs, settings)
+def app_of(world: World, settings: ApiSettings = LOCAL, accounts: Accounts | None = None) -> FastAPI:
+    accounts = accounts or Accounts(MemoryAccounts(), Argon2Passwords(), world.core.clock)
+    return create_app(world.core, HubFabric(world.core.authenticate), world.core.blobs, accounts, settings)
 
 
 def caller(app: FastAPI, headers: dict[str, str] | None = None) -> httpx.AsyncClient:

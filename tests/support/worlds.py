@@ -44,15 +44,17 @@ class ToyTrainer:
     def train(self, params: Params, examples: Examples, task: Task, report: Report) -> Work:
         if self.gate is not None:
             self.gate.wait(DEADLINE)
-        local = Params(params.layout, params.buffer.copy())
+        local, correction = Params(params.layout, params.buffer.copy()), task.correction
         rng = np.random.default_rng(task.seed)
         for epoch in range(task.training.epochs):
             for i in rng.permutation(len(examples)):
                 error = examples.x[i] @ local["w"] + local["b"][0] - examples.y[i, 0]
+                added = correction.at(local.buffer, params.buffer) if correction else np.float32(0)
                 local["w"][:] -= np.float32(task.lr) * error * examples.x[i]
                 local["b"][:] -= np.float32(task.lr) * error
+                local.buffer[:] -= np.float32(task.lr) * added
             report((epoch + 1) / task.training.epochs, epoch, None)
-        return Work(local, len(examples), self.evaluate(local, examples))
+        return Work(local, len(examples), self.evaluate(local, examples), task.training.epochs * len(examples))
 
     def evaluate(self, params: Params, examples: Examples) -> dict[str, float]:
         error = examples.x @ params["w"] + params["b"] - examples.y[:, 0]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tutti.apps.api.auth import ApiSettings, Failures, is_loopback
+from tutti.apps.api.auth import Failures
+from tutti.apps.api.settings import ApiSettings, is_loopback
 from tutti.core.errors import UserError
 
 

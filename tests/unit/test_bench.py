@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.browser import CHROMIUM, missing
+
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 SMALL = {
     "aggregate.py": (["--updates", "2", "--parameters", "1000", "--repeats", "1"], "of copy"),
@@ -16,7 +18,10 @@ SMALL = {
     "attacks.py": (["--nodes", "8", "--bad", "1", "--rounds", "1"], None),
     "rounds.py": (["--quick"], "times bare"),
     "nodes.py": (["--quick"], "latency / bare"),
+    "worlds.py": (["--quick"], "a round / small fleet's"),
     "rest.py": (["--quick"], "times bare"),
+    "dashboard.py": (["--quick"], "p99 / at rest"),
+    "ring_calls.py": (["--quick"], "MB/s / apache"),
 }
 
 
@@ -30,6 +35,8 @@ def test_none_is_forgotten():
 
 @pytest.mark.parametrize("script", SMALL)
 def test_runs_and_prints_a_ratio(script, tmp_path):
+    if script == "dashboard.py" and CHROMIUM is None:
+        missing("Chromium (Debian: apt-get install chromium)")
     arguments, ratio = SMALL[script]
     environment = {k: v for k, v in os.environ.items() if k not in ("BENCH_FLWR_PYTHON", "BENCH_PROFILE")}
     done = subprocess.run(

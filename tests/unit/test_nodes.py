@@ -55,6 +55,18 @@ def test_removing_a_stranger_is_an_error():
         tell(Register(), nodes.Remove(node="a"))
 
 
+def test_a_drained_node_stays_so_until_it_is_undrained_or_removed():
+    state = tell(Register(), nodes.IssueInvite(token="t", uses=2, expires=100.0))
+    state = tell(state, nodes.Join(invite="t", node="a", secret="s"))
+    drained = tell(state, nodes.Drain(node="a", by="ada"))
+    assert drained.drained == {"a"}
+    assert nodes.decide(drained, nodes.Drain(node="a"), now=1.0) == []
+    assert tell(drained, nodes.Drain(node="a", on=False)).drained == frozenset()
+    assert tell(drained, nodes.Remove(node="a")).drained == frozenset()
+    with pytest.raises(NotFound, match="there is no node 'b'"):
+        tell(state, nodes.Drain(node="b"))
+
+
 @pytest.mark.parametrize(
     ("summary", "terms", "cohort", "reason"),
     [

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tutti.apps.api.problems import NoCredentials, problem, problem_of, status_of
-from tutti.core.errors import Conflict, CorruptBlob, Forbidden, NotFound, StorageError, TuttiError, UserError
+from tutti.apps.api.problems import problem, problem_of, status_of
+from tutti.core.errors import Conflict, CorruptBlob, Forbidden, NotFound, StorageError, TuttiError, Unproven, UserError
 from tutti.core.registry import BadOption, UnknownName
 from tutti.domain.spec import BadSpec
 from tutti.ports.blobs import TooLarge
@@ -14,7 +14,7 @@ from tutti.ports.blobs import TooLarge
 @pytest.mark.parametrize(
     ("kind", "status"),
     [
-        (NoCredentials, 401),
+        (Unproven, 401),
         (Forbidden, 403),
         (NotFound, 404),
         (Conflict, 409),
@@ -41,5 +41,5 @@ def test_a_problem_document() -> None:
 
 
 def test_who_shows_nothing_is_challenged() -> None:
-    assert problem_of(NoCredentials("who are you?")).headers["www-authenticate"] == "Bearer"
+    assert problem_of(Unproven("who are you?")).headers["www-authenticate"] == "Bearer"
     assert "www-authenticate" not in problem_of(Forbidden("not you")).headers

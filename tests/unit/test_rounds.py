@@ -77,6 +77,8 @@ def test_a_lost_update_is_owed_again():
     assert state.members["a"].part is Part.ASSIGNED
     assert (state.open, state.came) == (1, 0)
     assert due(state, 3.0) is None
+    again = after(opened("a"), accepted("a"), lost, accepted("a")).members["a"]
+    assert (again.part, again.reason) == (Part.ACCEPTED, "its update was lost, and asked for again: corrupt")
 
 
 def test_a_dropped_node_that_comes_back_in_time_counts():

@@ -3,13 +3,16 @@
 import os
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from tutti.adapters.trainers.torch import computes_half
 from tutti.core.errors import UserError
+from tutti.core.local import Correction
 from tutti.core.params import Params
+from tutti.core.registry import Choice
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.ports.training import Task, Trainer, models
 from tutti.sim import Federation
@@ -56,7 +59,7 @@ class Case:
         self.spec: JobSpec = load_spec({"dataset": self.federation.name, "model": model, "training": training})
         self.trainer: Trainer = models.build(self.spec.model, data=self.federation.schema)
         self.params = self.trainer.init(3)
-        task = Task(self.spec.training, 0, batch, self.spec.training.lr, {"proximal_mu": mu} if mu else {})
+        task = Task(self.spec.training, 0, batch, self.spec.training.lr, Correction(pull=mu))
         nodes_by_name = enumerate(self.federation.nodes)
         self.assignments = [Assignment(node, replace(task, seed=seed)) for seed, node in nodes_by_name]
 
@@ -83,7 +86,7 @@ def assert_equal(found: dict, expected: dict, tolerance: float) -> None:
         assert isinstance(result, Trained), result
         reference = expected[node]
         np.testing.assert_allclose(result.delta.buffer, reference.delta.buffer, rtol=tolerance, atol=tolerance)
-        assert result.examples == reference.examples
+        assert (result.examples, result.steps) == (reference.examples, reference.steps)
         assert result.metrics == pytest.approx(reference.metrics, rel=max(tolerance, 1e-6) if tolerance else 0)
         assert np.abs(reference.delta.buffer).max() > 100 * tolerance
 
@@ -114,6 +117,28 @@ def test_the_compiled_loop_is_the_same_on_any_number_of_threads():
 def test_a_batched_computation_equals_one_node_after_another(source, model, training):
     case = Case(source, model, training, mu=0.1 if training.get("weight_decay") else 0.0)
     assert_equal(case.run(Vectorised(case.spec, case.trainer, case.federation)), case.reference(), 5 * CLOSE)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("source", "model", "training"),
+    [
+        ("digits", "mlp", {}),
+        ("digits", "mlp:hidden=20,activation=tanh", {"momentum": 0.9}),
+        ("digits:image=true", "cnn", {"max_steps": 2}),
+    ],
+)
+def test_each_node_may_have_an_offset_of_its_own(source, model, training, mu):
+    case = Case(source, model, training)
+    rng = np.random.default_rng(0)
+
+    def corrected(task):
+        offset = rng.standard_normal(case.params.layout.size).astype(np.float32)
+        return replace(task, correction=Correction(0.01 * offset, pull=mu))
+
+    case.assignments = [replace(given, task=corrected(given.task)) for given in case.assignments]
+    found = case.run(Vectorised(case.spec, case.trainer, case.federation, group=3))
+    assert_equal(found, case.reference(), 5 * CLOSE)
 
 
 def test_the_size_of_a_group_does_not_matter():
@@ -258,6 +283,36 @@ def test_an_engine_that_does_not_fit_is_replaced_with_one_warning(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "engine 'fused' cannot compute this job, the sequential one does: the model is not made of torch layers"
     ]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "asked", "engine", "why"),
+    [
+        ("scaffold", "auto", "vectorised", None),
+        ("scaffold", "vectorised", "vectorised", None),
+        ("scaffold", "fused", "sequential", "corrects each node's gradients by a vector of its own"),
+        ("scaffold", "processes", "sequential", "corrects each node's gradients by a vector of its own"),
+        ("scaffold", "dask", "sequential", "corrects each node's gradients by a vector of its own"),
+        ("scaffold", "ray:workers=2", "sequential", "corrects each node's gradients by a vector of its own"),
+        ("ditto", "auto", "sequential", None),
+        ("ditto", "vectorised", "sequential", "trains from each node's own model"),
+        ("fednova", "fused", "fused", None),
+    ],
+)
+def test_an_engine_that_cannot_do_what_a_strategy_asks_for_is_replaced_with_one_warning(
+    caplog, strategy, asked, engine, why
+):
+    case = Case("digits", "mlp", {})
+    chosen = choose(asked, replace_strategy(case.spec, strategy), case.trainer, case.federation)
+    chosen.close()
+    assert chosen.name == engine
+    name = Choice.parse(asked).name
+    said = f"engine {name!r} cannot compute this job, the sequential one does: strategy {strategy} {why}"
+    assert [record.getMessage() for record in caplog.records] == ([said] if why else [])
+
+
+def replace_strategy(spec, strategy):
+    return msgspec.structs.replace(spec, strategy=Choice.parse(strategy))
 
 
 def test_an_unknown_engine_is_refused():

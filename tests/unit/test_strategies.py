@@ -5,23 +5,25 @@ from math import sqrt
 import numpy as np
 import pytest
 
+from tutti.core.errors import UserError
+from tutti.core.local import Demand, Handed, Memory, Request, Trained
 from tutti.core.params import Layout, Params, Role
 from tutti.core.reduce import Update, fold
 from tutti.core.registry import BadOption, Choice
-from tutti.core.strategy import ServerState, Strategy, strategies
-from tutti.wire.tensors import decode_state, encode_state
+from tutti.core.strategy import Folded, ServerState, Strategy, folded, strategies
+from tutti.wire.tensors import decode, decode_state, encode, encode_state
 
-ROLES = {"bn.mean": Role.BUFFER, "bn.seen": Role.COUNTER}
+ROLES = {"bn.running_mean": Role.BUFFER, "bn.num_batches_tracked": Role.COUNTER}
 ALL = list(strategies)
 
 
 def model(seed: int, scale: float = 1.0) -> Params:
     rng = np.random.default_rng(seed)
     arrays = {
-        "conv": rng.standard_normal((3, 5)) * scale,
-        "bn.mean": rng.standard_normal(5) * scale,
-        "bn.seen": np.array(float(rng.integers(1, 9))),
-        "dense": rng.standard_normal((70, 300)) * scale,
+        "conv.weight": rng.standard_normal((3, 5)) * scale,
+        "bn.running_mean": rng.standard_normal(5) * scale,
+        "bn.num_batches_tracked": np.array(float(rng.integers(1, 9))),
+        "dense.weight": rng.standard_normal((70, 300)) * scale,
     }
     return Params.from_arrays(arrays, ROLES)
 
@@ -38,16 +40,25 @@ def vectors(state: ServerState) -> list[bytes]:
     return [state.params.buffer.tobytes(), *(state.slots[name].tobytes() for name in sorted(state.slots))]
 
 
+def of(strategy: Strategy, delta: Params) -> Folded:
+    """A round whose folded delta is this, and whose other parts are the least surprising."""
+    n = delta.layout.size
+    vectors = {name: np.zeros(n, np.float32) for name in strategy.local.vectors}
+    return Folded(delta, vectors, {name: max(1.0, least) for name, (least, _) in strategy.local.facts.items()})
+
+
 def after(text: str, *deltas: float, x: float = 1.0) -> ServerState:
     strategy = build(text)
     state = strategy.init(scalar(x))
     for delta in deltas:
-        state = strategy.finish(state, scalar(delta))
+        state = strategy.finish(state, Folded(scalar(delta)))
     return state
 
 
 def test_the_strategies_of_this_package() -> None:
-    assert {"fedavg", "fedavgm", "fedprox", "fedadagrad", "fedadam", "fedyogi"} <= set(ALL)
+    mean_only = {"fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco", "one-shot", "cyclic"}
+    two_halves = {"fedprox", "scaffold", "fednova", "feddyn", "qfedavg", "fedbn", "fedper", "ditto"}
+    assert mean_only | two_halves <= set(ALL)
 
 
 # -- what every strategy promises --------------------------------------------------------------------
@@ -65,8 +76,9 @@ class TestEveryStrategy:
     def test_finish_is_pure_and_deterministic(self, name: str) -> None:
         strategy = build(name)
         state, delta = strategy.init(model(0)), model(1, 0.1)
+        update = of(strategy, delta)
         before = vectors(state), delta.buffer.tobytes()
-        first, second = strategy.finish(state, delta), strategy.finish(state, delta)
+        first, second = strategy.finish(state, update), strategy.finish(state, update)
         assert vectors(first) == vectors(second)
         assert (vectors(state), delta.buffer.tobytes()) == before
         assert first.steps == 1
@@ -76,19 +88,19 @@ class TestEveryStrategy:
         strategy = build(name)
         state = strategy.init(model(0))
         for seed in (1, 2):
-            state = strategy.finish(state, model(seed, 0.1))
+            state = strategy.finish(state, of(strategy, model(seed, 0.1)))
         restored = decode_state(bytes(encode_state(state)))
         assert strategy.configure(restored) == strategy.configure(state)
-        straight, resumed = (strategy.finish(s, model(3, 0.1)) for s in (state, restored))
+        straight, resumed = (strategy.finish(s, of(strategy, model(3, 0.1))) for s in (state, restored))
         assert vectors(straight) == vectors(resumed)
         assert straight.steps == resumed.steps == 3
 
     def test_buffers_and_counters_take_the_delta_and_weights_move(self, name: str) -> None:
         strategy, delta = build(name), model(1, 0.1)
-        state = strategy.finish(strategy.init(model(0)), delta)
-        for entry in ("bn.mean", "bn.seen"):
+        state = strategy.finish(strategy.init(model(0)), of(strategy, delta))
+        for entry in ("bn.running_mean", "bn.num_batches_tracked"):
             assert state.params[entry].tobytes() == (model(0)[entry] + delta[entry]).tobytes()
-        for entry in ("conv", "dense"):
+        for entry in ("conv.weight", "dense.weight"):
             moved = state.params[entry] - model(0)[entry]
             assert (np.sign(moved) == np.sign(delta[entry])).all()
         for slot in state.slots.values():
@@ -98,7 +110,7 @@ class TestEveryStrategy:
 
     def test_no_change_is_a_fixed_point_at_the_start(self, name: str) -> None:
         strategy = build(name)
-        state = strategy.finish(strategy.init(model(0)), Params.zeros(model(0).layout))
+        state = strategy.finish(strategy.init(model(0)), of(strategy, Params.zeros(model(0).layout)))
         assert state.params.buffer.tobytes() == model(0).buffer.tobytes()
 
     def test_nodes_that_agree_count_as_one(self, name: str) -> None:
@@ -116,12 +128,102 @@ class TestEveryStrategy:
 
     def test_an_empty_model(self, name: str) -> None:
         strategy, nothing = build(name), Params.zeros(Layout(()))
-        assert strategy.finish(strategy.init(nothing), nothing).params.buffer.size == 0
+        try:
+            state = strategy.init(nothing)
+        except UserError:  # nothing to share, or nothing to keep
+            return
+        assert strategy.finish(state, of(strategy, nothing)).params.buffer.size == 0
 
     def test_every_option_has_a_default_and_the_schema_says_what_it_does(self, name: str) -> None:
         schema = strategies.schema(name)
         assert schema["description"]
         assert not schema.get("required")
+
+
+class Half:
+    """A node's half in its second round, with what it kept of the first."""
+
+    def __init__(self, name: str) -> None:
+        self.strategy = build(name)
+        self.local = self.strategy.local
+        self.state = self.strategy.init(model(0))
+        self.first = self.request({})
+        self.handed = self.report(self.first, 1)
+        self.second = self.request(self.handed.memory)
+
+    def request(self, memory: Memory) -> Request:
+        slots = self.state.slots if self.strategy.shares_slots else {}
+        settings = self.strategy.configure(self.state)
+        return Request(self.state.params, slots, settings, memory, lr=0.1, loss=2.0)
+
+    def report(self, request: Request, seed: int) -> Handed:
+        return self.local.report(request, [Trained(model(seed, 0.1), 5) for _ in self.local.plan(request)])
+
+
+@pytest.mark.parametrize("name", ALL)
+class TestEveryNodesHalf:
+    def test_it_asks_for_no_more_than_it_says(self, name: str) -> None:
+        half = Half(name)
+        for request in (half.first, half.second):
+            plans = half.local.plan(request)
+            assert all(plan.start.layout == request.model.layout for plan in plans)
+            assert len(plans) == len(half.local.plan(half.first)) > 0
+            if half.local.demand is Demand.ANY:
+                continue
+            (plan,) = plans
+            assert plan.start is request.model
+            assert plan.correction.anchor is None
+            assert half.local.demand is Demand.OFFSET or plan.correction.offset is None
+
+    def test_it_hands_in_what_it_says(self, name: str) -> None:
+        half = Half(name)
+        layout = model(0).layout
+        assert tuple(half.handed.vectors) == half.local.vectors
+        assert half.handed.joined().layout == layout.with_vectors(half.local.vectors)
+        assert half.local.fault_of(half.handed.facts) is None
+        for vector in (*half.handed.vectors.values(), *half.handed.memory.values()):
+            assert vector.shape == (layout.size,)
+            assert vector.dtype == np.float32
+        mean = fold(half.strategy.reducer, [Update(half.handed.joined(), 1)], half.handed.joined().layout, 1)
+        update = folded(mean, layout, half.local, [(1, half.handed.facts)], 1)
+        assert half.strategy.finish(half.state, update).steps == 1
+
+    def test_buffers_and_counters_are_handed_in_as_they_changed_or_not_at_all(self, name: str) -> None:
+        half, changed = Half(name), model(1, 0.1)
+        for entry in ("bn.running_mean", "bn.num_batches_tracked"):
+            handed = half.handed.delta[entry]
+            assert (handed == changed[entry]).all() or (handed == 0).all()
+        for vector in half.handed.vectors.values():
+            for role in (Role.BUFFER, Role.COUNTER):
+                assert all((vector[span] == 0).all() for span in changed.layout.spans_of(role))
+
+    def test_it_is_pure_and_what_it_keeps_can_be_stored(self, name: str) -> None:
+        half = Half(name)
+        before = [vector.tobytes() for vector in half.handed.memory.values()]
+        again = half.report(half.second, 2)
+        assert [vector.tobytes() for vector in half.handed.memory.values()] == before
+        stored = encode(Params.from_arrays(half.handed.memory))
+        restored = {entry.name: values for entry, values in decode(stored).items()}
+        resumed = half.report(half.request(restored), 2)
+        assert resumed.joined().buffer.tobytes() == again.joined().buffer.tobytes()
+        assert resumed.facts == again.facts
+        assert {k: v.tobytes() for k, v in resumed.memory.items()} == {k: v.tobytes() for k, v in again.memory.items()}
+
+
+def test_facts_that_are_not_believed() -> None:
+    local = build("fednova").local
+    assert local.fault_of({"a": 3.0}) is None
+    assert "'a' is 0" in str(local.fault_of({"a": 0.0}))
+    assert "nan" in str(local.fault_of({"a": float("nan")}))
+    assert "expects the facts ['a'], came ['b']" in str(local.fault_of({"b": 1.0}))
+    assert "came ['a']" in str(build("fedavg").local.fault_of({"a": 1.0}))
+
+
+def test_means_of_facts_do_not_depend_on_order() -> None:
+    local, layout = build("fednova").local, scalar(0).layout
+    given = [(w, {"a": a}) for w, a in [(3, 0.1), (7, 1e9), (1, 2.7), (2**20, 1e-3), (5, 3.3)]]
+    orders = [given, given[::-1], given[2:] + given[:2]]
+    assert len({folded(scalar(0), layout, local, order, 5).facts["a"] for order in orders}) == 1
 
 
 # -- hand-computed numbers ---------------------------------------------------------------------------
@@ -131,11 +233,11 @@ def test_fedavg_adds_the_mean_delta() -> None:
     updates = [Update(scalar(1.0), 1), Update(scalar(2.0), 3)]
     strategy = build("fedavg")
     mean = fold(strategy.reducer, updates, updates[0].delta.layout, 3)
-    assert strategy.finish(strategy.init(scalar(10.0)), mean).params["x"].tolist() == [11.75]
+    assert strategy.finish(strategy.init(scalar(10.0)), Folded(mean)).params["x"].tolist() == [11.75]
 
 
 def test_fedprox_is_fedavg_with_a_setting_for_the_trainers() -> None:
-    assert dict(build("fedprox:mu=0.1").configure(ServerState(scalar(0)))) == {"proximal_mu": 0.1}
+    assert dict(build("fedprox:mu=0.1").configure(ServerState(scalar(0)))) == {"mu": 0.1}
     assert dict(build("fedavg").configure(ServerState(scalar(0)))) == {}
     assert after("fedprox:mu=0.1", 0.25, 0.5).params["x"] == [1.75]
 

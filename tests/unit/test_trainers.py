@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tutti.adapters.trainers.measure import Misfit, measure
+from tutti.core.local import Correction
 from tutti.core.params import Params, Role
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema, Training
@@ -50,8 +51,7 @@ def rows_for(data: DataSchema, n: int = 100) -> Examples:
 
 
 def task(lr: float = 0.05, batch_size: int = 16, seed: int = 7, mu: float = 0.0, **training: object) -> Task:
-    settings = {"proximal_mu": mu} if mu else {}
-    return Task(Training(**training), seed, batch_size, lr, settings)  # type: ignore[arg-type]
+    return Task(Training(**training), seed, batch_size, lr, Correction(pull=mu))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("model", "data"), TRAINERS.items())
@@ -126,6 +126,38 @@ def test_fedprox_pulls_towards_the_global_model(model: str) -> None:
 
     free, pulled, held = distance(0.0), distance(1.0), distance(10.0)
     assert free > 1.2 * pulled > 1.2 * held > 0
+
+
+@pytest.mark.parametrize("model", ["linear", "sgd-linear"])
+def test_a_correction_is_added_to_every_gradient(model: str) -> None:
+    """Without a gradient of its own (x = 0, and equal classes cancel), training is descent on the correction alone."""
+    data = DataSchema("regression", (2,), 1)
+    trainer = build(model, data)
+    start = Params(trainer.init(0).layout, np.array([1.0, -2.0, 0.0], np.float32))
+    rows = Examples(np.zeros((4, 2), np.float32), np.zeros((4, 1), np.float32))
+    offset, anchor = np.array([0.5, 1.0, 0.0], np.float32), np.array([3.0, 0.0, 0.0], np.float32)
+    work = replace(task(lr=0.1, batch_size=1), correction=Correction(offset, 0.2, anchor))
+    w = start.buffer.astype(np.float64)
+    for _ in range(4):
+        w = w - 0.1 * (offset + 0.2 * (w - anchor))
+    trained = trainer.train(start, rows, work, silent)
+    assert trained.params.buffer == pytest.approx(w, abs=1e-6)
+    assert trained.steps == 4
+
+
+@pytest.mark.parametrize(("model", "data"), [("mlp", FLAT), ("cnn", IMAGE)])
+def test_corrections_lie_as_the_model_is_exchanged_whatever_order_the_weights_are_computed_in(
+    model: str, data: DataSchema
+) -> None:
+    """One step with a correction differs from one without it by lr (offset + pull (w - anchor))."""
+    trainer, rows, rng = build(model, data), rows_for(data), np.random.default_rng(0)
+    start, once = trainer.init(0), task(lr=0.1, max_steps=1)
+    offset, anchor = (rng.standard_normal(start.layout.size).astype(np.float32) for _ in range(2))
+    free, corrected = (
+        trainer.train(start, rows, replace(once, correction=correction), silent).params.buffer
+        for correction in (Correction(), Correction(offset, 0.5, anchor))
+    )
+    np.testing.assert_allclose(corrected - free, -0.1 * (offset + 0.5 * (start.buffer - anchor)), rtol=0, atol=1e-6)
 
 
 def test_fedprox_gradient_by_hand() -> None:

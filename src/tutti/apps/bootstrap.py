@@ -7,6 +7,7 @@ import fcntl
 import gc
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -37,7 +38,7 @@ SHUTDOWN_SECONDS = 3
 class Ready:
     """A coordinator that answers: its address, a link for one node, and where the operator's token lies.
 
-    No token is needed, and none is made, while it listens on loopback only.
+    No token is needed, and none is named, while it listens on loopback only and nobody has an account.
     """
 
     url: str
@@ -47,13 +48,18 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSettings:
-    """What `tutti up` needs to know. `allow_modules`: glob patterns of Python modules that jobs may have imported."""
+    """What `tutti up` needs to know.
+
+    `allow_modules`: glob patterns of Python modules that jobs may have imported. `auth`: ask callers to prove who
+    they are on loopback too.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     data_dir: Path = Path("tutti-data")
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    auth: bool = False
     allow_modules: tuple[str, ...] = ()
     on_ready: Callable[[Ready], None] | None = None
 
@@ -63,7 +69,11 @@ class CoordinatorSettings:
 
 
 async def serve(settings: CoordinatorSettings) -> None:
-    """Run a coordinator until SIGINT or SIGTERM; raises UserError or StorageError if it cannot start."""
+    """Run a coordinator until SIGINT or SIGTERM; raises UserError or StorageError if it cannot start.
+
+    Raises BackgroundFailure if a part of it died on the way: half a coordinator would look well and do nothing, so
+    the process ends, and whoever supervises it starts it again.
+    """
     import uvicorn
 
     from tutti.apps.server import Server
@@ -91,9 +101,13 @@ async def serve(settings: CoordinatorSettings) -> None:
                     lifespan="off",
                 )
             )
-            server.on_ready = lambda: _announce(core, settings, port, token_file)
+            shown = token_file if app.state.identify.needed else None
+            server.on_ready = lambda: _announce(core, settings, port, shown)
+            core.failed.add_done_callback(lambda _: server.handle_exit(signal.SIGTERM, None))
             spare_the_collector()
             await server.serve(sockets=[listener])
+            if core.failed.done():
+                raise core.failed.result()
 
 
 def spare_the_collector() -> None:
@@ -111,16 +125,19 @@ def steady_clock() -> Callable[[], float]:
 
 @asynccontextmanager
 async def coordinator(
-    settings: CoordinatorSettings, port: int, token: str | None
+    settings: CoordinatorSettings, port: int, token: str
 ) -> "AsyncIterator[tuple[Coordinator, FastAPI]]":
     """A started coordinator on an embedded log and a directory of blobs, and the API in front of it."""
+    from tutti.adapters.accounts.argon2 import Argon2Passwords
+    from tutti.adapters.accounts.sqlite import SqliteAccounts
     from tutti.adapters.blobs.directory import DirectoryBlobs
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric
     from tutti.adapters.logs.sqlite import SqliteLog
     from tutti.adapters.workbench import ProcessWorkbench
     from tutti.apps.api.app import create_app
-    from tutti.apps.api.auth import ApiSettings
+    from tutti.apps.api.settings import ApiSettings
+    from tutti.services.accounts import Accounts
     from tutti.services.coordinator import Coordinator, fingerprint
 
     folder = _data_dir(settings.data_dir)
@@ -135,13 +152,22 @@ async def coordinator(
         known_schema=known_schema,
         clock=steady_clock(),
     )
-    known = fingerprint(token) if token else None
-    api = ApiSettings(host=settings.host, port=port, token=known, url=settings.url(port))
+    accounts = Accounts(await SqliteAccounts.open(folder / "accounts.sqlite"), Argon2Passwords(), core.clock)
+    await accounts.load()
+    api = ApiSettings(
+        host=settings.host,
+        port=port,
+        token=fingerprint(token),
+        authenticate=True if settings.auth else None,
+        url=settings.url(port),
+        key=_session_key(folder),
+    )
     await core.start()
     try:
-        yield core, create_app(core, fabric, blobs, api)
+        yield core, create_app(core, fabric, blobs, accounts, api)
     finally:
         await core.stop()
+        await accounts.close()
 
 
 async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: int, token_file: Path | None) -> None:
@@ -342,16 +368,20 @@ def _data_dir(folder: Path) -> Path:
     return folder
 
 
-def operator_token(settings: CoordinatorSettings) -> tuple[Path | None, str | None]:
-    """The operator's token, made at the first start and kept in the data directory; none on loopback."""
-    from tutti.apps.api.auth import is_loopback
-
-    if is_loopback(settings.host):
-        return None, None
+def operator_token(settings: CoordinatorSettings) -> tuple[Path, str]:
+    """The operator's token, made at the first start and kept in the data directory."""
     file = _data_dir(settings.data_dir) / "operator-token"
     if not file.exists():
         write_secret(file, secrets.token_urlsafe(32))
     return file, file.read_text().strip()
+
+
+def _session_key(folder: Path) -> bytes:
+    """What signs the access tokens of sessions, made at the first start."""
+    file = folder / "session-key"
+    if not file.exists():
+        write_secret(file, secrets.token_hex(32))
+    return bytes.fromhex(file.read_text().strip())
 
 
 def write_secret(file: Path, text: str) -> None:

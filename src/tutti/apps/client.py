@@ -20,9 +20,11 @@ import httpx
 import msgspec
 
 from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError, UserError
+from tutti.domain.forecast import Forecast, Usage
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.manifest import Manifest
 from tutti.services.views import (
+    CheckView,
     ContributionView,
     EvaluationView,
     EventView,
@@ -58,7 +60,7 @@ class Client:
 
     Args:
         url: Such as `http://127.0.0.1:8000`.
-        token: The operator's token; not needed for a coordinator on this machine.
+        token: The operator's, or one made for a program; not needed for a coordinator on this machine without accounts.
         ca: A file with the certificate authority that signed the coordinator's certificate.
         timeout: Seconds to wait for an answer.
     """
@@ -100,6 +102,20 @@ class Client:
         checked = spec if isinstance(spec, JobSpec) else load_spec(spec)
         headers = {"idempotency-key": key} if key else {}
         return self._call("POST", "/jobs", JobView, body=checked, headers=headers, query={"paused": paused})
+
+    def check(self, spec: JobSpec | Mapping[str, Any]) -> CheckView:
+        """Whether a job could be run as written, without asking for it; raises a UserError for what is wrong."""
+        checked = spec if isinstance(spec, JobSpec) else load_spec(spec)
+        return self._call("POST", "/jobs/check", CheckView, body=checked)
+
+    def forecast(self, spec: JobSpec | Mapping[str, Any]) -> Forecast:
+        """What a job would take if it were submitted now; raises a UserError for a bad spec."""
+        checked = spec if isinstance(spec, JobSpec) else load_spec(spec)
+        return self._call("POST", "/jobs/forecast", Forecast, body=checked)
+
+    def usage(self, job: str) -> Usage:
+        """What a job took so far, in the terms of its forecast."""
+        return self._call("GET", f"/jobs/{quote(job)}/usage", Usage)
 
     def jobs(self, **filters: str) -> Iterator[JobView]:
         """Newest first; filter by status, name or dataset."""
@@ -193,6 +209,14 @@ class Client:
     def preflight(self, dataset: str, least: int = 10) -> PreflightView:
         """Statistics of the connected nodes' data; no figure is of fewer than `least` rows."""
         return self._call("GET", f"/datasets/{quote(dataset)}/preflight", PreflightView, query={"least": least})
+
+    def drain_node(self, name: str) -> NodeView:
+        """Let a node finish what it does, and give it no more work."""
+        return self._call("POST", f"/nodes/{quote(name)}/drain", NodeView)
+
+    def undrain_node(self, name: str) -> NodeView:
+        """Give a drained node work again."""
+        return self._call("POST", f"/nodes/{quote(name)}/undrain", NodeView)
 
     def invite(self, uses: int = 1, seconds: float = 86_400.0) -> Invitation:
         """A join link for so many nodes and so many seconds."""

@@ -21,6 +21,10 @@ class Forbidden(UserError):
     """The token is missing, expired, used up, or does not allow this."""
 
 
+class Unproven(Forbidden):
+    """Nobody has proved who they are: the name, password, session or token is wrong or has expired."""
+
+
 class StorageError(TuttiError):
     """A disk or database failed: full, read-only, corrupt. Nothing was recorded; the caller may try again."""
 

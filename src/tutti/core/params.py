@@ -5,7 +5,7 @@ memory. Which entries a pass may touch is decided by their role: server optimise
 buffers such as BatchNorm statistics are averaged, counters take the maximum.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -79,6 +79,11 @@ class Layout:
             else:
                 joined.append(span)
         return tuple(joined)
+
+    def with_vectors(self, names: Iterable[str]) -> "Layout":
+        """This layout, followed by one averaged vector as long as it for each name: what is summed in one pass."""
+        extra = tuple(Entry(f"vector:{name}", (self.size,)) for name in names)
+        return Layout(self.entries + extra) if extra else self
 
     def difference(self, other: "Layout") -> str | None:
         """What makes `other` unusable in place of this layout, in words; None when they are equal."""

@@ -82,6 +82,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._package = package
         self._factories: dict[str, Callable[..., T]] = {}
+        self._structs: dict[str, type[msgspec.Struct]] = {}
         self._discovered = False
 
     def register(self, name: str) -> Callable[[F], F]:
@@ -127,6 +128,8 @@ class Registry(Generic[T]):
 
     def _struct(self, name: str) -> type[msgspec.Struct]:
         """A struct with the factory's positional parameters as fields (keyword-only ones are context)."""
+        if name in self._structs:
+            return self._structs[name]
         factory = self.factory(name)
         hints = get_type_hints(factory, include_extras=True)
         fields: list[Any] = []
@@ -135,7 +138,8 @@ class Registry(Generic[T]):
                 continue
             field: tuple[Any, ...] = (parameter.name, hints[parameter.name])
             fields.append(field if parameter.default is parameter.empty else (*field, parameter.default))
-        return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
+        self._structs[name] = msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
+        return self._structs[name]
 
     def __iter__(self) -> Iterator[str]:
         self._discover()

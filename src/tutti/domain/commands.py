@@ -17,11 +17,17 @@ class Initialise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Open the next round with these connected, eligible nodes. `left_out` may name any number of others."""
+    """Open the next round with these connected, eligible nodes. `left_out` may name any number of others.
+
+    `settings`, `shares_state`, `in_turn` and `buffer` are what the strategy wants (see core.strategy).
+    """
 
     candidates: Sequence[NodeId]
     left_out: Mapping[NodeId, str] = field(default_factory=dict)
     settings: Mapping[str, float] = field(default_factory=dict)
+    shares_state: bool = False
+    in_turn: bool = False
+    buffer: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,7 @@ class SubmitUpdate:
     digest: Digest
     weight: int
     metrics: Metrics
+    facts: Metrics = field(default_factory=dict)
     seconds: float = 0.0
     bytes: int = 0
     fault: str | None = None

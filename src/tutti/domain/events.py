@@ -41,7 +41,9 @@ class RoundOpened(Event, frozen=True, kw_only=True):
 
     An evaluation round comes after the last training round and makes no model of its own. `left_out` says of
     the other known nodes why they were not asked; of a large fleet it names a hundred, those with rare reasons
-    first, and `left_out_more` counts the others by reason.
+    first, and `left_out_more` counts the others by reason. `candidates` could have been drawn; `state` is the blob
+    that nodes fetch, if the strategy shares its whole state with them. With `overlaps`, nodes that have not answered
+    when the round closes work on, into the next; `carried` are those of the cohort that do so from rounds before.
     """
 
     round: int
@@ -54,19 +56,39 @@ class RoundOpened(Event, frozen=True, kw_only=True):
     deadline: float
     left_out: dict[NodeId, str] = {}
     left_out_more: dict[str, int] = {}
+    candidates: int = 0
     settings: dict[str, float] = {}
+    state: Digest = ""
+    overlaps: bool = False
+    carried: tuple[NodeId, ...] = ()
+
+    @property
+    def fetched(self) -> Digest:
+        """The blob that nodes need."""
+        return self.state or self.model
 
 
 class UpdateAccepted(Event, frozen=True, kw_only=True):
-    """This update counts, unless its blob is lost before the round closes. `weight` is after the cap."""
+    """This update counts, unless its blob is lost before the round closes. `weight` is after the cap.
+
+    `facts` are the numbers that the strategy asked for; `base` is the round whose model was trained, if it is not
+    this round's.
+    """
 
     round: int
     node: NodeId
     digest: Digest
     weight: int
+    base: int | None = None
+    facts: Metrics = {}
     metrics: Metrics = {}
     seconds: float = 0.0
     bytes: int = 0
+
+    @property
+    def staleness(self) -> int:
+        """How many rounds ago its base was opened."""
+        return 0 if self.base is None else self.round - self.base
 
 
 class UpdateRefused(Event, frozen=True, kw_only=True):
@@ -196,6 +218,18 @@ class NodeRemoved(Event, frozen=True, kw_only=True):
     reason: str = "asked"
 
 
+class NodeDrained(Event, frozen=True, kw_only=True):
+    """The node finishes what it does and is given no more work, until it is undrained."""
+
+    node: NodeId
+    by: str = ""
+
+
+class NodeUndrained(Event, frozen=True, kw_only=True):
+    node: NodeId
+    by: str = ""
+
+
 class NodeConnected(Event, frozen=True, kw_only=True):
     node: NodeId
     cpus: int = 0
@@ -227,6 +261,14 @@ class CoordinatorStarted(Event, frozen=True, kw_only=True):
 
 
 NodeEvent: TypeAlias = (
-    InviteIssued | NodeJoined | NodeRemoved | NodeConnected | NodeDisconnected | NodeTurnedAway | CoordinatorStarted
+    InviteIssued
+    | NodeJoined
+    | NodeRemoved
+    | NodeDrained
+    | NodeUndrained
+    | NodeConnected
+    | NodeDisconnected
+    | NodeTurnedAway
+    | CoordinatorStarted
 )
 AnyEvent: TypeAlias = JobEvent | NodeEvent

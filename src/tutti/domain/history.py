@@ -135,23 +135,30 @@ def attempts_at(events: Iterable[JobEvent], rounds: Container[int]) -> list[Roun
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one node gave to a job: the sums over those of its updates that made models."""
+    """What one node gave to a job: the sums over those of its updates that made models, and the newest's round.
+
+    `seconds` is what it says it worked, `waited` how long the coordinator waited for it.
+    """
 
     updates: int = 0
     weight: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     bytes: int = 0
     first_at: float = 0.0
     last_at: float = 0.0
+    round: int = 0
 
-    def plus(self, update: UpdateAccepted) -> "Contribution":
+    def plus(self, update: UpdateAccepted, waited: float) -> "Contribution":
         return Contribution(
             self.updates + 1,
             self.weight + update.weight,
             self.seconds + update.seconds,
+            self.waited + waited,
             self.bytes + update.bytes,
             self.first_at if self.updates else update.at,
             update.at,
+            update.round,
         )
 
 
@@ -159,5 +166,9 @@ def credit(given: Mapping[NodeId, Contribution], made: RoundSummary) -> Mapping[
     """The contributions after one more attempt, in full, if it made a model."""
     if not made.made_model:
         return given
-    new = {update.node: given.get(update.node, Contribution()).plus(update) for update in made.round.accepted}
+    members = made.round.members
+    new = {
+        update.node: given.get(update.node, Contribution()).plus(update, members[update.node].waited)
+        for update in made.round.accepted
+    }
     return {**given, **new}

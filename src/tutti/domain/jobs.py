@@ -10,6 +10,7 @@ status of its own: the open round runs to its end, and no further one opens.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from heapq import nsmallest
 from math import ceil
 from types import MappingProxyType
 from typing import Literal, TypeAlias, assert_never
@@ -94,6 +95,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         contributions: By node, what went into the models so far.
         paces: How the newest attempts went in time.
         waiting_since: When the job last began to wait for nodes.
+        working: Between overlapping rounds, the tasks of nodes that go on with their work.
     """
 
     id: str
@@ -120,6 +122,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     contributions: Mapping[NodeId, Contribution] = msgspec.field(default_factory=dict)
     paces: tuple[Pace, ...] = ()
     waiting_since: float = 0.0
+    working: Mapping[NodeId, e.RoundOpened] = msgspec.field(default_factory=dict)
 
     @property
     def final(self) -> bool:
@@ -129,6 +132,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def steered_by(self) -> Evaluator:
         """Whose measurements steer early stopping and the choice of the best model."""
         return "coordinator" if self.spec.evaluation.data else "nodes"
+
+    def task_of(self, node: NodeId) -> e.RoundOpened | None:
+        """The opening of the round whose model the node has been told to work on and still owes, if any."""
+        if self.round is not None and self.round.owes(node):
+            return self.round.task_of(node)
+        return self.working.get(node)
 
     def model_of(self, round: int) -> Digest | None:
         """The digest of the model that a round made (0: the initial one)."""
@@ -201,15 +210,24 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
     if task is None or state.status is not Status.WAITING or state.paused is not None:
         raise Conflict(f"job {state.id} has no round to open: it is {state.status}")
     rules, candidates = state.spec.cohort, sorted(set(command.candidates))
+    carried = tuple(sorted(state.working)) if task == "train" else ()
     needed = rules.min_nodes if task == "train" else 1
-    if len(candidates) < needed:
+    if len(candidates) + len(carried) < needed:
         raise Conflict(f"job {state.id} needs {needed} nodes, {len(candidates)} are ready")
     number = state.rounds_done + 1
     wanted = cohort_size(len(candidates), rules.size, rules.fraction) if task == "train" else len(candidates)
     asked = min(len(candidates), ceil(wanted * (1 + rules.over_select)))
     cohort = sample(candidates, asked, seed=state.spec.seed, round=number, attempt=state.failures)
+    if task == "train" and command.in_turn:
+        wanted, cohort = 1, (_next_in_turn(state, candidates),)
+    elif task == "train" and command.buffer is not None:
+        at_once = cohort_size(len(candidates) + len(carried), rules.size, rules.fraction)
+        fresh = min(len(candidates), max(at_once - len(carried), 0))
+        cohort = (*carried, *sample(candidates, fresh, seed=state.spec.seed, round=number, attempt=state.failures))
+        wanted = min(command.buffer, len(cohort))
     not_drawn = dict.fromkeys(set(candidates).difference(cohort), NOT_DRAWN)
-    named, more = _left_out({**command.left_out, **not_drawn})
+    apart = {node: reason for node, reason in command.left_out.items() if node not in carried}
+    named, more = _left_out({**apart, **not_drawn})
     quorum = min(rules.quorum or rules.min_nodes, wanted) if task == "train" else 1
     return [
         e.RoundOpened(
@@ -224,21 +242,36 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
             deadline=now + allowed_seconds(rules, state.paces),
             left_out=named,
             left_out_more=more,
+            candidates=len(candidates) + len(carried),
             settings=dict(command.settings),
+            state=state.state if command.shares_state else "",
+            overlaps=task == "train" and command.buffer is not None,
+            carried=carried,
         )
     ]
 
 
+def _next_in_turn(state: Job, candidates: Sequence[NodeId]) -> NodeId:
+    """The candidate after the node that was asked last, in the order of names; after the last, the first."""
+    before = max(state.past[-1].round.opened.cohort) if state.past else ""
+    return next((node for node in candidates if node > before), candidates[0])
+
+
 def _left_out(reasons: Mapping[NodeId, str]) -> tuple[dict[NodeId, str], dict[str, int]]:
     """Whom to name, those with rare reasons first, and how many more there are of each reason."""
-    short = {node: reason[:LONGEST_REASON] for node, reason in reasons.items()}
-    common = Counter(short.values())
-    order = sorted(short, key=lambda node: (common[short[node]], short[node], node))
-    named = {node: short[node] for node in sorted(order[:LEFT_OUT_NAMED])}
-    unnamed = Counter(short[node] for node in order[LEFT_OUT_NAMED:])
+    groups: dict[str, list[NodeId]] = {}
+    for node, reason in reasons.items():
+        groups.setdefault(reason[:LONGEST_REASON], []).append(node)
+    named: dict[NodeId, str] = {}
+    unnamed: Counter[str] = Counter()
+    for reason in sorted(groups, key=lambda reason: (len(groups[reason]), reason)):
+        chosen = nsmallest(LEFT_OUT_NAMED - len(named), groups[reason])  # of thousands, a hundred are sorted
+        named.update(dict.fromkeys(chosen, reason))
+        if rest := len(groups[reason]) - len(chosen):
+            unnamed[reason] = rest
     more = dict(unnamed.most_common(LEFT_OUT_REASONS))
     others = unnamed.total() - sum(more.values())
-    return named, {**more, "other reasons": others} if others else more
+    return dict(sorted(named.items())), {**more, "other reasons": others} if others else more
 
 
 def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobEvent]:
@@ -251,9 +284,10 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
         return _refuse(round, node, reason, now, final=final)
 
     member = round.members.get(node)
-    asked_for = (round.number, round.opened.attempt)
     if member is None:
         return refuse(f"{node} was not asked in round {round.number}")
+    task = round.task_of(node)
+    asked_for = (task.round, task.attempt)
     if (command.round, command.attempt) != asked_for:
         return refuse(
             f"the update is for round {command.round} attempt {command.attempt}, "
@@ -267,6 +301,8 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
     if member.part is Part.REFUSED:
         return refuse(f"an update of {node} was refused in this round already: {member.reason}")
     if (verdict := due(round, now)) is not None:
+        if round.opened.overlaps and verdict.succeeds:
+            raise Conflict(f"round {round.number} is closing, the update counts in the next one")
         return refuse(f"too late, round {round.number} is closing: {verdict.reason}")
     if command.fault is not None:
         return refuse(command.fault, final=True)
@@ -284,6 +320,8 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
             node=node,
             digest=command.digest,
             weight=min(command.weight, rules.largest_weight),
+            base=task.round if task is not round.opened else None,
+            facts=command.facts,
             metrics=command.metrics,
             seconds=command.seconds,
             bytes=command.bytes,
@@ -327,7 +365,8 @@ def _close(state: Job, command: c.Close, now: float) -> list[JobEvent]:
             aggregation_seconds=command.seconds,
         )
     ]
-    if measured := average(round.accepted, "eval_", max_weight=most):
+    fresh = [update for update in round.accepted if update.base is None]  # others have measured an older model
+    if measured := average(fresh, "eval_", max_weight=most):
         closed.append(e.ModelEvaluated(at=now, round=round.number - 1, by="nodes", metrics=measured))
     return closed
 
@@ -480,7 +519,8 @@ def evolve(state: Job, event: JobEvent) -> Job:
                 waiting_since=event.at,
             )
         case e.RoundOpened():
-            return msgspec.structs.replace(state, round=open_round(event))
+            working = state.working if event.task == "evaluate" else {}
+            return msgspec.structs.replace(state, round=open_round(event, state.working), working=working)
         case e.UpdateAccepted() | e.UpdateRefused() | e.UpdateLost() | e.NodeDropped() | e.RoundExtended():
             assert state.round is not None
             return msgspec.structs.replace(state, round=evolve_round(state.round, event))
@@ -507,10 +547,13 @@ def evolve(state: Job, event: JobEvent) -> Job:
 
 def _after_close(state: Job, event: e.RoundClosed) -> Job:
     assert state.round is not None
-    trained = state.round.opened.task == "train"
+    trained, working = state.round.opened.task == "train", state.working
+    if state.round.opened.overlaps and state.rounds_done + 1 < state.spec.rounds:
+        working = {node: state.round.task_of(node) for node in state.round.waiting_for}
     state = _end_round(state, event)
     return msgspec.structs.replace(
         state,
+        working=working,
         contributions=credit(state.contributions, state.past[-1]),
         model=event.model,
         state=event.state,

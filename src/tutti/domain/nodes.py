@@ -65,6 +65,7 @@ class Register:
 
     invites: Mapping[str, Invite] = field(default_factory=dict)
     nodes: Mapping[NodeId, str] = field(default_factory=dict)
+    drained: frozenset[NodeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,16 @@ class Remove:
     reason: str = "asked"
 
 
-Command: TypeAlias = IssueInvite | Join | Remove
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Give a node no more work, or (`on` False) give it work again."""
+
+    node: NodeId
+    on: bool = True
+    by: str = ""
+
+
+Command: TypeAlias = IssueInvite | Join | Remove | Drain
 
 
 def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
@@ -113,6 +123,12 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
             if node not in state.nodes:
                 raise NotFound(f"there is no node {node!r}")
             return [e.NodeRemoved(at=now, node=node, reason=reason)]
+        case Drain(node=node, on=on, by=by):
+            if node not in state.nodes:
+                raise NotFound(f"there is no node {node!r}")
+            if on == (node in state.drained):
+                return []
+            return [e.NodeDrained(at=now, node=node, by=by) if on else e.NodeUndrained(at=now, node=node, by=by)]
     assert_never(command)
 
 
@@ -125,7 +141,12 @@ def evolve(state: Register, event: NodeEvent) -> Register:
             invites = {**state.invites, token: replace(invite, uses=invite.uses - 1)}
             return replace(state, invites=invites, nodes={**state.nodes, node: secret})
         case e.NodeRemoved(node=gone):
-            return replace(state, nodes={node: secret for node, secret in state.nodes.items() if node != gone})
+            left = {node: secret for node, secret in state.nodes.items() if node != gone}
+            return replace(state, nodes=left, drained=state.drained - {gone})
+        case e.NodeDrained(node=node):
+            return replace(state, drained=state.drained | {node})
+        case e.NodeUndrained(node=node):
+            return replace(state, drained=state.drained - {node})
         case e.NodeConnected() | e.NodeDisconnected() | e.NodeTurnedAway() | e.CoordinatorStarted():
             return state
     assert_never(event)

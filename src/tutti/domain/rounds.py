@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
+from types import MappingProxyType
 from typing import assert_never
 
 import msgspec
@@ -39,12 +40,16 @@ class Part(StrEnum):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A node's part so far. `waited` is for how long the coordinator waited for the update, in seconds."""
+    """A node's part so far. `waited` is for how long the coordinator waited for the update, in seconds.
+
+    `base` is the opening of the earlier round on whose model the node still works; None for this round's.
+    """
 
     part: Part = Part.ASSIGNED
     reason: str = ""
     update: UpdateAccepted | None = None
     waited: float = 0.0
+    base: RoundOpened | None = None
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -74,6 +79,14 @@ class Round(msgspec.Struct, frozen=True):
     def waiting_for(self) -> tuple[NodeId, ...]:
         return tuple(node for node, member in sorted(self.members.items()) if member.part is Part.ASSIGNED)
 
+    def task_of(self, node: NodeId) -> RoundOpened:
+        """The opening of the round whose model this member was told to train."""
+        return self.members[node].base or self.opened
+
+    def owes(self, node: NodeId) -> bool:
+        """Whether the node is still expected to hand in an update."""
+        return node in self.members and self.members[node].part is Part.ASSIGNED
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -83,8 +96,10 @@ class Verdict:
     reason: str
 
 
-def open_round(event: RoundOpened) -> Round:
-    return Round(event, {node: Member() for node in event.cohort}, event.deadline, event.at, len(event.cohort))
+def open_round(event: RoundOpened, working: Mapping[NodeId, RoundOpened] = MappingProxyType({})) -> Round:
+    """A round as it begins; `working` are the tasks of nodes that are carried into it, where they are known."""
+    members = {node: Member(base=working.get(node) if node in event.carried else None) for node in event.cohort}
+    return Round(event, members, event.deadline, event.at, len(event.cohort))
 
 
 RoundEvent = UpdateAccepted | UpdateRefused | UpdateLost | NodeDropped | RoundExtended
@@ -94,12 +109,15 @@ def evolve_round(state: Round, event: RoundEvent) -> Round:
     """The round after an event. Total: the fact is in the log already."""
     match event:
         case UpdateAccepted():
-            return _with(state, event.node, Member(Part.ACCEPTED, update=event, waited=_waited(state, event.at)))
+            before = state.members[event.node]
+            lost = before.reason if before.part is Part.ASSIGNED else ""
+            return _with(state, event.node, Member(Part.ACCEPTED, lost, event, _waited(state, event.at)))
         case UpdateRefused():
             state = msgspec.structs.replace(state, refusals=(*state.refusals, event))
             return _with(state, event.node, Member(Part.REFUSED, event.reason)) if event.final else state
         case UpdateLost():
-            return _with(state, event.node, Member(reason=event.reason))
+            reason = f"its update was lost, and asked for again: {event.reason}"
+            return _with(state, event.node, Member(reason=reason))
         case NodeDropped():
             return _with(state, event.node, Member(Part.DROPPED, event.reason))
         case RoundExtended():
@@ -108,10 +126,10 @@ def evolve_round(state: Round, event: RoundEvent) -> Round:
 
 
 def _with(state: Round, node: NodeId, member: Member) -> Round:
-    before = state.members[node].part
+    before, base = state.members[node].part, state.members[node].base
     return msgspec.structs.replace(
         state,
-        members={**state.members, node: member},
+        members={**state.members, node: msgspec.structs.replace(member, base=base) if base else member},
         open=state.open + (member.part is Part.ASSIGNED) - (before is Part.ASSIGNED),
         came=state.came + (member.part is Part.ACCEPTED) - (before is Part.ACCEPTED),
     )

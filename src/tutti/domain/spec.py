@@ -10,6 +10,7 @@ from tutti.core.errors import UserError
 from tutti.core.reduce import reducers
 from tutti.core.registry import Choice
 from tutti.core.sampling import cohort_size
+from tutti.core.strategy import strategies
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Meta(ge=1)]
@@ -220,10 +221,29 @@ def check_composition(spec: JobSpec) -> None:
             "that a round may start with: it could never close; lower the quorum"
         )
     _check_reducer(spec)
+    _check_strategy(spec)
     if spec.early_stopping and spec.early_stopping.target is None and spec.early_stopping.patience is None:
         raise BadSpec("early_stopping needs a target, a patience, or both")
     if spec.early_stopping and not spec.evaluation.nodes and spec.evaluation.data is None:
         raise BadSpec("early_stopping needs an evaluation: set evaluation.nodes or evaluation.data")
+
+
+def _check_strategy(spec: JobSpec) -> None:
+    strategy, training = strategies.build(spec.strategy), spec.training
+    if strategy.rounds is not None and spec.rounds != strategy.rounds:
+        raise BadSpec(f"strategy {spec.strategy} exchanges models {strategy.rounds} time: set rounds = 1 (--rounds 1)")
+    if strategy.in_turn and (spec.cohort.size or 1) != 1:
+        raise BadSpec(f"strategy {spec.strategy} asks one node a round: leave cohort.size out, or set it to 1")
+    if not strategy.only_deltas and not reducers.build(spec.reducer).linear:
+        raise BadSpec(
+            f"strategy {spec.strategy} sums more than changes of the model, which reducer {spec.reducer} cannot judge: "
+            "use reducer mean, or a strategy such as fedavg"
+        )
+    wanted = strategy.local.optimizer
+    if wanted != "any" and training.optimizer != "sgd":
+        raise BadSpec(f'the formulas of strategy {spec.strategy} are those of SGD: set training.optimizer = "sgd"')
+    if wanted == "plain sgd" and training.momentum:
+        raise BadSpec(f"the formulas of strategy {spec.strategy} are those of plain SGD: set training.momentum = 0")
 
 
 def _check_reducer(spec: JobSpec) -> None:

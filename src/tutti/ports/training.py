@@ -9,6 +9,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from tutti.core.errors import TuttiError
+from tutti.core.local import UNCORRECTED, Correction
 from tutti.core.params import Params
 from tutti.core.registry import Registry
 from tutti.domain.spec import DataSchema, Metrics, Training
@@ -85,22 +86,25 @@ class NodeData(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to do with the model: the job's training settings, and this node's seed for this round."""
+    """What to do with the model: the job's training settings, this node's seed for this round, and what the
+    strategy has added to the gradients."""
 
     training: Training
     seed: int
     batch_size: int
     lr: float
-    settings: Mapping[str, float] = field(default_factory=dict)
+    correction: Correction = UNCORRECTED
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Result of training: the local model, how many examples stand behind it, and the metrics of the last epoch."""
+    """Result of training: the local model, how many examples stand behind it, the metrics of the last epoch, and
+    how many steps of the learning rate the optimiser took."""
 
     params: Params
     examples: int
     metrics: Metrics
+    steps: int
 
 
 class Cancelled(TuttiError):

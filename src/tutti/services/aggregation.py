@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from tutti.core.errors import CorruptBlob, NotFound, TuttiError
 from tutti.core.params import Layout, Params
 from tutti.core.reduce import Update
-from tutti.core.strategy import ServerState, Strategy
+from tutti.core.strategy import ServerState, Strategy, folded
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
+from tutti.domain.spec import Metrics
 from tutti.ports import BlobStore
 from tutti.wire import tensors
 from tutti.wire.messages import MAX_ATTACHED
@@ -42,6 +43,7 @@ class Fold:
     key: tuple[int, int]
     accumulator: Any
     counted: dict[NodeId, int] = field(default_factory=dict)
+    facts: dict[NodeId, Metrics] = field(default_factory=dict)
     waiting: list[UpdateAccepted] = field(default_factory=list)
     examined: dict[Digest, Params] = field(default_factory=dict)  # until they are added
     finished: bool = False
@@ -59,10 +61,10 @@ class Result:
 
 
 def encoded(server: ServerState, counted: dict[NodeId, int]) -> Result:
-    """A state without slots is its model, and is stored once."""
+    """A state without slots and scalars is its model, and is stored once."""
     model = tensors.encode(server.params)
     digest = tensors.digest(model)
-    if not server.slots:
+    if not server.slots and not server.scalars:
         return Result(server, counted, digest, digest, {digest: model})
     checkpoint = tensors.encode_state(server)
     state = tensors.digest(checkpoint)
@@ -91,23 +93,26 @@ class Aggregation:
         self._fold: Fold | None = None
         self._lock = asyncio.Lock()
         self.blob = b""
-        """The model's bytes if it is small: nodes then get it with the message that names it."""
+        """What nodes fetch, the model or the whole state, if it is small: it comes with the message then."""
 
     @property
     def layout(self) -> Layout:
+        """Of updates: that of the model, and the vectors that the strategy has beside it."""
         assert self.server is not None
-        return self.server.params.layout
+        return self.server.params.layout.with_vectors(self.strategy.local.vectors)
 
     async def restore(self, model: Digest, state: Digest, steps: int) -> None:
         """Load the strategy's state; one without slots is the model itself."""
         if self.server is not None and self.server.steps == steps:
             return
-        blob = await self._blobs.read(model)
         if state == model:
-            server = ServerState(tensors.decode(blob), {}, steps)
-        else:
-            server = tensors.decode_state(await self._blobs.read(state))
-        self._go_on_from(server, blob)
+            blob = await self._blobs.read(model)
+            self._go_on_from(ServerState(tensors.decode(blob), {}, steps), blob)
+            return
+        blob = await self._blobs.read(state)
+        self._go_on_from(
+            tensors.decode_state(blob), blob if self.strategy.shares_slots else await self._blobs.read(model)
+        )
 
     def begin(self, key: tuple[int, int], cohort: int) -> Fold:
         """The fold of an attempt: the one that is open, or a new one."""
@@ -115,7 +120,9 @@ class Aggregation:
             self._fold = Fold(key, self.strategy.reducer.zero(self.layout, cohort, self._max_weight))
         return self._fold
 
-    async def examine(self, fold: Fold, digest: Digest, weight: int, blob: bytes = b"") -> tuple[str | None, int]:
+    async def examine(
+        self, fold: Fold, digest: Digest, weight: int, facts: Metrics, blob: bytes = b""
+    ) -> tuple[str | None, int]:
         """Why an update cannot be admitted (None when it can), and its size in bytes.
 
         One that came as `blob` is stored if it can. Raises StorageError if that fails, UnreadableUpdate if an update
@@ -125,6 +132,8 @@ class Aggregation:
             return "the submission names no update", 0
         if blob and tensors.digest(blob) != digest:
             return "the attached update has another digest than the submission names", 0
+        if reason := self.strategy.local.fault_of(facts):
+            return reason, 0
         try:
             delta = tensors.decode(blob) if blob else await self._read(digest)
         except tensors.BadTensors as error:
@@ -158,6 +167,7 @@ class Aggregation:
                         lost = error
                 await self._work(partial(self.strategy.reducer.add, fold.accumulator, *loaded.values()))
                 fold.counted.update({node: update.weight for node, update in loaded.items()})
+                fold.facts.update({node: batch[node].facts for node in loaded})
         if lost is not None:
             raise lost
 
@@ -165,10 +175,11 @@ class Aggregation:
         return work() if self.layout.size <= SMALL else await asyncio.to_thread(work)
 
     async def _load(self, fold: Fold, update: UpdateAccepted) -> Update:
-        if (delta := fold.examined.pop(update.digest, None)) is not None:
-            return Update(delta, update.weight)
         try:
-            return Update(await self._read(update.digest), update.weight)
+            delta = fold.examined.pop(update.digest, None) or await self._read(update.digest)
+            if (asynchrony := self.strategy.asynchrony) is not None:
+                delta = asynchrony.discounted(delta, update.staleness)
+            return Update(delta, update.weight)
         except UnreadableUpdate as error:
             error.node = update.node
             raise
@@ -181,21 +192,24 @@ class Aggregation:
             await self._blobs.delete(digest)
             raise UnreadableUpdate(str(error)) from error
 
-    async def finish(self, fold: Fold, root: Params | None = None) -> "Result":
+    async def finish(self, fold: Fold, candidates: int, root: Params | None = None) -> "Result":
         """The next state from the whole fold, with who is in it, encoded but not stored yet.
 
-        `root` is the coordinator's own update, where the reducer compares with it.
+        `candidates` is the number of nodes that could have been drawn, `root` the coordinator's own update, where the
+        reducer compares with it.
         """
         async with self._lock:
             server = self.server
             assert server is not None
 
             def step() -> Result:
-                reducer = self.strategy.reducer
+                strategy, reducer = self.strategy, self.strategy.reducer
                 if root is not None and reducer.rooted is not None:
                     reducer = reducer.rooted(root)
                 mean = reducer.finish(fold.accumulator)
-                return encoded(self.strategy.finish(server, mean), dict(fold.counted))
+                given = [(weight, fold.facts[node]) for node, weight in fold.counted.items()]
+                update = folded(mean, server.params.layout, strategy.local, given, candidates)
+                return encoded(strategy.finish(server, update), dict(fold.counted))
 
             fold.finished = True  # the accumulator is used up; a repeated close folds again from the stored updates
             return await self._work(step)
@@ -208,7 +222,8 @@ class Aggregation:
 
         def begin() -> Result:
             params = tensors.decode(path.read_bytes())
-            self.strategy.reducer.zero(params.layout, LARGEST_COHORT, self._max_weight)
+            layout = params.layout.with_vectors(self.strategy.local.vectors)
+            self.strategy.reducer.zero(layout, LARGEST_COHORT, self._max_weight)
             return encoded(self.strategy.init(Params(params.layout, params.buffer.copy())), {})
 
         result = await asyncio.to_thread(begin)
@@ -217,7 +232,8 @@ class Aggregation:
 
     def commit(self, result: "Result") -> None:
         """The round is closed in the log: go on from its state."""
-        self._go_on_from(result.server, result.blobs[result.model])
+        fetched = result.state if self.strategy.shares_slots else result.model
+        self._go_on_from(result.server, result.blobs[fetched])
 
-    def _go_on_from(self, server: ServerState, model: tensors.Data) -> None:
-        self.server, self.blob = server, bytes(model) if len(model) <= MAX_ATTACHED else b""
+    def _go_on_from(self, server: ServerState, fetched: tensors.Data) -> None:
+        self.server, self.blob = server, bytes(fetched) if len(fetched) <= MAX_ATTACHED else b""

@@ -23,7 +23,6 @@ from tutti.domain import commands, nodes
 from tutti.domain import events as e
 from tutti.domain.events import Digest, JobEvent, NodeEvent, NodeId
 from tutti.domain.jobs import Job
-from tutti.domain.rounds import Part, Round
 from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
 from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
 from tutti.ports.training import datasets, models
@@ -67,6 +66,7 @@ class NodeStatus:
     heartbeat: Heartbeat | None = None
     progress: Progress | None = None
     task: str = ""
+    drained: bool = False
 
 
 @dataclass(slots=True)
@@ -121,6 +121,16 @@ class Door:
         return True
 
 
+class BackgroundFailure(TuttiError):
+    """Background work of the coordinator died of something unforeseen; what is recorded is sound: start it again."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the coordinator ended, for a part of it died ({what}): "
+            "what is recorded is sound, start it again and it goes on; please report the lines above"
+        )
+
+
 class Coordinator:
     """Jobs, nodes and what connects them. Every public method is safe to call at any time after `start`."""
 
@@ -140,6 +150,8 @@ class Coordinator:
         self.workbench = workbench
         self.clock = clock
         self.stats = Stats()
+        self.failed: asyncio.Future[BackgroundFailure] = asyncio.get_running_loop().create_future()
+        """Done once background work has died, which is never meant to happen: end this process and start anew."""
         self.journal = Journal(event_log, clock)
         self.presence = Presence(clock())
         self.preflight = Preflight(fabric)
@@ -181,7 +193,7 @@ class Coordinator:
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Work in the background, which ends with the coordinator."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -189,6 +201,8 @@ class Coordinator:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("a background task of the coordinator died", exc_info=error)
+            if not self.failed.done():
+                self.failed.set_result(BackgroundFailure(f"{task.get_name()}: {type(error).__name__}: {error}"))
 
     def _drive(self, job_id: str) -> None:
         driver = self._drivers[job_id] = JobDriver(self, job_id)
@@ -216,7 +230,7 @@ class Coordinator:
         """
         if spec.normalize:
             await self._until_held(spec.dataset, spec.cohort.min_nodes)
-        data = self._check(spec)
+        data = self.check(spec)
         if spec.normalize:
             data = with_normalization(data, await self.describe(spec.dataset))
         suffix = fingerprint(key)[:16] if key else secrets.token_hex(4)
@@ -228,7 +242,8 @@ class Coordinator:
             self._drive(job_id)
         return job
 
-    def _check(self, spec: JobSpec) -> DataSchema:
+    def check(self, spec: JobSpec) -> DataSchema:
+        """What the job's data look like, if it can be run as written; raises a UserError that names what is wrong."""
         check_composition(spec)
         compose(spec.strategy, spec.reducer)
         schedules.build(spec.training.lr_schedule)
@@ -374,6 +389,11 @@ class Coordinator:
                 await self._steer(job_id, commands.Drop(node=node, reason=f"removed: {reason}"))
             driver.nodes_changed()
 
+    async def drain_node(self, node: NodeId, *, on: bool = True, by: str = "") -> None:
+        """Let a node finish what it does and give it no more work; `on` False gives it work again."""
+        await self.journal.nodes(nodes.Drain(node=node, on=on, by=by))
+        self._nodes_changed()
+
     async def turn_away(self, node: str, reason: str) -> None:
         """Record that somebody was refused at the door, as far as strangers may fill the log."""
         if self._door.may_note(node, self.clock()):
@@ -385,11 +405,12 @@ class Coordinator:
 
     def _status(self, node: NodeId) -> NodeStatus:
         seen, task = self.presence.get(node), self.task_of(node)
-        joined = self.journal.joined_at[node]
+        joined, drained = self.journal.joined_at[node], node in self.register.drained
         if seen is None:
-            return NodeStatus(node=node, connected=False, joined_at=joined)
+            return NodeStatus(node=node, connected=False, joined_at=joined, drained=drained)
         return NodeStatus(
             node=node,
+            drained=drained,
             connected=seen.connected,
             joined_at=joined,
             last_seen=seen.heard_at,
@@ -402,9 +423,8 @@ class Coordinator:
     def task_of(self, node: NodeId) -> tuple[str, int] | None:
         """The job and round for which a node owes an update, if any."""
         for job_id in self._drivers:
-            round = self.journal.jobs[job_id].round
-            if round is not None and _owes(round, node):
-                return job_id, round.number
+            if (task := self.journal.jobs[job_id].task_of(node)) is not None:
+                return job_id, task.round
         return None
 
     def someone_waits_longer(self, job_id: str) -> bool:
@@ -425,19 +445,21 @@ class Coordinator:
         Asking counts as one upload begun, of which a task has a few, so that nobody fills the disk.
         """
         for job_id in self._drivers:
-            round = self.job(job_id).round
-            if round is None or round.opened.task != "train" or not _owes(round, node):
+            task = self.job(job_id).task_of(node)
+            if task is None or task.task != "train":
                 continue
-            self._uploads[node, job_id, round.number, round.opened.attempt] += 1
-            if self._uploads[node, job_id, round.number, round.opened.attempt] <= UPLOADS_PER_TASK:
-                return 4 * self.job(job_id).parameters + UPDATE_OVERHEAD + 256 * self._entries(job_id)
+            self._uploads[node, job_id, task.round, task.attempt] += 1
+            if self._uploads[node, job_id, task.round, task.attempt] <= UPLOADS_PER_TASK:
+                vectors = 1 + len(self._drivers[job_id].aggregation.strategy.local.vectors)
+                return 4 * self.job(job_id).parameters * vectors + UPDATE_OVERHEAD + 256 * self._entries(job_id)
         return 0
 
     def may_read(self, node: NodeId, digest: Digest) -> bool:
         """Whether a node may fetch a blob: the models of rounds that it takes part in, and nothing else."""
         for job_id in self._drivers:
-            round = self.job(job_id).round
-            if round is not None and node in round.members and round.opened.model == digest:
+            job = self.job(job_id)
+            task = job.round.task_of(node) if job.round and node in job.round.members else job.working.get(node)
+            if task is not None and task.fetched == digest:
                 return True
         return False
 
@@ -493,8 +515,12 @@ class Coordinator:
             case Described():
                 self.preflight.heard(node, message)
             case Failure(job=job_id, round=number, attempt=attempt, reason=reason):
-                round = self.job(job_id).round if job_id in self._drivers else None
-                if round is not None and (round.number, round.opened.attempt) == (number, attempt):
+                task = self.job(job_id).task_of(node) if job_id in self._drivers else None
+                if task is None or (task.round, task.attempt) != (number, attempt):
+                    return
+                if self.job(job_id).round is None:  # asked again once the next of overlapping rounds is open
+                    self.presence.untell(node, (job_id, number, attempt))
+                else:
                     await self._steer(job_id, commands.Drop(node=node, reason=reason))
             case _:
                 pass
@@ -602,18 +628,22 @@ class Coordinator:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                unneeded = set(await self.blobs.digests()) - self.needed_blobs()
-                await self.blobs.delete(*(unneeded & before) - self.needed_blobs())
-                before = unneeded - before
+                before = await self.look_for_unneeded(before)
             except StorageError as error:
                 log.error("cannot clear away old blobs: %s", error)
-            live = {(job_id, job.round.number) for job_id, job in self.journal.jobs.items() if job.round}
-            self._uploads = Counter({key: n for key, n in self._uploads.items() if key[1:3] in live})
+            self._uploads = Counter({key: n for key, n in self._uploads.items() if self._is_task(*key)})
 
+    def _is_task(self, node: NodeId, job_id: str, number: int, attempt: int) -> bool:
+        """Whether the node still owes this task."""
+        job = self.journal.jobs.get(job_id)
+        task = job.task_of(node) if job is not None else None
+        return task is not None and (task.round, task.attempt) == (number, attempt)
 
-def _owes(round: Round, node: NodeId) -> bool:
-    member = round.members.get(node)
-    return member is not None and member.part is Part.ASSIGNED
+    async def look_for_unneeded(self, before: set[Digest]) -> set[Digest]:
+        """Delete the blobs that nobody needs now nor did at the look before; returns those unneeded since this look."""
+        unneeded = set(await self.blobs.digests()) - self.needed_blobs()
+        await self.blobs.delete(*(unneeded & before) - self.needed_blobs())
+        return unneeded - before
 
 
 def _arrival(node: NodeId, registration: Registration, now: float) -> e.NodeConnected:

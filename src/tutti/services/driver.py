@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +22,7 @@ from tutti.domain.rounds import due
 from tutti.domain.spec import JobSpec, Metrics
 from tutti.ports.training import Task
 from tutti.services.aggregation import Aggregation, Fold, UnreadableUpdate
+from tutti.services.presence import Owed
 from tutti.wire import tensors
 from tutti.wire.messages import GlobalWeights, Halt, Start, Submission, Verdict
 
@@ -51,6 +51,8 @@ def kept_blobs(job: Job) -> set[Digest]:
     if job.round is not None:
         kept.update(update.digest for update in job.round.accepted)
         kept.add(job.round.opened.model)
+        kept.update(member.base.fetched for member in job.round.members.values() if member.base is not None)
+    kept.update(task.fetched for task in job.working.values())
     return kept - {""}
 
 
@@ -62,7 +64,7 @@ def own_task(spec: JobSpec, opened: e.RoundOpened) -> Task:
     training = spec.training
     lr = training.lr * schedules.build(training.lr_schedule)(opened.round, spec.rounds)
     seed = node_seed(spec.seed, opened.round, "coordinator")
-    return Task(training, seed, training.batch_size or OWN_BATCH, lr, opened.settings)
+    return Task(training, seed, training.batch_size or OWN_BATCH, lr)
 
 
 class JobDriver:
@@ -156,13 +158,18 @@ class JobDriver:
         round, now = self.job.round, self._journal.clock()
         if round is None or now < self._first_expiry:
             return
-        owed = (self._id, round.number, round.opened.attempt)
         rules, presence = self.job.spec.cohort, self._coordinator.presence
-        expiries = {node: presence.expiry(node, owed, rules, round.opened.at) for node in round.waiting_for}
+        expiries = {
+            node: presence.expiry(node, self._owed(round.task_of(node)), rules, round.opened.at)
+            for node in round.waiting_for
+        }
         for node, (at, reason) in expiries.items():
             if now >= at:
                 await self._command(commands.Drop(node=node, reason=reason))
         self._first_expiry = min((at for at, _ in expiries.values() if at > now), default=now + rules.lease)
+
+    def _owed(self, task: e.RoundOpened) -> Owed:
+        return self._id, task.round, task.attempt
 
     async def _step(self) -> bool:
         """One thing; True if the state should be asked again at once."""
@@ -226,23 +233,31 @@ class JobDriver:
         await self._command(commands.RecordEvaluation(round=number, metrics=metrics))
 
     async def _open(self, task: str) -> bool:
-        candidates, left_out = self.candidates()
-        if self._returning():
+        if (task == "train" and self._coordinator.presence.here < self.job.spec.cohort.min_nodes) or self._returning():
             return False
+        candidates, left_out = self.candidates()
         if task == "evaluate" and not candidates:
             return await self._command(commands.SkipEvaluation(reason="no node was there to measure the final model"))
         if not self.can_open(candidates) or self._coordinator.someone_waits_longer(self._id):
             return False
         await self.restore()
         assert self.aggregation.server is not None
-        settings = self.aggregation.strategy.configure(self.aggregation.server)
+        strategy = self.aggregation.strategy
+        wish = commands.Open(
+            candidates=candidates,
+            left_out=left_out,
+            settings=strategy.configure(self.aggregation.server),
+            shares_state=strategy.shares_slots,
+            in_turn=strategy.in_turn,
+            buffer=strategy.asynchrony.buffer if strategy.asynchrony else None,
+        )
         self._look_at_nodes, self._first_expiry = True, 0.0
-        return await self._command(commands.Open(candidates=candidates, left_out=left_out, settings=settings))
+        return await self._command(wish)
 
     def can_open(self, candidates: Sequence[NodeId]) -> bool:
         """Whether these nodes are enough for the next round."""
         needed = self.job.spec.cohort.min_nodes if jobs.next_task(self.job) == "train" else 1
-        return len(candidates) >= needed
+        return len(candidates) + len(self.job.working) >= needed
 
     def _returning(self) -> dict[NodeId, float]:
         """Nodes of the last cohort that may be back in a moment, and when the job stops waiting for them.
@@ -271,6 +286,8 @@ class JobDriver:
         seen = self._coordinator.presence.get(node)
         if seen is None or not seen.connected or seen.registration is None:
             return "not connected"
+        if node in self._journal.register.drained:
+            return "drained: it is given no more work"
         registration = seen.registration
         if not seen.is_open:
             return "outside its owner's hours"
@@ -289,18 +306,19 @@ class JobDriver:
         round, presence = self.job.round, self._coordinator.presence
         if round is None:
             return
-        owed = (self._id, round.number, round.opened.attempt)
         for node in nodes:
+            task = round.task_of(node)
+            owed, blob = self._owed(task), self.aggregation.blob if task is round.opened else b""
             seen = presence.get(node)
             if seen is None or not seen.connected or presence.was_told(node, owed):
                 continue
             presence.tell(node, owed, self._journal.clock())
-            self._coordinator.fabric.send(node, self._start(node), self.aggregation.blob)
+            self._coordinator.fabric.send(node, self._start(node), blob)
 
     def _start(self, node: NodeId) -> Start:
         job = self.job
         assert job.round is not None
-        opened = job.round.opened
+        opened = job.round.task_of(node)
         return Start(
             job=job.id,
             name=job.spec.name,
@@ -310,11 +328,13 @@ class JobDriver:
             task=opened.task,
             model=job.spec.model,
             data=job.data,
-            weights=opened.model,
+            weights=opened.fetched,
             seed=node_seed(job.spec.seed, opened.round, node),
             cohort=len(opened.cohort),
             training=job.spec.training,
+            strategy=job.spec.strategy,
             settings=opened.settings,
+            counted=job.contributions[node].round if node in job.contributions else 0,
             evaluate=jobs.nodes_evaluate(job),
         )
 
@@ -333,11 +353,11 @@ class JobDriver:
             )
             await self._command(close)
             return
-        started = time.perf_counter()
+        started = self._journal.clock()
         fold = await self._fold_of(opened)
         if not await self._add(fold, updates):
             return
-        result = await self.aggregation.finish(fold, await self._own_update(opened))
+        result = await self.aggregation.finish(fold, opened.candidates, await self._own_update(opened))
         with self._coordinator.pinned(result.blobs):
             await self.aggregation.store(result)
             close = commands.Close(
@@ -346,7 +366,7 @@ class JobDriver:
                 counted=result.counted,
                 model=result.model,
                 state=result.state,
-                seconds=time.perf_counter() - started,
+                seconds=self._journal.clock() - started,
             )
             closed = await self._command(close)
         if closed:
@@ -384,7 +404,9 @@ class JobDriver:
         if round is not None and round.opened.task == "train" and self._would_count(node, submission):
             try:
                 fold = await self._fold_of(round.opened)
-                fault, size = await self.aggregation.examine(fold, submission.digest, submission.weight, blob)
+                fault, size = await self.aggregation.examine(
+                    fold, submission.digest, submission.weight, submission.facts, blob
+                )
             except UnreadableUpdate as lost:
                 self._answer(node, submission, accepted=False, reason=str(lost), resend=True)
                 return
@@ -396,11 +418,14 @@ class JobDriver:
         try:
             events = await self._journal.job(self._id, self._submission(node, submission, size, fault))
         except Conflict as conflict:
-            self._answer(node, submission, accepted=False, reason=str(conflict))
+            self._answer(
+                node, submission, accepted=False, reason=str(conflict), resend=self._still_owed(node, submission)
+            )
             return
         refused = next((event for event in events if isinstance(event, e.UpdateRefused)), None)
         counts = refused is None or self._counts(node, submission)
-        self._answer(node, submission, accepted=counts, reason=refused.reason if refused else "")
+        again = refused is not None and not counts and self._still_owed(node, submission)
+        self._answer(node, submission, accepted=counts, reason=refused.reason if refused else "", resend=again)
         await self.after(events)
         self.poke()
         if fault is not None and submission.digest:
@@ -415,6 +440,7 @@ class JobDriver:
             node=node,
             digest=said.digest,
             weight=said.weight,
+            facts=said.facts,
             metrics=said.metrics,
             seconds=said.seconds,
             bytes=size,
@@ -436,6 +462,19 @@ class JobDriver:
         member = round.members.get(node) if round else None
         return member is not None and member.update is not None and member.update.digest == said.digest
 
+    def _still_owed(self, node: NodeId, said: Submission) -> bool:
+        """Whether the update will count in the next of overlapping rounds, so that the node should not forget it."""
+        strategy, task = self.aggregation.strategy, self.job.task_of(node)
+        return (
+            strategy.asynchrony is not None
+            and task is not None
+            and (task.round, task.attempt)
+            == (
+                said.round,
+                said.attempt,
+            )
+        )
+
     def _answer(
         self, node: NodeId, said: Submission, *, accepted: bool, reason: str = "", resend: bool = False
     ) -> None:
@@ -455,6 +494,7 @@ class JobDriver:
                 case e.RoundClosed() | e.RoundFailed() | e.JobStopped() | e.JobFailed():
                     await self._on_round_over(event)
                 case e.JobCompleted():
+                    self._halt_working(event.reason)
                     self._announce(event.model, final=True)
                 case _:
                     pass
@@ -465,29 +505,39 @@ class JobDriver:
         self._look_at_nodes = True
         if (round := self.job.round) is None:
             return
-        owed = (self._id, number, round.opened.attempt)
-        self._coordinator.presence.untell(node, owed)
+        self._coordinator.presence.untell(node, self._owed(round.task_of(node)))
 
     async def _on_round_over(self, event: e.RoundClosed | e.RoundFailed | e.JobStopped | e.JobFailed) -> None:
         if not self.job.past:
             return
         round = self.job.past[-1].round
-        opened, fabric = round.opened, self._coordinator.fabric
+        opened = round.opened
         for node in round.waiting_for:
-            if self._coordinator.presence.was_told(node, (self._id, opened.round, opened.attempt)):
-                halt = Halt(job=self._id, round=opened.round, attempt=opened.attempt, reason=event.reason)
-                fabric.send(node, halt)
+            if node not in self.job.working:
+                self._halt(node, round.task_of(node), event.reason)
+        if self.job.final:
+            self._halt_working(event.reason)
         if isinstance(event, e.RoundClosed) and opened.task == "train":
             self._announce(event.model, event.metrics)
         else:
             await self._forget([update.digest for update in round.accepted])
 
+    def _halt_working(self, reason: str) -> None:
+        for node, task in self.job.working.items():
+            self._halt(node, task, reason)
+
+    def _halt(self, node: NodeId, task: e.RoundOpened, reason: str) -> None:
+        if self._coordinator.presence.was_told(node, self._owed(task)):
+            halt = Halt(job=self._id, round=task.round, attempt=task.attempt, reason=reason)
+            self._coordinator.fabric.send(node, halt)
+
     def _announce(self, model: Digest, metrics: Metrics | None = None, *, final: bool = False) -> None:
-        """Tell the last cohort of a new model."""
+        """Tell the last cohort of a new model, but for those who go on with an older one."""
         opened = self.job.past[-1].round.opened
         news = GlobalWeights(job=self._id, round=opened.round, weights=model, metrics=metrics or {}, final=final)
         for node in opened.cohort:
-            self._coordinator.fabric.send(node, news)
+            if final or node not in self.job.working:
+                self._coordinator.fabric.send(node, news)
 
     # -- tidying up --------------------------------------------------------------------------------------
 

@@ -142,10 +142,13 @@ class Journal:
 
 
 async def _to_the_end(writing: Coroutine[None, None, None]) -> None:
-    """A caller that is cancelled meanwhile cannot part writing and applying, or leave the lock too early."""
-    task = asyncio.ensure_future(writing)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait((task,))
-        raise
+    """However often a caller is cancelled, it cannot part writing and applying, or leave the lock too early."""
+    task, cancelled = asyncio.ensure_future(writing), None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from random import Random
+from time import perf_counter
 from typing import assert_never
 
 from tutti.domain.nodes import Capabilities, DataSummary
@@ -55,13 +56,14 @@ class NodeRuntime:
         workdir: Path,
         trainer_for: TrainerFor,
         now: Callable[[], datetime] = datetime.now,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._name, self._token, self._link, self._data = name, token, link, data
         self._policy, self._machine, self._now = policy, machine, now
         self._capabilities = Capabilities()
         self._summary: DataSummary
         self._rng = Random(name)  # noqa: S311 - spreads reconnects, guards nothing
-        self._tasks = TaskRunner(name, link, data, workdir, trainer_for, self._rng)
+        self._tasks = TaskRunner(name, link, data, workdir, trainer_for, self._rng, clock)
 
     async def run(self) -> None:
         """Serve until cancelled; raises LinkRefused if the coordinator does not want this node. Runs once."""

@@ -37,6 +37,7 @@ class Presence:
     def __init__(self, started: float) -> None:
         self._started = started
         self._seen: dict[NodeId, Seen] = {}
+        self.here = 0  # how many are connected, so that nobody counts thousands at every arrival
 
     def get(self, node: NodeId) -> Seen | None:
         return self._seen.get(node)
@@ -45,15 +46,18 @@ class Presence:
         return {node: seen for node, seen in self._seen.items() if seen.connected}
 
     def arrived(self, node: NodeId, registration: Registration, now: float) -> None:
+        self.forget(node)
         self._seen[node] = Seen(True, now, registration, now)
+        self.here += 1
 
     def left(self, node: NodeId, now: float, *, took_leave: bool) -> None:
-        if node in self._seen:
-            gone = self._seen[node]
+        if (gone := self._seen.get(node)) is not None:
+            self.here -= gone.connected
             self._seen[node] = Seen(False, now, gone.registration, gone.heard_at, gone.heartbeat, took_leave=took_leave)
 
     def forget(self, node: NodeId) -> None:
-        self._seen.pop(node, None)
+        if (gone := self._seen.pop(node, None)) is not None:
+            self.here -= gone.connected
 
     def heard(self, node: NodeId, message: object, now: float) -> bool:
         """Note a sign of life; True if the node has just begun to take work again (its owner's hours)."""

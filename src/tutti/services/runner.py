@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from random import Random
-from time import monotonic
 from typing import TypeAlias, TypeVar
 
 from tutti.core.errors import CorruptBlob
@@ -23,6 +22,7 @@ from tutti.domain.spec import DataSchema
 from tutti.ports.blobs import Buffer
 from tutti.ports.fabric import Link, LinkLost
 from tutti.ports.training import Cancelled, Data, Report, Trainer
+from tutti.services.memory import NodeMemory
 from tutti.services.work import Outcome, carry_out, failure, reason_of
 from tutti.wire.messages import Halt, NodeMessage, Progress, Start, Submission, Verdict
 
@@ -86,12 +86,23 @@ class TaskRunner:
         progress_every: Seconds between progress messages.
     """
 
-    def __init__(self, name: str, link: Link, data: Data, workdir: Path, trainer_for: TrainerFor, rng: Random) -> None:
+    def __init__(
+        self,
+        name: str,
+        link: Link,
+        data: Data,
+        workdir: Path,
+        trainer_for: TrainerFor,
+        rng: Random,
+        clock: Callable[[], float],
+    ) -> None:
         self.held: Assignment | None = None
         self.connected = asyncio.Event()
         self.progress_every = PROGRESS_SECONDS
         self._name, self._link, self._data, self._trainer_for, self._rng = name, link, data, trainer_for, rng
         self._model: tuple[Digest, Buffer] = ("", b"")
+        self._memory = NodeMemory(workdir / "memory")
+        self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._trainer: tuple[Choice, Trainer] | None = None
         self._progress: Progress | None = None
@@ -171,7 +182,9 @@ class TaskRunner:
         self._trainer = None
         if kept is None or kept[0] != start.model:
             kept = (start.model, self._trainer_for(start.model, self._data.schema))
-        outcome = carry_out(start, weights, self._data, kept[1], held.batch_size, self._reporter(held, loop))
+        report = self._reporter(held, loop)
+        what = (start, weights, self._data, kept[1], held.batch_size, report, self._memory)
+        outcome = carry_out(*what, clock=self._clock)
         self._trainer = kept
         return outcome
 
@@ -183,7 +196,7 @@ class TaskRunner:
             nonlocal due
             if held.cancelled.is_set():
                 raise Cancelled(f"job {start.job} round {start.round} is not wanted any more")
-            if (now := monotonic()) >= due:
+            if (now := self._clock()) >= due:
                 due = now + self.progress_every
                 loop.call_soon_threadsafe(self._note, held, done, epoch, loss)
 

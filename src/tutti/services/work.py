@@ -5,19 +5,23 @@ or draws a number of its own.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
 
 import numpy as np
 
 from tutti.core.errors import TuttiError, UserError
+from tutti.core.local import Handed, Local, Request, Trained
 from tutti.core.params import Params
 from tutti.core.schedules import schedules
+from tutti.core.strategy import strategies
 from tutti.domain.events import Digest
 from tutti.domain.spec import Metrics, mismatch
 from tutti.ports.blobs import Buffer
-from tutti.ports.training import Data, Examples, Report, Task, Trainer, normalized
+from tutti.ports.training import Data, Examples, Report, Task, Trainer, Work, normalized
+from tutti.services.memory import NodeMemory
 from tutti.wire import tensors
 from tutti.wire.messages import Failure, Start, Submission
 
@@ -38,28 +42,71 @@ class Outcome:
     blob: bytearray | None = None
 
 
-def carry_out(start: Start, weights: Buffer, data: Data, trainer: Trainer, batch_size: int, report: Report) -> Outcome:
-    """Do what `start` asks for with the model in `weights`, a safetensors file.
+def carry_out(
+    start: Start,
+    weights: Buffer,
+    data: Data,
+    trainer: Trainer,
+    batch_size: int,
+    report: Report,
+    memory: NodeMemory,
+    clock: Callable[[], float] = perf_counter,
+) -> Outcome:
+    """Do what `start` asks for with the model in `weights`, a safetensors file; what is kept of it is stored before.
 
     Raises Cancelled out of `report`, UserError if model and data do not fit, and whatever the trainer raises.
     """
-    began = perf_counter()
+    began = clock()
     if (difference := mismatch(start.data, data.schema)) is not None:
         raise UserError(f"{data.name} here does not fit the job: {difference}")
     report(0.0, 0, None)
-    model, schema = tensors.decode(weights), start.data
+    local = strategies.build(start.strategy).local
+    task = _task(start, batch_size)
+    model, slots = tensors.decode_model(weights)
+    kept = memory.load(start.job, start.counted)
+    request = Request(model, slots, start.settings, kept, task.lr, task.training.momentum)
+    mine = model if local.personal is None else local.personal(request)
     looks = start.evaluate or start.task == "evaluate"
-    measured = measure(model, normalized(data.held_out, schema), trainer) if looks else {}
+    measured = measure(mine, normalized(data.held_out, start.data), trainer) if looks else {}
     if start.task == "evaluate":
         if not measured:
             raise UserError(f"{data.name} holds out no rows here to measure a model on")
-        return Outcome(_submission(start, len(data.held_out), measured, perf_counter() - began))
+        return Outcome(_submission(start, len(data.held_out), measured, clock() - began))
     report(0.0, 0, None)
-    work = trainer.train(model, normalized(data.train, schema), _task(start, batch_size), report)
-    blob = tensors.encode(_delta(model, work.params))
+    examples = normalized(data.train, start.data)
+    if local.loss_first:
+        request = replace(request, loss=trainer.evaluate(model, examples)["loss"])
+        report(0.0, 0, None)
+    handed, work = train_locally(local, request, examples, trainer, task, report)
+    memory.keep(start.job, start.round, handed.memory)
+    blob = tensors.encode(handed.joined())
     metrics = {**measured, **reported(work.metrics, work.examples, batch_size)}
-    submission = _submission(start, work.examples, metrics, perf_counter() - began, tensors.digest(blob))
+    submission = _submission(start, work.examples, metrics, clock() - began, tensors.digest(blob), handed.facts)
     return Outcome(submission, blob)
+
+
+def train_locally(
+    local: Local, request: Request, examples: Examples, trainer: Trainer, task: Task, report: Report
+) -> tuple[Handed, Work]:
+    """Run a strategy's half on this node: every plan, then the report. The Work is the first plan's."""
+    works, trained, plans = list[Work](), list[Trained](), local.plan(request)
+    for number, plan in enumerate(plans):
+        corrected = replace(task, correction=plan.correction)
+        works.append(trainer.train(plan.start, examples, corrected, _share_of(report, number, len(plans))))
+        trained.append(Trained(_delta(plan.start, works[-1].params), works[-1].steps))
+    return handed_in(local, request, trained), works[0]
+
+
+def handed_in(local: Local, request: Request, trained: Sequence[Trained]) -> Handed:
+    """What the strategy has this node hand in; raises Diverged if it is beyond what would be believed."""
+    handed = local.report(request, trained)
+    if fault := local.fault_of(handed.facts):
+        raise Diverged(f"training diverged: {fault}; lower the learning rate")
+    return handed
+
+
+def _share_of(report: Report, number: int, count: int) -> Report:
+    return report if count == 1 else lambda done, epoch, loss: report((number + done) / count, epoch, loss)
 
 
 def measure(model: Params, held_out: Examples, trainer: Trainer) -> Metrics:
@@ -79,7 +126,7 @@ def reported(metrics: Metrics, examples: int, batch_size: int) -> Metrics:
 def _task(start: Start, batch_size: int) -> Task:
     training = start.training
     factor = schedules.build(training.lr_schedule)(start.round, start.rounds)
-    return Task(training, start.seed, batch_size, training.lr * factor, start.settings)
+    return Task(training, start.seed, batch_size, training.lr * factor)
 
 
 def _delta(model: Params, trained: Params) -> Params:
@@ -98,7 +145,9 @@ def check_finite(delta: Params) -> None:
         raise Diverged(f"training diverged: {bad} of {size} values are not finite; lower the learning rate")
 
 
-def _submission(start: Start, weight: int, metrics: Metrics, seconds: float, digest: Digest = "") -> Submission:
+def _submission(
+    start: Start, weight: int, metrics: Metrics, seconds: float, digest: Digest = "", facts: Mapping[str, float] = {}
+) -> Submission:
     """Metrics that are not finite cannot be told in JSON, and are left out."""
     finite = {name: float(value) for name, value in metrics.items() if isfinite(value)}
     if dropped := sorted(metrics.keys() - finite.keys()):
@@ -109,6 +158,7 @@ def _submission(start: Start, weight: int, metrics: Metrics, seconds: float, dig
         attempt=start.attempt,
         digest=digest,
         weight=weight,
+        facts=dict(facts),
         metrics=finite,
         seconds=seconds,
     )

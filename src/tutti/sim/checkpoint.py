@@ -1,18 +1,20 @@
 """Where an interrupted simulation goes on: its events, and the numbers that they name.
 
-The file is one line of JSON, then a server state and models as safetensors files, whose lengths the line gives.
+The file is one line of JSON, then a server state, models and what nodes keep to themselves as safetensors files,
+whose lengths the line gives.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from tutti.core.errors import UserError
+from tutti.core.local import Memory
 from tutti.core.params import Params
 from tutti.core.strategy import ServerState
-from tutti.domain.events import Digest, JobEvent
+from tutti.domain.events import Digest, JobEvent, NodeId
 from tutti.domain.spec import JobSpec
 from tutti.wire import tensors
 
@@ -40,6 +42,7 @@ class Progress:
     elapsed: float
     server: ServerState | None
     models: dict[Digest, Params]
+    memory: dict[NodeId, Memory] = field(default_factory=dict)
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -49,12 +52,14 @@ class _Line(msgspec.Struct, frozen=True):
     elapsed: float
     state: int  # bytes of the server state; 0 if there is none yet
     models: dict[Digest, int]
+    memory: dict[NodeId, int] = {}
 
 
 def save(file: Path, progress: Progress) -> None:
     """Write a checkpoint, whole or not at all."""
     state = b"" if progress.server is None else tensors.encode_state(progress.server)
     models = {digest: tensors.encode(params) for digest, params in progress.models.items()}
+    memory = {node: tensors.encode(Params.from_arrays(kept)) for node, kept in progress.memory.items()}
     line = _Line(
         progress.identity,
         progress.events,
@@ -62,10 +67,11 @@ def save(file: Path, progress: Progress) -> None:
         progress.elapsed,
         len(state),
         {digest: len(model) for digest, model in models.items()},
+        {node: len(kept) for node, kept in memory.items()},
     )
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     with partial.open("wb") as opened:
-        opened.writelines([msgspec.json.encode(line), b"\n", state, *models.values()])
+        opened.writelines([msgspec.json.encode(line), b"\n", state, *models.values(), *memory.values()])
     partial.replace(file)
 
 
@@ -76,6 +82,10 @@ def load(file: Path, identity: Identity) -> Progress:
             line = msgspec.json.decode(opened.readline(), type=_Line)
             server = tensors.decode_state(opened.read(line.state)) if line.state else None
             models = {digest: tensors.decode(opened.read(length)) for digest, length in line.models.items()}
+            memory: dict[NodeId, Memory] = {
+                node: {entry.name: values for entry, values in tensors.decode(opened.read(length)).items()}
+                for node, length in line.memory.items()
+            }
         except (msgspec.MsgspecError, UnicodeDecodeError, tensors.BadTensors) as error:
             raise BadCheckpoint(f"{file} is no checkpoint of a simulation, or damaged: {error}") from None
     if line.identity != identity:
@@ -83,11 +93,11 @@ def load(file: Path, identity: Identity) -> Progress:
             f"{file} is the checkpoint of another simulation ({_difference(line.identity, identity)} differs): "
             "delete it, or name another file"
         )
-    return Progress(identity, line.events, line.seconds, line.elapsed, server, models)
+    return Progress(identity, line.events, line.seconds, line.elapsed, server, models, memory)
 
 
 def _difference(found: Identity, wanted: Identity) -> str:
-    for field in JobSpec.__struct_fields__:
-        if getattr(found.job, field) != getattr(wanted.job, field):
-            return field
+    for name in JobSpec.__struct_fields__:
+        if getattr(found.job, name) != getattr(wanted.job, name):
+            return name
     return "the batch size" if found.batch_size != wanted.batch_size else "the data or their partition"

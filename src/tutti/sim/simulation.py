@@ -4,11 +4,12 @@ Everything that decides is the deployment's: the job machine, the strategy and i
 nodes and cohorts, the schedules and the trainers. So the same job on the same parts gives the same model, bit for
 bit, as long as the engine computes what the trainer computes (see `tutti.sim.engines`).
 
-Simulated time stands still while a cohort works: nobody is late, and no deadline passes.
+Simulated time stands still while a cohort works: nobody is late, and no deadline passes. Where more nodes work than
+a round wants updates, who comes first is drawn by the job's seed; in overlapping rounds the others go on.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -18,10 +19,12 @@ import msgspec
 import numpy as np
 
 from tutti.adapters.workbench import own_update, rows_of_own
+from tutti.core.errors import UserError
+from tutti.core.local import Demand, Handed, Memory, Request
 from tutti.core.params import Params
 from tutti.core.reduce import BadUpdate, Reducer, Update
 from tutti.core.schedules import schedules
-from tutti.core.strategy import ServerState, compose
+from tutti.core.strategy import ServerState, compose, folded
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
@@ -32,9 +35,10 @@ from tutti.ports.training import Task, models
 from tutti.services.driver import node_seed, own_task
 from tutti.services.work import Diverged, check_finite, measure, reported
 from tutti.sim import checkpoint as saved
-from tutti.sim.engines.choose import choose
-from tutti.sim.engines.port import Assignment, Engine, Failed, Trained
+from tutti.sim.engines.choose import DEMANDS, choose
+from tutti.sim.engines.port import Engine, Failed, Trained
 from tutti.sim.federation import Federation
+from tutti.sim.halves import NodeHalves, Order
 from tutti.sim.history import Header, History, RoundRecord, record, records
 from tutti.wire import tensors
 
@@ -55,7 +59,7 @@ def simulate(
     """Run a job on a simulated federation.
 
     Args:
-        engine: A name (`tutti.sim.engines.choose.NAMES`), or an Engine; `auto` takes the fastest that fits.
+        engine: A name with its options (`tutti.sim.engines.engines`), or an Engine; `auto` takes the fastest that fits.
         batch_size: What nodes choose where the job leaves it to them.
         checkpoint: A file from which an interrupted run goes on, and which is written now and then.
         watch: Called with every round, the initial model (round 0) first, once the coordinator has measured it.
@@ -72,10 +76,21 @@ def simulate(
 
 @dataclass(slots=True)
 class _Fold:
-    """The accumulator of the open attempt, and when it was opened."""
+    """The accumulator of the open attempt, when it was opened, and what nodes keep of it if it closes."""
 
     accumulator: Any
     began: float
+    kept: dict[NodeId, Memory] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """Where an interrupted run goes on: how many events, and what there was then."""
+
+    events: int
+    server: ServerState | None
+    models: dict[Digest, Params]
+    memory: dict[NodeId, Memory]
 
 
 class Simulation:
@@ -97,13 +112,16 @@ class Simulation:
         self._trainer = models.build(spec.model, data=federation.schema)
         self._batch_size = spec.training.batch_size or batch_size
         self.engine = choose(engine, spec, self._trainer, federation) if isinstance(engine, str) else engine
+        _check_engine(self.engine, spec, self._strategy.local.demand)
+        self._local = NodeHalves(self._strategy, self.engine, self._trainer, federation)
         self._watch, self._watched = watch, -1
         self._before, self._began, self._now = 0.0, perf_counter(), 0.0
         self._seconds: dict[int, float] = {}
         self._fold: _Fold | None = None
         self._models: dict[Digest, Params] = {}
         self._server: ServerState | None = None
-        self._sound: tuple[int, ServerState | None, dict[Digest, Params]] = (1, None, {})
+        self._memory: dict[NodeId, Memory] = {}
+        self._sound = _Sound(1, None, {}, {})
         submitted = jobs.submit(spec.name, spec, federation.schema, now=0.0)
         self.events: list[e.JobEvent] = [submitted]
         self.job: Job = jobs.begin(submitted)
@@ -122,7 +140,7 @@ class Simulation:
             while not self.job.final:
                 self._step()
                 if self.job.round is None:
-                    self._sound = (len(self.events), self._server, dict(self._models))
+                    self._sound = _Sound(len(self.events), self._server, dict(self._models), dict(self._memory))
                 if checkpoint is not None and (began := perf_counter()) >= due:
                     saved.save(checkpoint, self._progress())
                     due = perf_counter() + max(SAVE_SECONDS, 20 * (perf_counter() - began))
@@ -166,9 +184,7 @@ class Simulation:
 
     def _initialise(self) -> None:
         params = self._trainer.init(self.spec.seed)
-        self._strategy.reducer.zero(
-            params.layout, 1, self.spec.cohort.largest_weight
-        )  # raises if they cannot be summed
+        self._zero(params, 1)  # raises if they cannot be summed
         self._server = self._strategy.init(params)
         digest = self._keep(params)
         self._command(c.Initialise(model=digest, state=digest, parameters=params.layout.size))
@@ -184,12 +200,21 @@ class Simulation:
     def _open(self) -> None:
         self._tell()
         began, self._now = perf_counter(), self._elapsed()
-        settings = self._strategy.configure(self.server)
-        opened, *_ = jobs.decide(self.job, c.Open(candidates=self.federation.nodes, settings=settings), now=self._now)
+        wish = c.Open(
+            candidates=self.federation.nodes,
+            settings=self._strategy.configure(self.server),
+            shares_state=self._strategy.shares_slots,
+            in_turn=self._strategy.in_turn,
+            buffer=self._strategy.asynchrony.buffer if self._strategy.asynchrony else None,
+        )
+        opened, *_ = jobs.decide(self.job, wish, now=self._now)
         assert isinstance(opened, e.RoundOpened)
         self._record([_without_bystanders(opened)])
-        reducer, rules = self._strategy.reducer, self.spec.cohort
-        self._fold = _Fold(reducer.zero(self.server.params.layout, len(opened.cohort), rules.largest_weight), began)
+        self._fold = _Fold(self._zero(self.server.params, len(opened.cohort)), began)
+
+    def _zero(self, params: Params, updates: int) -> Any:
+        layout = params.layout.with_vectors(self._strategy.local.vectors)
+        return self._strategy.reducer.zero(layout, updates, self.spec.cohort.largest_weight)
 
     def _work(self, nodes: tuple[NodeId, ...]) -> None:
         assert self.job.round is not None
@@ -199,71 +224,92 @@ class Simulation:
                 self._submit(node, len(self.federation.held_out[node]), self._measured(node))
             return
         wanted = _in_seeded_order(opened, self.spec.seed, nodes)[: opened.wanted - self.job.round.came]
-        for result in self.engine.train(self.server.params, [self._assignment(opened, node) for node in wanted]):
-            self._receive(result)
+        tasks = {node: self.job.round.task_of(node) for node in wanted}
+        for task in sorted({id(task): task for task in tasks.values()}.values(), key=lambda task: task.round):
+            mine = [node for node in wanted if tasks[node] is task]
+            server = self.server if task is opened else replace(self.server, params=self._models[task.model])
+            for result, handed in self._local.work(self._orders(task, mine), server):
+                self._receive(result, handed)
 
-    def _assignment(self, opened: e.RoundOpened, node: NodeId) -> Assignment:
-        lr = self.spec.training.lr * self._factor(opened.round, self.spec.rounds)
-        seed = node_seed(self.spec.seed, opened.round, node)
-        return Assignment(node, Task(self.spec.training, seed, self._batch_size, lr, opened.settings))
+    def _orders(self, told: e.RoundOpened, nodes: list[NodeId]) -> dict[NodeId, Order]:
+        lr, batch = self.spec.training.lr * self._factor(told.round, self.spec.rounds), self._batch_size
+        return {
+            node: Order(
+                Task(self.spec.training, node_seed(self.spec.seed, told.round, node), batch, lr),
+                told.settings,
+                self._memory.get(node, {}),
+            )
+            for node in nodes
+        }
 
-    def _receive(self, result: Trained | Failed) -> None:
+    def _receive(self, result: Trained | Failed, handed: Handed | None) -> None:
         """Fold an update in, or record why not."""
-        if isinstance(result, Failed):
+        if isinstance(result, Failed) or handed is None:
+            assert isinstance(result, Failed)
             self._command(c.Drop(node=result.node, reason=result.reason))
             return
         trained = reported(result.metrics, result.examples, self._batch_size)
         metrics = {**self._measured(result.node), **trained}
-        self._submit(result.node, result.examples, metrics, result)
+        self._submit(result.node, result.examples, metrics, handed, result.seconds)
 
     def _measured(self, node: NodeId) -> Metrics:
         """What the node measures on its held-out rows before it trains."""
         if not jobs.nodes_evaluate(self.job):
             return {}
-        return measure(self.server.params, self.federation.measured_on(node), self._trainer)
+        model, personal = self.server.params, self._strategy.local.personal
+        if personal is not None:
+            model = personal(Request(model, memory=self._memory.get(node, {})))
+        return measure(model, self.federation.measured_on(node), self._trainer)
 
-    def _submit(self, node: NodeId, weight: int, metrics: Metrics, trained: Trained | None = None) -> None:
+    def _submit(
+        self, node: NodeId, weight: int, metrics: Metrics, handed: Handed | None = None, seconds: float = 0.0
+    ) -> None:
         assert self.job.round is not None
         opened = self.job.round.opened
+        told = self.job.round.task_of(node)
         if opened.task == "evaluate" and not metrics:
             self._command(c.Drop(node=node, reason="holds out no rows to measure a model on"))
             return
 
         def judged(fault: str | None = None) -> list[e.JobEvent]:
             command = c.SubmitUpdate(
-                round=opened.round,
-                attempt=opened.attempt,
+                round=told.round,
+                attempt=told.attempt,
                 node=node,
                 digest="",
                 weight=weight,
+                facts=dict(handed.facts) if handed else {},
                 metrics={name: float(value) for name, value in metrics.items() if isfinite(value)},
-                seconds=trained.seconds if trained else 0.0,
-                bytes=trained.delta.buffer.nbytes if trained else 0,
+                seconds=seconds,
+                bytes=handed.delta.buffer.nbytes * (1 + len(handed.vectors)) if handed else 0,
                 fault=fault,
             )
             return jobs.decide(self.job, command, now=self._now)
 
         events = judged()
-        if trained is not None and isinstance(events[0], e.UpdateAccepted):
+        if handed is not None and isinstance(events[0], e.UpdateAccepted):
             try:
-                self._add(trained, events[0].weight)
+                self._add(node, handed, events[0])
             except Diverged as diverged:
                 events = jobs.decide(self.job, c.Drop(node=node, reason=str(diverged)), now=self._now)
             except BadUpdate as bad:
                 events = judged(str(bad))
         self._record(events)
 
-    def _add(self, trained: Trained, weight: int) -> None:
+    def _add(self, node: NodeId, handed: Handed, accepted: e.UpdateAccepted) -> None:
         """Raises BadUpdate or Diverged; the accumulator is then as it was."""
         assert self._fold is not None
-        reducer, delta = self._strategy.reducer, trained.delta
+        reducer, delta = self._strategy.reducer, handed.joined()
         if not reducer.linear:  # it may keep the update, and the engine may use the buffer again
             delta = Params(delta.layout, delta.buffer.copy())
         try:
-            reducer.add(self._fold.accumulator, Update(delta, weight))
+            if (asynchrony := self._strategy.asynchrony) is not None:
+                delta = asynchrony.discounted(delta, accepted.staleness)
+            reducer.add(self._fold.accumulator, Update(delta, accepted.weight))
         except BadUpdate:
             check_finite(delta)
             raise
+        self._fold.kept[node] = handed.memory
 
     def _close(self, updates: tuple[e.UpdateAccepted, ...]) -> None:
         assert self.job.round is not None
@@ -271,7 +317,9 @@ class Simulation:
         opened, began = self.job.round.opened, perf_counter()
         server, digest = self.server, self.job.model
         if opened.task == "train":
-            server = self._strategy.finish(server, self._reducer(opened).finish(self._fold.accumulator))
+            mean, layout = self._reducer(opened).finish(self._fold.accumulator), server.params.layout
+            given = [(update.weight, update.facts) for update in updates]
+            server = self._strategy.finish(server, folded(mean, layout, self._strategy.local, given, opened.candidates))
             digest = self._keep(server.params)
             self._seconds[opened.round] = perf_counter() - self._fold.began
         counted = {update.node: update.weight for update in updates}
@@ -285,6 +333,7 @@ class Simulation:
                 seconds=perf_counter() - began,
             )
         )
+        self._memory.update({node: memory for node, memory in self._fold.kept.items() if memory})
         self._server, self._fold = server, None
 
     def _reducer(self, opened: e.RoundOpened) -> Reducer:
@@ -296,10 +345,14 @@ class Simulation:
         return reducer.rooted(own_update(self._trainer, self.server.params, rows, own_task(self.spec, opened)))
 
     def _keep(self, params: Params) -> Digest:
-        """Remember a model by its digest: the newest two, and the best where the job may end with it."""
+        """Remember a model by its digest: the newest two, those that somebody still works on, and the best where
+        the job may end with it."""
         digest = tensors.digest(tensors.encode(params))
         best = self.job.best and self.spec.early_stopping and self.job.model_of(self.job.best[0])
-        self._models = {name: kept for name, kept in self._models.items() if name in (self.job.model, best)}
+        round = self.job.round
+        worked_on = {round.task_of(node).model for node in round.waiting_for} if round else set()
+        wanted = {self.job.model, best, *worked_on}
+        self._models = {name: kept for name, kept in self._models.items() if name in wanted}
         self._models[digest] = params
         return digest
 
@@ -346,12 +399,20 @@ class Simulation:
 
     def _progress(self) -> saved.Progress:
         """Where an interrupted run goes on: before the open round, which starts anew with the same result."""
-        count, server, models = self._sound
-        return saved.Progress(self._identity(), self.events[:count], self._seconds, self._elapsed(), server, models)
+        sound = self._sound
+        return saved.Progress(
+            self._identity(),
+            self.events[: sound.events],
+            self._seconds,
+            self._elapsed(),
+            sound.server,
+            sound.models,
+            sound.memory,
+        )
 
     def _restore(self, progress: saved.Progress) -> None:
         self.events, self._seconds, self._server = progress.events, progress.seconds, progress.server
-        self._models, self._before = progress.models, progress.elapsed
+        self._models, self._memory, self._before = progress.models, dict(progress.memory), progress.elapsed
         self.job = jobs.replay(self.events)
         self._watched = self.job.rounds_done
         self._now = self._elapsed()
@@ -364,6 +425,11 @@ def _check(spec: JobSpec, federation: Federation) -> None:
     needed, there = spec.cohort.min_nodes, len(federation.train)
     if there < needed:
         raise BadSpec(f"the job needs {needed} nodes, this federation has {there}: it could never start")
+
+
+def _check_engine(engine: Engine, spec: JobSpec, demand: Demand) -> None:
+    if DEMANDS.get(engine.name, Demand.ANY) < demand:
+        raise UserError(f"engine {engine.name!r} cannot compute strategy {spec.strategy}: use engine 'auto'")
 
 
 def _without_bystanders(opened: e.RoundOpened) -> e.RoundOpened:

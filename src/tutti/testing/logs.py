@@ -64,6 +64,8 @@ EVENTS: tuple[AnyEvent, ...] = (
     e.InviteIssued(at=0.0, token="f" * 64, uses=1, expires=86400.0),
     e.NodeJoined(at=0.5, node="n1", invite="f" * 64, secret="0" * 64),
     e.NodeRemoved(at=9.0, node="n1"),
+    e.NodeDrained(at=9.25, node="n1", by="ada"),
+    e.NodeUndrained(at=9.5, node="n1"),
     e.NodeConnected(at=1.0, node="n1", cpus=2, memory=2**40, examples=360, dataset="digits"),
     e.NodeDisconnected(at=2.0, node="n1", reason="lost"),
     e.NodeTurnedAway(at=2.0, node="n9", reason="no token"),

@@ -81,13 +81,17 @@ class Progress(Message, frozen=True, kw_only=True, tag="training:progress"):
 
 
 class Submission(Message, frozen=True, kw_only=True, tag="weights:submit"):
-    """The work is done; for training, the update is already stored under `digest`, or attached."""
+    """The work is done; for training, the update is already stored under `digest`, or attached.
+
+    `facts` are the numbers that the strategy asks of its nodes, such as how many steps they took.
+    """
 
     job: JobId
     round: int
     attempt: int
     digest: Blob = ""
     weight: int = 1
+    facts: Metrics = {}
     metrics: Metrics = {}
     seconds: float = 0.0
 
@@ -133,7 +137,9 @@ class Registered(Message, frozen=True, kw_only=True, tag="device:registered"):
 class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     """Work to do. `seed` is this node's own for this round; `settings` come from the strategy.
 
-    A node that is told twice of the same work (after a reconnect) does it once.
+    The node runs its half of `strategy`. `weights` is a model, or the strategy's whole state where nodes need it;
+    `counted` is the newest round of this job in which an update of this node counted (0: none), from which it
+    goes on with what it keeps to itself. A node that is told twice of the same work does it once.
     """
 
     job: JobId
@@ -148,7 +154,9 @@ class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     seed: int
     cohort: int
     training: Training
+    strategy: Choice = Choice("fedavg")
     settings: dict[str, float] = {}
+    counted: int = 0
     evaluate: bool = False
 
 

@@ -61,6 +61,7 @@ class _Extra(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     dtypes: dict[str, Annotated[str, Meta(min_length=1, max_length=32)]] = {}
     slots: list[str] | None = None
     steps: Annotated[int, Meta(ge=0)] = 0
+    scalars: dict[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def encode(params: Params, metadata: Mapping[str, str] = {}) -> bytearray:
 def encode_state(state: ServerState) -> bytearray:
     """A server state as one file: the model's entries, then one vector for each slot."""
     slots = tuple(Entry(_SLOT + name, slot.shape) for name, slot in state.slots.items())
-    extra = _Extra(slots=list(state.slots), steps=state.steps)
+    extra = _Extra(slots=list(state.slots), steps=state.steps, scalars=dict(state.scalars))
     return _assemble(state.params.layout.entries + slots, [state.params.buffer, *state.slots.values()], {}, extra)
 
 
@@ -153,7 +154,15 @@ def decode_state(data: Data) -> ServerState:
     if entries[max(first, 0) :] != expected:
         raise BadTensors(f"expected the model and then the slots {extra.slots}, each as long as the model")
     slots = {name: whole.buffer[whole.layout.spans[_SLOT + name]] for name in extra.slots}
-    return ServerState(Params(model, whole.buffer[: model.size]), slots, extra.steps)
+    return ServerState(Params(model, whole.buffer[: model.size]), slots, extra.steps, extra.scalars)
+
+
+def decode_model(data: Data) -> tuple[Params, dict[str, Vector]]:
+    """What a node is sent: a model, or a server state whose slots it shares; as views of `data`. Raises BadTensors."""
+    if _read_header(_bytes(data)).extra.slots is None:
+        return decode(data), {}
+    state = decode_state(data)
+    return state.params, dict(state.slots)
 
 
 def metadata(data: Data) -> dict[str, str]:

@@ -5,9 +5,10 @@ interruption HEAD tells in `Upload-Offset` how much has arrived, and PUT goes on
 """
 
 import asyncio
+import socket as sockets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,6 +108,13 @@ class HubLink:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def drop(self) -> None:
+        """Lose the connection, as when a cable is pulled: nobody says goodbye, and the link may connect again."""
+        line = None if self._socket is None else self._socket.get_extra_info("socket")
+        if line is not None:
+            with suppress(OSError):  # it is gone already
+                line.shutdown(sockets.SHUT_RDWR)
 
     # -- messages ------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class LocalFabric:
     """A Fabric. `authenticate` raises Forbidden; `incoming` and `outgoing` are messages that may wait, per node.
 
     `limit` is the largest blob in bytes that a node may store now, 0 if none is expected of it; without it, any.
+    `heartbeat` is the seconds between two heartbeats that nodes are asked for.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class LocalFabric:
         limit: Callable[[NodeId], int] | None = None,
         incoming: int = 64,
         outgoing: int = 256,
+        heartbeat: float = 15.0,
     ) -> None:
         self.blobs = blobs
         self._limit = limit
         self._authenticate = authenticate
-        self._incoming, self._outgoing = incoming, outgoing
+        self._incoming, self._outgoing, self._heartbeat = incoming, outgoing, heartbeat
         self._nodes: dict[NodeId, _Connection] = {}
         self._events: asyncio.Queue[tuple[FabricEvent, _Connection]] = asyncio.Queue()
 
@@ -84,7 +86,7 @@ class LocalFabric:
             reason = f"another process has connected as {node}: give each node a name of its own"
             before.end(reason, tell=LinkRefused(reason))
         connection = self._nodes[node] = _Connection(self, node, self._incoming)
-        connection.messages.put_nowait(Registered(node=node, version=__version__))
+        connection.messages.put_nowait(Registered(node=node, version=__version__, heartbeat=self._heartbeat))
         self._events.put_nowait((Arrived(node, registration), connection))
         return connection
 

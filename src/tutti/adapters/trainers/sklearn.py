@@ -40,10 +40,12 @@ class SklearnTrainer:
         report(0.0, 1, None)
         for done, (epoch, rows) in enumerate(work, start=1):
             model.partial_fit(x[rows], y[rows], **classes)
-            self._pull(model, params, task, steps=len(rows))
+            if task.correction:
+                self._correct(model, params, task, steps=len(rows))
             report(done / len(work), epoch, None)
         trained = self._params(model)
-        return Work(trained, len(examples), self.evaluate(trained, examples))
+        steps = sum(len(rows) for _, rows in work)
+        return Work(trained, len(examples), self.evaluate(trained, examples), steps)
 
     def evaluate(self, params: Params, examples: Examples) -> Metrics:
         check(self._layout, params, self.data, examples)
@@ -80,13 +82,18 @@ class SklearnTrainer:
         params["intercept"][:] = model.intercept_
         return params
 
-    def _pull(self, model: Any, anchor: Params, task: Task, steps: int) -> None:
-        """FedProx: `steps` gradient steps of mu/2 |w - w_global|^2 (https://arxiv.org/abs/1812.06127) at once."""
-        kept = max(0.0, 1 - task.lr * task.settings.get("proximal_mu", 0.0)) ** steps
-        if kept < 1:
-            coef, intercept = anchor["coef"].reshape(model.coef_.shape), anchor["intercept"]
-            model.coef_ = coef + kept * (model.coef_ - coef)
-            model.intercept_ = intercept + kept * (model.intercept_ - intercept)
+    def _correct(self, model: Any, start: Params, task: Task, steps: int) -> None:
+        """`steps` gradient steps of what the correction adds to the objective, at once, after those of the loss."""
+        correction, shrink = task.correction, max(0.0, 1 - task.lr * task.correction.pull)
+        reach = steps if shrink == 1 else (1 - shrink**steps) / (1 - shrink)  # 1 + shrink + shrink^2 + ...
+        anchor = start if correction.anchor is None else Params(self._layout, correction.anchor)
+        offset = None if correction.offset is None else Params(self._layout, correction.offset)
+        for name, values in (("coef", model.coef_), ("intercept", model.intercept_)):
+            held = anchor[name].reshape(values.shape)
+            moved = held + shrink**steps * (values - held)
+            if offset is not None:
+                moved = moved - task.lr * reach * offset[name].reshape(values.shape)
+            setattr(model, f"{name}_", moved)
 
 
 def _check_training(task: Task) -> None:

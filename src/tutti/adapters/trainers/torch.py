@@ -15,6 +15,7 @@ from tutti.adapters.trainers.checkpointing import checkpointed
 from tutti.adapters.trainers.measure import Misfit, check, measure
 from tutti.adapters.trainers.network import Network
 from tutti.adapters.trainers.optimizers import Step, adam, sgd
+from tutti.core.local import Correction
 from tutti.core.params import Params
 from tutti.domain.spec import DataSchema, Metrics
 from tutti.ports.training import Examples, Report, Task, Work
@@ -55,8 +56,8 @@ class TorchTrainer:
             network.load(params)
             network.module.train()
             with _precisely(network.device), _memory_saved(network.module, task.training.gradient_checkpointing):
-                metrics = _fit(network, self.data, examples, task, report)
-            return Work(network.dump(), len(examples), metrics)
+                metrics, steps = _fit(network, self.data, examples, task, report)
+            return Work(network.dump(), len(examples), metrics, steps)
 
     def evaluate(self, params: Params, examples: Examples) -> Metrics:
         with self._network() as network:
@@ -136,12 +137,12 @@ def _has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
-def _fit(network: Network, data: DataSchema, examples: Examples, task: Task, report: Report) -> Metrics:
-    """Run the epochs; the metrics are those of the last one."""
+def _fit(network: Network, data: DataSchema, examples: Examples, task: Task, report: Report) -> tuple[Metrics, int]:
+    """Run the epochs; the metrics are those of the last one. Also says how many steps it took."""
     training, chance = task.training, Chance(task.seed, network.device)
     work = batches(len(examples), task, pairs=_has_batch_norm(network.module))
     x, y = (_tensor(array) for array in (examples.x, examples.y))
-    anchor = network.weights.clone()
+    correct = _corrected(network, task.correction)
     move = adam(task.lr) if training.optimizer == "adam" else sgd(task.lr, training.momentum)
     tally, plain = _Tally(network.device), _is_plain(task)
     report(0.0, 1, None)
@@ -156,10 +157,27 @@ def _fit(network: Network, data: DataSchema, examples: Examples, task: Task, rep
                 network.gradient.zero_()
                 loss.backward()  # type: ignore[no-untyped-call]
         if not plain:
-            _move(network, anchor, task, move)
+            _move(network, task, correct, move)
         if done % REPORT_EVERY == 0 or done == len(work):
             report(done / len(work), epoch, tally.loss())
-    return tally.metrics(data)
+    return tally.metrics(data), len(work)
+
+
+def _corrected(network: Network, correction: Correction) -> Callable[[Tensor], None] | None:
+    """Adds a correction to a gradient in place, at the weights as they are then; None if there is nothing to add."""
+    if not correction:
+        return None
+    weights, pull = network.weights, correction.pull
+    offset = None if correction.offset is None else network.on_device(correction.offset)
+    anchor = weights.clone() if correction.anchor is None else network.on_device(correction.anchor)
+
+    def correct(gradient: Tensor) -> None:
+        if pull:
+            gradient.add_(weights - anchor, alpha=pull)
+        if offset is not None:
+            gradient.add_(offset)
+
+    return correct
 
 
 def _loss(network: Network, data: DataSchema, x: Tensor, y: Tensor, task: Task, tally: "_Tally") -> Tensor:
@@ -176,8 +194,8 @@ def _loss(network: Network, data: DataSchema, x: Tensor, y: Tensor, task: Task, 
 
 def _is_plain(task: Task) -> bool:
     """Whether a step is w - lr * gradient and nothing else."""
-    training, mu = task.training, task.settings.get("proximal_mu", 0.0)
-    extras = training.momentum or training.weight_decay or training.gradient_checkpointing or mu
+    training = task.training
+    extras = training.momentum or training.weight_decay or training.gradient_checkpointing or task.correction
     return training.optimizer == "sgd" and not extras
 
 
@@ -189,13 +207,12 @@ def _descend(network: Network, loss: Tensor, lr: float) -> None:
 
 
 @torch.no_grad()
-def _move(network: Network, anchor: Tensor, task: Task, move: Step) -> None:
+def _move(network: Network, task: Task, correct: Callable[[Tensor], None] | None, move: Step) -> None:
     gradient, weights = network.gradient, network.weights
     if decay := task.training.weight_decay:
         gradient.add_(weights, alpha=decay)
-    if mu := task.settings.get("proximal_mu", 0.0):
-        # FedProx: the gradient of mu/2 |w - w_global|^2 (Li et al. 2020, https://arxiv.org/abs/1812.06127)
-        gradient.add_(weights - anchor, alpha=mu)
+    if correct is not None:
+        correct(gradient)
     move(weights, gradient)
 
 

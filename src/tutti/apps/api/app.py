@@ -14,16 +14,21 @@ from starlette.responses import Response
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.adapters.partitioners import partitioners
-from tutti.apps.api import documented, jobs, live, nodes, status, transfer
-from tutti.apps.api.auth import ApiSettings, Failures, Guard
+from tutti.apps.api import accounts as account_routes
+from tutti.apps.api import dashboard, documented, jobs, live, nodes, status, transfer
+from tutti.apps.api.auth import Failures, Guard
+from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
+from tutti.apps.api.repeats import Repeats
 from tutti.apps.api.schema import Api
+from tutti.apps.api.settings import ApiSettings
 from tutti.core.errors import TuttiError
 from tutti.core.reduce import reducers
 from tutti.core.registry import Registry
 from tutti.core.schedules import schedules
 from tutti.core.strategy import strategies
 from tutti.ports.training import datasets, models
+from tutti.services.accounts import Accounts
 from tutti.services.coordinator import Coordinator
 from tutti.version import __version__
 
@@ -42,8 +47,10 @@ DESCRIPTION = """
 Train one model together, with nobody's data leaving home.
 
 Lists answer `{"items": […], "next": …}`; pass `next` as `after` for what follows. Errors are
-[problem details](https://www.rfc-editor.org/rfc/rfc9457). Live events come over the WebSocket `/ws`:
-every message is an event as in `/api/v1/events`, and `?after=<offset>` resumes where a client left off.
+[problem details](https://www.rfc-editor.org/rfc/rfc9457). Answers to GET have an `ETag`; `If-None-Match` asks only for
+what changed. A POST with an `Idempotency-Key` is done once, however often it is sent. Live events come over the
+WebSocket `/ws`: every message is an event as in `/api/v1/events`, and `?after=<offset>` resumes where a client left
+off.
 """
 
 TAGS = [
@@ -52,6 +59,7 @@ TAGS = [
     {"name": "models", "description": "Models with their lineage, and their files."},
     {"name": "nodes", "description": "Who takes part, and how others join."},
     {"name": "coordinator", "description": "Health, status, events, metrics, and what there is to choose from."},
+    {"name": account_routes.TAG, "description": "Who may do what, and who did."},
     {"name": documented.TRAINING, "description": "Aliases for the calls of a training dashboard."},
     {"name": documented.FLEET, "description": "Aliases for the calls of a device-fleet client."},
 ]
@@ -61,10 +69,11 @@ def create_app(
     coordinator: Coordinator,
     fabric: HubFabric,
     blobs: DirectoryBlobs,
+    accounts: Accounts,
     settings: ApiSettings,
     registries: Mapping[str, Registry[Any]] = REGISTRIES,
 ) -> FastAPI:
-    """The caller starts and stops the coordinator."""
+    """The caller starts and stops the coordinator, and loads and closes the accounts."""
     app = FastAPIOffline(  # its assets come from here: hospitals have machines without internet
         title="Tutti",
         version=__version__,
@@ -73,31 +82,36 @@ def create_app(
         redoc_url=None,
     )
     failures = Failures()
-    app.add_middleware(Guard, settings=settings, failures=failures)
+    app.state.identify = identify = Identify(settings, accounts)
+    app.add_middleware(Repeats)
+    app.add_middleware(Guard, identify=identify, accounts=accounts, failures=failures, host=settings.host)
     _handle_errors(app)
-    _add_routes(app, coordinator, settings, registries, failures)
+    api = Api(app, transfer.OPENAPI_PATHS)
+    _add_routes(api, coordinator, settings, identify, registries, failures)
+    account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures))
+    live.add_routes(app, live.LiveRoutes(coordinator))
+    app.router.routes += dashboard.routes()
     # Every round waits for these, and routes are tried in order: they come first.
     app.router.routes[:0] = transfer.routes(fabric, coordinator, blobs, lambda request: request.state.operator)
     return app
 
 
 def _add_routes(
-    app: FastAPI,
+    api: Api,
     coordinator: Coordinator,
     settings: ApiSettings,
+    identify: Identify,
     registries: Mapping[str, Registry[Any]],
     failures: Failures,
 ) -> None:
-    api = Api(app, transfer.OPENAPI_PATHS)
     its_jobs = jobs.JobRoutes(coordinator)
     its_nodes = nodes.NodeRoutes(coordinator, failures, settings.url)
-    its_status = status.StatusRoutes(coordinator, settings, registries)
+    its_status = status.StatusRoutes(coordinator, settings, identify, registries)
     aliases = documented.DocumentedRoutes(coordinator, its_jobs, its_nodes, registries)
     jobs.add_routes(api, its_jobs)
     nodes.add_routes(api, its_nodes)
     status.add_routes(api, its_status)
     documented.add_routes(api, aliases, its_jobs, its_nodes, its_status)
-    live.add_routes(app, live.LiveRoutes(coordinator))
 
 
 def _handle_errors(app: FastAPI) -> None:

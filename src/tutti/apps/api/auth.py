@@ -1,18 +1,16 @@
-"""Who may call: a guard before every route. Unless a path is listed as open, only the operator comes through.
+"""Who may call: a guard before every route. Unless a path is listed as open, callers must have the role it takes.
 
-Bound to loopback, the operator is whoever sits at the machine and needs no token; then the guard checks
-instead that no web page speaks for them: the Host must name this machine (else DNS could be rebound to it).
-Everywhere, a request that a browser sends for another site (its Origin is not the Host) is refused.
+Bound to loopback and without accounts, the operator is whoever sits at the machine and needs no token; then the
+guard checks instead that no web page speaks for them: the Host must name this machine (else DNS could be rebound
+to it). Everywhere, a request that a browser sends for another site (its Origin is not the Host) is refused.
 """
 
-import ipaddress
+import logging
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from hmac import compare_digest
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -20,21 +18,44 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tutti.apps.api.identify import Identify, bearer
 from tutti.apps.api.problems import problem
-from tutti.core.errors import UserError
-from tutti.services.coordinator import fingerprint
+from tutti.apps.api.settings import is_loopback
+from tutti.core.errors import Forbidden, StorageError
+from tutti.domain.accounts import Identity, Role, allows, check_may
+from tutti.services.accounts import Accounts
+
+log = logging.getLogger(__name__)
+
+PAGES = re.compile(r"/|/join|/dashboard(/.*)?")
+"""Paths of the dashboard: it is the same page everywhere, and looks at the address itself."""
+
+READING = frozenset({"GET", "HEAD", "OPTIONS", "WS"})
 
 OPEN = re.compile(
+    r"(GET|HEAD) (/|/join|/dashboard(/.*)?|/assets/[\w.-]+|/favicon\.svg)|"
+    r"GET /auth/session|POST /auth/(signup|signin|refresh|revoke)|"
     r"GET /health|GET /docs|GET /static-offline-docs/[\w.-]+|GET /openapi\.json|"
     r"POST /api/v1/(nodes(/register)?|invites/check)|"  # prove themselves by a join token
     r"WS /ws/node|(GET|HEAD|PUT) /api/v1/blobs/[^/]*"  # prove themselves by a node's secret
 )
+
+ADMINS = re.compile(r"\w+ /api/v1/(accounts|audit)")
+OWN = re.compile(r"POST /auth/password|(POST|DELETE) /api/v1/tokens(/.*)?")
+"""What people do to their own account, in any role."""
+
+OWN_AUDIT = re.compile(r"/auth/(signin|refresh|revoke)|/api/v1/(invites/check|jobs/check$|blobs)")
+"""Paths whose handlers write to the audit log themselves, or that change nothing people care about."""
 
 TOO_MANY = "too many failed attempts, wait a moment"
 
 DOCS_POLICY = (
     "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; img-src 'self' data:; "
     "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'"
+)
+PAGE_POLICY = (
+    "default-src 'none'; base-uri 'none'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; "
+    "img-src 'self' data:; script-src 'self'; style-src 'self'"
 )
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -44,42 +65,6 @@ HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiSettings:
-    """Where the API listens and who may use it.
-
-    Attributes:
-        token: Fingerprint of the operator's token; None if there is none.
-        authenticate: Whether the operator must show it; None: unless bound to loopback.
-        url: The address by which nodes reach the coordinator; empty if only a request's own is known.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str | None = None
-    authenticate: bool | None = None
-    url: str = ""
-
-    def __post_init__(self) -> None:
-        if self.needs_token and self.token is None:
-            raise UserError(f"an operator token is required to listen on {self.host}: give one, or bind to 127.0.0.1")
-
-    @property
-    def needs_token(self) -> bool:
-        return not is_loopback(self.host) if self.authenticate is None else self.authenticate
-
-
-@lru_cache(maxsize=256)
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _netloc(origin: str) -> str:
@@ -132,67 +117,121 @@ class Failures:
 
 
 class Guard:
-    """ASGI middleware: refuses what may not come in, and puts the security headers on what goes out.
+    """ASGI middleware: refuses what may not come in, puts the security headers on what goes out, and sees to it
+    that what people do is in the audit log.
 
-    Leaves `operator` (bool) in the connection's state for the routes that are open.
+    Leaves `identity` (Identity | None), `operator` (bool) and `still` (whether the caller may still listen) in the
+    connection's state.
     """
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings, failures: Failures) -> None:
-        self._app, self._settings, self._failures = app, settings, failures
+    def __init__(self, app: ASGIApp, identify: Identify, accounts: Accounts, failures: Failures, host: str) -> None:
+        self._app, self._identify, self._accounts, self._failures = app, identify, accounts, failures
+        self._host = host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
+        connection = HTTPConnection(scope)
+        refusal = self._refusal(connection)
         app = self._app if refusal is None else refusal
         if scope["type"] == "http" or refusal is not None:  # the frames of a WebSocket have no headers
-            send = _with_headers(send, DOCS_POLICY if scope["path"] == "/docs" else None)
-        await app(scope, receive, send)
+            send = _with_headers(send, _policy(scope["path"]))
+        await app(scope, receive, self._audited(connection, send))
 
-    def _refusal(self, scope: Scope) -> Response | None:
-        connection = HTTPConnection(scope)
+    def _refusal(self, connection: HTTPConnection) -> Response | None:
+        scope = connection.scope
+        state = scope.setdefault("state", {})
+        state.update(identity=None, operator=False)
         if reason := self._foreign(connection):
             return problem(403, reason)
-        scope.setdefault("state", {})["operator"] = operator = self._is_operator(connection)
         method = "WS" if scope["type"] == "websocket" else scope["method"]
-        if operator or OPEN.fullmatch(f"{method} {scope['path']}"):
+        identity = self._identify(connection)
+        cookie = identity is not None and self._identify.by_cookie(connection)
+        if cookie and method not in READING and not from_our_page(connection):
+            return problem(403, "a browser must say which page sent this request (Origin), and it did not")
+        state["identity"] = identity
+        state["operator"] = identity is not None and allows(identity.role, "operator")
+        state["still"] = lambda: _may_listen(self._identify(connection))
+        call = f"{method} {scope['path']}"
+        if OPEN.fullmatch(call):
             return None
-        return self._unproven(connection)
+        if identity is None:
+            return self._unproven(connection)
+        try:
+            check_may(identity, needed_role(call))
+        except Forbidden as error:
+            return problem(403, str(error))
+        return None
 
     def _foreign(self, connection: HTTPConnection) -> str | None:
-        """Why the request cannot have been meant for this coordinator by its operator."""
+        """Why the request cannot have been meant for this coordinator by whoever uses the browser."""
         host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
         if origin is not None and _netloc(origin) != host.lower():
             return f"a page of {origin[:200]} may not call {host[:200]}"
-        if self._settings.needs_token:
+        if self._identify.needed:
             return None
         if not is_loopback(_hostname(host)):
-            return f"this coordinator listens on {self._settings.host} only; it is not called {host[:200]!r}"
+            return f"this coordinator listens on {self._host} only; it is not called {host[:200]!r}"
         if "forwarded" in connection.headers or "x-forwarded-for" in connection.headers:
             return "the request came through a proxy, and this coordinator asks for no token: switch tokens on"
         return None
-
-    def _is_operator(self, connection: HTTPConnection) -> bool:
-        if not self._settings.needs_token:
-            return True
-        token = bearer(connection)
-        return bool(token) and compare_digest(fingerprint(token), self._settings.token or "")
 
     def _unproven(self, connection: HTTPConnection) -> Response:
         client = client_of(connection)
         if not self._failures.allows(client):
             return problem(429, TOO_MANY, headers={"retry-after": "5"})
-        if not bearer(connection):
-            return problem(401, "the operator's token is missing", headers={"www-authenticate": "Bearer"})
-        self._failures.count(client)
-        return problem(401, "this is not the operator's token", headers={"www-authenticate": "Bearer"})
+        shown = bearer(connection) or self._identify.cookie_of(connection)
+        if shown:
+            self._failures.count(client)
+        if self._accounts.exist:
+            detail = (
+                "this token or session is not good, or not any more: sign in" if shown else "sign in, or send a token"
+            )
+        else:
+            detail = "this is not the operator's token" if shown else "the operator's token is missing"
+        return problem(401, detail, headers={"www-authenticate": "Bearer"})
+
+    def _audited(self, connection: HTTPConnection, send: Send) -> Send:
+        """Hold back the answer to what somebody did until it is in the audit log."""
+        scope, identity = connection.scope, connection.scope["state"]["identity"]
+        if scope["type"] != "http" or scope["method"] in READING or identity is None or OWN_AUDIT.match(scope["path"]):
+            return send
+
+        async def audited(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                made = MutableHeaders(raw=message.get("headers", [])).get("location", scope["path"])
+                action = f"{scope['method']} {scope['path']}"
+                origin, where = client_of(connection), identity.organisation or self._accounts.host
+                try:
+                    await self._accounts.note(
+                        identity.name, action, made, message["status"], origin, organisation=where
+                    )
+                except StorageError as error:
+                    log.critical("not in the audit log: %s by %s: %s", action, identity.name, error)
+            await send(message)
+
+        return audited
 
 
-def bearer(connection: HTTPConnection) -> str:
-    """The token of an `Authorization: Bearer` header; empty if there is none."""
-    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+def needed_role(call: str) -> Role:
+    """The role that a call (`GET /api/v1/jobs`) takes."""
+    if ADMINS.match(call):
+        return "admin"
+    return "viewer" if OWN.fullmatch(call) or call.partition(" ")[0] in READING else "operator"
+
+
+def _may_listen(identity: Identity | None) -> bool:
+    return identity is not None and allows(identity.role, "viewer")
+
+
+def from_our_page(connection: HTTPConnection) -> bool:
+    """Whether the browser says that a page of ours sent this; a wrong Origin has been refused already."""
+    return "origin" in connection.headers or connection.headers.get("sec-fetch-site") == "same-origin"
+
+
+def _policy(path: str) -> str | None:
+    return DOCS_POLICY if path == "/docs" else PAGE_POLICY if PAGES.fullmatch(path) else None
 
 
 def client_of(connection: HTTPConnection) -> str:

@@ -11,12 +11,16 @@ from starlette.responses import Response
 from tutti.apps.api.download import model_response
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.core.errors import NotFound
+from tutti.domain.accounts import Identity
+from tutti.domain.forecast import Forecast, Usage, usage
 from tutti.domain.jobs import Job
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.coordinator import Coordinator
+from tutti.services.forecast import Forecaster
 from tutti.services.history import attempts_of
 from tutti.services.manifest import Manifest
 from tutti.services.views import (
+    CheckView,
     ContributionView,
     EvaluationView,
     JobView,
@@ -25,6 +29,7 @@ from tutti.services.views import (
     Page,
     RoundView,
     WhyView,
+    check_view,
     contribution_views,
     job_evaluation,
     job_view,
@@ -69,6 +74,7 @@ def page_by_name(items: Sequence[T], limit: int, after: str, name: Callable[[T],
 class JobRoutes:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._forecaster = Forecaster(coordinator)
 
     def view(self, job: Job) -> JobView:
         return self.views([job])[0]
@@ -99,8 +105,21 @@ class JobRoutes:
         job = await self.submit(request, spec, key=key, paused=paused)
         return Answer(job, 201, {"location": f"/api/v1/jobs/{job.id}"})
 
+    async def check_job(self, spec: NewJob) -> Answer[CheckView]:
+        """Whether a job could be run as written, without asking for it; a problem says what is wrong with it."""
+        data = self._coordinator.check(spec)
+        return Answer(check_view(spec, data, self._coordinator.node_statuses()))
+
     async def submit(self, request: Request, spec: JobSpec, *, key: str = "", paused: bool = False) -> JobView:
         return self.view(await self._coordinator.submit(spec, by=caller(request), paused=paused, key=key))
+
+    async def forecast_job(self, spec: NewJob) -> Answer[Forecast]:
+        """What the job would take if it were submitted now: time, bytes, memory, energy. Nothing is started."""
+        return Answer(await self._forecaster.forecast(spec))
+
+    async def show_usage(self, job: str) -> Answer[Usage]:
+        """What the job took so far, in the terms of its forecast."""
+        return Answer(usage(self._coordinator.job(job)))
 
     async def show_job(self, job: str) -> Answer[JobView]:
         return Answer(self.view(self._coordinator.job(job)))
@@ -192,15 +211,20 @@ class JobRoutes:
 
 def caller(request: Request) -> str:
     """Who asked, for the log."""
-    return f"the operator at {request.client.host}" if request.client else "the operator"
+    identity: Identity | None = request.state.identity
+    who = identity.name if identity else "somebody"
+    return f"{who} at {request.client.host}" if request.client else who
 
 
 def add_routes(api: Api, jobs: JobRoutes) -> None:
     root = "/api/v1/jobs"
     api.add("GET", root, jobs.list_jobs, "jobs")
     api.add("POST", root, jobs.create_job, "jobs", 201)
+    api.add("POST", root + "/check", jobs.check_job, "jobs")
+    api.add("POST", root + "/forecast", jobs.forecast_job, "jobs")
     api.add("GET", root + "/{job}", jobs.show_job, "jobs")
     api.add("GET", root + "/{job}/manifest", jobs.show_manifest, "jobs")
+    api.add("GET", root + "/{job}/usage", jobs.show_usage, "jobs")
     api.add("POST", root + "/{job}/pause", jobs.pause_job, "jobs")
     api.add("POST", root + "/{job}/resume", jobs.resume_job, "jobs")
     api.add("POST", root + "/{job}/stop", jobs.stop_job, "jobs")

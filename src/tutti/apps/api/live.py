@@ -18,7 +18,7 @@ from tutti.services.coordinator import Coordinator
 from tutti.services.views import event_view
 
 SEND_SECONDS = 15.0
-GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013  # https://www.rfc-editor.org/rfc/rfc6455#section-7.4
+GOING_AWAY, POLICY, TRY_AGAIN_LATER = 1001, 1008, 1013  # https://www.rfc-editor.org/rfc/rfc6455#section-7.4
 
 
 class LiveRoutes:
@@ -44,6 +44,9 @@ class LiveRoutes:
         sent = after
         try:
             async for recorded in self._events(after, stream):
+                if not websocket.state.still():
+                    await self._close(websocket, POLICY, f"the session has ended; come back with after={sent}")
+                    return
                 text = msgspec.json.encode(event_view(recorded)).decode()
                 async with asyncio.timeout(self._send_seconds):
                     await websocket.send_text(text)

@@ -8,9 +8,10 @@ from fastapi import Depends, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tutti.apps.api.auth import TOO_MANY, Failures, client_of, is_loopback
+from tutti.apps.api.auth import TOO_MANY, Failures, client_of
 from tutti.apps.api.jobs import Text, caller
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
+from tutti.apps.api.settings import is_loopback
 from tutti.core.errors import Forbidden, NotFound
 from tutti.domain.spec import Name
 from tutti.services.coordinator import Coordinator
@@ -71,6 +72,16 @@ class NodeRoutes:
         await self._coordinator.remove_node(node)
         return Response(status_code=204)
 
+    async def drain_node(self, request: Request, node: str) -> Answer[NodeView]:
+        """Let a node finish what it does, and give it no more work."""
+        await self._coordinator.drain_node(node, by=caller(request))
+        return await self.show_node(node)
+
+    async def undrain_node(self, request: Request, node: str) -> Answer[NodeView]:
+        """Give a drained node work again."""
+        await self._coordinator.drain_node(node, on=False, by=caller(request))
+        return await self.show_node(node)
+
     async def join(self, request: Request, wish: Annotated[JoinRequest, Depends(Body(JoinRequest))]) -> Answer[Joined]:
         """Register a node by a join token. The operator needs none."""
         token = wish.token
@@ -129,5 +140,7 @@ def add_routes(api: Api, nodes: NodeRoutes) -> None:
     api.add("POST", root, nodes.join, "nodes", 201)
     api.add("GET", root + "/{node}", nodes.show_node, "nodes")
     api.add("DELETE", root + "/{node}", nodes.remove_node, "nodes", 204)
+    api.add("POST", root + "/{node}/drain", nodes.drain_node, "nodes")
+    api.add("POST", root + "/{node}/undrain", nodes.undrain_node, "nodes")
     api.add("POST", "/api/v1/invites", nodes.create_invite, "nodes", 201)
     api.add("POST", "/api/v1/invites/check", nodes.check_invite, "nodes", 204)

@@ -7,18 +7,14 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from tutti.core.errors import Conflict, CorruptBlob, Forbidden, NotFound, StorageError, TuttiError, UserError
+from tutti.core.errors import Conflict, CorruptBlob, Forbidden, NotFound, StorageError, TuttiError, Unproven, UserError
 from tutti.ports.blobs import TooLarge
 
 MEDIA_TYPE = "application/problem+json"
 
 
-class NoCredentials(Forbidden):
-    """The request does not say who sends it."""
-
-
 _STATUS: dict[type[Exception], int] = {
-    NoCredentials: 401,
+    Unproven: 401,
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,

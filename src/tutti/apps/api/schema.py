@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
+from blake3 import blake3
 from fastapi import FastAPI, Query
 from fastapi.openapi.utils import get_openapi
 from fastapi.params import Depends
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from tutti.services.views import View
 
@@ -45,6 +48,16 @@ class Answer(Response, Generic[T]):
 
     def render(self, content: Any) -> bytes:
         return _encode(content)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A GET is answered with an ETag, or with 304 to who has that already."""
+        if scope["type"] == "http" and scope["method"] == "GET" and self.status_code == 200:
+            etag = f'"{blake3(self.body).hexdigest()[:32]}"'
+            self.headers["etag"] = etag
+            if etag in Headers(scope=scope).get("if-none-match", ""):
+                await Response(status_code=304, headers={"etag": etag})(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
 
 
 class Body(Generic[T]):

@@ -9,10 +9,11 @@ from fastapi import Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tutti.apps.api.auth import ApiSettings
+from tutti.apps.api.identify import Identify
 from tutti.apps.api.jobs import Text
 from tutti.apps.api.prometheus import Exposition
 from tutti.apps.api.schema import Answer, Api, Limit
+from tutti.apps.api.settings import ApiSettings
 from tutti.core.errors import NotFound
 from tutti.core.registry import Registry, describe
 from tutti.domain.spec import CohortRules, Evaluation, Training
@@ -51,9 +52,14 @@ class Configuration(View, frozen=True, kw_only=True):
 
 class StatusRoutes:
     def __init__(
-        self, coordinator: Coordinator, settings: ApiSettings, registries: Mapping[str, Registry[Any]]
+        self,
+        coordinator: Coordinator,
+        settings: ApiSettings,
+        identify: Identify,
+        registries: Mapping[str, Registry[Any]],
     ) -> None:
         self._coordinator, self._settings, self._registries = coordinator, settings, registries
+        self._identify = identify
         self._described: dict[str, Names] = {}
         self._exposition = Exposition(coordinator)
 
@@ -78,7 +84,7 @@ class StatusRoutes:
             Configuration(
                 host=self._settings.host,
                 port=self._settings.port,
-                authentication=self._settings.needs_token,
+                authentication=self._identify.needed,
                 training=Training(),
                 cohort=CohortRules(),
                 evaluation=Evaluation(),

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.apps.api.blob_response import BlobResponse, Traffic, lasting
-from tutti.apps.api.problems import MEDIA_TYPE, NoCredentials, problem, problem_of
-from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError, UserError
+from tutti.apps.api.problems import MEDIA_TYPE, problem, problem_of
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError, Unproven, UserError
 from tutti.domain.events import Digest, NodeId
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class _Blobs:
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
         node, colon, secret = credentials.partition(":")
         if scheme.lower() != "bearer" or not colon:
-            raise NoCredentials("expected the header `Authorization: Bearer <node>:<secret>`")
+            raise Unproven("expected the header `Authorization: Bearer <node>:<secret>`")
         self._coordinator.authenticate(node, secret)
         return node
 

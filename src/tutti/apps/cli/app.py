@@ -11,6 +11,7 @@ from tutti.apps.cli import (
     demo,
     doctor,
     evaluate,
+    forecast,
     listings,
     models,
     partition,
@@ -19,6 +20,7 @@ from tutti.apps.cli import (
     run_job,
     serving,
     sim,
+    world,
 )
 from tutti.apps.cli.exits import Exit, exit_for
 from tutti.core.errors import TuttiError
@@ -54,7 +56,9 @@ for command in (
     serving.join,
     serving.invite,
     run_job.run,
+    forecast.forecast,
     sim.sim,
+    world.world,
     listings.jobs,
     listings.nodes,
     listings.rounds,

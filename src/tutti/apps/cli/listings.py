@@ -152,7 +152,7 @@ _steering("stop", "is stopped; its latest model stays", "End a job for good; its
 
 @click.group()
 def nodes() -> None:
-    """List nodes, look at one, send one away.
+    """List nodes, look at one, let one rest, send one away.
 
     \b
     Examples:
@@ -201,6 +201,8 @@ def nodes_show(client: "Client", node: str, as_json: bool) -> None:
 
 
 def _presence(node: "NodeView") -> str:
+    if node.drained:
+        return "drained"
     if not node.connected:
         return "away"
     return "closed" if node.terms and not node.terms.open else "connected"
@@ -219,6 +221,34 @@ def _node_facts(node: "NodeView") -> dict[str, object]:
         "joined": text.moment(node.joined_at),
         "last seen": text.moment(node.last_seen),
     }
+
+
+@nodes.command("drain")
+@click.argument("node")
+@with_client
+def nodes_drain(client: "Client", node: str) -> None:
+    """Let a node finish what it does, and give it no more work.
+
+    \b
+    Examples:
+      tutti nodes drain clinic-b
+    """
+    client.drain_node(node)
+    click.echo(f"{node} is given no more work; `tutti nodes undrain {node}` takes that back")
+
+
+@nodes.command("undrain")
+@click.argument("node")
+@with_client
+def nodes_undrain(client: "Client", node: str) -> None:
+    """Give a drained node work again.
+
+    \b
+    Examples:
+      tutti nodes undrain clinic-b
+    """
+    client.undrain_node(node)
+    click.echo(f"{node} is given work again")
 
 
 @nodes.command("rm")

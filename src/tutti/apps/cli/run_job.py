@@ -13,6 +13,7 @@ import click
 
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
+from tutti.apps.cli.forecast import beside
 from tutti.apps.cli.options import DEFAULT_URL, ExistingFile, File, as_json, open_client, print_json, reaching
 from tutti.apps.cli.replay import keep
 from tutti.core.errors import NotFound, StorageError, UserError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from tutti.apps.cli.federation import Federation
     from tutti.apps.client import Client
+    from tutti.domain.forecast import Forecast
     from tutti.domain.spec import JobSpec
     from tutti.services.views import JobView
 
@@ -137,7 +139,7 @@ def run(
     with _client_for(options) as client:
         if client is not None:
             _refuse_local_options(source)
-            _run_on(client, _checked(raw), ending)
+            _run_on(client, checked(raw), ending)
         else:
             _run_locally(raw, source, options, ending)
 
@@ -189,7 +191,8 @@ def toml_value(written: str) -> Any:
         return written
 
 
-def _checked(raw: Mapping[str, Any]) -> "JobSpec":
+def checked(raw: Mapping[str, Any]) -> "JobSpec":
+    """The job, as far as it can be checked without a coordinator; raises UsageError or UserError for what is wrong."""
     from tutti.domain.spec import JobSpec, check_composition, load_spec
 
     for needed in ("dataset", "model"):
@@ -254,11 +257,12 @@ def _refuse_local_options(source: str | None) -> None:
 
 
 def _run_on(client: "Client", spec: "JobSpec", ending: Ending) -> None:
+    expected = client.forecast(spec)
     job = client.submit(spec)
     if ending.detach:
         print_json(job) if ending.as_json else click.echo(job.id)
         return
-    _print_result(client, _follow(client, job, ending.as_json), ending)
+    _print_result(client, _follow(client, job, ending.as_json), ending, expected)
 
 
 def _follow(client: "Client", job: "JobView", as_json: bool) -> "JobView":
@@ -276,13 +280,14 @@ def _follow(client: "Client", job: "JobView", as_json: bool) -> "JobView":
         raise
 
 
-def _print_result(client: "Client", job: "JobView", ending: Ending) -> None:
+def _print_result(client: "Client", job: "JobView", ending: Ending, expected: "Forecast") -> None:
     if ending.out is not None and job.status == "completed":
         _save(client, job, ending.out)
     kept = keep(client.manifest(job.id)) if job.rounds_done else ""
     if ending.as_json:
         print_json(job)
     elif job.status == "completed":
+        click.echo(beside(expected, client.usage(job.id)))
         click.echo(f"{_summary(client, job, ending.out)}\n{kept}")
     if job.status != "completed":
         raise JobNotDone(f"job {job.id} {job.status}: {job.reason}")
@@ -337,7 +342,7 @@ def _run_locally(raw: dict[str, Any], source: str | None, options: Mapping[str, 
     cohort = raw.setdefault("cohort", {})
     count = max(cohort.setdefault("min_nodes", LOCAL_NODES), cohort.get("size") or 1)
     cohort.setdefault("wait", LOCAL_WAIT)
-    spec = _checked(raw)
+    spec = checked(raw)
     _check_source(spec.dataset, source)
     _check_names(spec)
     with tempfile.TemporaryDirectory(prefix="tutti-") as folder, Federation(Path(folder)) as federation:

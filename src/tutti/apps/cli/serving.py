@@ -30,15 +30,16 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
 @click.option("--data-dir", type=Folder, default="tutti-data", show_default=True, help="Event log and models.")
 @click.option("--tls-cert", type=ExistingFile, help="Certificate chain (PEM).")
 @click.option("--tls-key", type=ExistingFile, help="Its private key (PEM), if it is in another file.")
+@click.option("--auth", is_flag=True, help="Ask for a token or an account on this machine too.")
 @allow_module
 @as_json
 @until_eof
 def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
     """Start a coordinator.
 
-    It listens on this machine only, unless --host says otherwise; then an operator's token is needed, which is
-    made at the first start and kept in the data directory. Ends at ctrl-C or SIGTERM; started again with the
-    same data directory, it goes on where it stopped.
+    It listens on this machine only, unless --host says otherwise; then, and once there are accounts, an operator's
+    token or an account is needed. The token is made at the first start and kept in the data directory. Ends at
+    ctrl-C or SIGTERM; started again with the same data directory, it goes on where it stopped.
 
     \b
     Examples:
@@ -85,7 +86,7 @@ def _announce(ready: "Ready", as_json: bool) -> None:
         facts = {"url": ready.url, "join_link": ready.join_link, "token_file": token_file and str(token_file)}
         click.echo(json.dumps(facts))
         return
-    click.echo(f"coordinator  {ready.url}  (API: {ready.url}/docs)")
+    click.echo(f"coordinator  {ready.url}  (dashboard; API: {ready.url}/docs)")
     click.echo(f"join link    {ready.join_link}")
     click.echo("             for one node, within a day; `tutti invite` makes more")
     if token_file is not None:
@@ -140,7 +141,7 @@ def join(
     _log_to_stderr()
     if until_eof:
         _end_at_eof()
-    asyncio.run(_until_signalled(run_node(settings)))
+    asyncio.run(until_signalled(run_node(settings)))
 
 
 def _state_dir(name: str, url: str) -> Path:
@@ -185,7 +186,7 @@ def _seconds(text: str) -> float:
 # -- processes that run until they are told to stop ----------------------------------------------------
 
 
-async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
+async def until_signalled(work: Coroutine[Any, Any, None]) -> None:
     """Run it; SIGINT and SIGTERM end it cleanly."""
     import asyncio
     import contextlib

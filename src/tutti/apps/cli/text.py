@@ -57,3 +57,10 @@ def share(value: float | None) -> str:
 
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def energy(joules: float) -> str:
+    """Joules as a person would say them: 4321 -> '4.3 kJ', 7.2e6 -> '2.0 kWh'."""
+    if joules < 1000:
+        return f"{joules:.0f} J"
+    return f"{joules / 1000:.1f} kJ" if joules < 1e6 else f"{joules / 3.6e6:.1f} kWh"

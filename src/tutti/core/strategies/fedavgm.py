@@ -30,5 +30,5 @@ def fedavgm(
         init=lambda params: start(params, v=0.0),
         configure=lambda state: {},
         reducer=weighted_mean(),
-        finish=lambda state, delta: optimise(state, delta, rule),
+        finish=lambda state, update: optimise(state, update, rule),
     )

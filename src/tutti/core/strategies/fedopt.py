@@ -56,5 +56,5 @@ def _fedopt(server_lr: float, beta1: float, tau: float, second_moment: SecondMom
         init=lambda params: start(params, m=0.0, v=tau * tau),
         configure=lambda state: {},
         reducer=weighted_mean(),
-        finish=lambda state, delta: optimise(state, delta, rule),
+        finish=lambda state, update: optimise(state, update, rule),
     )

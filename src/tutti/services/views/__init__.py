@@ -12,7 +12,7 @@ from tutti.services.views.evaluation import (
     fairness_of,
     job_evaluation,
 )
-from tutti.services.views.jobs import JobView, job_view, latest_score, status_of_job
+from tutti.services.views.jobs import CheckView, JobView, check_view, job_view, latest_score, status_of_job
 from tutti.services.views.models import (
     ContributionView,
     Ingredient,
@@ -40,6 +40,7 @@ from tutti.services.views.rounds import AttemptView, PartView, RefusalView, Roun
 
 __all__ = [
     "AttemptView",
+    "CheckView",
     "ColumnView",
     "ContributionView",
     "Durations",
@@ -63,6 +64,7 @@ __all__ = [
     "StatusView",
     "View",
     "WhyView",
+    "check_view",
     "confusion_of",
     "contribution_views",
     "described",

@@ -49,7 +49,7 @@ class JobView(View, frozen=True, kw_only=True):
 def job_view(job: Job, nodes: "Iterable[NodeStatus]" = (), trouble: str = "") -> JobView:
     """`trouble` is what keeps the coordinator from going on with the job, if anything does."""
     spec, latest = job.spec, latest_score(job)
-    ready = sum(_may_work(node, job) for node in nodes)
+    ready = sum(may_work(node, spec, job.data) for node in nodes)
     return JobView(
         id=job.id,
         name=spec.name,
@@ -75,6 +75,19 @@ def job_view(job: Job, nodes: "Iterable[NodeStatus]" = (), trouble: str = "") ->
         spec=spec,
         data=job.data,
     )
+
+
+class CheckView(View, frozen=True, kw_only=True):
+    """A job that could be run as written. `nodes_ready` counts the connected nodes that may work on it."""
+
+    data: DataSchema
+    nodes_ready: int
+    nodes_needed: int
+
+
+def check_view(spec: JobSpec, data: DataSchema, nodes: "Iterable[NodeStatus]") -> CheckView:
+    ready = sum(may_work(node, spec, data) for node in nodes)
+    return CheckView(data=data, nodes_ready=ready, nodes_needed=spec.cohort.min_nodes)
 
 
 def latest_score(job: Job) -> Metrics:
@@ -104,9 +117,10 @@ def _reason(job: Job, ready: int, trouble: str) -> str:
     return trouble
 
 
-def _may_work(status: "NodeStatus", job: Job) -> bool:
-    if not status.connected or status.registration is None:
+def may_work(status: "NodeStatus", spec: JobSpec, data: DataSchema) -> bool:
+    """Whether a node could be asked to work on such a job, once it has nothing else to do."""
+    if not status.connected or status.drained or status.registration is None:
         return False
-    rules, registration = job.spec.cohort, status.registration
+    rules, registration = spec.cohort, status.registration
     expected = rules.size or rules.min_nodes
-    return why_not(job.spec, job.data, registration.data, registration.terms, expected) is None
+    return why_not(spec, data, registration.data, registration.terms, expected) is None

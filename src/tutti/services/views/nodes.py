@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 
 class NodeView(View, frozen=True, kw_only=True):
-    """A node. `task` is `job/round` while it works, `done` its share; `cpu` and `memory_used` are the machine's."""
+    """A node. `task` is `job/round` while it works, `done` its share; `cpu` and `memory_used` are the machine's.
+
+    A `drained` node is given no more work.
+    """
 
     name: NodeId
     connected: bool
+    drained: bool
     joined_at: float
     last_seen: float | None
     task: str
@@ -37,6 +41,7 @@ def node_view(status: "NodeStatus") -> NodeView:
     return NodeView(
         name=status.node,
         connected=status.connected,
+        drained=status.drained,
         joined_at=status.joined_at,
         last_seen=status.last_seen,
         task=status.task,

@@ -102,7 +102,8 @@ class Vectorised:
         seconds = (perf_counter() - began) / len(plans)
         metrics = tally.metrics(self._classes)
         for plan, changed, found in zip(plans, weights.cpu().numpy(), metrics, strict=True):
-            yield Trained(plan.assignment.node, Params(params.layout, changed), plan.rows, found, seconds)
+            change = Params(params.layout, changed)
+            yield Trained(plan.assignment.node, change, plan.rows, found, seconds, len(plan.sizes))
 
     def _run(self, params: Params, plans: list["_Plan"]) -> tuple[Tensor, "_Tally"]:
         """How the weights of each node changed (k, n), and what it tells of its last epoch."""
@@ -111,8 +112,8 @@ class Vectorised:
             anchor = torch.from_numpy(params.buffer.copy()).to(self._device)
             weights = anchor.expand(len(plans), -1).clone()
             move = _Move(task.training.optimizer, task.training.momentum, task.lr)
-            decay, mu = task.training.weight_decay, task.settings.get("proximal_mu", 0.0)
-            plain = task.training.optimizer == "sgd" and not (task.training.momentum or decay or mu)
+            decay, mu, offsets = task.training.weight_decay, task.correction.pull, _offsets(plans, self._device)
+            plain = task.training.optimizer == "sgd" and not (task.training.momentum or decay or task.correction)
             tally, gradient = _Tally(len(plans), self._device), None
             descent = self._gradients.descent(weights) if plain else None
             for step in _Steps(plans):
@@ -127,6 +128,8 @@ class Vectorised:
                         g.add_(mine, alpha=decay)
                     if mu:
                         g.add_(mine - anchor, alpha=mu)
+                    if offsets is not None:
+                        g.add_(offsets[: step.active])
                     move(mine, g)
                 if step.tallied is not None:
                     tally.add(step, batch, judged, self._classes)
@@ -171,6 +174,13 @@ def _precision(tf32: bool) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _offsets(plans: list["_Plan"], device: torch.device) -> Tensor | None:
+    """What is added to each node's gradients (k, n); None if nothing is. A strategy does it for all nodes or none."""
+    offsets = [plan.assignment.task.correction.offset for plan in plans]
+    given = [offset for offset in offsets if offset is not None]
+    return torch.from_numpy(np.stack(given)).to(device) if given else None
 
 
 def _gradients(spec: JobSpec, trainer: Trainer, federation: Federation, device: torch.device) -> Gradients:

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tutti.core.local import Correction
 from tutti.core.params import Params, Vector
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema, Metrics, Training
@@ -21,7 +22,7 @@ class Order(msgspec.Struct, frozen=True, tag=True):
     seed: int
     batch_size: int
     lr: float
-    settings: dict[str, float]
+    pull: float
     slot: int = 0
 
 
@@ -30,6 +31,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     examples: int
     metrics: Metrics
     seconds: float
+    steps: int
 
 
 class Trouble(msgspec.Struct, frozen=True, tag=True):
@@ -38,7 +40,7 @@ class Trouble(msgspec.Struct, frozen=True, tag=True):
 
 
 def order_for(task: Task, rows: NDArray[np.int64], slot: int = 0) -> Order:
-    return Order(rows.tobytes(), task.training, task.seed, task.batch_size, task.lr, dict(task.settings), slot)
+    return Order(rows.tobytes(), task.training, task.seed, task.batch_size, task.lr, task.correction.pull, slot)
 
 
 class Resident:
@@ -53,11 +55,11 @@ class Resident:
             self._trainer = self._trainer or models.build(self._model, data=self._schema)
             mine = np.frombuffer(order.rows, np.int64)
             examples = Examples(self._rows.x[mine], self._rows.y[mine])
-            task = Task(order.training, order.seed, order.batch_size, order.lr, order.settings)
+            task = Task(order.training, order.seed, order.batch_size, order.lr, Correction(pull=order.pull))
             work = self._trainer.train(params, examples, task, lambda *_: None)
             if difference := params.layout.difference(work.params.layout):
                 return Trouble(order.slot, f"the trainer returned another model than it was given: {difference}")
             np.subtract(work.params.buffer, params.buffer, out=delta)
         except Exception as error:
             return Trouble(order.slot, reason_of(error))
-        return Done(order.slot, work.examples, work.metrics, perf_counter() - began)
+        return Done(order.slot, work.examples, work.metrics, perf_counter() - began, work.steps)

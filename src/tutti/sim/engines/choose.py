@@ -2,9 +2,13 @@
 
 import logging
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
+from tutti.core.local import Demand
 from tutti.core.registry import Choice
 from tutti.core.sampling import cohort_size
+from tutti.core.strategy import strategies
 from tutti.domain.spec import JobSpec
 from tutti.ports.training import Trainer
 from tutti.sim.engines._dense import dense_of
@@ -19,6 +23,24 @@ WORTH_PROCESSES = 2e12
 """Multiplications of a whole job, at 6 an example and parameter, from which starting processes pays."""
 
 
+DEMANDS: Mapping[str, Demand] = MappingProxyType(
+    {
+        "sequential": Demand.ANY,
+        "vectorised": Demand.OFFSET,
+        "fused": Demand.PULL,
+        "processes": Demand.PULL,
+        "dask": Demand.PULL,
+        "ray": Demand.PULL,
+    }
+)
+"""The most that each engine can do of what strategies ask for; engines of other distributions do all."""
+
+_ASKS = {
+    Demand.OFFSET: "corrects each node's gradients by a vector of its own",
+    Demand.ANY: "trains from each node's own model",
+}
+
+
 def choose(name: str, spec: JobSpec, trainer: Trainer, federation: Federation) -> Engine:
     """The engine of that name, such as `fused` or `dask:workers=4`; `auto` is the fastest in this process or machine.
 
@@ -26,8 +48,11 @@ def choose(name: str, spec: JobSpec, trainer: Trainer, federation: Federation) -
     for a name or option that there is not, and for an engine whose packages are not installed.
     """
     candidates = _fastest(spec, trainer, federation) if name == AUTO else [Choice.parse(name)]
+    demand = strategies.build(spec.strategy).local.demand
     for choice in candidates:
         try:
+            if DEMANDS.get(choice.name, Demand.ANY) < demand:
+                raise CannotCompute(f"strategy {spec.strategy} {_ASKS[demand]}")
             return engines.build(choice, spec=spec, trainer=trainer, federation=federation)
         except CannotCompute as reason:
             level = logging.DEBUG if name == AUTO else logging.WARNING

@@ -149,4 +149,4 @@ class Dask:
         if isinstance(found, Trouble):
             return Failed(assignment.node, found.reason)
         change = Params(params.layout, np.frombuffer(delta, np.float32))
-        return Trained(assignment.node, change, found.examples, found.metrics, found.seconds)
+        return Trained(assignment.node, change, found.examples, found.metrics, found.seconds, found.steps)

@@ -83,22 +83,22 @@ class Fused:
         began, task, mine = perf_counter(), assignment.task, self._federation.train[assignment.node]
         space = self._spaces.get()
         try:
-            space, metrics = self._run(params, task, mine, delta, space)
+            space, metrics, steps = self._run(params, task, mine, delta, space)
         except Exception as error:
             return Failed(assignment.node, reason_of(error))
         finally:
             self._spaces.put(space)
         change = Params(params.layout, delta)
-        return Trained(assignment.node, change, len(mine), metrics, perf_counter() - began)
+        return Trained(assignment.node, change, len(mine), metrics, perf_counter() - began, steps)
 
     def _run(
         self, params: Params, task: Task, mine: NDArray[np.int64], delta: Vector, space: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], Metrics]:
+    ) -> tuple[NDArray[np.uint8], Metrics, int]:
         work = batches(len(mine), task)
         sizes = np.fromiter((len(rows) for _, rows in work), np.int64, len(work))
         order = mine[np.concatenate([rows for _, rows in work])]
         tallied = next(i for i, (epoch, _) in enumerate(work) if epoch == work[-1][0])
-        training, mu = task.training, task.settings.get("proximal_mu", 0.0)
+        training, mu = task.training, task.correction.pull
         needed = self._kernel.room(self._widths, int(sizes.max()), training.momentum, mu)
         if len(space) < needed:
             space = np.zeros(needed, np.uint8)
@@ -119,7 +119,9 @@ class Fused:
         )
         counted = int(sizes[tallied:].sum())
         metrics = {"loss": loss / counted}
-        return space, {**metrics, "accuracy": hits / counted} if self._classes else metrics
+        if self._classes:
+            metrics["accuracy"] = hits / counted
+        return space, metrics, len(work)
 
 
 def _kernel() -> ModuleType:

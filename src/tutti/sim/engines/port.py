@@ -21,13 +21,17 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """A node's work. `delta` = local - global; its buffer may be used again once the next result is asked for."""
+    """A node's work in so many optimiser steps.
+
+    `delta` = local - start; its buffer may be used again once the next result is asked for.
+    """
 
     node: NodeId
     delta: Params
     examples: int
     metrics: Metrics
     seconds: float
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,10 @@ Result: TypeAlias = Trained | Failed
 
 
 class Engine(Protocol):
-    """Every engine gives what the sequential one gives, in any order; how nearly is said in its module."""
+    """Every engine gives what the sequential one gives, in any order; how nearly is said in its module.
+
+    How much it can do of what strategies ask for (core.local.Demand) is said in `choose.DEMANDS`.
+    """
 
     name: str
 

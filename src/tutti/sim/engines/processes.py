@@ -164,7 +164,7 @@ class Processes:
         if isinstance(reply, Trouble):
             return Failed(assignment.node, reply.reason)
         delta = Params(params.layout, self._slots[reply.slot])
-        return Trained(assignment.node, delta, reply.examples, reply.metrics, reply.seconds)
+        return Trained(assignment.node, delta, reply.examples, reply.metrics, reply.seconds, reply.steps)
 
     def _replace(self, worker: _Worker, waiting: "deque[Assignment]", deaths: dict[NodeId, int]) -> Iterator[Result]:
         """Start another worker; what the dead one owed is computed again, unless it has cost too many already."""

@@ -117,4 +117,5 @@ class Ray:
         found = _replies.decode(reply)
         if isinstance(found, Trouble):
             return Failed(assignment.node, found.reason)
-        return Trained(assignment.node, Params(params.layout, delta), found.examples, found.metrics, found.seconds)
+        change = Params(params.layout, delta)
+        return Trained(assignment.node, change, found.examples, found.metrics, found.seconds, found.steps)

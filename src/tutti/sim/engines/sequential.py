@@ -43,5 +43,5 @@ class Sequential:
             return Failed(node, reason_of(error))
         if difference := params.layout.difference(work.params.layout):
             return Failed(node, f"the trainer returned another model than it was given: {difference}")
-        delta = np.subtract(work.params.buffer, params.buffer)
-        return Trained(node, Params(params.layout, delta), work.examples, work.metrics, perf_counter() - began)
+        delta = Params(params.layout, np.subtract(work.params.buffer, params.buffer))
+        return Trained(node, delta, work.examples, work.metrics, perf_counter() - began, work.steps)

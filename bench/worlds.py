@@ -1,0 +1,87 @@
+"""The protocol of a fleet on virtual time: real coordinator and node runtimes, ten thousand nodes, a thousand rounds.
+
+    python bench/worlds.py
+
+Nodes do not train, but receive, store, hand in and are counted as they would be. The peer in the same run is the same
+world with a tenth of the nodes: what a round costs more is work that grows with the fleet. BENCH_PROFILE=file keeps
+cProfile's figures of the large world.
+"""
+
+import argparse
+import cProfile
+import os
+import resource
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from _common import show
+from tutti.domain import events as e
+from tutti.sim.worlds import load_world, simulate_world
+
+
+def measure(nodes: int, rounds: int, cohort: int, folder: Path) -> dict[str, Any]:
+    world = load_world(
+        {
+            "nodes": nodes,
+            "train": False,
+            "examples": "lognormal:median=100",
+            "heartbeat": 300,
+            "machine": {"speed": "lognormal:median=20,sigma=0.5"},
+            "network": {"latency": "uniform:low=0.02,high=0.2"},
+        }
+    )
+    job = {
+        "dataset": "digits",
+        "model": "linear",
+        "rounds": rounds,
+        "cohort": {"min_nodes": max(cohort, nodes // 2), "size": cohort},
+        "evaluation": {"nodes": False},
+    }
+    started: list[float] = []
+    cpu = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_utime  # noqa: E731
+    before = cpu()
+    done = simulate_world(world, job, folder=folder, watch=lambda job: started.append(cpu()))
+    assert done.job.status == "completed", done.job.outcome
+    a_round = (started[-1] - started[0]) / (len(started) - 1)
+    return {
+        "nodes": nodes,
+        "rounds": done.job.rounds_done,
+        "cohort": cohort,
+        "seconds": done.took,
+        "rounds/s": done.job.rounds_done / done.took,
+        "CPU ms a round": 1e3 * a_round,
+        "CPU s to the first": started[0] - before,
+        "world hours": done.seconds / 3600,
+        "updates": sum(isinstance(each.event, e.UpdateAccepted) for each in done.events),
+        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "trace": done.digest()[:12],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--cohort", type=int, default=50)
+    parser.add_argument("--quick", action="store_true", help="twenty nodes, three rounds: does it work at all?")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    nodes, rounds, cohort = (20, 3, 5) if options.quick else (options.nodes, options.rounds, options.cohort)
+    memory = Path("/dev/shm")  # files that nobody needs tomorrow
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        small = measure(max(nodes // 10, 2 * cohort), min(rounds, 100), cohort, Path(folder))
+        profile = os.environ.get("BENCH_PROFILE")
+        with cProfile.Profile() if profile else nullcontext() as profiler:
+            large = measure(nodes, rounds, cohort, Path(folder))
+        if profiler is not None:
+            profiler.dump_stats(profile)
+    rows = [small, large]
+    for row in rows:
+        row["a round / small fleet's"] = row["CPU ms a round"] / small["CPU ms a round"]
+    show(rows, as_json=options.json, notes={"goal": "10,000 nodes x 1,000 rounds in minutes"})
+
+
+if __name__ == "__main__":
+    main()

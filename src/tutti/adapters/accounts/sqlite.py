@@ -1,0 +1,150 @@
+"""Accounts in one SQLite file, readable by its owner only; every write is on the disk when it returns."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from tutti.core.errors import StorageError, UserError
+from tutti.domain.accounts import AuditEntry, Record, key_of
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE records (
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (kind, id)
+) WITHOUT ROWID;
+CREATE TABLE audit (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation TEXT NOT NULL,
+    who TEXT NOT NULL,
+    data BLOB NOT NULL
+);
+CREATE INDEX audit_by_organisation ON audit (organisation, number);
+CREATE INDEX audit_by_person ON audit (who, number);
+"""
+LOAD = "SELECT data FROM records"
+PUT = "INSERT INTO records (kind, id, data) VALUES (?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET data = excluded.data"
+DELETE = "DELETE FROM records WHERE kind = ? AND id = ?"
+NOTE = "INSERT INTO audit (organisation, who, data) VALUES (?, ?, ?)"
+AUDIT = (
+    "SELECT number, data FROM audit WHERE number > :after"
+    " AND (:organisation IS NULL OR organisation = :organisation) AND (:who IS NULL OR who = :who)"
+    " ORDER BY number LIMIT :limit"
+)
+
+_records: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+_entries: msgspec.json.Decoder[AuditEntry] = msgspec.json.Decoder(AuditEntry)
+
+
+class SqliteAccounts:
+    """An AccountStore, made by `open`. One thread does all the work, in the order it was asked for."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._path, self._db, self._thread = path, db, thread
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path) -> "SqliteAccounts":
+        """Open or make a store; raises StorageError if it cannot be used, UserError if a later version wrote it."""
+        thread = ThreadPoolExecutor(1, "accounts")
+        try:
+            db = await asyncio.get_running_loop().run_in_executor(thread, _open, path)
+        except BaseException:
+            thread.shutdown()
+            raise
+        return cls(path, db, thread)
+
+    async def load(self) -> list[Record]:
+        rows = await self._do(lambda: self._db.execute(LOAD).fetchall())
+        return [_decoded(data, _records, self._path) for (data,) in rows]
+
+    async def write(
+        self, put: Sequence[Record] = (), *, delete: Sequence[Record] = (), audit: Sequence[AuditEntry] = ()
+    ) -> None:
+        def work() -> None:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(DELETE, map(key_of, delete))
+                self._db.executemany(PUT, [(*key_of(record), msgspec.json.encode(record)) for record in put])
+                self._db.executemany(NOTE, [(e.organisation, e.who, msgspec.json.encode(e)) for e in audit])
+
+        await self._do(work)
+
+    async def audit(
+        self, after: int = 0, limit: int = 100, *, organisation: str | None = None, who: str | None = None
+    ) -> list[tuple[int, AuditEntry]]:
+        wanted = {"after": after, "limit": limit, "organisation": organisation, "who": who}
+        rows = await self._do(lambda: self._db.execute(AUDIT, wanted).fetchall())
+        return [(number, _decoded(data, _entries, self._path)) for number, data in rows]
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._thread.shutdown)
+            self._db.close()
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise StorageError(f"the account store {self._path} is closed")
+
+        def guarded() -> T:
+            with _storage_errors(self._path):
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, guarded)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(db, path)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"the account store {path} has format {version}, this program knows formats up to {SCHEMA_VERSION}: "
+            "upgrade it"
+        )
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    if version == 0:
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+
+def _decoded(data: bytes, decoder: "msgspec.json.Decoder[T]", path: Path) -> T:
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise StorageError(f"the account store {path} is damaged ({error}): restore it from a copy") from error
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(
+            f"cannot use the account store {path}: {error}; nothing was recorded: look after the disk"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"cannot use the account store {path}: {error.strerror or error}") from error

@@ -1,0 +1,60 @@
+"""Blobs in a directory that nobody needs tomorrow: not synced, so that simulations do not wait for a disk."""
+
+import re
+from pathlib import Path
+
+from blake3 import blake3
+
+from tutti.core.errors import CorruptBlob, NotFound, StorageError
+from tutti.domain.events import Digest
+from tutti.ports.blobs import BadDigest, Buffer
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class ScratchBlobs:
+    """A BlobStore: all its promises but durability."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
+        if digest is not None:
+            self._place(digest)
+        data = memoryview(data).cast("B")
+        found: Digest = blake3(data).hexdigest()
+        if digest is not None and found != digest:
+            raise CorruptBlob(f"expected blob {digest}, got bytes with digest {found}: they were thrown away")
+        place = self._place(found)
+        if not place.exists():
+            partial = self.root / f"{found}.part"
+            try:
+                partial.write_bytes(data)
+                partial.replace(place)
+            except OSError as error:
+                raise StorageError(f"cannot store blob {found} in {self.root}: {error.strerror or error}") from error
+        return found
+
+    async def read(self, digest: Digest) -> bytes:
+        data = (await self.path(digest)).read_bytes()
+        if blake3(data).hexdigest() != digest:
+            raise CorruptBlob(f"blob {digest} in {self.root} has been damaged")
+        return data
+
+    async def path(self, digest: Digest) -> Path:
+        if not (place := self._place(digest)).exists():
+            raise NotFound(f"there is no blob {digest}")
+        return place
+
+    async def delete(self, *digests: Digest) -> None:
+        for place in [self._place(digest) for digest in digests]:
+            place.unlink(missing_ok=True)
+
+    async def digests(self) -> list[Digest]:
+        return [file.name for file in self.root.iterdir() if _DIGEST.fullmatch(file.name)]
+
+    def _place(self, digest: Digest) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise BadDigest(f"a blob is named by 64 hex digits, came {digest!r}")
+        return self.root / digest

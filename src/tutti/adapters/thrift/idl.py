@@ -1,0 +1,67 @@
+"""The IDL files, loaded; and the ring's values from and to its structs."""
+
+from pathlib import Path
+from typing import Any
+
+import thriftpy2
+
+from tutti.core.errors import UserError
+from tutti.ring.identifiers import BITS, Peer
+from tutti.ring.member import View
+from tutti.ring.roster import EMPTY, ROOM, Claim
+
+_HERE = Path(__file__).parent
+supernode: Any = thriftpy2.load(str(_HERE / "supernode.thrift"), "tutti_supernode_thrift")
+compute_node: Any = supernode.compute_node
+
+PROTOCOL: int = compute_node.PROTOCOL
+CHUNK: int = compute_node.CHUNK
+KEY_BYTES = BITS // 8
+MAX_ADDRESS = 261  # a host name has at most 255 bytes
+MAX_LIST = 64
+
+
+class BadValue(UserError):
+    """A well-formed message says something that cannot be."""
+
+
+def key_bytes(key: int) -> bytes:
+    return key.to_bytes(KEY_BYTES)
+
+
+def key_from(data: bytes | None) -> int:
+    if data is None or len(data) != KEY_BYTES:
+        raise BadValue(f"an identifier should have {KEY_BYTES} bytes, came {len(data or b'')}")
+    return int.from_bytes(data)
+
+
+def peer_struct(peer: Peer) -> Any:
+    return compute_node.Peer(key_bytes(peer.id), peer.address, peer.incarnation)
+
+
+def peer_from(struct: Any) -> Peer:
+    """Raises BadValue for an address or incarnation that none can have."""
+    if len(struct.address) > MAX_ADDRESS or struct.incarnation < 0:
+        raise BadValue(f"not a peer: address {struct.address[:80]!r}, incarnation {struct.incarnation}")
+    return Peer(key_from(struct.id), struct.address, struct.incarnation)
+
+
+def view_struct(view: View) -> Any:
+    return compute_node.View(
+        peer_struct(view.peer),
+        None if view.predecessor is None else peer_struct(view.predecessor),
+        [peer_struct(peer) for peer in view.successors],
+        [peer_struct(peer) for peer in view.nearer],
+        [compute_node.Claim(peer_struct(claim.peer), claim.alive) for claim in view.roster.claims.values()],
+    )
+
+
+def view_from(struct: Any) -> View:
+    """Raises BadValue; lists are cut to what a member may say."""
+    return View(
+        peer_from(struct.peer),
+        None if struct.predecessor is None else peer_from(struct.predecessor),
+        tuple(map(peer_from, struct.successors[:MAX_LIST])),
+        tuple(map(peer_from, struct.nearer[:MAX_LIST])),
+        EMPTY.merged(Claim(peer_from(claim.peer), claim.alive) for claim in struct.roster[: 2 * ROOM]),
+    )

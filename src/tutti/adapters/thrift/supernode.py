@@ -1,0 +1,97 @@
+"""The Supernode service: a well-known address where a ring is joined. It may die, and start again knowing nothing."""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tutti.adapters.thrift.idl import compute_node, peer_struct
+from tutti.adapters.thrift.node import genuine, peer_at, require_version
+from tutti.core.errors import UserError
+from tutti.ports.ring import Peers
+from tutti.ring.identifiers import Peer
+from tutti.ring.member import View
+
+CONTACTS = 8
+MAX_ASKED = 64
+GRACE = 10.0
+"""Seconds after its enrolment in which a process that does not answer yet is not taken for dead."""
+
+
+class BadMembers(UserError):
+    """The members file cannot be read as one; the message names the line."""
+
+
+def parse_members(text: str) -> tuple[str, ...]:
+    """The addresses of a members file: `host:port` or `host port` a line, `#` begins a comment; raises BadMembers."""
+    found: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not (entry := line.partition("#")[0].strip()):
+            continue
+        match = re.fullmatch(r"(\S+?)(?::|[\s,]+)(\d{1,5})", entry)
+        if match is None or not 0 < int(match[2]) < 65536:
+            raise BadMembers(f"members file, line {number}: expected an address such as 127.0.0.1:5001, came {entry!r}")
+        address = f"{match[1]}:{int(match[2])}"
+        if address in found:
+            raise BadMembers(f"members file, line {number}: {address} stands on line {found[address]} already")
+        found[address] = number
+    return tuple(found)
+
+
+class Supernode:
+    """The handler of the service.
+
+    It knows the latest MAX_ASKED addresses that may be members; the members know the others.
+
+    Args:
+        now: Seconds, of a clock that does not go back.
+        members: Addresses that may join; empty if any may. Those of them that answer are found after a restart.
+    """
+
+    def __init__(self, peers: Peers, now: Callable[[], float], members: tuple[str, ...] = ()) -> None:
+        self._peers, self._now, self._members = peers, now, members
+        self._enrolled: dict[str, tuple[Peer, float]] = {}
+        self._turn = asyncio.Lock()  # so that of two first ones, one is first
+
+    async def enrol(self, protocol: int | None, peer: Any) -> list[Any]:
+        require_version(protocol)
+        newcomer = genuine(peer)
+        address = newcomer.address
+        if self._members and address not in self._members:
+            count = len(self._members)
+            raise compute_node.Refused(
+                f"{address} is not among the {count} of the supernode's members file: add it there"
+            )
+        async with self._turn:
+            views = await self._views()
+            if any(v.peer.address == address and v.peer.incarnation != newcomer.incarnation for v in views):
+                raise compute_node.Refused(f"another live process has {address}: choose another port")
+            recent = [known for known, since in self._enrolled.values() if self._now() - since < GRACE]
+            self._enrolled.pop(address, None)
+            self._enrolled[address] = (newcomer, self._now())
+            contacts = _each_once([view.peer for view in views], recent)
+            return [peer_struct(contact) for contact in contacts if contact.address != address][:CONTACTS]
+
+    async def members(self, protocol: int | None) -> list[Any]:
+        require_version(protocol)
+        views = await self._views()
+        alive = _each_once([view.peer for view in views], *(view.roster.alive for view in views))
+        return [peer_struct(peer) for peer in sorted(alive)]
+
+    async def _views(self) -> list[View]:
+        """What those answer who may be members; who does not, and is not new, is forgotten."""
+        asked = {address: peer_at(address) for address in self._members}
+        asked |= {address: peer for address, (peer, _) in self._enrolled.items()}
+        peers = list(asked.values())[-MAX_ASKED:]
+        answers = await asyncio.gather(*(self._peers.ask(peer, peer.id, None) for peer in peers))
+        answered = {peer.address for peer, answer in zip(peers, answers, strict=True) if answer is not None}
+        self._enrolled = {
+            address: (peer, since)
+            for address, (peer, since) in list(self._enrolled.items())[-MAX_ASKED:]
+            if address in answered or self._now() - since < GRACE
+        }
+        return [answer for answer in answers if answer is not None]
+
+
+def _each_once(*groups: Iterable[Peer]) -> list[Peer]:
+    return list({peer.address: peer for group in groups for peer in group}.values())

@@ -1,0 +1,354 @@
+"""The dashboard in a real browser, against a real coordinator with real nodes that train."""
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from support.browser import PATIENCE_MS, Visitor, chromium
+from support.commands import Running, running, tutti
+from tutti.apps.client import Client
+
+pytestmark = [pytest.mark.xdist_group("dashboard"), pytest.mark.timeout(600)]
+
+PASSWORD = "correct horse battery"
+JOB = {"dataset": "digits", "model": "mlp", "cohort": {"min_nodes": 2}, "training": {"lr": 0.1}}
+SCREENS = {
+    "light": {"width": 1280, "height": 900, "scheme": "light"},
+    "dark": {"width": 1280, "height": 900, "scheme": "dark"},
+    "phone": {"width": 390, "height": 844, "scheme": "light"},
+    "wide": {"width": 2200, "height": 1200, "scheme": "dark"},
+}
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@dataclass
+class Site:
+    """A coordinator with two nodes; `url` stays the same when it is started again."""
+
+    folder: Path
+    stack: ExitStack
+    up: Running
+    url: str
+    links: list[str] = field(default_factory=list)
+
+    def node(self, name: str, part: int, link: str) -> None:
+        source = f"digits:part={part}/2,partition=dirichlet:0.5"
+        join = ("join", link, "--data", source, "--name", name, "--state-dir", name)
+        self.stack.enter_context(running(*join, cwd=self.folder))
+
+    def client(self) -> Client:
+        return Client(self.url)
+
+    def restart(self) -> None:
+        self.up.end(signal.SIGKILL)
+        port = self.url.rsplit(":", 1)[1]
+        self.up = self.stack.enter_context(running("up", "--port", port, cwd=self.folder))
+
+
+@contextmanager
+def a_site(folder: Path, *, nodes: int = 2) -> Iterator[Site]:
+    with ExitStack() as stack:
+        up = stack.enter_context(running("up", "--port", 0, cwd=folder))
+        site = Site(folder, stack, up, up.ready["url"])
+        if nodes:
+            link = tutti("invite", "--uses", nodes, cwd=folder, TUTTI_URL=site.url).stdout.strip()
+            for part in range(nodes):
+                site.node(f"clinic-{'ab'[part]}", part, link)
+            with site.client() as client:
+                for event in client.follow():
+                    if event.type == "NodeConnected" and client.status().nodes_connected == nodes:
+                        break
+        yield site
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[Site]:
+    with a_site(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+@pytest.fixture
+def visitor(browser, site) -> Iterator[Visitor]:
+    visitor = Visitor(browser, site.url)
+    yield visitor
+    visitor.close()
+    assert visitor.said == []
+
+
+def test_from_an_empty_coordinator_to_a_trained_model(browser, tmp_path):
+    with a_site(tmp_path, nodes=0) as site:
+        visitor = Visitor(browser, site.url)
+        page = visitor.goto("/")
+        expect(page.get_by_text("No node has joined yet.")).to_be_visible()
+        expect(page.get_by_text("Live", exact=True)).to_be_visible()
+
+        page.get_by_role("link", name="Join").click()
+        page.get_by_label("How many nodes").fill("2")
+        page.get_by_role("button", name="Make a join link").click()
+        expect(page.get_by_role("img", name="QR code of the join link")).to_be_visible()
+        link = page.locator(".copied code").first.inner_text()
+        assert (
+            page.locator(".copied code").nth(1).inner_text()
+            == f"tutti join '{link}' --data csv:path=mine.csv,target=outcome"
+        )
+        visitor.picture("join-made-light")
+        for part, name in enumerate(("clinic-a", "clinic-b")):
+            site.node(name, part, link)
+
+        page.get_by_role("link", name="Nodes").click()
+        expect(page.get_by_text("2 nodes of 2 connected, 2 shown")).to_be_visible()
+
+        page.get_by_role("link", name="New job").click()
+        page.get_by_label("Data set").fill("digits")
+        page.get_by_label("Name", exact=True).fill("first")
+        page.get_by_label("Rounds").fill("4")
+        page.get_by_label("Model", exact=True).select_option("mlp")
+        page.get_by_text("Cohort", exact=True).click()
+        page.get_by_label("Min nodes").fill("2")
+        expect(page.get_by_text("Starts at once: 2 nodes are ready, 2 needed.")).to_be_visible()
+        page.get_by_role("button", name="Start training").click()
+
+        expect(page.get_by_role("heading", name="first")).to_be_visible()
+        expect(page.locator(".title .badge")).to_have_text("completed")
+        expect(page.locator(".figure", has_text="Round").first).to_contain_text("4 of 4")
+        expect(page.get_by_role("img", name=re.compile("Accuracy, latest value. first: [5-9]"))).to_be_visible()
+        page.get_by_role("button", name=re.compile("^Round 1: closed")).click()
+        expect(page.get_by_role("region", name="Nodes in round 1")).to_contain_text("clinic-a")
+        expect(page.get_by_role("region", name="Contributions by node")).to_contain_text("clinic-b")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download model").click()
+        model = tmp_path / "model.safetensors"
+        download.value.save_as(model)
+        predicted = tutti("predict", model, "digits:split=test", cwd=tmp_path)
+        assert model.read_bytes()[8:9] == b"{", predicted.stderr
+
+        page.get_by_role("link", name="Clone").click()
+        expect(page.get_by_label("Name", exact=True)).to_have_value("first")
+        expect(page.get_by_label("Rounds")).to_have_value("4")
+        visitor.close()
+        assert visitor.said == []
+
+
+def test_pausing_resuming_and_stopping(visitor, site):
+    with site.client() as client:
+        job = client.submit({**JOB, "name": "long", "rounds": 5000, "training": {"lr": 0.1, "epochs": 2}})
+    page = visitor.goto("/")
+    row = page.locator(".jobs li", has_text="long").first
+    row.get_by_role("button", name="Pause long").click()
+    expect(row.locator(".badge")).to_have_text("paused")
+    row.get_by_role("button", name="Resume long").click()
+    expect(row.locator(".badge")).to_have_text("training")
+    row.get_by_role("link", name="long").click()
+    expect(page.get_by_role("button", name=re.compile("^Round 3: closed"))).to_be_visible()
+    page.get_by_role("button", name="Stop long").click()
+    expect(page.locator(".title .badge")).to_have_text("stopped")
+    expect(page.get_by_role("button", name="Stop long")).to_have_count(0)
+    with site.client() as client:
+        assert client.job(job.id).status == "stopped"
+
+
+def test_a_coordinator_that_is_killed_leaves_no_gap(visitor, site):
+    """The page that stayed open shows the same points as one that is opened afterwards."""
+    with site.client() as client:
+        job = client.submit({**JOB, "name": "gap", "rounds": 40, "training": {"lr": 0.05, "epochs": 3}})
+    page = visitor.goto(f"/dashboard/job/{job.id}")
+    expect(page.get_by_role("button", name=re.compile("^Round 2: closed"))).to_be_visible()
+    site.restart()
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    expect(page.locator(".title .badge")).to_have_text("completed")
+    expect(page.get_by_role("button", name=re.compile("^Round 40: closed"))).to_be_visible()
+    accuracy = page.get_by_role("img", name=re.compile("Accuracy, latest"))
+    with site.client() as client:
+        last = [point for point in client.metrics(job.id) if point.nodes][-1]
+        assert len(list(client.metrics(job.id))) == 41
+    expect(accuracy).to_have_attribute(
+        "aria-label", f"Accuracy, latest value. gap: {last.nodes['accuracy'] * 100:.0f} %"
+    )
+    visitor.said = [said for said in visitor.said if "WebSocket" not in said]  # that it was away is no mistake
+
+
+def test_what_is_wrong_with_a_job_is_said_before_it_is_sent(visitor):
+    page = visitor.goto("/dashboard/new")
+    page.get_by_label("Data set").fill("digits")
+    page.get_by_text("Cohort", exact=True).click()
+    page.get_by_label("Quorum").fill("9")
+    expect(page.get_by_role("alert")).to_contain_text("it could never close; lower the quorum")
+    expect(page.get_by_role("button", name="Start training")).to_be_disabled()
+    page.get_by_label("Quorum").fill("")
+    expect(page.get_by_role("button", name="Start training")).to_be_enabled()
+    page.get_by_label("Lr", exact=True).fill("lots")
+    expect(page.get_by_role("alert")).to_contain_text("Expected `float`")
+
+
+def test_a_node_is_drained_and_removed(visitor, site):
+    with site.client() as client:
+        invitation = client.invite()
+        client.join(invitation.token, "spare", "s" * 43)
+    page = visitor.goto("/dashboard/nodes")
+    page.get_by_role("button", name="spare").click()
+    page.get_by_role("button", name="Drain").click()
+    page.get_by_role("button", name="Give it work again").click()
+    page.get_by_role("button", name="Remove").click()
+    page.get_by_role("dialog", name="Remove?").get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("button", name="spare")).to_have_count(0)
+
+
+def test_a_join_link_opened_in_a_browser_says_what_to_do(visitor, site):
+    page = visitor.goto("/join#some-token")
+    expect(page.get_by_text(f"tutti join '{site.url}/join#some-token' --data")).to_be_visible()
+    assert visitor.violations() == []
+    visitor.picture("invited-light")
+
+
+def test_a_thousand_nodes_are_listed_by_drawing_those_in_view(browser, tmp_path):
+    with a_site(tmp_path, nodes=0) as site:
+        with site.client() as client:
+            token = client.invite(uses=1000).token
+            for number in range(1000):
+                client.join(token, f"phone-{number:04d}", "s" * 43)
+        visitor = Visitor(browser, site.url)
+        page = visitor.goto("/dashboard/nodes")
+        expect(page.get_by_text("0 nodes of 1,000 connected, 1,000 shown")).to_be_visible()
+        rows = page.get_by_role("table", name="Nodes").get_by_role("row")
+        assert rows.count() < 50
+        page.get_by_role("rowgroup", name="Nodes, rows").evaluate("box => box.scrollTo(0, box.scrollHeight)")
+        expect(page.get_by_role("button", name="phone-0999")).to_be_visible()
+        assert rows.count() < 50
+        page.get_by_label("Search by name").fill("0123")
+        expect(page.get_by_text("1 shown")).to_be_visible()
+        expect(page.get_by_role("button", name="phone-0123")).to_be_visible()
+        visitor.close()
+        assert visitor.said == []
+
+
+# -- accounts ------------------------------------------------------------------------------------------------
+
+
+def sign_in(page: Page, name: str, password: str = PASSWORD) -> None:
+    page.get_by_label("Name or e-mail address").fill(name)
+    page.get_by_label("Password", exact=True).fill(password)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
+    with a_site(tmp_path, nodes=0) as site:
+        ada, bob = Visitor(browser, site.url), Visitor(browser, site.url)
+        page = ada.goto("/dashboard/settings")
+        page.get_by_label("Name or e-mail address").fill("ada")
+        page.get_by_label("Organisation").fill("Ward 7")
+        page.get_by_label("Password", exact=True).fill(PASSWORD)
+        page.get_by_role("button", name="Make the admin's account").click()
+        expect(page.get_by_text("ada, admin of Ward 7")).to_be_visible()
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        ada.picture("sign-in-light")
+        assert ada.violations() == []
+        sign_in(page, "ada", "not my password")
+        expect(page.get_by_role("alert")).to_contain_text("the name or the password is wrong")
+        sign_in(page, "ada")
+        expect(page.get_by_role("heading", name="Settings")).to_be_visible()
+
+        other = bob.goto("/")
+        other.get_by_role("button", name="Sign up").click()
+        other.get_by_label("Name or e-mail address").fill("bob")
+        other.get_by_label("Password", exact=True).fill(PASSWORD)
+        other.get_by_role("button", name="Sign up").click()
+        expect(other.get_by_role("heading", name="Almost there")).to_be_visible()
+        assert bob.violations() == []
+        bob.picture("waiting-light")
+
+        page.get_by_role("link", name="Users").click()
+        page.get_by_label("Role of bob").select_option("viewer")
+        accounts = page.get_by_role("region", name="Accounts and roles")
+        expect(accounts.locator("tr", has_text="bob").locator(".badge")).to_have_count(0)
+        other.get_by_role("button", name="Look again").click()
+        expect(other.get_by_text("No node has joined yet.")).to_be_visible()
+        expect(other.get_by_role("link", name="New job")).to_have_count(0)
+        expect(other.get_by_role("link", name="Users")).to_have_count(0)
+
+        page.reload()
+        log = page.get_by_role("region", name="Audit log, newest first")
+        expect(log).to_contain_text("PATCH /api/v1/accounts/bob")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Export CSV").click()
+        assert b"PATCH /api/v1/accounts/bob" in download.value.path().read_bytes()
+        for name, screen in SCREENS.items():
+            page.set_viewport_size({"width": screen["width"], "height": screen["height"]})
+            page.emulate_media(color_scheme=screen["scheme"])
+            assert ada.violations() == [], name
+            assert ada.overflow() <= 0, name
+            ada.picture(f"users-{name}")
+
+        page.get_by_role("link", name="Settings").click()
+        page.get_by_label("What for").fill("nightly")
+        page.get_by_label("Role").select_option("operator")
+        page.get_by_role("button", name="Make a token").click()
+        secret = page.get_by_role("status").locator("code").inner_text()
+        assert tutti("jobs", "ls", cwd=tmp_path, TUTTI_URL=site.url, TUTTI_TOKEN=secret).returncode == 0
+        assert tutti("jobs", "ls", cwd=tmp_path, TUTTI_URL=site.url).returncode != 0
+        ada.picture("settings-account-wide")
+        page.get_by_role("button", name="Revoke").click()
+        page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+        expect(page.get_by_text("None yet.")).to_be_visible()
+        assert tutti("jobs", "ls", cwd=tmp_path, TUTTI_URL=site.url, TUTTI_TOKEN=secret).returncode != 0
+        for visitor in (ada, bob):
+            visitor.close()
+            assert visitor.said == []
+
+
+# -- every page ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lived_in(site) -> dict[str, str]:
+    """Paths of pages on a coordinator that has done something."""
+    with site.client() as client:
+        done = client.submit({**JOB, "name": "digits-fedadam", "rounds": 12, "strategy": "fedadam:server_lr=0.02"})
+        client.wait(done.id)
+        shown = client.submit({**JOB, "name": "digits-fedavg", "rounds": 12})
+        client.wait(shown.id)
+    return {
+        "home": "/",
+        "job": f"/dashboard/job/{shown.id}",
+        "nodes": "/dashboard/nodes",
+        "new": f"/dashboard/new?from={shown.id}",
+        "join": "/dashboard/join",
+        "metrics": "/dashboard/metrics",
+        "settings": "/dashboard/settings",
+        "users-before": "/dashboard/users",
+        "unknown-job": "/dashboard/job/nonsense",
+    }
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_every_page_is_accessible_and_fits(browser, site, lived_in, screen):
+    visitor = Visitor(browser, site.url, **SCREENS[screen])
+    for name, path in lived_in.items():
+        page = visitor.goto(path)
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        expect(page.get_by_text("Loading…")).to_have_count(0)
+        if name == "job":
+            page.get_by_role("button", name=re.compile("^Round 5: closed")).click()
+            expect(page.get_by_role("region", name="Nodes in round 5")).to_be_visible()
+            page.get_by_text("Compare", exact=True).click()
+            page.get_by_label("digits-fedadam").check()
+            page.get_by_text("Compare", exact=True).click()
+            expect(page.locator(".u-legend").first).to_contain_text("digits-fedadam")
+        assert visitor.violations() == [], (name, screen)
+        assert visitor.overflow() <= 0, (name, screen)
+        visitor.picture(f"{name}-{screen}")
+    visitor.close()
+    assert visitor.said == []

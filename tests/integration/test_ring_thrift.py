@@ -1,0 +1,286 @@
+"""The ring's protocol on real sockets: a stock Apache client, blobs in chunks, TLS, limits; and rings that live."""
+
+import asyncio
+import datetime
+import ipaddress
+import os
+import ssl
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from thrift.protocol.TBinaryProtocol import TBinaryProtocol
+from thrift.Thrift import TApplicationException
+from thrift.transport.TSocket import TSocket
+from thrift.transport.TTransport import TFramedTransport
+
+from support.thrift_nodes import Running, in_order, ring
+from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
+from tutti.adapters.thrift.idl import CHUNK, PROTOCOL, compute_node, key_bytes, peer_struct, supernode
+from tutti.adapters.thrift.node import peer_at
+from tutti.adapters.thrift.server import PortTaken
+from tutti.adapters.thrift.tls import BadCertificate, client_context, server_context
+from tutti.core.errors import NotFound, UserError
+from tutti.ring.identifiers import Peer, identifier
+from tutti.wire.thrift import MAX_FRAME
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "stock_thrift"))
+from compute_node import ComputeNode as Stock
+from compute_node import ttypes as stock
+
+TIMEOUT = 60
+
+
+@contextmanager
+def stock_client(port):
+    transport = TFramedTransport(TSocket("127.0.0.1", port))
+    transport.open()
+    yield Stock.Client(TBinaryProtocol(transport))
+    transport.close()
+
+
+async def test_a_stock_apache_client_can_call(tmp_path):
+    def calls(port):
+        with stock_client(port) as client:
+            view = client.ask(PROTOCOL, key_bytes(5), None)
+            client.tell(PROTOCOL, stock.Peer(key_bytes(identifier("h:1")), "h:1", 3))
+            lacking = client.missing([digest])
+            for offset in range(0, len(data), CHUNK):
+                client.store(digest, len(data), offset, data[offset : offset + CHUNK])
+            parts = [client.fetch(digest, offset) for offset in range(0, len(data), CHUNK)]
+            with pytest.raises(stock.Refused, match="speaks protocol 1, the caller 9"):
+                client.ask(9, key_bytes(5), None)
+            with pytest.raises(stock.NotFound, match="no blob"):
+                client.fetch(bytes(32), 0)
+            with pytest.raises(TApplicationException, match="should have 20 bytes"):
+                client.ask(PROTOCOL, b"short", None)
+            return view, lacking, parts, client.missing([digest])
+
+    data = os.urandom(3 * CHUNK + 17)
+    digest = blake3(data).digest()
+    async with ring(tmp_path, 1) as (node,):
+        view, lacking, parts, still = await asyncio.to_thread(calls, node.port)
+        assert (view.peer.address, view.successors) == (node.peer.address, [])
+        assert (lacking, still) == ([digest], [])
+        assert b"".join(part.data for part in parts) == data
+        assert {part.size for part in parts} == {len(data)}
+        assert Peer(identifier("h:1"), "h:1", 3) in [claim.peer for claim in node.ring.member.roster.claims.values()]
+
+
+def test_the_compiled_idl_is_that_of_the_files():
+    """The Thrift compiler has been run (see docs/ring.md) since the IDL was changed."""
+    for name in compute_node.ComputeNode.thrift_services:
+        for part in ("args", "result"):
+            ours = getattr(compute_node.ComputeNode, f"{name}_{part}").thrift_spec
+            theirs = {field[0]: field[2] for field in getattr(Stock, f"{name}_{part}").thrift_spec if field}
+            assert {number: field[1] for number, field in ours.items()} == theirs
+
+
+async def test_blobs_go_from_member_to_member_in_chunks(tmp_path):
+    async with ring(tmp_path, 2) as (a, b):
+        for data in (b"", b"x", os.urandom(CHUNK), os.urandom(5 * CHUNK + 1)):
+            digest = blake3(data).digest()
+            await a.peers.store(b.peer, digest, data)
+            assert (await b.blobs.path(digest.hex())).read_bytes() == data
+            assert b"".join([chunk async for chunk in a.peers.fetch(b.peer, digest)]) == data
+            assert await a.peers.missing(b.peer, [digest, bytes(32)]) == [bytes(32)]
+        with pytest.raises(NotFound):
+            [chunk async for chunk in a.peers.fetch(b.peer, bytes(32))]
+
+
+async def test_bad_uploads_are_refused_and_leave_nothing(tmp_path):
+    async with ring(tmp_path, 2) as (a, b):
+        data = os.urandom(CHUNK + 1)
+        with pytest.raises(compute_node.Refused) as corrupt:
+            await a.peers.store(b.peer, bytes(32), data)
+        assert "digest" in corrupt.value.reason
+        channel = Channel(compute_node.ComputeNode, "127.0.0.1", b.port)
+        digest = blake3(data).digest()
+        for size, offset, part, reason in (
+            (20_000_000, 0, b"", "at most 10000000 bytes are allowed"),
+            (CHUNK + 1, 0, data, "at most 262144 bytes within the blob"),
+            (CHUNK + 1, 7, b"x", "0 bytes of this upload are here"),
+            (10, 0, data[:11], "within the blob, came 11 bytes at 0 of 10"),
+        ):
+            with pytest.raises(compute_node.Refused) as refused:
+                await channel.call("store", digest, size, offset, part, within=TIMEOUT)
+            assert reason in refused.value.reason
+        for number in range(8):
+            await channel.call("store", blake3(bytes([number])).digest(), 2, 0, b"x", within=TIMEOUT)
+        with pytest.raises(compute_node.Refused) as refused:
+            await channel.call("store", digest, 2, 0, b"x", within=TIMEOUT)
+        assert "8 uploads are under way here" in refused.value.reason
+        await channel.call("store", blake3(bytes([0])).digest(), 2, 1, b"", within=TIMEOUT)  # one of them goes on
+        assert await b.blobs.digests() == []
+        await channel.close()
+
+
+async def test_bad_frames_end_the_connection_and_nothing_else(tmp_path):
+    async with ring(tmp_path, 1) as (node,):
+        for noise in (b"GET / HTTP/1.1\r\n\r\n", (MAX_FRAME + 1).to_bytes(4), b"\x00\x00\x00\x04\x80\x01\x00\x01"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+            writer.write(noise)
+            async with asyncio.timeout(TIMEOUT):
+                assert await reader.read() == b""
+            writer.close()
+        channel = Channel(supernode.Supernode, "127.0.0.1", node.port)
+        with pytest.raises(UnknownCall, match="there is no call 'members'"):
+            await channel.call("members", PROTOCOL, within=TIMEOUT)
+        with pytest.raises(UserError, match="send less at once"):
+            await Channel(compute_node.ComputeNode, "127.0.0.1", node.port).call(
+                "store", b"", 0, 0, bytes(MAX_FRAME), within=TIMEOUT
+            )
+        assert node.ring.member.joined
+        await channel.close()
+
+
+async def test_many_calls_share_one_connection(tmp_path):
+    async with ring(tmp_path, 1) as (node,):
+        channel = Channel(compute_node.ComputeNode, "127.0.0.1", node.port)
+        calls = [channel.call("ask", PROTOCOL, key_bytes(key), None, within=TIMEOUT) for key in range(200)]
+        assert {view.peer.address for view in await asyncio.gather(*calls)} == {node.peer.address}
+        assert len(node.server._connections) == 1
+        await channel.close()
+
+
+async def test_a_forged_caller_is_refused(tmp_path):
+    """An identifier that is not its address's would let a stranger choose which keys it gets."""
+    async with ring(tmp_path, 1) as (node,):
+        channel = Channel(compute_node.ComputeNode, "127.0.0.1", node.port)
+        with pytest.raises(compute_node.Refused) as refused:
+            await channel.call("tell", PROTOCOL, peer_struct(Peer(5, "h:1")), within=TIMEOUT)
+        assert "is not that of 'h:1'" in refused.value.reason
+        assert node.ring.member.roster.alive == ()
+        await channel.close()
+
+
+async def test_a_port_in_use_and_a_dead_address_are_said(tmp_path):
+    async with ring(tmp_path, 1) as (node,):
+        with pytest.raises(PortTaken, match="choose another port"):
+            await Running(tmp_path / "other").server.start("127.0.0.1", node.port)
+    with pytest.raises(Unreachable, match="cannot reach"):
+        await Channel(compute_node.ComputeNode, "127.0.0.1", node.port).call("missing", [], within=TIMEOUT)
+    assert await node.peers.ask(peer_at("no-port"), 1, None) is None
+
+
+# -- rings that live -----------------------------------------------------------------------------------------
+
+
+async def test_members_find_their_order_and_one_another(tmp_path):
+    async with asyncio.timeout(TIMEOUT), ring(tmp_path, 8) as nodes:
+        await in_order(nodes)
+        ids = sorted(node.peer.id for node in nodes)
+        for number in range(20):
+            key = identifier(f"key {number}")
+            found = await nodes[number % 8].ring.look_up(key)
+            assert found.holders[0].id == next((id for id in ids if id >= key), ids[0])
+
+
+async def test_the_ring_goes_on_without_the_dead_and_takes_them_back(tmp_path):
+    async with asyncio.timeout(TIMEOUT), ring(tmp_path, 6) as nodes:
+        await in_order(nodes)
+        await nodes[0].stop()  # through whom all the others came
+        await nodes[3].stop()
+        living = [node for node in nodes if node not in (nodes[0], nodes[3])]
+        await in_order(living)
+        back = Running(tmp_path / "back")
+        nodes.append(back)
+        await back.start((living[0].peer,), port=nodes[3].port, incarnation=9)
+        await in_order([*living, back])
+
+
+async def test_a_ring_shrinks_to_one_and_grows_again(tmp_path):
+    async with asyncio.timeout(TIMEOUT), ring(tmp_path, 5) as nodes:
+        await in_order(nodes)
+        for node in nodes[1:]:
+            await node.stop()
+        await in_order(nodes[:1])
+        for number in range(4):
+            node = Running(tmp_path / f"new{number}")
+            nodes.append(node)
+            await node.start((nodes[0].peer,))
+        await in_order([nodes[0], *nodes[5:]])
+
+
+# -- TLS -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """An authority, and a certificate for 127.0.0.1 that it signed; and another authority with its own."""
+    root = tmp_path_factory.mktemp("tls")
+    for name in ("ours", "theirs"):
+        authority = _certificate(root / f"{name}-ca", None, None)
+        _certificate(root / name, *authority)
+    return root
+
+
+def _certificate(path, issuer, signing_key):
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, path.name)])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name if issuer is None else issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(signing_key or key, hashes.SHA256())
+    )
+    path.with_suffix(".pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    path.with_suffix(".key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return built, key
+
+
+async def test_a_ring_over_mutual_tls(tmp_path, certificates):
+    ours, authority = certificates / "ours.pem", certificates / "ours-ca.pem"
+    server_tls = server_context(ours, ours.with_suffix(".key"), clients=authority)
+    tls = client_context(authority, certificate=ours, key=ours.with_suffix(".key"))
+    async with asyncio.timeout(TIMEOUT), ring(tmp_path, 3, server_tls=server_tls, tls=tls) as nodes:
+        await in_order(nodes)
+        data = os.urandom(2 * CHUNK + 5)
+        digest = blake3(data).digest()
+        await nodes[0].peers.store(nodes[1].peer, digest, data)
+        assert b"".join([chunk async for chunk in nodes[2].peers.fetch(nodes[1].peer, digest)]) == data
+
+
+@pytest.mark.parametrize("caller", ["nobody", "theirs", "plain"])
+async def test_mutual_tls_refuses_strangers(tmp_path, certificates, caller):
+    ours, theirs, authority = (certificates / f"{name}.pem" for name in ("ours", "theirs", "ours-ca"))
+    server_tls = server_context(ours, ours.with_suffix(".key"), clients=authority)
+    tls: ssl.SSLContext | None = client_context(authority)
+    if caller == "theirs":
+        tls = client_context(authority, certificate=theirs, key=theirs.with_suffix(".key"))
+    async with ring(tmp_path, 1, server_tls=server_tls) as (node,):
+        channel = Channel(compute_node.ComputeNode, "127.0.0.1", node.port, tls=None if caller == "plain" else tls)
+        with pytest.raises(Unreachable):
+            await channel.call("missing", [], within=5)
+        await channel.close()
+
+
+async def test_a_server_that_another_authority_signed_is_not_believed(tmp_path, certificates):
+    theirs = certificates / "theirs.pem"
+    async with ring(tmp_path, 1, server_tls=server_context(theirs, theirs.with_suffix(".key"))) as (node,):
+        tls = client_context(certificates / "ours-ca.pem")
+        channel = Channel(compute_node.ComputeNode, "127.0.0.1", node.port, tls=tls)
+        with pytest.raises(Unreachable, match="certificate verify failed"):
+            await channel.call("missing", [], within=TIMEOUT)
+
+
+def test_files_that_are_no_certificates_are_said(tmp_path):
+    (tmp_path / "no.pem").write_text("nothing")
+    with pytest.raises(BadCertificate, match=r"no\.pem"):
+        client_context(tmp_path / "no.pem")
+    with pytest.raises(BadCertificate, match=r"absent\.pem.*No such file"):
+        server_context(tmp_path / "absent.pem", tmp_path / "no.key")

@@ -1,0 +1,133 @@
+// Who is here, and which page they see.
+import { useEffect } from "react";
+import { get, post } from "./api/client";
+import { useResource } from "./data";
+import { live, useLink } from "./live";
+import { Home } from "./pages/home";
+import { Invited, Join } from "./pages/join";
+import { Job } from "./pages/job";
+import { Metrics } from "./pages/metrics";
+import { NewJob } from "./pages/new-job";
+import { Nodes } from "./pages/nodes";
+import { Settings } from "./pages/settings";
+import { SignIn, Waiting } from "./pages/sign-in";
+import { Users } from "./pages/users";
+import { Link, usePath } from "./router";
+import { Icon, Logo, type IconName } from "./ui/icons";
+import { Empty, Trouble, may, type Session } from "./ui/parts";
+
+const REFRESH_MS = 3_600_000;
+
+type Place = { path: string; label: string; icon: IconName; role: "viewer" | "operator" | "admin" };
+
+const PLACES: Place[] = [
+  { path: "/", label: "Home", icon: "home", role: "viewer" },
+  { path: "/nodes", label: "Nodes", icon: "nodes", role: "viewer" },
+  { path: "/new", label: "New job", icon: "plus", role: "operator" },
+  { path: "/join", label: "Join", icon: "link", role: "operator" },
+  { path: "/metrics", label: "Metrics", icon: "chart", role: "viewer" },
+  { path: "/users", label: "Users", icon: "users", role: "admin" },
+  { path: "/settings", label: "Settings", icon: "settings", role: "viewer" },
+];
+
+export function App() {
+  const session = useResource("session", () => get("/auth/session"));
+  const path = usePath();
+  const { reload } = session;
+  useEffect(() => {
+    window.addEventListener("tutti:signed-out", reload);
+    return () => window.removeEventListener("tutti:signed-out", reload);
+  }, [reload]);
+  if (location.pathname === "/join" && location.hash) return <Invited />;
+  if (session.problem) return <main className="alone">{<Trouble problem={session.problem} retry={reload} />}</main>;
+  if (!session.data) return null;
+  const it = session.data;
+  if (!it.name) return <SignIn session={it} done={reload} />;
+  if (!may(it, "viewer")) return <Waiting session={it} done={reload} />;
+  return <Inside session={it} path={path} reload={reload} />;
+}
+
+function Inside({ session, path, reload }: { session: Session; path: string; reload: () => void }) {
+  useEffect(() => {
+    live.start();
+    return () => live.stop();
+  }, []);
+  const account = session.account?.name;
+  useEffect(() => {
+    if (!account) return;
+    const timer = window.setInterval(() => post("/auth/refresh", {}, {}).catch(reload), REFRESH_MS);
+    return () => window.clearInterval(timer);
+  }, [account, reload]);
+  return (
+    <div className="frame">
+      <a className="skip" href="#main">
+        Skip to the content
+      </a>
+      <nav aria-label="Pages">
+        <Link to="/" className="brand">
+          <Logo /> Tutti
+        </Link>
+        <ul>
+          {PLACES.filter((place) => may(session, place.role)).map((place) => (
+            <li key={place.path}>
+              <Link to={place.path} aria-current={path === place.path ? "page" : undefined}>
+                <Icon name={place.icon} />
+                <span>{place.label}</span>
+              </Link>
+            </li>
+          ))}
+        </ul>
+        <Connection />
+      </nav>
+      <main id="main" tabIndex={-1} key={path}>
+        <Page path={path} session={session} reload={reload} />
+      </main>
+    </div>
+  );
+}
+
+function Page({ path, session, reload }: { path: string; session: Session; reload: () => void }) {
+  const [, first, second] = path.split("/");
+  const place = PLACES.find((place) => place.path === `/${first}`);
+  useEffect(() => {
+    document.title = second ? `${decodeURIComponent(second)} · Tutti` : place && first ? `${place.label} · Tutti` : "Tutti";
+  }, [first, second, place]);
+  if (first === "job" && second) return <Job id={decodeURIComponent(second)} session={session} />;
+  if (!place || second || !may(session, place.role)) {
+    return (
+      <>
+        <h1>Not here</h1>
+        <Empty>
+          There is no such page. <Link to="/">Home</Link>
+        </Empty>
+      </>
+    );
+  }
+  switch (place.path) {
+    case "/nodes":
+      return <Nodes session={session} />;
+    case "/new":
+      return <NewJob />;
+    case "/join":
+      return <Join />;
+    case "/metrics":
+      return <Metrics />;
+    case "/users":
+      return <Users session={session} />;
+    case "/settings":
+      return <Settings session={session} reload={reload} />;
+    default:
+      return <Home session={session} />;
+  }
+}
+
+const SAID = { connecting: "Connecting…", connected: "Live", reconnecting: "Reconnecting…" };
+
+function Connection() {
+  const link = useLink();
+  return (
+    <p className={`connection ${link}`} role="status">
+      {SAID[link]}
+    </p>
+  );
+}
