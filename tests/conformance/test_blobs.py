@@ -7,8 +7,8 @@ import os
 import pytest
 
 from tutti.adapters.blobs.directory import PARTIAL_KEPT, DirectoryBlobs
-from tutti.adapters.blobs.sink import BATCH
 from tutti.adapters.blobs.scratch import ScratchBlobs
+from tutti.adapters.blobs.sink import BATCH
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError
 from tutti.ports.blobs import BadDigest, TooLarge
 from tutti.testing.blobs import MEGABYTE, BlobSuite, digest_of, pattern
