@@ -8,6 +8,7 @@ import pytest
 
 from tutti.adapters.blobs.directory import PARTIAL_KEPT, DirectoryBlobs
 from tutti.adapters.blobs.scratch import ScratchBlobs
+from tutti.adapters.blobs.sink import BATCH
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError
 from tutti.ports.blobs import BadDigest, TooLarge
 from tutti.testing.blobs import MEGABYTE, BlobSuite, digest_of, pattern
@@ -218,16 +219,16 @@ async def test_the_newest_connection_takes_an_upload_over(blobs):
     go_on = asyncio.Event()
 
     async def hanging():
-        yield LARGE[:MEGABYTE]
+        yield LARGE[:BATCH]
         reached.set()
         await go_on.wait()
-        yield LARGE[MEGABYTE:]
+        yield LARGE[BATCH:]
 
     old = asyncio.ensure_future(blobs.partial(digest, "n1").write(hanging(), offset=0, total=len(LARGE)))
     await reached.wait()
     new = blobs.partial(digest, "n1")
-    assert new.size == MEGABYTE
-    assert await write(new, LARGE, offset=MEGABYTE) is True
+    assert new.size == BATCH
+    assert await write(new, LARGE, offset=BATCH) is True
     go_on.set()
     with pytest.raises(Conflict, match="took this upload over"):
         await old

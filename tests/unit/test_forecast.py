@@ -92,7 +92,7 @@ async def test_aggregation_stays_within_its_memory(tmp_path: Path, strategy: str
         aggregation.commit(result)
         fold = aggregation.begin((1, 0), cohort)
         for update in updates:
-            assert (await aggregation.examine(fold, update.digest, update.weight))[0] is None
+            assert (await aggregation.examine(fold, update.digest, update.weight, {}))[0] is None
             await aggregation.add(fold, [update])
         result = await aggregation.finish(fold, cohort)
         await aggregation.store(result)
