@@ -46,6 +46,7 @@ JOB_PARTS = {
     "cohort": spec.CohortRules,
     "evaluation": spec.Evaluation,
     "early_stopping": spec.EarlyStopping,
+    "rewards": spec.Rewards,
 }
 
 
@@ -241,7 +242,7 @@ def protocol_schema() -> str:
 def openapi() -> str:
     """What `/openapi.json` answers; the dashboard's types are made from it."""
     nothing: Any = None
-    app = create_app(nothing, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings())
+    app = create_app(nothing, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), (nothing, nothing))
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
 
 

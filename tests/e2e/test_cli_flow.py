@@ -236,3 +236,45 @@ def test_the_doctor_names_each_thing_that_is_wrong(site):
             wrong = re.findall(r"^(\w+) +wrong", result.stdout, re.MULTILINE)
             assert (wrong, result.returncode) == ([what], code), result.stdout
             assert "Traceback" not in result.stderr
+
+
+def test_what_nodes_earn_is_paid_explained_and_checked_without_trust(site):
+    site.ok("ledger", "mint", "treasury", 5000, "--key", "grant")
+    site.ok("ledger", "mint", "treasury", 5000, "--key", "grant")
+    assert json.loads(site.ok("ledger", "account", "treasury", "--json"))["free"] == 5000
+    note = json.loads(site.ok("ledger", "show", "--json"))
+    rewards = ("--set", "rewards.pool=100", "--set", "rewards.data=digits:split=test")
+    job = json.loads(site.ok("run", "--dataset", "digits", "--model", "linear", "--rounds", 3, *rewards, "--json"))[
+        "id"
+    ]
+    found = {}
+    for _ in range(200):  # payment follows the rounds, it does not hold them up
+        found = json.loads(site.ok("rewards", job, "--json"))
+        if found["settled"]:
+            break
+    assert found["scored"] == [1, 2, 3]
+    said = site.ok("rewards", job, "--round", 2, "--node", "clinic-a", "--proof", "proof.json")
+    assert "clinic-a earned" in said
+    assert "equal share of 2" in said
+    key, head = note["public_key"], note["head"]
+    checked = site.ok("ledger", "verify", "--key", key, "--head", head, "--job", job, "--proof", "proof.json")
+    assert "whole and signed" in checked
+    assert f"3 rounds of {job} are paid by the rule" in checked
+    assert "of clinic-a is among those of round 2" in checked
+    owed = json.loads(site.ok("ledger", "account", "node:clinic-a", "--json"))["owed"]
+    assert owed == found["earned"]["clinic-a"] > 0
+    assert f"has {owed} tokens" in site.ok("ledger", "claim", "node:clinic-a", "--key", "first")
+
+    site.ok("ledger", "export", "ledger.jsonl")
+    exported = ("ledger", "verify", "--file", "ledger.jsonl", "--key")
+    site.ok(*exported, key)
+    forged = site.folder / "ledger.jsonl"
+    forged.write_text(forged.read_text().replace('"amount":5000', '"amount":6000'))
+    result = site.tutti(*exported, key)
+    assert result.returncode != 0
+    assert "has been changed" in result.stderr
+    proof = site.folder / "proof.json"
+    proof.write_text(proof.read_text().replace('"payment": ', '"payment": 9'))
+    result = site.tutti("ledger", "verify", "--key", key, "--proof", "proof.json")
+    assert result.returncode == Exit.USAGE
+    assert "does not lead to its root" in result.stderr

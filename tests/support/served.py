@@ -26,7 +26,8 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 def app_of(world: World, settings: ApiSettings = LOCAL, accounts: Accounts | None = None) -> FastAPI:
     accounts = accounts or Accounts(MemoryAccounts(), Argon2Passwords(), world.core.clock)
-    return create_app(world.core, HubFabric(world.core.authenticate), world.core.blobs, accounts, settings)
+    fabric, tokens = HubFabric(world.core.authenticate), (world.desk, world.ledger)
+    return create_app(world.core, fabric, world.core.blobs, accounts, settings, tokens)
 
 
 def caller(app: FastAPI, headers: dict[str, str] | None = None) -> httpx.AsyncClient:

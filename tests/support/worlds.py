@@ -15,6 +15,8 @@ from support.faults import SabotagedBlobs, SabotagedLog, Saboteur
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
+from tutti.adapters.identities.ed25519 import Ed25519Key
+from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.adapters.machine import Machine
 from tutti.adapters.workbench import ThreadWorkbench
@@ -26,6 +28,7 @@ from tutti.ports import Data, Examples, LinkRefused, Report, Task, Work
 from tutti.ports.training import models
 from tutti.services.coordinator import Coordinator
 from tutti.services.node import NodeRuntime
+from tutti.services.rewards import RewardDesk
 
 SCHEMA = DataSchema("regression", (3,), 1)
 DEADLINE = 30.0
@@ -110,7 +113,14 @@ class World:
             known_schema=lambda choice: SCHEMA if choice.name == "toy" else known_schema(choice),
             clock=lambda: time.time() + self.later,
         )
+        clock = self.core.clock
+        self.ledger = await SqliteLedger.open(
+            self.folder / "ledger.sqlite", Ed25519Key.at(self.folder / "ledger.key"), lambda: int(1000 * clock())
+        )
+        self.desk = RewardDesk(self.core.journal, self.core.blobs, self.core.workbench, self.ledger, clock)
+        self.core.retained = self.desk.retained
         await self.core.start()
+        self.core.spawn(self.desk.run())
         for link in self.links.values():
             link.fabric = self.fabric
         return self.core
@@ -122,6 +132,7 @@ class World:
             link.drop()
         asyncio.get_running_loop().call_soon(self._saboteur.release)
         await self.core.stop()
+        await self.ledger.close()
 
     async def join(
         self,
@@ -172,3 +183,4 @@ class World:
         for name in list(self._nodes):
             await self.kill(name)
         await self.core.stop()
+        await self.ledger.close()

@@ -23,6 +23,8 @@ SMALL = {
     "rest.py": (["--quick"], "times bare"),
     "dashboard.py": (["--quick"], "p99 / at rest"),
     "ring_calls.py": (["--quick"], "MB/s / apache"),
+    "verification.py": (["--quick"], "solve / check"),
+    "ledger.py": (["--jobs", "20"], "times bare"),
 }
 
 

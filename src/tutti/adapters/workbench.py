@@ -23,6 +23,7 @@ from tutti.adapters._imports import importable
 from tutti.core.errors import StorageError, TuttiError, UserError
 from tutti.core.params import Params
 from tutti.core.registry import Choice
+from tutti.domain.events import Digest
 from tutti.domain.modules import unlisted
 from tutti.domain.spec import DataSchema, Metrics, mismatch
 from tutti.ports.training import Data, Examples, Task, Trainer, datasets, models, normalized
@@ -75,10 +76,10 @@ class ProcessWorkbench:
 
     async def train(
         self, model: Choice, data: DataSchema, source: Choice, task: Task, weights: Path, into: Path
-    ) -> None:
+    ) -> Digest:
         self.check(model)
         request = msgspec.json.encode((model, data, source, task, str(into), self._listed))
-        await self._run(_train, request, str(weights))
+        return await self._run(_train, request, str(weights))
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -137,10 +138,10 @@ class ThreadWorkbench:
 
     async def train(
         self, model: Choice, data: DataSchema, source: Choice, task: Task, weights: Path, into: Path
-    ) -> None:
+    ) -> Digest:
         self.check(model)
         request = msgspec.json.encode((model, data, source, task, str(into), self._listed))
-        await self._run(_train, request, str(weights))
+        return await self._run(_train, request, str(weights))
 
     async def close(self) -> None:
         pass
@@ -195,16 +196,17 @@ def _evaluate(request: bytes, weights: str) -> Metrics:
         return models.build(model, data=schema).evaluate(tensors.decode(stored), rows)
 
 
-def _train(request: bytes, weights: str) -> None:
+def _train(request: bytes, weights: str) -> Digest:
     types = tuple[Choice, DataSchema, Choice, Task, str, tuple[str, ...]]
     model, schema, source, task, into, listed = msgspec.json.decode(request, type=types)
-    rows = rows_of_own("trusted", source, schema)
+    rows = rows_of_own("the coordinator's own data set", source, schema)
     with _disk(weights):
         params = tensors.decode(Path(weights).read_bytes())
     with importable(listed):
         delta = own_update(models.build(model, data=schema), params, rows, task)
     with _disk(into):
         Path(into).write_bytes(tensors.encode(delta))
+    return _digest(msgspec.json.encode(source))
 
 
 def own_update(trainer: Trainer, params: Params, rows: Examples, task: Task) -> Params:
@@ -232,3 +234,8 @@ def rows_of_own(field: str, source: Choice, schema: DataSchema) -> Examples:
 @lru_cache(maxsize=4)
 def _load(source: bytes) -> Data:
     return datasets.build(msgspec.json.decode(source, type=Choice)).load()
+
+
+@lru_cache(maxsize=4)
+def _digest(source: bytes) -> Digest:
+    return _load(source).digest()

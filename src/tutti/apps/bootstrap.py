@@ -133,12 +133,15 @@ async def coordinator(
     from tutti.adapters.blobs.directory import DirectoryBlobs
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric
+    from tutti.adapters.identities.ed25519 import Ed25519Key
+    from tutti.adapters.ledgers.sqlite import SqliteLedger
     from tutti.adapters.logs.sqlite import SqliteLog
     from tutti.adapters.workbench import ProcessWorkbench
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
     from tutti.services.accounts import Accounts
     from tutti.services.coordinator import Coordinator, fingerprint
+    from tutti.services.rewards import RewardDesk
 
     folder = _data_dir(settings.data_dir)
     log = await SqliteLog.open(folder / "log.sqlite")
@@ -152,6 +155,12 @@ async def coordinator(
         known_schema=known_schema,
         clock=steady_clock(),
     )
+    clock = core.clock
+    ledger = await SqliteLedger.open(
+        folder / "ledger.sqlite", Ed25519Key.at(folder / "ledger.key"), lambda: int(1000 * clock())
+    )
+    desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
+    core.retained = desk.retained
     accounts = Accounts(await SqliteAccounts.open(folder / "accounts.sqlite"), Argon2Passwords(), core.clock)
     await accounts.load()
     api = ApiSettings(
@@ -163,10 +172,12 @@ async def coordinator(
         key=_session_key(folder),
     )
     await core.start()
+    core.spawn(desk.run())
     try:
-        yield core, create_app(core, fabric, blobs, accounts, api)
+        yield core, create_app(core, fabric, blobs, accounts, api, (desk, ledger))
     finally:
         await core.stop()
+        await ledger.close()
         await accounts.close()
 
 

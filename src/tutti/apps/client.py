@@ -40,6 +40,7 @@ from tutti.services.views import (
     StatusView,
     WhyView,
 )
+from tutti.services.views.ledger import BalanceView, Entry, LedgerView, Proof, RewardsView, ScoredView
 
 T = TypeVar("T")
 
@@ -165,6 +166,42 @@ class Client:
     def contributions(self, **filters: str) -> Iterator[ContributionView]:
         """Who gave how much; filter by job or node."""
         return self._pages("/contributions", ContributionView, **filters)
+
+    # -- tokens --------------------------------------------------------------------------------------------
+
+    def ledger(self) -> LedgerView:
+        return self._call("GET", "/ledger", LedgerView)
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry of the ledger, from its founding on."""
+        after: str | None = "-1"
+        while after is not None:
+            page = self._call("GET", "/ledger/entries", Page[Entry], query={"after": after})
+            yield from page.items
+            after = page.next
+
+    def account(self, name: str) -> BalanceView:
+        return self._call("GET", f"/ledger/accounts/{quote(name)}", BalanceView)
+
+    def mint(self, to: str, amount: int, *, key: str) -> BalanceView:
+        """New tokens; the same key again mints nothing more."""
+        return self._call("POST", "/ledger/mint", BalanceView, body={"to": to, "amount": amount, "key": key})
+
+    def claim(self, name: str, *, key: str) -> BalanceView:
+        """Take everything that is owed to an account."""
+        path = f"/ledger/accounts/{quote(name)}/claim"
+        return self._call("POST", path, BalanceView, headers={"idempotency-key": key})
+
+    def rewards(self, job: str) -> RewardsView:
+        return self._call("GET", f"/jobs/{quote(job)}/rewards", RewardsView)
+
+    def scored(self, job: str, round: int) -> ScoredView:
+        """What each node earned in a round, and why."""
+        return self._call("GET", f"/jobs/{quote(job)}/rewards/{round}", ScoredView)
+
+    def proof(self, job: str, round: int, node: str) -> Proof:
+        """That a node's update is among those of a round."""
+        return self._call("GET", f"/jobs/{quote(job)}/rewards/{round}/proof/{quote(node)}", Proof)
 
     # -- models --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from tutti.core.registry import Choice
+from tutti.domain.contributions import Contribution
 from tutti.domain.spec import DataSchema, JobSpec, Metrics
 
 Digest: TypeAlias = str
@@ -271,4 +273,36 @@ NodeEvent: TypeAlias = (
     | NodeTurnedAway
     | CoordinatorStarted
 )
-AnyEvent: TypeAlias = JobEvent | NodeEvent
+
+
+# -- what a job's nodes earn, stream `rewards:<job>` -------------------------------------------------
+
+
+class ContributionsScored(Event, frozen=True, kw_only=True):
+    """What each update that counted did for the model: see `tutti.domain.contributions` for the rule.
+
+    `root` is that of the Merkle tree over the contributions. `seed` draws the audits and the rows of `data` that were
+    used; `rows` is the digest of all of them. `note` says what kept a score from being measured.
+    """
+
+    job: str
+    round: int
+    base: Digest
+    model: Digest
+    data: Choice
+    rows: Digest
+    seed: int
+    pool: int
+    contributions: tuple[Contribution, ...]
+    root: str
+    note: str = ""
+
+
+class RewardsSettled(Event, frozen=True, kw_only=True):
+    """All rounds are paid, and what was left of the pool went back to the sponsor."""
+
+    job: str
+
+
+RewardEvent: TypeAlias = ContributionsScored | RewardsSettled
+AnyEvent: TypeAlias = JobEvent | NodeEvent | RewardEvent

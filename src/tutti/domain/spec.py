@@ -163,6 +163,20 @@ class EarlyStopping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_delta: Annotated[float, Meta(ge=0)] = 0.0
 
 
+class Rewards(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tokens for those whose updates made the model better.
+
+    Attributes:
+        pool: Tokens a round.
+        data: A bundled data set on which contributions are measured, such as `digits:split=test`.
+        sponsor: The account that pays; the pool of all rounds is set aside when the job begins.
+    """
+
+    pool: Annotated[int, Meta(ge=1, le=2**40)]
+    data: Choice
+    sponsor: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,99}$")] = "treasury"
+
+
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A training request. Every field has a default but `dataset` and `model`."""
 
@@ -179,9 +193,18 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cohort: CohortRules = CohortRules()
     evaluation: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
+    rewards: Rewards | None = None
 
 
-_CHOICES = (("model",), ("strategy",), ("reducer",), ("trusted",), ("training", "lr_schedule"), ("evaluation", "data"))
+_CHOICES = (
+    ("model",),
+    ("strategy",),
+    ("reducer",),
+    ("trusted",),
+    ("training", "lr_schedule"),
+    ("evaluation", "data"),
+    ("rewards", "data"),
+)
 
 
 def load_spec(raw: Mapping[str, Any]) -> JobSpec:
@@ -222,6 +245,8 @@ def check_composition(spec: JobSpec) -> None:
         )
     _check_reducer(spec)
     _check_strategy(spec)
+    if spec.rewards is not None and spec.rewards.pool * spec.rounds > 2**53:
+        raise BadSpec(f"rewards.pool of {spec.rewards.pool} for {spec.rounds} rounds is more than there can be tokens")
     if spec.early_stopping and spec.early_stopping.target is None and spec.early_stopping.patience is None:
         raise BadSpec("early_stopping needs a target, a patience, or both")
     if spec.early_stopping and not spec.evaluation.nodes and spec.evaluation.data is None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tutti.core.registry import Choice
+from tutti.domain.events import Digest
 from tutti.domain.spec import DataSchema, Metrics
 from tutti.ports.training import Task
 
@@ -23,8 +24,11 @@ class Workbench(Protocol):
 
     async def train(
         self, model: Choice, data: DataSchema, source: Choice, task: Task, weights: Path, into: Path
-    ) -> None:
-        """Train stored parameters on every row of a data source, and write by how much they changed."""
+    ) -> Digest:
+        """Train stored parameters on a data source, and write by how much they changed; gives `Data.digest`.
+
+        Every epoch is over all rows, in batches drawn by the task's seed. Raises UserError if they do not fit together.
+        """
         ...
 
     async def close(self) -> None: ...

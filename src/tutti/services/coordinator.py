@@ -155,6 +155,8 @@ class Coordinator:
         self.journal = Journal(event_log, clock)
         self.presence = Presence(clock())
         self.preflight = Preflight(fabric)
+        self.retained: Callable[[], set[Digest]] = set
+        """Further blobs that must stay for now, such as updates that are still to be scored."""
         self._known_schema = known_schema
         self._drivers: dict[str, JobDriver] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -249,7 +251,9 @@ class Coordinator:
         schedules.build(spec.training.lr_schedule)
         models.options(spec.model)
         self.workbench.check(spec.model)
-        for name, source in (("evaluation.data", spec.evaluation.data), ("trusted", spec.trusted)):
+        rewards = spec.rewards.data if spec.rewards is not None else None
+        own = (("evaluation.data", spec.evaluation.data), ("trusted", spec.trusted), ("rewards.data", rewards))
+        for name, source in own:
             if source is not None:
                 self._check_own(name, source)
         return self._schema(spec)
@@ -601,7 +605,7 @@ class Coordinator:
 
     def needed_blobs(self) -> set[Digest]:
         """Every blob that some job still refers to, or is about to."""
-        needed: set[Digest] = set(self._pinned)
+        needed: set[Digest] = set(self._pinned) | self.retained()
         for job_id, job in self.journal.jobs.items():
             if job.final and job_id not in self._drivers:
                 needed |= self._kept_by_final.setdefault(job_id, kept_blobs(job))

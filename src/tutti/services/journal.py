@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 from tutti.core.errors import NotFound
 from tutti.domain import commands, jobs, nodes
 from tutti.domain import events as e
-from tutti.domain.events import AnyEvent, JobEvent, NodeEvent
+from tutti.domain.events import AnyEvent, JobEvent, NodeEvent, RewardEvent
 from tutti.domain.jobs import Job
 from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports import EventLog, Recorded
@@ -20,6 +20,10 @@ REPLAY_BATCH = 5000
 
 def stream_of(job_id: str) -> str:
     return f"job:{job_id}"
+
+
+def rewards_of(job_id: str) -> str:
+    return f"rewards:{job_id}"
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +48,8 @@ class Journal:
         self.register = nodes.Register()
         self.joined_at: dict[str, float] = {}
         self.offset = 0
+        self.projections: list[Callable[[Recorded], None]] = []
+        """Told every event in order, from the first on: functions that return at once and never raise."""
         self._versions: defaultdict[str, int] = defaultdict(int)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wishes: defaultdict[str, list[_Wish]] = defaultdict(list)
@@ -115,10 +121,16 @@ class Journal:
         async with self._locks[NODES]:
             await self._record(NODES, [event])
 
-    async def _record(self, stream: str, events: "list[AnyEvent] | list[NodeEvent]") -> None:
+    async def reward(self, event: RewardEvent) -> None:
+        """Record what the nodes of a job have earned."""
+        stream = rewards_of(event.job)
+        async with self._locks[stream]:
+            await self._record(stream, [event])
+
+    async def _record(self, stream: str, events: "Sequence[AnyEvent]") -> None:
         await _to_the_end(self._write(stream, events))
 
-    async def _write(self, stream: str, events: "list[AnyEvent] | list[JobEvent] | list[NodeEvent]") -> None:
+    async def _write(self, stream: str, events: "Sequence[AnyEvent]") -> None:
         if events:
             for recorded in await self.log.append(stream, self._versions[stream], events):
                 self._apply(recorded)
@@ -129,11 +141,15 @@ class Journal:
         self.offset = max(self.offset, recorded.offset)
         if isinstance(event, e.JobSubmitted):
             self.jobs[event.job] = jobs.begin(event)
+        elif isinstance(event, RewardEvent):
+            pass  # it changes neither jobs nor nodes
         elif stream == NODES:
             self._apply_to_nodes(event)  # type: ignore[arg-type]  # a stream holds events of its own kind
         else:
             job_id = stream.removeprefix("job:")
             self.jobs[job_id] = jobs.evolve(self.jobs[job_id], event)  # type: ignore[arg-type]  # likewise
+        for told in self.projections:
+            told(recorded)
 
     def _apply_to_nodes(self, event: NodeEvent) -> None:
         self.register = nodes.evolve(self.register, event)

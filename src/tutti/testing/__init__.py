@@ -6,12 +6,17 @@ A suite has one fixture to override, which makes the adapter; all its tests then
 import pytest
 
 pytest.register_assert_rewrite(
-    "tutti.testing.accounts", "tutti.testing.blobs", "tutti.testing.fabrics", "tutti.testing.logs"
+    "tutti.testing.accounts",
+    "tutti.testing.blobs",
+    "tutti.testing.fabrics",
+    "tutti.testing.ledgers",
+    "tutti.testing.logs",
 )
 
 from tutti.testing.accounts import AccountSuite  # noqa: E402 - pytest has to know the modules before they are loaded
 from tutti.testing.blobs import BlobSuite  # noqa: E402
 from tutti.testing.fabrics import FabricSuite, Setup, authenticate  # noqa: E402
+from tutti.testing.ledgers import LedgerSuite  # noqa: E402
 from tutti.testing.logs import LogSuite  # noqa: E402
 
-__all__ = ["AccountSuite", "BlobSuite", "FabricSuite", "LogSuite", "Setup", "authenticate"]
+__all__ = ["AccountSuite", "BlobSuite", "FabricSuite", "LedgerSuite", "LogSuite", "Setup", "authenticate"]

@@ -19,6 +19,7 @@ import pytest
 from tutti.core.errors import StorageError, TuttiError
 from tutti.core.registry import Choice
 from tutti.domain import events as e
+from tutti.domain.contributions import Contribution
 from tutti.domain.events import AnyEvent
 from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports.log import EventLog, Recorded, VersionConflict
@@ -70,6 +71,20 @@ EVENTS: tuple[AnyEvent, ...] = (
     e.NodeDisconnected(at=2.0, node="n1", reason="lost"),
     e.NodeTurnedAway(at=2.0, node="n9", reason="no token"),
     e.CoordinatorStarted(at=0.0, version="0.1.0"),
+    e.ContributionsScored(
+        at=8.0,
+        job="digits-1",
+        round=1,
+        base="a" * 64,
+        model="d" * 64,
+        data=Choice("digits", {"split": "test"}),
+        rows="9" * 64,
+        seed=2**53,
+        pool=1000,
+        contributions=(Contribution(job="digits-1", round=1, node="n1", digest="c" * 64, weight=360, before=0),),
+        root="8" * 64,
+    ),
+    e.RewardsSettled(at=9.0, job="digits-1"),
 )
 """One event of every type, with values that are easily spoiled on the way."""
 

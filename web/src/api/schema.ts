@@ -579,6 +579,66 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/jobs/{job}/rewards": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Rewards
+         * @description Which rounds of a job are scored and paid.
+         */
+        get: operations["rewards_api_v1_jobs__job__rewards_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/jobs/{job}/rewards/{round}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Scored
+         * @description What each node earned in a round, and why.
+         */
+        get: operations["scored_api_v1_jobs__job__rewards__round__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/jobs/{job}/rewards/{round}/proof/{node}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Proof
+         * @description That a node's update is among those of a round: a path to the root in the ledger.
+         */
+        get: operations["proof_api_v1_jobs__job__rewards__round__proof__node__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/jobs/{job}/rounds": {
         parameters: {
             query?: never;
@@ -653,6 +713,103 @@ export interface paths {
         get: operations["show_usage_api_v1_jobs__job__usage_get"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ledger": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show
+         * @description The sums over all accounts, the key that signs entries, and the newest entry's hash.
+         */
+        get: operations["show_api_v1_ledger_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ledger/accounts/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Account */
+        get: operations["account_api_v1_ledger_accounts__name__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ledger/accounts/{name}/claim": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Claim
+         * @description Take everything that is owed to an account.
+         */
+        post: operations["claim_api_v1_ledger_accounts__name__claim_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ledger/entries": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Entries
+         * @description Every entry from the founding (0) on; `tutti ledger verify` checks them all.
+         */
+        get: operations["entries_api_v1_ledger_entries_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ledger/mint": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Mint
+         * @description Make new tokens, for instance for a sponsor of rewards.
+         */
+        post: operations["mint_api_v1_ledger_mint_post"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1251,6 +1408,17 @@ export interface components {
             entry: components["schemas"]["AuditEntry"];
             number: number;
         };
+        /**
+         * BalanceView
+         * @description What an account holds, in whole tokens.
+         */
+        BalanceView: {
+            account: string;
+            free: number;
+            owed: number;
+            staked: number;
+            unbonding: number;
+        };
         /** Bar */
         Bar: {
             high: number;
@@ -1296,6 +1464,15 @@ export interface components {
             options?: {
                 [key: string]: boolean | number | string | number[];
             };
+        };
+        /**
+         * Claim
+         * @description Take everything that is owed.
+         */
+        Claim: {
+            account: string;
+            /** @enum {unknown} */
+            type: "Claim";
         };
         /**
          * CohortRules
@@ -1377,6 +1554,31 @@ export interface components {
             training: components["schemas"]["Training"];
         };
         /**
+         * Contribution
+         * @description One node's part in one round. Scores are parts of 10^9; `fault` says why an update earns nothing.
+         *
+         *         `gain`, `audit`: the update's share of the round's gain as measured; `standing`: after this round.
+         */
+        Contribution: {
+            /** @default null */
+            audit?: number | null;
+            /** @default null */
+            before?: number | null;
+            digest: string;
+            /** @default  */
+            fault?: string;
+            /** @default 0 */
+            gain?: number;
+            job: string;
+            node: string;
+            /** @default 0 */
+            payment?: number;
+            round: number;
+            /** @default 0 */
+            standing?: number;
+            weight: number;
+        };
+        /**
          * ContributionView
          * @description What one node gave to one job: the updates that were counted, and their share of all counted weight.
          */
@@ -1421,6 +1623,20 @@ export interface components {
             task: "classification" | "regression";
         };
         /**
+         * Distribute
+         * @description A round's payments out of a pool. They are owed until claimed; `evidence` is the root of its records.
+         */
+        Distribute: {
+            escrow: string;
+            /** @default  */
+            evidence?: string;
+            payments: {
+                [key: string]: number;
+            };
+            /** @enum {unknown} */
+            type: "Distribute";
+        };
+        /**
          * Division
          * @description How one source was divided among simulated nodes.
          */
@@ -1460,6 +1676,48 @@ export interface components {
             patience?: number | null;
             /** @default null */
             target?: number | null;
+        };
+        /**
+         * EarnedView
+         * @description What one node earned in a round, and why.
+         */
+        EarnedView: {
+            contribution: components["schemas"]["Contribution"];
+            why: string;
+        };
+        /**
+         * Entry
+         * @description One line of the ledger. `at` is in milliseconds since the epoch; `seq` counts from 0, which is Found.
+         */
+        Entry: {
+            at: number;
+            /** @default  */
+            hash?: string;
+            key: string;
+            operation: components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Slash"] | components["schemas"]["Escrow"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"];
+            postings: {
+                [key: string]: number;
+            };
+            previous: string;
+            seq: number;
+            /** @default  */
+            signature?: string;
+        };
+        /**
+         * Escrow
+         * @description Set tokens aside: for one worker's result (`job`), or for the contributions to a training (`pool`).
+         */
+        Escrow: {
+            amount: number;
+            escrow: string;
+            payer: string;
+            /**
+             * @default job
+             * @enum {unknown}
+             */
+            purpose?: "job" | "pool";
+            /** @enum {unknown} */
+            type: "Escrow";
         };
         /**
          * Evaluation
@@ -1563,6 +1821,21 @@ export interface components {
             seconds: number;
             updates: number;
             watts: number;
+        };
+        /**
+         * Found
+         * @description The ledger begins; its rules never change. `unbonding`: seconds for which unstaked tokens can still be slashed.
+         *
+         *         `cap` is the most that may ever be minted, `public_key` (Ed25519) that with which every entry is signed.
+         */
+        Found: {
+            /** @default 9007199254740992 */
+            cap?: number;
+            public_key: string;
+            /** @enum {unknown} */
+            type: "Found";
+            /** @default 0 */
+            unbonding?: number;
         };
         /**
          * Grant
@@ -1692,6 +1965,8 @@ export interface components {
              *     }
              */
             reducer?: components["schemas"]["Choice"];
+            /** @default null */
+            rewards?: components["schemas"]["Rewards"] | null;
             /** @default 10 */
             rounds?: number;
             /** @default 0 */
@@ -1775,6 +2050,22 @@ export interface components {
             secret: string;
         };
         /**
+         * LedgerView
+         * @description The ledger as a whole. `head` is the newest entry's hash: whoever notes it sees if the chain is cut short.
+         */
+        LedgerView: {
+            burned: number;
+            entries: number;
+            escrowed: number;
+            free: number;
+            head: string;
+            minted: number;
+            owed: number;
+            public_key: string;
+            staked: number;
+            unbonding: number;
+        };
+        /**
          * Manifest
          * @description A run as a whole.
          *
@@ -1847,6 +2138,25 @@ export interface components {
             training: components["schemas"]["Durations"];
             updates_accepted: number;
             updates_refused: number;
+        };
+        /**
+         * Mint
+         * @description New tokens; the only source there is.
+         */
+        Mint: {
+            amount: number;
+            to: string;
+            /** @enum {unknown} */
+            type: "Mint";
+        };
+        /**
+         * MintRequest
+         * @description New tokens. The same `key` again mints nothing more.
+         */
+        MintRequest: {
+            amount: number;
+            key: string;
+            to: string;
         };
         /**
          * ModelView
@@ -1950,6 +2260,15 @@ export interface components {
          */
         Page_ContributionView_: {
             items: components["schemas"]["ContributionView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
+         * Page[Entry]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_Entry_: {
+            items: components["schemas"]["Entry"][];
             /** @default null */
             next?: string | null;
         };
@@ -2070,12 +2389,30 @@ export interface components {
             type: string;
         };
         /**
+         * Proof
+         * @description That a contribution is among those of a round: the Merkle path, in hex, and the root that it leads to.
+         */
+        Proof: {
+            contribution: components["schemas"]["Contribution"];
+            path: string[];
+            root: string;
+        };
+        /**
          * RefreshToken
          * @description Empty where a cookie says it.
          */
         RefreshToken: {
             /** @default  */
             refresh_token?: string;
+        };
+        /**
+         * Refund
+         * @description What is left in an escrow goes back to whoever paid it in; the escrow ends.
+         */
+        Refund: {
+            escrow: string;
+            /** @enum {unknown} */
+            type: "Refund";
         };
         /**
          * RefusalView
@@ -2087,6 +2424,47 @@ export interface components {
             node: string;
             reason: string;
             selected: boolean;
+        };
+        /**
+         * Reward
+         * @description A job is done: everything in its escrow goes to `to`, once.
+         */
+        Reward: {
+            escrow: string;
+            to: string;
+            /** @enum {unknown} */
+            type: "Reward";
+        };
+        /**
+         * Rewards
+         * @description Tokens for those whose updates made the model better.
+         *
+         *         Attributes:
+         *             pool: Tokens a round.
+         *             data: A bundled data set on which contributions are measured, such as `digits:split=test`.
+         *             sponsor: The account that pays; the pool of all rounds is set aside when the job begins.
+         */
+        Rewards: {
+            data: components["schemas"]["Choice"];
+            pool: number;
+            /** @default treasury */
+            sponsor?: string;
+        };
+        /**
+         * RewardsView
+         * @description A job's rewards. `earned`: by node, over all scored rounds; `unpaid`: why they are not paid yet, if so.
+         */
+        RewardsView: {
+            earned: {
+                [key: string]: number;
+            };
+            job: string;
+            pool: number;
+            scored: number[];
+            settled: boolean;
+            sponsor: string;
+            unpaid: string;
+            waiting: number[];
         };
         /**
          * RoundView
@@ -2125,6 +2503,23 @@ export interface components {
             wanted: number;
         };
         /**
+         * ScoredView
+         * @description A round's contributions, in the order of the Merkle tree whose root stands in the ledger.
+         */
+        ScoredView: {
+            base: string;
+            data: string;
+            earned: components["schemas"]["EarnedView"][];
+            job: string;
+            model: string;
+            note: string;
+            pool: number;
+            root: string;
+            round: number;
+            rows: string;
+            seed: number;
+        };
+        /**
          * SessionView
          * @description Who asks. `authentication`: whether one must sign in; `setup`: whether there are no accounts yet.
          *
@@ -2160,6 +2555,31 @@ export interface components {
             password: string;
             /** @default null */
             role?: ("" | "admin" | "operator" | "viewer") | null;
+        };
+        /**
+         * Slash
+         * @description Take stake for a proven fault: `compensation` goes to `victim`, the rest is burned, nothing to who decides.
+         */
+        Slash: {
+            account: string;
+            amount: number;
+            /** @default 0 */
+            compensation?: number;
+            reason: string;
+            /** @enum {unknown} */
+            type: "Slash";
+            /** @default null */
+            victim?: string | null;
+        };
+        /**
+         * Stake
+         * @description Put tokens at risk.
+         */
+        Stake: {
+            account: string;
+            amount: number;
+            /** @enum {unknown} */
+            type: "Stake";
         };
         /**
          * Started
@@ -2302,6 +2722,24 @@ export interface components {
             /** @default null */
             strategy?: string | null;
         };
+        /** Transfer */
+        Transfer: {
+            amount: number;
+            source: string;
+            to: string;
+            /** @enum {unknown} */
+            type: "Transfer";
+        };
+        /**
+         * Unstake
+         * @description Begin to take stake back. All that unbonds can be withdrawn once the period since the last Unstake is over.
+         */
+        Unstake: {
+            account: string;
+            amount: number;
+            /** @enum {unknown} */
+            type: "Unstake";
+        };
         /**
          * Usage
          * @description What a job took so far, in the terms of its forecast.
@@ -2323,6 +2761,15 @@ export interface components {
             job: string;
             model: string;
             round: number;
+        };
+        /**
+         * Withdraw
+         * @description Take what has unbonded.
+         */
+        Withdraw: {
+            account: string;
+            /** @enum {unknown} */
+            type: "Withdraw";
         };
     };
     responses: never;
@@ -3613,6 +4060,102 @@ export interface operations {
             };
         };
     };
+    rewards_api_v1_jobs__job__rewards_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RewardsView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    scored_api_v1_jobs__job__rewards__round__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+                round: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ScoredView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    proof_api_v1_jobs__job__rewards__round__proof__node__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+                round: number;
+                node: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Proof"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_rounds_api_v1_jobs__job__rounds_get: {
         parameters: {
             query?: {
@@ -3735,6 +4278,165 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Usage"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_api_v1_ledger_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LedgerView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    account_api_v1_ledger_accounts__name__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BalanceView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    claim_api_v1_ledger_accounts__name__claim_post: {
+        parameters: {
+            query?: never;
+            header: {
+                "Idempotency-Key": string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BalanceView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    entries_api_v1_ledger_entries_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                after?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_Entry_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    mint_api_v1_ledger_mint_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["MintRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BalanceView"];
                 };
             };
             /** @description What went wrong. */

@@ -13,9 +13,10 @@ from starlette.responses import Response
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric
+from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.adapters.partitioners import partitioners
 from tutti.apps.api import accounts as account_routes
-from tutti.apps.api import dashboard, documented, jobs, live, nodes, status, transfer
+from tutti.apps.api import dashboard, documented, jobs, ledger, live, nodes, status, transfer
 from tutti.apps.api.auth import Failures, Guard
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
@@ -30,6 +31,7 @@ from tutti.core.strategy import strategies
 from tutti.ports.training import datasets, models
 from tutti.services.accounts import Accounts
 from tutti.services.coordinator import Coordinator
+from tutti.services.rewards import RewardDesk
 from tutti.version import __version__
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ TAGS = [
     {"name": "rounds", "description": "What happened in a job, round by round, and why."},
     {"name": "models", "description": "Models with their lineage, and their files."},
     {"name": "nodes", "description": "Who takes part, and how others join."},
+    {"name": "ledger", "description": "Tokens, what they were paid for, and the proofs."},
     {"name": "coordinator", "description": "Health, status, events, metrics, and what there is to choose from."},
     {"name": account_routes.TAG, "description": "Who may do what, and who did."},
     {"name": documented.TRAINING, "description": "Aliases for the calls of a training dashboard."},
@@ -71,9 +74,10 @@ def create_app(
     blobs: DirectoryBlobs,
     accounts: Accounts,
     settings: ApiSettings,
+    tokens: tuple[RewardDesk, SqliteLedger],
     registries: Mapping[str, Registry[Any]] = REGISTRIES,
 ) -> FastAPI:
-    """The caller starts and stops the coordinator, and loads and closes the accounts."""
+    """The caller starts and stops the coordinator, loads and closes the accounts, and closes the ledger."""
     app = FastAPIOffline(  # its assets come from here: hospitals have machines without internet
         title="Tutti",
         version=__version__,
@@ -89,6 +93,7 @@ def create_app(
     api = Api(app, transfer.OPENAPI_PATHS)
     _add_routes(api, coordinator, settings, identify, registries, failures)
     account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures))
+    ledger.add_routes(api, ledger.LedgerRoutes(*tokens))
     live.add_routes(app, live.LiveRoutes(coordinator))
     app.router.routes += dashboard.routes()
     # Every round waits for these, and routes are tried in order: they come first.

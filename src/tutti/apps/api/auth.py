@@ -40,7 +40,7 @@ OPEN = re.compile(
     r"WS /ws/node|(GET|HEAD|PUT) /api/v1/blobs/[^/]*"  # prove themselves by a node's secret
 )
 
-ADMINS = re.compile(r"\w+ /api/v1/(accounts|audit)")
+ADMINS = re.compile(r"\w+ /api/v1/(accounts|audit)|POST /api/v1/ledger/mint")
 OWN = re.compile(r"POST /auth/password|(POST|DELETE) /api/v1/tokens(/.*)?")
 """What people do to their own account, in any role."""
 

@@ -12,6 +12,7 @@ from tutti.apps.cli import (
     doctor,
     evaluate,
     forecast,
+    ledger,
     listings,
     models,
     partition,
@@ -69,6 +70,8 @@ for command in (
     preflight.preflight,
     partition.partition,
     replay.replay,
+    ledger.rewards,
+    ledger.ledger,
     catalog.catalog,
     doctor.doctor,
 ):

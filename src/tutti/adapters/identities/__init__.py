@@ -1,0 +1,1 @@
+"""Keys with which things are signed."""

@@ -1,0 +1,1 @@
+"""Ledgers, a file for each back end."""

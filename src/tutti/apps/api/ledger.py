@@ -1,0 +1,85 @@
+"""The ledger, and what nodes have earned: everything that is needed to check both."""
+
+from typing import Annotated
+
+import msgspec
+from fastapi import Depends, Header, Query
+
+from tutti.adapters.ledgers.sqlite import SqliteLedger
+from tutti.apps.api.schema import Answer, Api, Body, Limit
+from tutti.domain.contributions import Proof, prove
+from tutti.domain.ledger import Claim, Entry, Mint, Order
+from tutti.domain.ledger.operations import AccountName, Amount, Key
+from tutti.services.rewards import RewardDesk
+from tutti.services.views.base import Page
+from tutti.services.views.ledger import (
+    BalanceView,
+    LedgerView,
+    RewardsView,
+    ScoredView,
+    balance_view,
+    ledger_view,
+    rewards_view,
+    scored_view,
+)
+
+
+class MintRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """New tokens. The same `key` again mints nothing more."""
+
+    to: AccountName
+    amount: Amount
+    key: Key
+
+
+class LedgerRoutes:
+    def __init__(self, desk: RewardDesk, ledger: SqliteLedger) -> None:
+        self._desk, self._ledger = desk, ledger
+
+    async def show(self) -> Answer[LedgerView]:
+        """The sums over all accounts, the key that signs entries, and the newest entry's hash."""
+        newest = await self._ledger.newest()
+        return Answer(ledger_view(self._ledger.public_key, newest, await self._ledger.totals()))
+
+    async def entries(self, limit: Limit = 1000, after: Annotated[int, Query(ge=-1)] = -1) -> Answer[Page[Entry]]:
+        """Every entry from the founding (0) on; `tutti ledger verify` checks them all."""
+        found = await self._ledger.read(after, limit)
+        return Answer(Page(items=found, next=str(found[-1].seq) if len(found) == limit else None))
+
+    async def account(self, name: str) -> Answer[BalanceView]:
+        return Answer(balance_view(name, await self._ledger.account(name)))
+
+    async def claim(self, name: str, key: Annotated[str, Header(alias="Idempotency-Key")]) -> Answer[BalanceView]:
+        """Take everything that is owed to an account."""
+        await self._ledger.post(Order(key, Claim(account=name)))
+        return await self.account(name)
+
+    async def mint(self, wish: Annotated[MintRequest, Depends(Body(MintRequest))]) -> Answer[BalanceView]:
+        """Make new tokens, for instance for a sponsor of rewards."""
+        await self._ledger.post(Order(wish.key, Mint(to=wish.to, amount=wish.amount)))
+        self._desk.poke()
+        return await self.account(wish.to)
+
+    async def rewards(self, job: str) -> Answer[RewardsView]:
+        """Which rounds of a job are scored and paid."""
+        return Answer(rewards_view(job, self._desk.account(job)))
+
+    async def scored(self, job: str, round: int) -> Answer[ScoredView]:
+        """What each node earned in a round, and why."""
+        return Answer(scored_view(self._desk.scored(job, round)))
+
+    async def proof(self, job: str, round: int, node: str) -> Answer[Proof]:
+        """That a node's update is among those of a round: a path to the root in the ledger."""
+        return Answer(prove(self._desk.scored(job, round).contributions, node))
+
+
+def add_routes(api: Api, ledger: LedgerRoutes) -> None:
+    root = "/api/v1/ledger"
+    api.add("GET", root, ledger.show, "ledger")
+    api.add("GET", root + "/entries", ledger.entries, "ledger")
+    api.add("POST", root + "/mint", ledger.mint, "ledger")
+    api.add("GET", root + "/accounts/{name}", ledger.account, "ledger")
+    api.add("POST", root + "/accounts/{name}/claim", ledger.claim, "ledger")
+    api.add("GET", "/api/v1/jobs/{job}/rewards", ledger.rewards, "ledger")
+    api.add("GET", "/api/v1/jobs/{job}/rewards/{round}", ledger.scored, "ledger")
+    api.add("GET", "/api/v1/jobs/{job}/rewards/{round}/proof/{node}", ledger.proof, "ledger")

@@ -1,0 +1,241 @@
+"""Tokens: look at the ledger, check it without trusting the coordinator, and see why a node earned what it did."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tutti.apps.cli import text
+from tutti.apps.cli.options import ExistingFile, File, as_json, find_job, print_json, with_client
+from tutti.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tutti.apps.client import Client
+    from tutti.domain.contributions import Proof
+    from tutti.domain.ledger import Entry
+    from tutti.services.views.ledger import ScoredView
+
+
+@click.group()
+def ledger() -> None:
+    """Look at tokens and check the ledger.
+
+    \b
+    Examples:
+      tutti ledger show
+      tutti ledger verify --key 3b6a27bc… --head 9f86d081…
+    """
+
+
+@ledger.command("show")
+@as_json
+@with_client
+def ledger_show(client: "Client", as_json: bool) -> None:
+    """Show the sums, the public key, and the newest entry's hash: note the last two for `tutti ledger verify`.
+
+    \b
+    Examples:
+      tutti ledger show
+      tutti ledger show --json
+    """
+    found = client.ledger()
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"key    {found.public_key}\nhead   {found.head} (entry {found.entries - 1})\n")
+    names = ("minted", "free", "staked", "unbonding", "owed", "escrowed", "burned")
+    click.echo(text.table(("tokens", "amount"), [(name, getattr(found, name)) for name in names]))
+
+
+@ledger.command("account")
+@click.argument("account")
+@as_json
+@with_client
+def ledger_account(client: "Client", account: str, as_json: bool) -> None:
+    """Show what an account holds. A node's account is node:NAME.
+
+    \b
+    Examples:
+      tutti ledger account treasury
+      tutti ledger account node:clinic-a --json
+    """
+    found = client.account(account)
+    if as_json:
+        print_json(found)
+    else:
+        names = ("free", "staked", "unbonding", "owed")
+        click.echo(text.table(("tokens", "amount"), [(name, getattr(found, name)) for name in names]))
+
+
+@ledger.command("mint")
+@click.argument("account")
+@click.argument("amount", type=click.IntRange(1))
+@click.option("--key", required=True, help="A name for this very wish: repeated with it, nothing more is minted.")
+@with_client
+def ledger_mint(client: "Client", account: str, amount: int, key: str) -> None:
+    """Make new tokens for an account, such as the sponsor of a job's rewards.
+
+    \b
+    Examples:
+      tutti ledger mint treasury 100000 --key start-of-the-year
+    """
+    click.echo(f"{account} has {client.mint(account, amount, key=key).free} tokens")
+
+
+@ledger.command("claim")
+@click.argument("account")
+@click.option("--key", required=True, help="A name for this very wish: repeated with it, nothing more is claimed.")
+@with_client
+def ledger_claim(client: "Client", account: str, key: str) -> None:
+    """Take everything that is owed to an account.
+
+    \b
+    Examples:
+      tutti ledger claim node:clinic-a --key november
+    """
+    click.echo(f"{account} has {client.claim(account, key=key).free} tokens")
+
+
+@ledger.command("export")
+@click.argument("file", type=File)
+@with_client
+def ledger_export(client: "Client", file: Path) -> None:
+    """Write every entry to a file, one line of JSON each.
+
+    \b
+    Examples:
+      tutti ledger export ledger.jsonl
+    """
+    import msgspec
+
+    lines = [msgspec.json.encode(entry) for entry in client.entries()]
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    click.echo(f"{len(lines)} entries in {file}")
+
+
+@ledger.command("verify")
+@click.option("--key", required=True, help="The ledger's public key, as you noted it (`tutti ledger show`).")
+@click.option("--head", help="The hash of an entry, noted earlier: it must still be there.")
+@click.option("--file", type=ExistingFile, help="Check entries that were exported, not those of a coordinator.")
+@click.option("--job", help="Check the scores and payments of this job's rounds too.")
+@click.option(
+    "--proof", type=ExistingFile, help="Check that a contribution (`tutti rewards --proof`) is in the ledger."
+)
+@with_client
+def ledger_verify(
+    client: "Client", key: str, head: str | None, file: Path | None, job: str | None, proof: Path | None
+) -> None:
+    """Check the whole ledger, trusting nobody.
+
+    That is: the order, every hash, link and signature, that each operation was allowed and moved what it must, and
+    that the sums hold. With --job also that the payments of each scored round follow from its scores by the published
+    rule, and that these are the ones whose Merkle root stands in the ledger.
+
+    \b
+    Examples:
+      tutti ledger verify --key 3b6a27bc…
+      tutti ledger verify --key 3b6a27bc… --head 9f86d081… --job digits
+      tutti ledger verify --key 3b6a27bc… --file ledger.jsonl --proof proof.json
+    """
+    from tutti.adapters.identities.ed25519 import verify
+    from tutti.domain.ledger import verify_chain
+
+    entries = list(client.entries()) if file is None else _read(file)
+    totals = verify_chain(entries, verify, key, head=head).totals()
+    click.echo(f"the chain of {len(entries)} entries is whole and signed; {totals.minted} tokens are accounted for")
+    if job is not None:
+        found = find_job(client, job).id
+        rounds = [client.scored(found, number) for number in client.rewards(found).scored]
+        paid = [each.round for each in rounds if _check_round(each, entries)]
+        unpaid = f"; not paid yet: {', '.join(str(r.round) for r in rounds if r.round not in paid)}"
+        click.echo(f"{len(paid)} rounds of {found} are paid by the rule{unpaid if len(paid) < len(rounds) else ''}")
+    if proof is not None:
+        _check_proof(proof, entries)
+
+
+def _read(file: Path) -> "list[Entry]":
+    import msgspec
+
+    from tutti.domain.ledger import Entry
+
+    try:
+        return [msgspec.json.decode(line, type=Entry) for line in file.read_bytes().splitlines() if line]
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{file} does not hold entries as `tutti ledger export` writes them: {error}") from None
+
+
+def _check_round(scored: "ScoredView", entries: "Iterable[Entry]") -> bool:
+    """Whether a round is paid; raises BadProof if it is paid otherwise than by the rule."""
+    from tutti.domain.contributions import check_paid
+
+    return check_paid([each.contribution for each in scored.earned], scored.pool, entries)
+
+
+def _check_proof(file: Path, entries: "Iterable[Entry]") -> None:
+    import msgspec
+
+    from tutti.domain.contributions import Proof, check_proof, entry_of
+
+    try:
+        proof = msgspec.json.decode(file.read_bytes(), type=Proof)
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{file} does not hold a proof as `tutti rewards --proof` writes it: {error}") from None
+    check_proof(proof)
+    entry = entry_of(proof, entries)
+    one = proof.contribution
+    click.echo(
+        f"the update {one.digest[:12]} of {one.node} is among those of round {one.round} of {one.job} "
+        f"and earned {one.payment} (entry {entry.seq})"
+    )
+
+
+@click.command()
+@click.argument("job")
+@click.option("--round", "number", type=click.IntRange(1), help="Say what each node earned in this round, and why.")
+@click.option("--node", help="Only this node.")
+@click.option("--proof", type=File, help="Write the proof that the node's update is among the round's to this file.")
+@as_json
+@with_client
+def rewards(
+    client: "Client", job: str, number: int | None, node: str | None, proof: Path | None, as_json: bool
+) -> None:
+    """Show what the nodes of a job have earned, and why.
+
+    \b
+    Examples:
+      tutti rewards digits
+      tutti rewards digits --round 3 --node clinic-a
+      tutti rewards digits --round 3 --node clinic-a --proof proof.json
+    """
+    found = find_job(client, job).id
+    if proof is not None and (number is None or node is None):
+        raise click.UsageError("--proof needs --round and --node")
+    if number is None:
+        _print_rewards(client, found, as_json)
+        return
+    scored = client.scored(found, number)
+    earned = [each for each in scored.earned if node in (None, each.contribution.node)]
+    if as_json:
+        print_json(earned)
+    else:
+        click.echo("\n".join(each.why for each in earned) + (f"\n{scored.note}" if scored.note else ""))
+    if proof is not None and node is not None:
+        _write_proof(client.proof(found, number, node), proof)
+
+
+def _print_rewards(client: "Client", job: str, as_json: bool) -> None:
+    found = client.rewards(job)
+    if as_json:
+        print_json(found)
+        return
+    state = "settled" if found.settled else found.unpaid or f"{len(found.waiting)} rounds wait to be scored"
+    click.echo(f"{found.pool} tokens a round from {found.sponsor}; {len(found.scored)} rounds scored; {state}\n")
+    click.echo(text.table(("node", "earned"), list(found.earned.items())))
+
+
+def _write_proof(proof: "Proof", file: Path) -> None:
+    import msgspec
+
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(proof), indent=1))
+    click.echo(f"the proof is in {file}", err=True)

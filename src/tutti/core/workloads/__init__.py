@@ -1,0 +1,1 @@
+"""Kinds of compute jobs, a file for each."""

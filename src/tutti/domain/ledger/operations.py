@@ -1,0 +1,135 @@
+"""What can be done with tokens. Amounts are whole units, 1 to 2^53: no fractions, nothing negative."""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from tutti.core.errors import UserError
+
+LARGEST = 2**53
+"""The most units there can ever be: every JSON reader can hold the number exactly."""
+
+Amount = Annotated[int, Meta(ge=1, le=LARGEST)]
+AccountName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,99}$")]
+EscrowId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,99}$")]
+Key = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,200}$")]
+Hex = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class BadOperation(UserError):
+    """An operation that can never be carried out: a fractional or negative amount, a name that is none."""
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True, tag_field="type"):
+    pass
+
+
+class Found(Operation, frozen=True, kw_only=True):
+    """The ledger begins; its rules never change. `unbonding`: seconds for which unstaked tokens can still be slashed.
+
+    `cap` is the most that may ever be minted, `public_key` (Ed25519) that with which every entry is signed.
+    """
+
+    public_key: Hex
+    unbonding: Annotated[int, Meta(ge=0)] = 0
+    cap: Amount = LARGEST
+
+
+class Mint(Operation, frozen=True, kw_only=True):
+    """New tokens; the only source there is."""
+
+    to: AccountName
+    amount: Amount
+
+
+class Transfer(Operation, frozen=True, kw_only=True):
+    source: AccountName
+    to: AccountName
+    amount: Amount
+
+
+class Stake(Operation, frozen=True, kw_only=True):
+    """Put tokens at risk."""
+
+    account: AccountName
+    amount: Amount
+
+
+class Unstake(Operation, frozen=True, kw_only=True):
+    """Begin to take stake back. All that unbonds can be withdrawn once the period since the last Unstake is over."""
+
+    account: AccountName
+    amount: Amount
+
+
+class Withdraw(Operation, frozen=True, kw_only=True):
+    """Take what has unbonded."""
+
+    account: AccountName
+
+
+class Slash(Operation, frozen=True, kw_only=True):
+    """Take stake for a proven fault: `compensation` goes to `victim`, the rest is burned, nothing to who decides."""
+
+    account: AccountName
+    amount: Amount
+    reason: str
+    victim: AccountName | None = None
+    compensation: Annotated[int, Meta(ge=0, le=LARGEST)] = 0
+
+
+class Escrow(Operation, frozen=True, kw_only=True):
+    """Set tokens aside: for one worker's result (`job`), or for the contributions to a training (`pool`)."""
+
+    escrow: EscrowId
+    payer: AccountName
+    amount: Amount
+    purpose: Literal["job", "pool"] = "job"
+
+
+class Reward(Operation, frozen=True, kw_only=True):
+    """A job is done: everything in its escrow goes to `to`, once."""
+
+    escrow: EscrowId
+    to: AccountName
+
+
+class Distribute(Operation, frozen=True, kw_only=True):
+    """A round's payments out of a pool. They are owed until claimed; `evidence` is the root of its records."""
+
+    escrow: EscrowId
+    payments: dict[AccountName, Amount]
+    evidence: Hex = ""
+
+
+class Claim(Operation, frozen=True, kw_only=True):
+    """Take everything that is owed."""
+
+    account: AccountName
+
+
+class Refund(Operation, frozen=True, kw_only=True):
+    """What is left in an escrow goes back to whoever paid it in; the escrow ends."""
+
+    escrow: EscrowId
+
+
+AnyOperation: TypeAlias = (
+    Found | Mint | Transfer | Stake | Unstake | Withdraw | Slash | Escrow | Reward | Distribute | Claim | Refund
+)
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An operation with its idempotency key: told twice, it is carried out once."""
+
+    key: Key
+    operation: AnyOperation
+
+
+def check(order: Order) -> Order:
+    """The order, if its amounts and names are what they should be; raises BadOperation naming the field."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(order), Order)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise BadOperation(f"{type(order.operation).__name__}: {error}; amounts are whole units, 1 or more") from None
