@@ -261,3 +261,10 @@ async def test_uploads_that_nobody_continues_are_given_up(blobs):
 async def test_names_that_are_no_digests(blobs):
     with pytest.raises(BadDigest):
         blobs.partial("../" + digest_of(SMALL), "n1")
+
+
+async def test_an_owner_has_one_unfinished_upload(blobs):
+    for data in (LARGE, LARGE[1:], LARGE[2:]):
+        assert await write(blobs.partial(digest_of(data), "n1"), data[:BATCH], total=len(data)) is False
+    assert await write(blobs.partial(digest_of(LARGE), "n2"), LARGE[:BATCH], total=len(LARGE)) is False
+    assert len(files(blobs, "partial")) == 2

@@ -14,6 +14,7 @@ from tutti.core.registry import UnknownName
 from tutti.domain.jobs import Job, Status
 from tutti.domain.policy import Policy
 from tutti.domain.spec import BadSpec
+from tutti.services.coordinator import UPLOADS_PER_TASK
 from tutti.wire import tensors
 
 PARTS = {"ada": 0, "bob": 1, "cyd": 2}
@@ -265,7 +266,7 @@ async def test_a_node_may_store_and_read_only_what_its_work_needs(world):
     assert not world.core.may_read("ada", "0" * 64)
     assert not world.core.may_read("bob", job.model)
     assert world.core.update_limit("bob") == 0
-    limits = [world.core.update_limit("ada") for _ in range(20)]
+    limits = [world.core.update_limit("ada") for _ in range(UPLOADS_PER_TASK + 2)]
     assert limits[0] > 4 * job.parameters
     assert limits[-1] == 0
     gate.set()

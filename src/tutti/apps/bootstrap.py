@@ -155,6 +155,7 @@ async def coordinator(
         known_schema=known_schema,
         clock=steady_clock(),
     )
+    fabric.traffic = core.stats
     clock = core.clock
     ledger = await SqliteLedger.open(
         folder / "ledger.sqlite", Ed25519Key.at(folder / "ledger.key"), lambda: int(1000 * clock())
@@ -215,6 +216,7 @@ class Membership(msgspec.Struct, frozen=True):
     url: str
     node: str
     secret: str
+    joined: bool = False
 
 
 async def run_node(settings: NodeSettings) -> None:
@@ -287,6 +289,8 @@ async def membership(settings: NodeSettings) -> Membership:
     The secret is chosen and stored here before it is told to the coordinator: a node killed at any moment
     of this can ask again with the same link.
     """
+    from tutti.apps.client import Unreachable
+
     url, token = split_link(settings.link)
     file = settings.state_dir / "membership.json"
     try:
@@ -299,7 +303,13 @@ async def membership(settings: NodeSettings) -> Membership:
         kept = Membership(url, settings.name, secrets.token_urlsafe(32))
         write_secret(file, msgspec.json.encode(kept).decode())
     if token is not None:
-        await asyncio.to_thread(_join, kept, token, settings.ca)
+        try:
+            await asyncio.to_thread(_join, kept, token, settings.ca)
+        except Unreachable:
+            if not kept.joined:  # a member waits for its coordinator, as it does when it is running
+                raise
+        else:
+            write_secret(file, msgspec.json.encode(msgspec.structs.replace(kept, joined=True)).decode())
     return kept
 
 

@@ -318,7 +318,7 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
             at=now,
             round=round.number,
             node=node,
-            digest=command.digest,
+            digest=command.digest if round.opened.task == "train" else "",
             weight=min(command.weight, rules.largest_weight),
             base=task.round if task is not round.opened else None,
             facts=command.facts,

@@ -12,7 +12,7 @@ from tutti.core.registry import Choice
 from tutti.core.sampling import cohort_size
 from tutti.core.strategy import strategies
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)")]
 Positive = Annotated[int, Meta(ge=1)]
 LONGEST = 604_800.0  # seconds: one week
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST)]

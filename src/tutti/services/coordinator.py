@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hmac import compare_digest
+from itertools import islice
 
 from blake3 import blake3
 
@@ -41,9 +42,15 @@ SUBMISSIONS_AT_ONCE = 32
 SUBMISSIONS_OF_ONE = 4
 """Submissions of one node that wait for a verdict; an honest node has one or, after a reconnect, two."""
 
+HELD_BYTES = 64 << 20
+"""Bytes of updates that came with submissions and wait for a verdict; a node with one more is asked again."""
+
+NOTED_EVERY = 10.0
+"""Seconds in which at most one coming and one going of a node is logged."""
+
 TURNED_AWAY_EVERY = 10.0
 TURNED_AWAY_BURST = 20.0
-UPLOADS_PER_TASK = 16
+UPLOADS_PER_TASK = 256
 SWEEP_SECONDS = 60.0
 UPDATE_OVERHEAD = 64 * 1024
 ON_THEIR_WAY_SECONDS = 20.0
@@ -166,7 +173,9 @@ class Coordinator:
         self._uploads: Counter[tuple[NodeId, str, int, int]] = Counter()
         self._door = Door()
         self._waiting: Counter[NodeId] = Counter()
-        self._submissions: asyncio.Queue[tuple[NodeId, Submission, bytes]] = asyncio.Queue()
+        self._submissions: asyncio.Queue[tuple[NodeId, Submission | Failure, bytes]] = asyncio.Queue()
+        self._held = 0  # bytes of updates in that queue and in the hands of those who take from it
+        self._noted_at: dict[NodeId, float] = {}
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -230,14 +239,16 @@ class Coordinator:
 
         Asking again with the same `key` gives the same job, also after a restart; Conflict if the job differs.
         """
-        if spec.normalize:
-            await self._until_held(spec.dataset, spec.cohort.min_nodes)
-        data = self.check(spec)
-        if spec.normalize:
-            data = with_normalization(data, await self.describe(spec.dataset))
         suffix = fingerprint(key)[:16] if key else secrets.token_hex(4)
         job_id = f"{spec.name.lower().replace('_', '-').replace('.', '-')[:40]}-{suffix}"
-        job = await self.journal.submit(job_id, spec, data, by=by, paused=paused)
+        job = self.jobs.get(job_id)
+        if job is None:
+            if spec.normalize:
+                await self._until_held(spec.dataset, spec.cohort.min_nodes)
+            data = self.check(spec)
+            if spec.normalize:
+                data = with_normalization(data, await self.describe(spec.dataset))
+            job = await self.journal.submit(job_id, spec, data, by=by, paused=paused)
         if job.spec != spec:
             raise Conflict(f"the key {key!r} was used for another job, {job_id}: choose a new key")
         if not job.final and job_id not in self._drivers:
@@ -491,7 +502,8 @@ class Coordinator:
                 self._nodes_changed()
                 async with self._changed:
                     self._changed.notify_all()
-                self.spawn(self._note(_arrival(node, registration, now)))
+                if self._may_note(node, now):
+                    self.spawn(self._note(_arrival(node, registration, now)))
             case Left(node=node, reason=reason, took_leave=took_leave):
                 self.presence.left(node, now, took_leave=took_leave)
                 self.preflight.left(node)
@@ -500,7 +512,14 @@ class Coordinator:
             case Said(node=node, message=message, blob=blob):
                 if self.presence.heard(node, message, now):
                     self._poke_waiting()
-                await self._on_message(node, message, blob)
+                self._on_message(node, message, blob)
+
+    def _may_note(self, node: NodeId, now: float) -> bool:
+        """A node that comes and goes all the time must not fill the log."""
+        if now - self._noted_at.get(node, -NOTED_EVERY) < NOTED_EVERY:
+            return False
+        self._noted_at[node] = now
+        return True
 
     async def _note(self, event: NodeEvent) -> None:
         try:
@@ -508,40 +527,54 @@ class Coordinator:
         except StorageError as error:
             log.error("not recorded: %s: %s", type(event).__name__, error)
 
-    async def _on_message(self, node: NodeId, message: object, blob: bytes) -> None:
+    def _on_message(self, node: NodeId, message: object, blob: bytes) -> None:
         match message:
-            case Submission():
-                if self._waiting[node] >= SUBMISSIONS_OF_ONE:
+            case Submission() if self._held + len(blob) > HELD_BYTES:
+                self._answer(node, message, "too many updates wait here: send it again", resend=True)
+            case Submission() | Failure():
+                if self._waiting[node] < SUBMISSIONS_OF_ONE:
+                    self._waiting[node] += 1
+                    self._held += len(blob)
+                    self._submissions.put_nowait((node, message, blob))
+                elif isinstance(message, Submission):
                     self._answer(node, message, f"{SUBMISSIONS_OF_ONE} submissions already wait for a verdict")
-                    return
-                self._waiting[node] += 1
-                self._submissions.put_nowait((node, message, blob))
             case Described():
                 self.preflight.heard(node, message)
-            case Failure(job=job_id, round=number, attempt=attempt, reason=reason):
-                task = self.job(job_id).task_of(node) if job_id in self._drivers else None
-                if task is None or (task.round, task.attempt) != (number, attempt):
-                    return
-                if self.job(job_id).round is None:  # asked again once the next of overlapping rounds is open
-                    self.presence.untell(node, (job_id, number, attempt))
-                else:
-                    await self._steer(job_id, commands.Drop(node=node, reason=reason))
             case _:
                 pass
 
     async def _receive_all(self) -> None:
-        """One of a few workers; each takes the next submission."""
+        """One of a few workers; each takes the next submission or failure."""
         while True:
-            node, submission, blob = await self._submissions.get()
+            node, message, blob = await self._submissions.get()
             try:
-                await self._receive(node, submission, blob)
+                if isinstance(message, Submission):
+                    await self._receive(node, message, blob)
+                else:
+                    await self._drop(node, message)
             except Exception:
-                log.exception("submission of %s", node)
-                self._answer(node, submission, "the coordinator failed to deal with it")
+                log.exception("%s of %s", type(message).__name__, node)
+                if isinstance(message, Submission):
+                    self._answer(node, message, "the coordinator failed to deal with it")
             finally:
+                self._held -= len(blob)
                 self._waiting[node] -= 1
                 if not self._waiting[node]:
                     del self._waiting[node]
+
+    async def _drop(self, node: NodeId, failed: Failure) -> None:
+        """A node says that it will not deliver; one whose failure cannot be recorded is dropped when its lease ends."""
+        job_id, said = failed.job, (failed.round, failed.attempt)
+        task = self.job(job_id).task_of(node) if job_id in self._drivers else None
+        if task is None or (task.round, task.attempt) != said:
+            return
+        if self.job(job_id).round is None:  # asked again once the next of overlapping rounds is open
+            self.presence.untell(node, (job_id, *said))
+            return
+        try:
+            await self._steer(job_id, commands.Drop(node=node, reason=failed.reason))
+        except TuttiError as error:
+            log.error("failure of %s: %s", node, error)
 
     async def _receive(self, node: NodeId, submission: Submission, blob: bytes) -> None:
         """Hand a submission to its job; one that names a wrong job is recorded where the node was asked."""
@@ -660,9 +693,9 @@ def _arrival(node: NodeId, registration: Registration, now: float) -> e.NodeConn
         gpus=len(machine.gpus),
         examples=registration.data.examples,
         dataset=registration.data.name,
-        version=machine.versions.get("tutti", ""),
+        version=machine.versions.get("tutti", "")[:32],
         held_out=registration.data.held_out,
-        digest=registration.data.digest,
-        source=registration.data.source,
-        versions=machine.versions,
+        digest=registration.data.digest[:64],
+        source=registration.data.source[:500],
+        versions={name[:32]: version[:32] for name, version in islice(machine.versions.items(), 20)},
     )

@@ -127,7 +127,7 @@ class JobDriver:
                 case _:
                     log.error("job %s: internal error", self._id, exc_info=error)
                     return await self._command(commands.Fail(reason=f"internal error: {error!r}"))
-        except StorageError as worse:
+        except TuttiError as worse:
             self._wait_out(worse)
             return False
 
@@ -401,6 +401,9 @@ class JobDriver:
         """Judge a submission, record the judgement, then tell the node. `blob`: the update, if it came along."""
         fault, size, fold = None, 0, None
         round = self.job.round
+        if node not in self._journal.register.nodes:
+            self._answer(node, submission, accepted=False, reason=f"{node} was removed")
+            return
         if round is not None and round.opened.task == "train" and self._would_count(node, submission):
             try:
                 fold = await self._fold_of(round.opened)
@@ -410,8 +413,11 @@ class JobDriver:
             except UnreadableUpdate as lost:
                 self._answer(node, submission, accepted=False, reason=str(lost), resend=True)
                 return
-            except StorageError:
+            except TuttiError as error:  # our own disk or model: not the update's fault, so it is asked for again
+                await self._on_error(error)
                 raise
+            except MemoryError as error:
+                raise StorageError(f"no memory to examine the update of {node}") from error
             except Exception as error:
                 log.exception("job %s: the update of %s cannot be examined", self._id, node)
                 fault = f"the coordinator could not examine the update: {error!r}"
@@ -548,5 +554,5 @@ class JobDriver:
         """
         past = [summary.model for summary in self.job.past[-MODELS_KEPT - 4 : -MODELS_KEPT]]
         needed = self._coordinator.needed_blobs()
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(TuttiError):
             await self._coordinator.blobs.delete(*{*digests, *past} - needed - {""})

@@ -33,8 +33,8 @@ MAX_ATTACHED = 64 * 1024
 
 MAX_FRAME = 4 + MAX_MESSAGE + MAX_ATTACHED
 
-JobId: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
-Blob: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+JobId: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$(?!\n)")]
+Blob: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 _Size: TypeAlias = Annotated[int, Meta(ge=0, le=2**31)]
 
 

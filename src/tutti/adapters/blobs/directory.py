@@ -67,6 +67,7 @@ class DirectoryBlobs:
         self._waiting: list[_Put] = []
         self._storing: asyncio.Task[None] | None = None
         self._sound: set[Digest] = set()
+        self._begun: dict[NodeId, Path] = {}
         with storage_errors(f"use the blob directory {root}"):
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._unfinished.mkdir(exist_ok=True)
@@ -154,9 +155,15 @@ class DirectoryBlobs:
             return await asyncio.to_thread(self._list)
 
     def partial(self, digest: Digest, owner: NodeId) -> Partial:
-        """The upload of this blob by this owner, begun or not; nobody can spoil somebody else's."""
+        """The upload of this blob by this owner, begun or not; nobody can spoil somebody else's.
+
+        An owner has one at a time: what it began before, and does not write to now, is given up.
+        """
         place = self._place(digest)
         name = f"{digest}.{blake3(owner.encode()).hexdigest()[:16]}"
+        before, self._begun[owner] = self._begun.get(owner), self._unfinished / name
+        if before is not None and before != self._begun[owner] and before not in self._uploads:
+            before.unlink(missing_ok=True)
         return Partial(digest, place, self._unfinished / name, self._uploads, self._sound)
 
     def _place(self, digest: Digest) -> Path:

@@ -8,7 +8,7 @@ while messages to the node wait to be written.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -89,6 +89,13 @@ class _Disconnected(_Ended):
         self.took_leave = code == GOING_AWAY
 
 
+class Traffic(Protocol):
+    """Counters of the bytes of blobs that came in and went out."""
+
+    bytes_in: int
+    bytes_out: int
+
+
 class HubFabric:
     """Fabric over WebSockets. `authenticate` raises Forbidden; `turned_away` hears of whom it refused, and why."""
 
@@ -102,6 +109,7 @@ class HubFabric:
         self._strangers = 0
         self._events: asyncio.Queue[FabricEvent] = asyncio.Queue()
         self._attached = 0  # bytes of updates in that queue
+        self.traffic: Traffic | None = None
         self._room = asyncio.Event()
         self._room.set()
 
@@ -123,7 +131,9 @@ class HubFabric:
         if len(connection.outgoing) >= self.limits.outgoing:
             self.disconnect(node, f"does not read: {self.limits.outgoing} messages wait for it")
             return False
-        connection.say(message, blob if isinstance(message, Start) else b"")
+        sent = connection.say(message, blob if isinstance(message, Start) else b"")
+        if self.traffic is not None:
+            self.traffic.bytes_out += sent
         return True
 
     def disconnect(self, node: NodeId, reason: str) -> None:
@@ -213,6 +223,8 @@ class HubFabric:
             raise BadMessage("expected news of the work, and a second registration came on one connection")
         if self._nodes.get(connection.node) is connection:
             self._attached += len(blob)
+            if self.traffic is not None:
+                self.traffic.bytes_in += len(blob)
             self._events.put_nowait(Said(connection.node, message, blob))
 
     def _leave(self, connection: "_Connection", ended: _Ended) -> None:
@@ -270,11 +282,13 @@ class _Connection:
             self.dropped = ended
             self.deadline.reschedule(asyncio.get_running_loop().time())
 
-    def say(self, message: CoordinatorMessage, blob: Buffer = b"") -> None:
+    def say(self, message: CoordinatorMessage, blob: Buffer = b"") -> int:
+        """Queue a message; how many bytes of a blob go along."""
         if blob and len(blob) <= self.takes:
             self._queue({"type": "websocket.send", "bytes": attach(message, blob)})
-        else:
-            self._queue({"type": "websocket.send", "text": encode(message).decode()})
+            return len(blob)
+        self._queue({"type": "websocket.send", "text": encode(message).decode()})
+        return 0
 
     async def close(self, ended: _Ended) -> None:
         """Deliver what is queued, as far as the peer takes it in time, and close."""

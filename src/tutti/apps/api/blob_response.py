@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tutti.adapters.fabrics.hub import Traffic
 from tutti.apps.api.problems import problem
 from tutti.core.errors import NotFound
 from tutti.domain.events import Digest
@@ -23,13 +24,6 @@ CHUNK = 1 << 18
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
-
-
-class Traffic(Protocol):
-    """Counters of the bytes of blobs that came in and went out."""
-
-    bytes_in: int
-    bytes_out: int
 
 
 def lasting(digest: Digest) -> dict[str, str]:

@@ -37,6 +37,7 @@ async def model_response(job: Job, round: int | None, blobs: BlobStore) -> Respo
 
 async def _kept(job: Job, round: int, digest: Digest, blobs: BlobStore) -> Path:
     try:
+        await blobs.read(digest)  # a model that the disk damaged must not leave the house
         return await blobs.path(digest)
     except NotFound:
         raise NotFound(f"the model of round {round} of job {job.id} is not kept any more, only its record is") from None

@@ -19,8 +19,8 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
-from tutti.adapters.fabrics.hub import HubFabric
-from tutti.apps.api.blob_response import BlobResponse, Traffic, lasting
+from tutti.adapters.fabrics.hub import HubFabric, Traffic
+from tutti.apps.api.blob_response import BlobResponse, lasting
 from tutti.apps.api.problems import MEDIA_TYPE, problem, problem_of
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError, Unproven, UserError
 from tutti.domain.events import Digest, NodeId
