@@ -130,10 +130,12 @@ async def test_who_signs_up_alone_waits_for_a_role(here):
         ("viewer", "POST", "/api/v1/jobs", 403),
         ("viewer", "POST", "/api/v1/invites", 403),
         ("viewer", "DELETE", "/api/v1/nodes/x", 403),
+        ("viewer", "POST", "/api/v1/datasets/none/preflight", 403),
         ("viewer", "GET", "/api/v1/tokens", 200),
         ("viewer", "GET", "/api/v1/accounts", 403),
         ("operator", "POST", "/api/v1/invites", 201),
         ("operator", "DELETE", "/api/v1/nodes/x", 404),
+        ("operator", "POST", "/api/v1/datasets/none/preflight", 404),
         ("operator", "PATCH", "/api/v1/accounts/ada", 403),
         ("operator", "GET", "/api/v1/audit", 403),
         ("admin", "GET", "/api/v1/audit", 200),
@@ -378,6 +380,7 @@ async def test_every_action_is_in_the_audit_log(here):
         await ada.post(f"/api/v1/jobs/{job['id']}/stop")
         await ada.post("/api/v1/jobs", json={"dataset": "toy"})
         await ada.get("/api/v1/jobs")
+        await ada.post("/api/v1/datasets/none/preflight")
         rows = (await ada.get("/api/v1/audit")).json()["items"]
         assert [(r["entry"]["who"], r["entry"]["action"], r["entry"]["outcome"]) for r in rows] == [
             ("the operator", "POST /auth/signup", 201),
@@ -385,6 +388,7 @@ async def test_every_action_is_in_the_audit_log(here):
             ("ada", "POST /api/v1/jobs", 201),
             ("ada", f"POST /api/v1/jobs/{job['id']}/stop", 200),
             ("ada", "POST /api/v1/jobs", 422),
+            ("ada", "POST /api/v1/datasets/none/preflight", 404),
         ]
         assert rows[2]["entry"]["target"] == f"/api/v1/jobs/{job['id']}"
         assert {r["entry"]["origin"] for r in rows} == {"127.0.0.1"}

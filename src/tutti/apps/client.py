@@ -243,9 +243,9 @@ class Client:
     def remove_node(self, name: str) -> None:
         self._request("DELETE", f"/nodes/{quote(name)}")
 
-    def preflight(self, dataset: str, least: int = 10) -> PreflightView:
-        """Statistics of the connected nodes' data; no figure is of fewer than `least` rows."""
-        return self._call("GET", f"/datasets/{quote(dataset)}/preflight", PreflightView, query={"least": least})
+    def preflight(self, dataset: str) -> PreflightView:
+        """Statistics of the connected nodes' data; no figure is of fewer rows than the node's owner allows."""
+        return self._call("POST", f"/datasets/{quote(dataset)}/preflight", PreflightView)
 
     def drain_node(self, name: str) -> NodeView:
         """Let a node finish what it does, and give it no more work."""

@@ -10,7 +10,11 @@ a column it tells
   https://arxiv.org/abs/1908.10693, section 2): 2 % apart and the same on every node, so that any quantile can be read
   off. The `least` smallest values, and the largest, count as the last of them: no border tells of an extreme row.
 
-Whoever asks twice, before and after one row came, learns of it: an owner who must not allow that forbids statistics.
+`least` is the owner's alone, and so is the choice of borders: two answers with different groups would overlap in groups
+of fewer rows, so nobody who asks has a say in either, and a node repeats its first answer for as long as it runs. The
+same rows and the same `least` give the same answer after a restart too. Whoever asks before and after one row came, or
+before and after the owner changed `least`, learns of the difference: an owner who must not allow that forbids
+statistics.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,8 +49,9 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known of one column. An empty one, with `count` 0, has too few values to be told of.
 
     Attributes:
-        count: Values that are there; all rows, if it is hidden how many are missing.
-        missing: Rows without a value; None: some, but fewer than may be shown.
+        count: Rows that the figures are of.
+        missing: Cells without a value, before rows were left out or cells filled in; None: some, but fewer than may be
+            shown.
         mean, squares: Of the values; `squares` is the sum of squared deviations from the mean.
         ranges: In ascending order; empty for fewer than twice the least number of rows.
     """
@@ -81,18 +86,17 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def describe(name: str, values: Values, *, least: int, missing: int = 0) -> Column:
     """One column's values, float (n,) or (n, m) where a row has many, as far as they may be told.
 
-    `missing` counts rows without a value, which are not among `values`.
+    `missing` counts cells without a value, before rows were left out or cells filled in.
     """
     per_row = values.shape[1] if values.ndim == 2 else 1
     flat = values.astype(np.float64).ravel()
-    hidden = 0 < missing < least
-    shown = None if hidden else missing
+    shown = None if 0 < missing < least else missing
     if len(values) < least:
         return Column(name=name, missing=shown)
     mean = float(flat.mean())
     return Column(
         name=name,
-        count=len(values) + (missing if hidden else 0),
+        count=len(values),
         missing=shown,
         mean=mean,
         squares=float(((flat - mean) ** 2).sum()) / per_row,

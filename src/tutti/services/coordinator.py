@@ -290,7 +290,7 @@ class Coordinator:
             )
         return known
 
-    async def describe(self, dataset: str, least: int = 1) -> Told:
+    async def describe(self, dataset: str) -> Told:
         """Statistics of every connected node that holds this data set, as far as its owner tells them.
 
         Raises BadSpec if the nodes' data do not belong together, NotFound if no node holds such data.
@@ -299,7 +299,7 @@ class Coordinator:
         if not holders:
             raise NotFound(f"no connected node holds {dataset!r}: see `tutti nodes ls`")
         schema = nodes.common_schema(dataset, {node: summary.data for node, summary in holders.items()})
-        return await self.preflight.ask(dataset, schema, {n: s.examples for n, s in holders.items()}, least)
+        return await self.preflight.ask(dataset, schema, {n: s.examples for n, s in holders.items()})
 
     def _holders(self, dataset: str) -> dict[NodeId, nodes.DataSummary]:
         """What the connected nodes that hold this data set say of it, by name."""

@@ -14,6 +14,9 @@ from random import Random
 from time import perf_counter
 from typing import assert_never
 
+from msgspec.structs import replace
+
+from tutti.core.statistics import Statistics
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered, tells, terms
 from tutti.ports.fabric import Link, LinkLost, LinkRefused
@@ -62,6 +65,7 @@ class NodeRuntime:
         self._policy, self._machine, self._now = policy, machine, now
         self._capabilities = Capabilities()
         self._summary: DataSummary
+        self._statistics: Statistics | None = None
         self._rng = Random(name)  # noqa: S311 - spreads reconnects, guards nothing
         self._tasks = TaskRunner(name, link, data, workdir, trainer_for, self._rng, clock)
 
@@ -162,9 +166,9 @@ class NodeRuntime:
                 assert_never(message)
 
     async def _describe(self, asked: Describe) -> None:
-        """Tell statistics, as far as the owner allows."""
+        """Tell statistics, as far as the owner allows: always the same, so that asking again tells nothing new."""
         policy, data = self._policy, self._data
-        least = max(asked.least, policy.min_rows)
+        least = policy.min_rows
         if (reason := tells(policy, asked.nodes, self._now())) is not None:
             log.warning("node %s: statistics refused: %s", self._name, reason)
         elif len(data.train) < least:
@@ -172,9 +176,11 @@ class NodeRuntime:
         if reason is not None:
             await self._tasks.say(Described(id=asked.id, reason=reason))
             return
-        chosen = range(asked.first, asked.first + asked.columns)
-        told = await asyncio.to_thread(statistics_of, data.train, data.missing, data.schema, least, chosen)
-        log.info("node %s: told statistics of columns %d to %d", self._name, chosen.start, chosen.stop - 1)
+        if self._statistics is None:
+            self._statistics = await asyncio.to_thread(statistics_of, data.train, data.missing, data.schema, least)
+        first, end = asked.first, asked.first + asked.columns
+        told = replace(self._statistics, columns=self._statistics.columns[first:end])
+        log.info("node %s: told statistics of columns %d to %d", self._name, first, end - 1)
         await self._tasks.say(Described(id=asked.id, least=least, statistics=told))
 
     async def _on_start(self, start: Start) -> None:

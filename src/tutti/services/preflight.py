@@ -2,13 +2,13 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 
 import msgspec
+import numpy as np
 
-from tutti.core.statistics import Statistics, class_counts, describe, pooled
+from tutti.core.statistics import MOST_RANGES, Column, Statistics, class_counts, describe, pooled
 from tutti.domain.events import NodeId
 from tutti.domain.spec import BadSpec, DataSchema
 from tutti.ports import Fabric
@@ -18,6 +18,12 @@ from tutti.wire.messages import Describe, Described
 ANSWER_SECONDS = 60.0
 AT_ONCE = 16
 """Columns in one message."""
+
+MOST_ROWS = 2**53
+"""More cannot be counted exactly in a float."""
+
+LARGEST = 2 * float(np.finfo(np.float32).max)
+"""Rows are float32; twice as much leaves room for the border of the last range, and for rounding."""
 
 MOST_NORMALIZED = 512
 """Columns whose mean and deviation travel with every task."""
@@ -40,15 +46,14 @@ class Told:
     silent: Mapping[NodeId, str]
 
 
-def statistics_of(
-    rows: Examples, missing: Mapping[str, int], schema: DataSchema, least: int, columns: Iterable[int] | None = None
-) -> Statistics:
-    """What a node with these rows may tell of some columns, or all; pixels of images are one column."""
-    names = columns_of(schema)
-    chosen = [number for number in columns or range(len(names)) if number < len(names)]
+def statistics_of(rows: Examples, missing: Mapping[str, int], schema: DataSchema, least: int) -> Statistics:
+    """What a node with these rows may tell of them; pixels of images are one column."""
     table = len(schema.shape) == 1
     x = rows.x if table else rows.x.reshape(len(rows), -1)
-    told = [describe(names[k], x[:, k] if table else x, least=least, missing=missing.get(names[k], 0)) for k in chosen]
+    told = [
+        describe(name, x[:, k] if table else x, least=least, missing=missing.get(name, 0))
+        for k, name in enumerate(columns_of(schema))
+    ]
     labels = class_counts(rows.y.astype("int64"), schema.outputs, least=least) if rows.y.ndim == 1 else ()
     return Statistics(rows=len(rows), columns=tuple(told), classes=labels)
 
@@ -74,9 +79,12 @@ class Preflight:
         self._fabric = fabric
         self._waiting: dict[tuple[NodeId, str], asyncio.Future[Described]] = {}
 
-    async def ask(self, dataset: str, schema: DataSchema, rows: Mapping[NodeId, int], least: int) -> Told:
-        """All these nodes at once; one that does not answer in time is silent, and so is one that is away."""
-        answers = await asyncio.gather(*(self._ask(node, schema, least, len(rows)) for node in rows))
+    async def ask(self, dataset: str, schema: DataSchema, rows: Mapping[NodeId, int]) -> Told:
+        """All these nodes at once, each with the rows it registered.
+
+        One that does not answer in time is silent, and so is one that is away, or that answers what cannot be.
+        """
+        answers = await asyncio.gather(*(self._ask(node, schema, held, len(rows)) for node, held in rows.items()))
         told = dict(zip(rows, answers, strict=True))
         return Told(
             dataset,
@@ -86,20 +94,20 @@ class Preflight:
             {node: each for node, each in told.items() if isinstance(each, str)},
         )
 
-    async def _ask(self, node: NodeId, schema: DataSchema, least: int, nodes: int) -> list[Described] | str:
+    async def _ask(self, node: NodeId, schema: DataSchema, rows: int, nodes: int) -> list[Described] | str:
         """Every portion of the answer, or why there is none."""
         found: list[Described] = []
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 for first in range(0, len(columns_of(schema)), AT_ONCE):
-                    asked = Describe(id=secrets.token_hex(8), least=least, nodes=nodes, first=first, columns=AT_ONCE)
+                    asked = Describe(id=secrets.token_hex(8), nodes=nodes, first=first, columns=AT_ONCE)
                     answer = await self._answer(node, asked)
                     if answer.statistics is None:
                         return answer.reason or "told nothing"
                     found.append(answer)
         except TimeoutError:
             return f"did not answer within {ANSWER_SECONDS:g} s"
-        return _fault(found, schema) or found
+        return _fault(found, schema, rows) or found
 
     async def _answer(self, node: NodeId, asked: Describe) -> Described:
         key = node, asked.id
@@ -128,19 +136,50 @@ def _told(answer: Described) -> Statistics:
     return answer.statistics
 
 
-def _fault(portions: list[Described], schema: DataSchema) -> str | None:
-    """Why an answer cannot be what was asked for; nodes may send anything."""
-    told = _joined(portions)
+def _fault(portions: list[Described], schema: DataSchema, rows: int) -> str | None:
+    """Why an answer cannot be what was asked of a node that registered so many rows; nodes may send anything."""
+    told, least = _joined(portions), portions[-1].least
+    if told.rows != rows or rows > MOST_ROWS:
+        return f"told of {_figure(told.rows)} rows, it registered {_figure(rows)}"
+    if not 1 <= least <= rows:
+        return f"told of groups of {_figure(least)} rows or more, it registered {rows}"
     if [column.name for column in told.columns] != columns_of(schema):
         return f"told of other columns than the {len(columns_of(schema))} it was asked for"
     if len(told.classes) != (schema.outputs if schema.task == "classification" else 0):
         return f"told of {len(told.classes)} classes, its data have {schema.outputs}"
+    shown = [count for count in told.classes if count is not None]
+    if told.classes and not _add_up(shown, rows, hidden=len(shown) < len(told.classes)):
+        return f"told of classes that are not those of {rows} rows"
     for column in told.columns:
-        numbers = (column.mean, column.squares, *(edge for each in column.ranges for edge in (each.low, each.high)))
-        negative = min(column.count, column.missing or 0, column.squares, *(each.rows for each in column.ranges)) < 0
-        if negative or not all(map(isfinite, numbers)) or any(each.low > each.high for each in column.ranges):
+        if not _possible(column, rows):
             return f"told impossible statistics of column {column.name!r}"
     return None
+
+
+def _add_up(shown: list[int], rows: int, *, hidden: bool) -> bool:
+    """Whether classes can be of so many rows; some may be hidden."""
+    return all(count >= 0 for count in shown) and (sum(shown) <= rows if hidden else sum(shown) == rows)
+
+
+def _possible(column: Column, rows: int) -> bool:
+    """Whether these can be statistics of a column of so many float32 rows; NaN and infinity cannot."""
+    if not 0 <= (column.missing or 0) <= MOST_ROWS:
+        return False
+    if column.count != rows:
+        return column == Column(name=column.name, missing=column.missing)
+    ranges = column.ranges
+    return (
+        abs(column.mean) <= LARGEST
+        and 0 <= column.squares <= rows * LARGEST**2
+        and len(ranges) <= 2 * MOST_RANGES
+        and all(-LARGEST <= each.low <= each.high <= LARGEST and 1 <= each.rows <= rows for each in ranges)
+        and sum(each.rows for each in ranges) <= rows + len(ranges)  # those of pixels are rounded to rows
+    )
+
+
+def _figure(number: int) -> str:
+    """A number that a node may have chosen to be very long."""
+    return str(number) if abs(number) <= MOST_ROWS else "impossibly many"
 
 
 def _joined(portions: list[Described]) -> Statistics:

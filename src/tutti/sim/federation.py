@@ -99,8 +99,9 @@ class Federation:
         """What a node holds, as it would have loaded it."""
         return Data(self.name, self.schema, self.examples(node), self.measured_on(node), self.missing.get(node, {}))
 
-    def describe(self, least: int = Policy().min_rows) -> Told:
-        """What the nodes would tell of their data if their owners had a policy of so many rows."""
+    def describe(self) -> Told:
+        """What the nodes would tell of their data if their owners had no policy of their own."""
+        least = Policy().min_rows
         few = {node: f"holds fewer than {least} rows" for node in self.train if len(self.train[node]) < least}
         parts = {
             node: statistics_of(self.examples(node), self.missing.get(node, {}), self.schema, least)

@@ -106,7 +106,10 @@ class Failure(Message, frozen=True, kw_only=True, tag="training:failed"):
 
 
 class Described(Message, frozen=True, kw_only=True, tag="data:described"):
-    """The answer to Describe: statistics of some columns, of `least` rows or more each, or why there are none."""
+    """The answer to Describe: statistics of some columns, of `least` rows or more each, or why there are none.
+
+    `least` is its owner's. A node repeats what it told first.
+    """
 
     id: str
     least: int = 0
@@ -202,13 +205,12 @@ class Refusal(Message, frozen=True, kw_only=True, tag="error"):
 
 
 class Describe(Message, frozen=True, kw_only=True, tag="data:describe"):
-    """Tell statistics of the training rows: of these columns, and of no fewer rows than `least` or the owner's limit.
+    """Tell statistics of the training rows: of these columns, and of no fewer rows than the owner's limit.
 
     `nodes` is how many nodes are asked, for owners who want company.
     """
 
     id: str
-    least: Annotated[int, Meta(ge=1)]
     nodes: int
     first: Annotated[int, Meta(ge=0)] = 0
     columns: Annotated[int, Meta(ge=1, le=16)] = 16

@@ -286,13 +286,13 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
+        get?: never;
+        put?: never;
         /**
          * Preflight
-         * @description Statistics of the connected nodes' data, of no fewer than `least` rows or their owners' limits.
+         * @description Ask the connected nodes for statistics of their data, of no fewer rows than their owners' limits.
          */
-        get: operations["preflight_api_v1_datasets__dataset__preflight_get"];
-        put?: never;
-        post?: never;
+        post: operations["preflight_api_v1_datasets__dataset__preflight_post"];
         delete?: never;
         options?: never;
         head?: never;
@@ -3529,11 +3529,9 @@ export interface operations {
             };
         };
     };
-    preflight_api_v1_datasets__dataset__preflight_get: {
+    preflight_api_v1_datasets__dataset__preflight_post: {
         parameters: {
-            query?: {
-                least?: number;
-            };
+            query?: never;
             header?: never;
             path: {
                 dataset: string;

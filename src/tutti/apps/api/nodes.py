@@ -95,9 +95,9 @@ class NodeRoutes:
             raise
         return Answer(Joined(node=wish.node, secret=secret), 201, {"location": f"/api/v1/nodes/{wish.node}"})
 
-    async def preflight(self, dataset: str, least: Annotated[int, Query(ge=1, le=10**6)] = 10) -> Answer[PreflightView]:
-        """Statistics of the connected nodes' data, of no fewer than `least` rows or their owners' limits."""
-        return Answer(preflight_view(await self._coordinator.describe(dataset, least)))
+    async def preflight(self, dataset: str) -> Answer[PreflightView]:
+        """Ask the connected nodes for statistics of their data, of no fewer rows than their owners' limits."""
+        return Answer(preflight_view(await self._coordinator.describe(dataset)))
 
     async def check_invite(
         self, request: Request, wish: Annotated[InviteToken, Depends(Body(InviteToken))]
@@ -134,7 +134,7 @@ class NodeRoutes:
 
 
 def add_routes(api: Api, nodes: NodeRoutes) -> None:
-    api.add("GET", "/api/v1/datasets/{dataset}/preflight", nodes.preflight, "nodes")
+    api.add("POST", "/api/v1/datasets/{dataset}/preflight", nodes.preflight, "nodes")
     root = "/api/v1/nodes"
     api.add("GET", root, nodes.list_nodes, "nodes")
     api.add("POST", root, nodes.join, "nodes", 201)

@@ -18,7 +18,6 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 @click.command()
 @click.argument("dataset", required=False)
-@click.option("--least", type=click.IntRange(1), default=10, show_default=True, help="Fewest rows of any figure.")
 @click.option("--column", help="Also show this column node by node.")
 @click.option("--data", "source", help="Simulated nodes that divide this data source, instead of a coordinator's.")
 @click.option("--nodes", type=click.IntRange(1), default=4, show_default=True, help="How many simulated nodes.")
@@ -29,7 +28,6 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 def preflight(
     client: "Client",
     dataset: str | None,
-    least: int,
     column: str | None,
     source: str | None,
     nodes: int,
@@ -41,13 +39,14 @@ def preflight(
 
     Count, missing values, mean, deviation, quantiles and a histogram of every column over all nodes, rows by class, and
     remarks: classes that a node does not have, other units, columns that vary too little or too much. Every node tells
-    of groups of rows only, of --least or more; its owner may ask for more, or forbid it (min_rows, allow_statistics in
-    the policy). With --data the nodes are simulated.
+    of groups of rows only, of as many or more as its owner wants (min_rows in the policy, 10 if it says nothing), and
+    always the same; its owner may forbid it (allow_statistics). The coordinator lets operators ask, and its audit log
+    has who did. With --data the nodes are simulated.
 
     \b
     Examples:
       tutti preflight patients
-      tutti preflight patients --least 20 --column age
+      tutti preflight patients --column age
       tutti preflight --data heart-disease --nodes 4 --partition natural-id
     """
     if (dataset is None) == (source is None):
@@ -58,9 +57,9 @@ def preflight(
         from tutti.services.views import preflight_view
         from tutti.sim import Federation
 
-        found = preflight_view(Federation.divide(source, nodes, partition, seed=seed, held_out=0.0).describe(least))
+        found = preflight_view(Federation.divide(source, nodes, partition, seed=seed, held_out=0.0).describe())
     else:
-        found = client.preflight(str(dataset), least)
+        found = client.preflight(str(dataset))
     print_json(found) if as_json else _show(found, column)
 
 
