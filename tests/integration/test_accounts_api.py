@@ -15,7 +15,7 @@ from support.served import BEARER, OPEN_TO_THE_NETWORK, app_of, caller, served
 from support.worlds import World
 from tutti.adapters.accounts.argon2 import Argon2Passwords
 from tutti.adapters.accounts.memory import MemoryAccounts
-from tutti.domain.accounts import LONGEST_SESSION, ROTATION_GRACE, SESSION_SECONDS
+from tutti.domain.accounts import LONGEST_SESSION, ROTATION_GRACE, SESSION_SECONDS, Identity
 from tutti.services.accounts import Accounts
 
 JOB = {"dataset": "toy", "model": "toy", "rounds": 1}
@@ -171,6 +171,13 @@ async def test_bad_passwords(here, password):
         assert password not in answer.text
 
 
+@pytest.mark.parametrize("wish", [{"name": "bob\n"}, {"name": "bob", "organisation": "Clinic\n"}])
+async def test_names_end_where_they_seem_to(here, wish):
+    async with here.call(BEARER) as operator:
+        refused = await operator.post("/auth/signup", json={"password": PASSWORD, **wish})
+        assert refused.status_code == 422, refused.text
+
+
 async def test_a_name_is_taken_once_whatever_its_case(here):
     async with here.call(BEARER) as operator:
         assert (await operator.post("/auth/signup", json={"name": "ADA", "password": PASSWORD})).status_code == 409
@@ -191,6 +198,37 @@ async def test_refreshing_replaces_the_token_and_a_stolen_one_ends_the_session(h
         assert (stolen.status_code, "was used before" in stolen.json()["detail"]) == (401, True)
         ended = await client.post("/auth/refresh", json={"refresh_token": fresh["refresh_token"]})
         assert ended.status_code == 401
+
+
+async def test_a_thief_who_refreshes_twice_is_given_away_by_the_robbed(here):
+    grant = await here.grant("ada")
+    async with here.call() as thief, here.call() as ada:
+        token = grant["refresh_token"]
+        for _ in range(3):  # within the grace, and more than one token back
+            answer = await thief.post("/auth/refresh", json={"refresh_token": token})
+            token, access = answer.json()["refresh_token"], answer.json()["access_token"]
+        stolen = await ada.post("/auth/refresh", json={"refresh_token": grant["refresh_token"]})
+        assert (stolen.status_code, "was used before" in stolen.json()["detail"]) == (401, True)
+        assert (await thief.post("/auth/refresh", json={"refresh_token": token})).status_code == 401
+        with_access = await thief.get("/api/v1/jobs", headers={"authorization": f"Bearer {access}"})
+        assert with_access.status_code == 401
+    async with here.call(await here.bearer("ada")) as ada:
+        rows = (await ada.get("/api/v1/audit?who=ada")).json()["items"]
+        assert [row["entry"]["action"] for row in rows] == ["sign in", "stolen?", "sign in"]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/auth/revoke"])
+async def test_a_replaced_cookie_ends_the_session_wherever_it_is_shown(here, path):
+    wish = {"name": "ada", "password": PASSWORD, "cookie": True}
+    async with here.call() as ada, here.call() as thief:
+        await ada.post("/auth/signin", json=wish, headers=PAGE)
+        thief.cookies.update(ada.cookies)
+        assert (await thief.post("/auth/refresh", headers=PAGE)).status_code == 200
+        assert (await ada.get("/api/v1/jobs")).status_code == 200  # a request that was under way
+        here.later = ROTATION_GRACE + 1
+        assert (await thief.get("/api/v1/jobs")).status_code == 200
+        await ada.request("GET" if path.startswith("/api") else "POST", path, headers=PAGE)
+        assert (await thief.get("/api/v1/jobs")).status_code == 401
 
 
 async def test_sessions_expire_and_are_refreshed_only_so_long(here):
@@ -346,6 +384,33 @@ async def test_locking_out_ends_sessions_and_tokens(here):
 
 
 # -- tokens --------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_cannot_make_tokens(here):
+    async with here.call(await here.bearer("ada")) as ada:
+        wish = {"label": "short", "role": "admin", "days": 1}
+        secret = (await ada.post("/api/v1/tokens", json=wish)).json()["secret"]
+    async with here.call({"authorization": f"Bearer {secret}"}) as program:
+        refused = await program.post("/api/v1/tokens", json={"label": "for ever", "role": "admin"})
+        assert (refused.status_code, refused.json()["detail"]) == (
+            403,
+            "a token cannot make another: sign in as ada for this",
+        )
+
+
+@pytest.mark.parametrize("who", ["an admin", "the person"])
+async def test_a_new_password_revokes_tokens(here, who):
+    await here.add("bob", "operator")
+    async with here.call(await here.bearer("bob")) as bob, here.call(BEARER) as operator:
+        secret = (await bob.post("/api/v1/tokens", json={"label": "ci"})).json()["secret"]
+        if who == "an admin":
+            answer = await operator.patch("/api/v1/accounts/bob", json={"password": "a better password"})
+        else:
+            answer = await bob.post("/auth/password", json={"current": PASSWORD, "new": "a better password"})
+        assert answer.is_success
+    async with here.call({"authorization": f"Bearer {secret}"}) as program:
+        assert (await program.get("/api/v1/jobs")).status_code == 401
+    assert here.accounts.tokens(Identity(name="bob", role="operator")) == []
 
 
 async def test_tokens_for_programs(here):

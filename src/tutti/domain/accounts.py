@@ -16,8 +16,9 @@ Role: TypeAlias = Literal["", "viewer", "operator", "admin"]
 
 ROLES: tuple[Role, ...] = ("", "viewer", "operator", "admin")
 
-AccountName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$")]
-OrganisationName = Annotated[str, Meta(pattern=r"^\S(.{0,62}\S)?$")]
+# `$` alone also matches before a newline at the end; `(?!\n)` rules that out, and `\Z` is unknown to OpenAPI's readers.
+AccountName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$(?!\n)")]
+OrganisationName = Annotated[str, Meta(pattern=r"^\S(.{0,62}\S)?$(?!\n)")]
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
 
 SESSION_SECONDS = 12 * 3600.0
@@ -57,7 +58,10 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Somebody signed in from somewhere. `token` and `previous` are hashes; a refresh makes a new token."""
+    """Somebody signed in from somewhere. `token` and `previous` are hashes; a refresh makes a new token.
+
+    All tokens of a session begin with its `id`, so that one which is long replaced still tells whose it was.
+    """
 
     id: str
     account: str
@@ -104,6 +108,17 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     organisation: str = ""
     host: bool = False
     session: str = ""
+
+
+def standing(session: Session, hashed: str, now: float) -> Literal["current", "replaced", "stale"]:
+    """What a token of this session is worth, by its hash: replaced a moment ago, or shown by a thief or the robbed.
+
+    Of the tokens that were replaced only the last has a grace, so whoever refreshes twice gives the other away.
+    """
+    if hashed == session.token:
+        return "current"
+    recent = hashed == session.previous and now < session.rotated_at + ROTATION_GRACE
+    return "replaced" if recent else "stale"
 
 
 def allows(role: Role, needed: Role) -> bool:

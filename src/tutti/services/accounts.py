@@ -25,6 +25,7 @@ from tutti.domain.accounts import (
 )
 from tutti.ports.accounts import AccountStore, Passwords
 from tutti.services.coordinator import fingerprint
+from tutti.services.finish import to_the_end
 
 TOKEN_PREFIX = "tutti_"  # noqa: S105 - what an API token begins with, so that scanners recognise a leaked one
 FIRST_ORGANISATION = "home"
@@ -39,7 +40,7 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
         self._sessions: dict[str, Session] = {}
         self._tokens: dict[str, ApiToken] = {}
-        self._by_hash: dict[str, Session | ApiToken] = {}
+        self._by_hash: dict[str, ApiToken] = {}
         self._changing = asyncio.Lock()
         self._decoy: str | None = None
 
@@ -59,30 +60,33 @@ class Accounts:
     def by_api_token(self, token: str) -> Identity | None:
         """Whose token for programs this is, if it is good now."""
         found = self._by_hash.get(fingerprint(token))
-        if not isinstance(found, ApiToken) or (found.expires_at is not None and self._clock() >= found.expires_at):
+        if found is None or (found.expires_at is not None and self._clock() >= found.expires_at):
             return None
         return self._identity(found.account, most=found.role)
 
     def by_session_token(self, token: str) -> Identity | None:
         """Whose session this is, if it has not ended; a token that was replaced works for a moment longer."""
-        hashed = fingerprint(token)
-        found = self._by_hash.get(hashed)
-        if not isinstance(found, Session):
+        found = self._session_of(token)
+        if found is None or d.standing(found, fingerprint(token), self._clock()) == "stale":
             return None
-        if found.token != hashed and self._clock() >= found.rotated_at + d.ROTATION_GRACE:
-            return None
-        return self.by_session(found.id)
+        return self._identity(found.account, session=found.id)
 
     def by_session(self, session: str) -> Identity | None:
         """Whose session this is, if it has not ended."""
+        found = self._lasting(session)
+        return None if found is None else self._identity(found.account, session=session)
+
+    def _lasting(self, session: str) -> Session | None:
         found = self._sessions.get(session)
-        if found is None or self._clock() >= found.expires_at:
-            return None
-        return self._identity(found.account, session=session)
+        return None if found is None or self._clock() >= found.expires_at else found
+
+    def _session_of(self, token: str) -> Session | None:
+        """The session that this says to be a token of, if it has not ended."""
+        return self._lasting(token.partition(".")[0])
 
     def _identity(self, name: str, *, most: Role = "admin", session: str = "") -> Identity | None:
-        account = self._accounts[name]
-        if account.disabled:
+        account = self._accounts.get(name)
+        if account is None or account.disabled:
             return None
         host = self._organisations[account.organisation].host
         role = d.lesser(account.role, most)
@@ -93,13 +97,15 @@ class Accounts:
         account = self._accounts.get(name.lower())
         known = account.password if account else await self._decoy_hash()
         right = await self._passwords.verify(known, password)
-        if account is None or not right or account.disabled:
-            await self.note(name[:128], "sign in", name[:128], 401, origin)
-            raise Unproven("the name or the password is wrong, or the account is disabled")
         async with self._changing:
-            now, token = self._clock(), secrets.token_urlsafe(32)
+            account = self._accounts.get(name.lower())
+            if account is None or not right or account.password != known or account.disabled:
+                await self.note(name[:128], "sign in", name[:128], 401, origin)
+                raise Unproven("the name or the password is wrong, or the account is disabled")
+            now, session_id = self._clock(), secrets.token_hex(8)
+            token = _session_token(session_id)
             session = Session(
-                id=secrets.token_hex(8),
+                id=session_id,
                 account=account.name,
                 token=fingerprint(token),
                 created_at=now,
@@ -121,19 +127,16 @@ class Accounts:
         return self._decoy
 
     async def refresh(self, token: str, origin: str) -> tuple[Session, str]:
-        """A new token for the session, which lasts on; the old one ends it if it is shown again much later."""
+        """A new token for the session, which lasts on; any that was replaced before ends it if it is shown again."""
         async with self._changing:
-            found, now = self._by_hash.get(fingerprint(token)), self._clock()
-            if not isinstance(found, Session) or now >= found.expires_at:
+            found, now = self._session_of(token), self._clock()
+            if found is None:
                 raise Unproven("this session has ended: sign in again")
-            if found.token != fingerprint(token):
-                if now >= found.rotated_at + d.ROTATION_GRACE:
-                    await self._write(
-                        delete=[found], audit=[self._entry(found.account, "stolen?", found.id, 401, origin)]
-                    )
-                    raise Unproven("this token was used before, so the session has been ended: sign in again")
+            if await self._end_if_stale(token, origin):
+                raise Unproven("this token was used before, so the session has been ended: sign in again")
+            if fingerprint(token) != found.token:
                 raise Unproven("this token was replaced a moment ago: use the new one")
-            new = secrets.token_urlsafe(32)
+            new = _session_token(found.id)
             ends = min(now + d.SESSION_SECONDS, found.created_at + d.LONGEST_SESSION)
             session = replace(
                 found, token=fingerprint(new), previous=found.token, rotated_at=now, expires_at=ends, origin=origin
@@ -141,11 +144,25 @@ class Accounts:
             await self._write([session])
         return session, new
 
+    async def end_if_stale(self, token: str, origin: str) -> None:
+        """End the session of this token if it was replaced long ago: somebody has a copy of it, or of its successor."""
+        async with self._changing:
+            await self._end_if_stale(token, origin)
+
+    async def _end_if_stale(self, token: str, origin: str) -> bool:
+        found = self._session_of(token)
+        if found is None or d.standing(found, fingerprint(token), self._clock()) != "stale":
+            return False
+        await self._write(delete=[found], audit=[self._entry(found.account, "stolen?", found.id, 401, origin)])
+        return True
+
     async def revoke(self, token: str, origin: str) -> None:
         """End the session of this token; nothing happens if it has ended already."""
         async with self._changing:
-            found = self._by_hash.get(fingerprint(token))
-            if isinstance(found, Session):
+            if await self._end_if_stale(token, origin):
+                return
+            found = self._session_of(token)
+            if found is not None:
                 await self._write(delete=[found], audit=[self._entry(found.account, "sign out", found.id, 204, origin)])
 
     # -- accounts ------------------------------------------------------------------------------------------
@@ -217,7 +234,7 @@ class Accounts:
         disabled: bool | None = None,
         password: str | None = None,
     ) -> Account:
-        """Give another role, lock out, or set a password; the latter two end the account's sessions."""
+        """Give another role, lock out, or set a password; the latter two end the account's sessions and tokens."""
         check_may_manage(by, self.account(name).organisation)
         hashed = None
         if password is not None:
@@ -232,21 +249,23 @@ class Accounts:
                 disabled=old.disabled if disabled is None else disabled,
             )
             d.check_someone_is_left([*self._others(old), new], self.host)
-            ended = self._sessions_of(old.name) if hashed or new.disabled else []
-            await self._write([new], delete=ended)
+            ends = hashed is not None or new.disabled
+            await self._write([new], delete=self._proofs_of(old.name) if ends else [])
         return new
 
     async def change_own_password(self, by: Identity, current: str, new: str) -> None:
-        """Ends the account's other sessions; raises Unproven if `current` is wrong."""
-        account = self.account(by.name)
-        d.check_password(account.name, new)
-        if not await self._passwords.verify(account.password, current):
+        """Ends the account's other sessions and its tokens; raises Unproven if `current` is wrong."""
+        known = self.account(by.name).password
+        d.check_password(by.name, new)
+        if not await self._passwords.verify(known, current):
             raise Unproven("the current password is wrong")
         hashed = await self._passwords.hash(new)
         async with self._changing:
             old = self.account(by.name)
+            if old.password != known:
+                raise Unproven("the password was changed meanwhile: sign in with the new one")
             others = [session for session in self._sessions_of(old.name) if session.id != by.session]
-            await self._write([replace(old, password=hashed)], delete=others)
+            await self._write([replace(old, password=hashed)], delete=[*others, *self._tokens_of(old.name)])
 
     async def remove(self, by: Identity, name: str) -> None:
         """Delete an account with its sessions and tokens; what it did stays in the audit log."""
@@ -257,7 +276,7 @@ class Accounts:
             if not left:
                 raise Conflict("this is the last account: without it, nobody would have to sign in")
             d.check_someone_is_left(left, self.host)
-            await self._write(delete=[account, *self._sessions_of(account.name), *self._tokens_of(account.name)])
+            await self._write(delete=[account, *self._proofs_of(account.name)])
 
     def _others(self, account: Account) -> list[Account]:
         return [each for each in self._accounts.values() if each.name != account.name]
@@ -265,8 +284,15 @@ class Accounts:
     # -- tokens for programs -------------------------------------------------------------------------------
 
     async def issue_token(self, by: Identity, label: str, role: Role, seconds: float | None) -> tuple[ApiToken, str]:
-        """A token of one's own, and what it reads; that is shown only now."""
+        """A token of one's own, and what it reads; that is shown only now.
+
+        Raises Forbidden without a session: a token that makes tokens would outlive its expiry and its revocation.
+        """
+        if not by.session:
+            raise Forbidden(f"a token cannot make another: sign in as {by.name} for this")
         async with self._changing:
+            if self._lasting(by.session) is None:
+                raise Unproven("this session has ended: sign in again")
             account = self.account(by.name)
             if len(self._tokens_of(account.name)) >= d.TOKENS_EACH:
                 raise Conflict(f"{account.name} has {d.TOKENS_EACH} tokens already: revoke one that is not used")
@@ -332,6 +358,9 @@ class Accounts:
     def _sessions_of(self, name: str) -> list[Session]:
         return [session for session in self._sessions.values() if session.account == name]
 
+    def _proofs_of(self, name: str) -> list[Record]:
+        return [*self._sessions_of(name), *self._tokens_of(name)]
+
     def _tokens_of(self, name: str) -> list[ApiToken]:
         return [token for token in self._tokens.values() if token.account == name]
 
@@ -344,21 +373,14 @@ class Accounts:
             await self._store.write(put, delete=delete, audit=audit)
             self._apply(put=put, delete=delete)
 
-        task = asyncio.ensure_future(both())
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait((task,))
-            raise
+        await to_the_end(both())
 
     def _apply(self, put: Iterable[Record] = (), delete: Iterable[Record] = ()) -> None:
         for record in delete:
             self._table(record).pop(key_of(record)[1], None)
         for record in put:
             self._table(record)[key_of(record)[1]] = record
-        holders: list[Session | ApiToken] = [*self._sessions.values(), *self._tokens.values()]
-        self._by_hash = {holder.token: holder for holder in holders}
-        self._by_hash |= {s.previous: s for s in self._sessions.values() if s.previous}
+        self._by_hash = {each.token: each for each in self._tokens.values()}
 
     def _table(self, record: Record) -> dict[str, Record]:
         tables: dict[type, dict[str, Record]] = {
@@ -368,3 +390,8 @@ class Accounts:
             ApiToken: self._tokens,  # type: ignore[dict-item]
         }
         return tables[type(record)]
+
+
+def _session_token(session: str) -> str:
+    """Tells whose it is, also when it is long replaced; only the rest is secret."""
+    return f"{session}.{secrets.token_urlsafe(32)}"

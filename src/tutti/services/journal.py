@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -13,6 +13,7 @@ from tutti.domain.events import AnyEvent, JobEvent, NodeEvent, RewardEvent
 from tutti.domain.jobs import Job
 from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports import EventLog, Recorded
+from tutti.services.finish import to_the_end
 
 NODES = "nodes"
 REPLAY_BATCH = 5000
@@ -84,7 +85,7 @@ class Journal:
                 if wish.outcome is None:
                     wishes = waiting.copy()
                     waiting.clear()
-                    await _to_the_end(self._fulfil(job_id, wishes))
+                    await to_the_end(self._fulfil(job_id, wishes))
         finally:
             if wish in waiting:  # cancelled before its turn
                 waiting.remove(wish)
@@ -128,7 +129,7 @@ class Journal:
             await self._record(stream, [event])
 
     async def _record(self, stream: str, events: "Sequence[AnyEvent]") -> None:
-        await _to_the_end(self._write(stream, events))
+        await to_the_end(self._write(stream, events))
 
     async def _write(self, stream: str, events: "Sequence[AnyEvent]") -> None:
         if events:
@@ -155,16 +156,3 @@ class Journal:
         self.register = nodes.evolve(self.register, event)
         if isinstance(event, e.NodeJoined):
             self.joined_at[event.node] = event.at
-
-
-async def _to_the_end(writing: Coroutine[None, None, None]) -> None:
-    """However often a caller is cancelled, it cannot part writing and applying, or leave the lock too early."""
-    task, cancelled = asyncio.ensure_future(writing), None
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()

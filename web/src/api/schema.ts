@@ -175,7 +175,7 @@ export interface paths {
         head?: never;
         /**
          * Change Account
-         * @description Give a role, lock somebody out or in again, or set a password; the latter two end all sessions.
+         * @description Give a role, lock somebody out or in again, or set a password; the latter two end sessions and tokens.
          */
         patch: operations["change_account_api_v1_accounts__account__patch"];
         trace?: never;
@@ -1104,7 +1104,7 @@ export interface paths {
         put?: never;
         /**
          * Issue Token
-         * @description A token for a program, with at most one's own role.
+         * @description A token for a program, with at most one's own role; takes a session, a token cannot make tokens.
          */
         post: operations["issue_token_api_v1_tokens_post"];
         delete?: never;
@@ -1198,7 +1198,7 @@ export interface paths {
         put?: never;
         /**
          * Change Password
-         * @description Set one's own password; every other session of the account ends.
+         * @description Set one's own password; every other session of the account ends, and so do its tokens.
          */
         post: operations["change_password_auth_password_post"];
         delete?: never;

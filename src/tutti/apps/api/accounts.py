@@ -217,7 +217,7 @@ class AccountRoutes:
     async def change_password(
         self, request: Request, wish: Annotated[NewPassword, Depends(Body(NewPassword))]
     ) -> Response:
-        """Set one's own password; every other session of the account ends."""
+        """Set one's own password; every other session of the account ends, and so do its tokens."""
         by = _person(request)
         guess = f"{client_of(request)} {by.name}"
         if not self._guesses.allows(guess):
@@ -276,7 +276,7 @@ class AccountRoutes:
     async def change_account(
         self, request: Request, account: str, wish: Annotated[AccountChange, Depends(Body(AccountChange))]
     ) -> Answer[AccountView]:
-        """Give a role, lock somebody out or in again, or set a password; the latter two end all sessions."""
+        """Give a role, lock somebody out or in again, or set a password; the latter two end sessions and tokens."""
         changed = await self._accounts.change(
             request.state.identity, account, role=wish.role, disabled=wish.disabled, password=wish.password
         )
@@ -297,7 +297,7 @@ class AccountRoutes:
     async def issue_token(
         self, request: Request, wish: Annotated[NewToken, Depends(Body(NewToken))]
     ) -> Answer[IssuedToken]:
-        """A token for a program, with at most one's own role."""
+        """A token for a program, with at most one's own role; takes a session, a token cannot make tokens."""
         seconds = None if wish.days is None else wish.days * 86_400.0
         token, secret = await self._accounts.issue_token(_person(request), wish.label, wish.role, seconds)
         issued = IssuedToken(secret=secret, token=_token_view(token))

@@ -133,13 +133,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        refusal = self._refusal(connection)
+        refusal = await self._refusal(connection)
         app = self._app if refusal is None else refusal
         if scope["type"] == "http" or refusal is not None:  # the frames of a WebSocket have no headers
             send = _with_headers(send, _policy(scope["path"]))
         await app(scope, receive, self._audited(connection, send))
 
-    def _refusal(self, connection: HTTPConnection) -> Response | None:
+    async def _refusal(self, connection: HTTPConnection) -> Response | None:
         scope = connection.scope
         state = scope.setdefault("state", {})
         state.update(identity=None, operator=False)
@@ -157,7 +157,7 @@ class Guard:
         if OPEN.fullmatch(call):
             return None
         if identity is None:
-            return self._unproven(connection)
+            return await self._unproven(connection)
         try:
             check_may(identity, needed_role(call))
         except Forbidden as error:
@@ -177,8 +177,12 @@ class Guard:
             return "the request came through a proxy, and this coordinator asks for no token: switch tokens on"
         return None
 
-    def _unproven(self, connection: HTTPConnection) -> Response:
+    async def _unproven(self, connection: HTTPConnection) -> Response:
         client = client_of(connection)
+        try:
+            await self._accounts.end_if_stale(self._identify.cookie_of(connection), client)
+        except StorageError as error:
+            log.critical("a session that may be stolen goes on: %s", error)
         if not self._failures.allows(client):
             return problem(429, TOO_MANY, headers={"retry-after": "5"})
         shown = bearer(connection) or self._identify.cookie_of(connection)
