@@ -254,7 +254,7 @@ def test_run_makes_a_federation_of_its_own_and_leaves_nothing_behind(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "starting one" in result.stdout
     assert "done: 2 rounds done" in result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tutti", "model.safetensors"]  # the run's manifest
 
 
 @contextmanager

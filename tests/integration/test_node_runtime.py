@@ -10,6 +10,7 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from random import Random
+from time import monotonic
 from typing import TypeVar
 
 import msgspec
@@ -805,7 +806,7 @@ async def test_a_loss_that_is_no_number_is_not_told(tmp_path: Path) -> None:
         trainer = LinearTrainer()
         trainer.gate.clear()
         trainer.loss_told = float("nan")
-        runner = TaskRunner(NODE, bench.link, DATA, tmp_path / "work", lambda *_: trainer, Random(1))
+        runner = TaskRunner(NODE, bench.link, DATA, tmp_path / "work", lambda *_: trainer, Random(1), monotonic)
         runner.progress_every = 0.0
         runner.connected.set()
         runner.take(await bench.start(), batch_size=8)

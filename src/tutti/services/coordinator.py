@@ -45,8 +45,8 @@ SUBMISSIONS_OF_ONE = 4
 HELD_BYTES = 64 << 20
 """Bytes of updates that came with submissions and wait for a verdict; a node with one more is asked again."""
 
-NOTED_EVERY = 10.0
-"""Seconds in which at most one coming and one going of a node is logged."""
+NOTED_BURST, NOTED_EVERY = 10.0, 10.0
+"""How often a node's coming is logged: so many times at once, and then once in so many seconds."""
 
 TURNED_AWAY_EVERY = 10.0
 TURNED_AWAY_BURST = 20.0
@@ -175,7 +175,7 @@ class Coordinator:
         self._waiting: Counter[NodeId] = Counter()
         self._submissions: asyncio.Queue[tuple[NodeId, Submission | Failure, bytes]] = asyncio.Queue()
         self._held = 0  # bytes of updates in that queue and in the hands of those who take from it
-        self._noted_at: dict[NodeId, float] = {}
+        self._noted: dict[NodeId, tuple[float, float]] = {}
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -516,10 +516,10 @@ class Coordinator:
 
     def _may_note(self, node: NodeId, now: float) -> bool:
         """A node that comes and goes all the time must not fill the log."""
-        if now - self._noted_at.get(node, -NOTED_EVERY) < NOTED_EVERY:
-            return False
-        self._noted_at[node] = now
-        return True
+        left, at = self._noted.get(node, (NOTED_BURST, now))
+        left = min(NOTED_BURST, left + (now - at) / NOTED_EVERY)
+        self._noted[node] = (left - 1 if left >= 1 else left, now)
+        return left >= 1
 
     async def _note(self, event: NodeEvent) -> None:
         try:

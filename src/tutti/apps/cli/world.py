@@ -1,6 +1,5 @@
 """`world`: nodes that differ, come and go and break, from a file; on virtual time, or for a real coordinator."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +142,8 @@ def join(world_file: Path, link: str, numbers: str | None, state_dir: Path, as_j
     def ready() -> None:
         facts = {"nodes": len(settings.numbers), "link": link.partition("#")[0]}
         _print_line(facts) if as_json else click.echo(f"{len(settings.numbers)} nodes live here; ctrl-C ends them")
+
+    import asyncio
 
     asyncio.run(until_signalled(run_world(settings, ready)))
 
