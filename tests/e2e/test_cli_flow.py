@@ -70,9 +70,9 @@ def test_a_run_on_no_terminal_prints_a_line_a_round(site):
     assert all("2 of 2 nodes" in line and "kB" in line for line in lines[1:])
 
 
-def test_a_job_that_cannot_be_run_ends_in_exit_code_5_and_says_why(site):
+def test_a_job_that_cannot_be_run_is_refused_before_it_starts(site):
     result = site.tutti("run", "--dataset", "digits", "--model", "cnn")
-    assert result.returncode == Exit.JOB_FAILED
+    assert result.returncode == 2
     assert "takes images" in result.stderr
 
 
