@@ -121,7 +121,7 @@ def again(events: list[e.JobEvent], job: Job) -> list[str]:
 @pytest.mark.parametrize("victim", ["dee", "ada", "coordinator"])
 async def test_it_goes_on_after_kills(tmp_path: Path, victim: str) -> None:
     world, gate = World(tmp_path), threading.Event()
-    job = await job_in(world, {"dee": gate}, cohort={"grace": 20}, rounds=60)
+    job = await job_in(world, {"dee": gate}, cohort={"grace": 20}, rounds=5000)
     for rounds in (1, 2):
         await world.until(lambda job, rounds=rounds: job.rounds_done >= rounds, job)
         if victim == "coordinator":
@@ -131,10 +131,11 @@ async def test_it_goes_on_after_kills(tmp_path: Path, victim: str) -> None:
             await world.kill(victim)
             await world.join(victim, NODES.index(victim), gate=gate if victim == "dee" else None)
     gate.set()
+    await world.until(lambda job: "dee" in job.contributions, job)
+    await world.core.stop_job(job.id)
     job = await world.finished(job)
     events = await events_of(world, job)
     await world.close()
-    assert (job.status, job.rounds_done) == ("completed", 60)
     assert any(update.node == "dee" and update.staleness for update in updates_of(events))
     assert again(events, job) == made(events, job)
 
