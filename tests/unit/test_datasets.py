@@ -436,5 +436,7 @@ def test_mnist_says_where_it_looked(tmp_path: Path) -> None:
 
 def test_every_source_describes_itself() -> None:
     for name in datasets:
+        if not datasets.factory(name).__module__.startswith("tutti."):
+            continue  # registered by another test
         assert datasets.schema(name)["description"], name
         assert {"part", "partition", "held_out"} <= datasets.schema(name)["properties"].keys()

@@ -74,7 +74,7 @@ class ComputeNode:
             came = f"{len(data)} bytes at {offset} of {size}"
             raise compute_node.Refused(f"expected at most {CHUNK} bytes within the blob, came {came}")
         try:
-            upload = self._blobs.partial(digest.hex(), OWNER)
+            upload = self._blobs.partial(digest.hex(), f"{OWNER} of {digest.hex()}")  # members upload side by side
             self._make_room(digest)
             stored = await upload.write(_stream(data), offset=offset, total=size, limit=self._limit)
         except TuttiError as error:
