@@ -154,17 +154,19 @@ async def test_a_node_that_hands_in_again_and_again_is_bounded_and_harms_nobody(
 # -- a bug ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skip(
-    reason="hangs since accounts, ledger and bounds met in one tree; tests/e2e/test_supervised.py shows the same"
-)
 async def test_background_work_that_dies_is_told_to_whoever_runs_the_coordinator(world: World) -> None:
     """Here of a log that somebody else writes to, so that memory and log no longer agree."""
     await world.join("ada", 0)
+    async with asyncio.timeout(DEADLINE):
+        async for recorded in world.core.log.follow(0):
+            if any(isinstance(each.event, e.NodeConnected) for each in recorded):
+                break
     *_, last = await world.core.log.read(stream="nodes")
     foreign = e.InviteIssued(at=0.0, token="of somebody else", uses=1, expires=1.0)
     await world.core.log.append("nodes", last.version, [foreign])
     await world.kill("ada")
-    failure = await world.core.failed
+    async with asyncio.timeout(DEADLINE):
+        failure = await world.core.failed
     assert "start it again" in str(failure)
     assert VersionConflict.__name__ in str(failure)
     await world.down()
