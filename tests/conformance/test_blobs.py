@@ -44,7 +44,7 @@ def blobs(tmp_path):
 
 async def test_damage_is_noticed_by_the_next_process(blobs):
     digest = await blobs.put(SMALL)
-    path = await blobs.path(digest)
+    path = blobs.path(digest)
     path.write_bytes(b"X" + SMALL[1:])
     again = DirectoryBlobs(blobs.root)
     with pytest.raises(CorruptBlob, match=f"{digest} has been damaged"):
@@ -56,7 +56,7 @@ async def test_damage_is_noticed_by_the_next_process(blobs):
 
 async def test_damage_is_not_mended_by_putting_again_without_deleting(blobs):
     digest = await blobs.put(SMALL)
-    (await blobs.path(digest)).write_bytes(b"X" + SMALL[1:])
+    blobs.path(digest).write_bytes(b"X" + SMALL[1:])
     again = DirectoryBlobs(blobs.root)
     await again.put(SMALL, digest=digest)
     with pytest.raises(CorruptBlob):
@@ -64,7 +64,7 @@ async def test_damage_is_not_mended_by_putting_again_without_deleting(blobs):
 
 
 async def test_a_blob_is_never_replaced(blobs):
-    path = await blobs.path(await blobs.put(SMALL))
+    path = blobs.path(await blobs.put(SMALL))
     first = path.stat().st_ino
     await blobs.put(SMALL)
     assert path.stat().st_ino == first
@@ -74,7 +74,7 @@ async def test_blobs_are_there_after_reopening(blobs):
     digest = await blobs.put(SMALL)
     again = DirectoryBlobs(blobs.root)
     assert await again.digests() == [digest]
-    assert (await again.path(digest)).read_bytes() == SMALL
+    assert (again.path(digest)).read_bytes() == SMALL
 
 
 async def test_only_files_of_the_dead_are_cleaned_up(blobs):
@@ -135,7 +135,7 @@ async def test_an_upload_in_one_go(blobs, data):
     assert partial.size == 0
     assert await write(partial, data) is True
     assert partial.size == 0
-    assert (await blobs.path(digest_of(data))).read_bytes() == data
+    assert blobs.path(digest_of(data)).read_bytes() == data
     assert files(blobs, "partial") == []
 
 
@@ -155,7 +155,7 @@ async def test_an_upload_goes_on_where_it_broke_off(blobs, data, share):
     after_restart = DirectoryBlobs(blobs.root).partial(digest_of(data), "n1")
     assert after_restart.size == broke
     assert await write(after_restart, data, offset=broke) is True
-    assert (await blobs.path(digest_of(data))).read_bytes() == data
+    assert blobs.path(digest_of(data)).read_bytes() == data
 
 
 async def test_a_stream_that_ends_early_is_kept(blobs):
@@ -170,7 +170,7 @@ async def test_an_upload_may_start_again_below_its_end(blobs):
     partial = blobs.partial(digest_of(LARGE), "n1")
     await write(partial, b"\0" * (2 * MEGABYTE), total=len(LARGE))
     assert await write(partial, LARGE) is True
-    assert (await blobs.path(digest_of(LARGE))).read_bytes() == LARGE
+    assert blobs.path(digest_of(LARGE)).read_bytes() == LARGE
 
 
 async def test_an_upload_cannot_leave_a_gap(blobs):
@@ -232,7 +232,7 @@ async def test_the_newest_connection_takes_an_upload_over(blobs):
     go_on.set()
     with pytest.raises(Conflict, match="took this upload over"):
         await old
-    assert (await blobs.path(digest)).read_bytes() == LARGE
+    assert blobs.path(digest).read_bytes() == LARGE
     assert files(blobs, "partial") == []
 
 

@@ -192,7 +192,7 @@ async def test_a_downloaded_model_says_what_it_is(world, client, tmp_path):
     assert (about["tutti.job"], about["tutti.round"], about["tutti.digest"]) == (job, "2", digest)
     assert msgspec.json.decode(about["tutti.model"], type=Choice) == Choice("toy")
     assert msgspec.json.decode(about["tutti.data"], type=DataSchema) == world.core.job(job).data
-    with safe_open(await world.core.blobs.path(digest), "np") as stored:
+    with safe_open(world.core.blobs.path(digest), "np") as stored:
         assert np.array_equal(stored.get_tensor("w"), downloaded)
 
 

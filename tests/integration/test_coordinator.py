@@ -170,7 +170,7 @@ async def test_a_damaged_update_is_asked_for_again_after_a_restart(tmp_path):
     state = world.core.job(job.id)
     if state.round is not None:
         for update in state.round.accepted:
-            path = await world.core.blobs.path(update.digest)
+            path = world.core.blobs.path(update.digest)
             path.write_bytes(path.read_bytes()[:-4] + b"evil")
     await world.up()
     job = await world.finished(job)

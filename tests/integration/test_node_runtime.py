@@ -244,7 +244,7 @@ class Bench:
         return Start(**(fields | changes))  # type: ignore[arg-type]
 
     async def update(self, submission: Submission) -> Params:
-        return tensors.decode((await self.blobs.path(submission.digest)).read_bytes())
+        return tensors.decode(self.blobs.path(submission.digest).read_bytes())
 
 
 def secret_is_right(node: str, token: str) -> None:
@@ -747,7 +747,7 @@ async def test_metrics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
 async def test_a_corrupt_model_is_not_trained_on(tmp_path: Path) -> None:
     async with a_bench(tmp_path) as bench:
         start = await bench.start()
-        stored = await bench.blobs.path(start.weights)
+        stored = bench.blobs.path(start.weights)
         whole = stored.read_bytes()
         stored.chmod(0o644)
         stored.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

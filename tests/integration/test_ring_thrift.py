@@ -86,7 +86,7 @@ async def test_blobs_go_from_member_to_member_in_chunks(tmp_path):
         for data in (b"", b"x", os.urandom(CHUNK), os.urandom(5 * CHUNK + 1)):
             digest = blake3(data).digest()
             await a.peers.store(b.peer, digest, data)
-            assert (await b.blobs.path(digest.hex())).read_bytes() == data
+            assert b.blobs.path(digest.hex()).read_bytes() == data
             assert b"".join([chunk async for chunk in a.peers.fetch(b.peer, digest)]) == data
             assert await a.peers.missing(b.peer, [digest, bytes(32)]) == [bytes(32)]
         with pytest.raises(NotFound):

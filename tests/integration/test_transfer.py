@@ -52,7 +52,7 @@ def address(blob: bytes) -> str:
 async def test_what_one_node_stores_another_fetches(hub: Hub, tmp_path: Path, blob: bytes, compress: bool) -> None:
     async with hub.link(compress=compress) as anna, hub.link("berta", compress=compress) as berta:
         await anna.store(memoryview(bytearray(blob)), digest_of(blob))
-        assert (await hub.blobs.path(digest_of(blob))).read_bytes() == blob
+        assert hub.blobs.path(digest_of(blob)).read_bytes() == blob
         assert await berta.fetch(digest_of(blob)) == blob
     assert hub.requests == {"PUT": 1, "GET": 1}
 
@@ -91,7 +91,7 @@ async def test_a_cut_upload_goes_on_where_it_ended(hub: Hub) -> None:
             before = hub.keeper.stats.bytes_in
             await link.store(LARGE, digest)
             assert hub.requests == {"PUT": 2, "HEAD": 1}
-    assert (await hub.blobs.path(digest)).read_bytes() == LARGE
+    assert hub.blobs.path(digest).read_bytes() == LARGE
     assert hub.keeper.stats.bytes_in == before + len(LARGE) - arrived
 
 
@@ -120,12 +120,12 @@ async def test_a_resumed_upload_ends_well_whatever_lies_there(hub: Hub, part: by
             place.write_bytes(part)
             await link.store(LARGE, digest)
     assert hub.requests == {"PUT": puts, "HEAD": 1}
-    assert (await hub.blobs.path(digest)).read_bytes() == LARGE
+    assert hub.blobs.path(digest).read_bytes() == LARGE
 
 
 async def test_a_part_that_was_damaged_is_fetched_again_from_the_start(hub: Hub) -> None:
     digest = await put(hub, LARGE)
-    place = await hub.blobs.path(digest)
+    place = hub.blobs.path(digest)
     place.chmod(0o600)
     place.write_bytes(b"?" + LARGE[1:])
     async with Cable(hub).plugged() as cable:
@@ -152,7 +152,7 @@ async def test_a_blob_with_other_bytes_than_named_is_corrupt(hub: Hub, compress:
 @pytest.mark.parametrize("blob", [SMALL, LARGE], ids=len)
 async def test_a_blob_damaged_on_the_coordinators_disk_is_not_accepted(hub: Hub, tmp_path: Path, blob: bytes) -> None:
     digest = await put(hub, blob)
-    place = await hub.blobs.path(digest)
+    place = hub.blobs.path(digest)
     place.chmod(0o600)
     place.write_bytes(blob[:-1] + b"?")
     async with hub.link() as link:
@@ -400,7 +400,7 @@ async def test_decoding_leaves_the_event_loop_to_others(hub: Hub, http: aiohttp.
             await link.store(blob, digest_of(blob))
     assert entered
     assert threading.get_ident() not in entered
-    assert (await hub.blobs.path(digest_of(blob))).read_bytes() == blob
+    assert hub.blobs.path(digest_of(blob)).read_bytes() == blob
 
 
 @pytest.mark.parametrize("wanted", [f"bytes={'9' * 5000}-", f"bytes=-{'9' * 5000}", "bytes=1-٣"])

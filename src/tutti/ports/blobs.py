@@ -1,5 +1,6 @@
 """Blobs: bytes named by their BLAKE3 digest (64 hex characters), written once and never changed."""
 
+from contextlib import AbstractAsyncContextManager
 from mmap import mmap
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -38,8 +39,11 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def path(self, digest: Digest) -> Path:
-        """A local file with the blob's bytes, for another process or a stream; raises NotFound. Not verified."""
+    def file(self, digest: Digest) -> AbstractAsyncContextManager[Path]:
+        """A local file with the blob's bytes, for another process, as long as the block lasts. Not to be written to.
+
+        A directory gives its own file, a store far away a copy. Entering raises NotFound, StorageError. Not verified.
+        """
         ...
 
     async def delete(self, *digests: Digest) -> None:

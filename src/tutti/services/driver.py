@@ -224,9 +224,10 @@ class JobDriver:
     async def _evaluate(self, number: int, model: Digest) -> None:
         source = self.job.spec.evaluation.data
         assert source is not None
-        path = await self._coordinator.blobs.path(model)
+        it = self._coordinator
         try:
-            metrics = await self._coordinator.workbench.evaluate(self.job.spec.model, self.job.data, source, path)
+            async with it.blobs.file(model) as path:
+                metrics = await it.workbench.evaluate(self.job.spec.model, self.job.data, source, path)
         except UserError as error:  # the training itself is sound
             await self._command(commands.Pause(reason=f"the model cannot be measured: {error}; mend it and resume"))
             return
@@ -378,11 +379,12 @@ class JobDriver:
         job = self.job
         if (source := job.spec.trusted) is None:
             return None
-        weights = await self._coordinator.blobs.path(opened.model)
+        it = self._coordinator
         with tempfile.TemporaryDirectory(prefix="tutti-") as folder:
             path = Path(folder) / "own.safetensors"
             task = own_task(job.spec, opened)
-            await self._coordinator.workbench.train(job.spec.model, job.data, source, task, weights, path)
+            async with it.blobs.file(opened.model) as weights:
+                await it.workbench.train(job.spec.model, job.data, source, task, weights, path)
             return tensors.decode(path.read_bytes())
 
     async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:

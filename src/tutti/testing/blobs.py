@@ -42,7 +42,8 @@ class BlobSuite:
         digest = await blobs.put(data)
         assert digest == digest_of(data)
         assert bytes(await blobs.read(digest)) == data
-        assert (await blobs.path(digest)).read_bytes() == data
+        async with blobs.file(digest) as path:
+            assert path.read_bytes() == data
         assert await blobs.digests() == [digest]
 
     async def test_no_bytes(self, blobs: BlobStore) -> None:
@@ -83,13 +84,15 @@ class BlobSuite:
         with pytest.raises(NotFound, match=EMPTY):
             await blobs.read(EMPTY)
         with pytest.raises(NotFound, match=EMPTY):
-            await blobs.path(EMPTY)
+            async with blobs.file(EMPTY):
+                pass
 
     @pytest.mark.parametrize("size", [100, 3 * MEGABYTE])
     async def test_the_same_blob_from_many_at_once(self, blobs: BlobStore, size: int) -> None:
         data = pattern(size)
         assert set(await asyncio.gather(*(blobs.put(data) for _ in range(8)))) == {digest_of(data)}
-        assert (await blobs.path(digest_of(data))).read_bytes() == data
+        async with blobs.file(digest_of(data)) as path:
+            assert path.read_bytes() == data
 
     async def test_many_blobs(self, blobs: BlobStore) -> None:
         stored = await asyncio.gather(*(blobs.put(str(i).encode()) for i in range(100)))
@@ -104,12 +107,14 @@ class BlobSuite:
         with pytest.raises(NotFound, match=digest):
             await blobs.read(digest)
         assert await blobs.put(b"one", digest=digest) == digest
-        assert (await blobs.path(digest)).read_bytes() == b"one"
+        async with blobs.file(digest) as path:
+            assert path.read_bytes() == b"one"
 
     @pytest.mark.parametrize("name", ["", "../../../etc/passwd", EMPTY[:-1], EMPTY + "0", EMPTY.upper(), EMPTY + "\n"])
     async def test_names_that_are_no_digests(self, blobs: BlobStore, name: str) -> None:
         with pytest.raises(BadDigest, match="64 hex digits"):
-            await blobs.path(name)
+            async with blobs.file(name):
+                pass
         with pytest.raises(BadDigest):
             await blobs.read(name)
         with pytest.raises(BadDigest):

@@ -281,8 +281,8 @@ class FabricSuite:
     async def test_fetch_notices_damage(self, setup: Setup) -> None:
         node = await setup.join("n1")
         digest = await setup.blobs.put(pattern(100_000))
-        path = await setup.blobs.path(digest)
-        path.write_bytes(bytes(100_000))
+        async with setup.blobs.file(digest) as path:
+            path.write_bytes(bytes(100_000))
         with pytest.raises(CorruptBlob):
             await node.link.fetch(digest)
 
@@ -297,7 +297,7 @@ class FabricSuite:
             said = await soon(setup.events)
             assert isinstance(said, Said)
             assert said.message == submission
-            assert (said.blob or (await setup.blobs.path(digest_of(data))).read_bytes()) == data
+            assert (said.blob or bytes(await setup.blobs.read(digest_of(data)))) == data
 
     async def test_store_under_another_digest(self, setup: Setup) -> None:
         node, came = await setup.join("n1"), pattern(3_000_000)

@@ -17,7 +17,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +139,12 @@ class DirectoryBlobs:
         self._sound.add(digest)
         return data
 
-    async def path(self, digest: Digest) -> Path:
+    @asynccontextmanager
+    async def file(self, digest: Digest) -> AsyncIterator[Path]:
+        yield self.path(digest)
+
+    def path(self, digest: Digest) -> Path:
+        """Where a blob lies; raises NotFound. Not verified."""
         place = self._place(digest)
         if not _is_file(place):
             raise NotFound(f"there is no blob {digest}")

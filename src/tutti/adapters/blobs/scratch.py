@@ -1,6 +1,8 @@
 """Blobs in a directory that nobody needs tomorrow: not synced, so that simulations do not wait for a disk."""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from blake3 import blake3
@@ -37,15 +39,17 @@ class ScratchBlobs:
         return found
 
     async def read(self, digest: Digest) -> bytes:
-        data = (await self.path(digest)).read_bytes()
+        async with self.file(digest) as path:
+            data = path.read_bytes()
         if blake3(data).hexdigest() != digest:
             raise CorruptBlob(f"blob {digest} in {self.root} has been damaged")
         return data
 
-    async def path(self, digest: Digest) -> Path:
+    @asynccontextmanager
+    async def file(self, digest: Digest) -> AsyncIterator[Path]:
         if not (place := self._place(digest)).exists():
             raise NotFound(f"there is no blob {digest}")
-        return place
+        yield place
 
     async def delete(self, *digests: Digest) -> None:
         for place in [self._place(digest) for digest in digests]:

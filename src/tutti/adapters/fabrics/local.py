@@ -136,8 +136,8 @@ class LocalLink:
         await connection.say(message)
 
     async def fetch(self, digest: Digest) -> Buffer:
-        source = await self._reach().blobs.path(digest)
-        return await asyncio.to_thread(_copied, source, digest)
+        async with self._reach().blobs.file(digest) as source:
+            return await asyncio.to_thread(_copied, source, digest)
 
     async def store(self, blob: Buffer, digest: Digest) -> None:
         fabric = self._reach()

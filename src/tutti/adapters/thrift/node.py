@@ -62,7 +62,7 @@ class ComputeNode:
 
     async def fetch(self, digest: bytes | None, offset: int | None) -> Any:
         try:
-            path = await self._blobs.path((digest or b"").hex())
+            path = self._blobs.path((digest or b"").hex())
         except TuttiError as error:
             raise compute_node.NotFound(str(error)) from None
         size, data = await asyncio.to_thread(_part, path, offset or 0)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 
 from starlette.responses import Response, StreamingResponse
 
@@ -11,6 +10,7 @@ from tutti.core.errors import NotFound
 from tutti.domain.events import Digest
 from tutti.domain.jobs import Job
 from tutti.ports import BlobStore
+from tutti.ports.blobs import Mapped
 from tutti.services.views import described
 
 CHUNK = 256 * 1024
@@ -23,22 +23,22 @@ async def model_response(job: Job, round: int | None, blobs: BlobStore) -> Respo
         which = "no model yet" if round is None else f"no model of round {round}: {job.rounds_done} rounds are done"
         raise NotFound(f"job {job.id} has {which}")
     made_in = _round_of(job, digest) if round is None else round
-    path = await _kept(job, made_in, digest, blobs)
+    stored = await _kept(job, made_in, digest, blobs)
     metadata = {"tutti.job": job.id, **described(job.spec, job.data, digest, made_in)}
-    head, skip = await asyncio.to_thread(_with_metadata, path, metadata)
-    size = len(head) + path.stat().st_size - skip
+    head, skip = _with_metadata(stored, metadata)
+    size = len(head) + len(stored) - skip
     headers = {
         "content-length": str(size),
         "content-disposition": f'attachment; filename="{job.id}-round-{made_in}.safetensors"',
         "etag": f'"{digest}"',
     }
-    return StreamingResponse(_chunks(head, path, skip), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(_chunks(head, stored, skip), media_type="application/octet-stream", headers=headers)
 
 
-async def _kept(job: Job, round: int, digest: Digest, blobs: BlobStore) -> Path:
+async def _kept(job: Job, round: int, digest: Digest, blobs: BlobStore) -> Mapped:
+    """Verified: a model that the disk damaged must not leave the house."""
     try:
-        await blobs.read(digest)  # a model that the disk damaged must not leave the house
-        return await blobs.path(digest)
+        return await blobs.read(digest)
     except NotFound:
         raise NotFound(f"the model of round {round} of job {job.id} is not kept any more, only its record is") from None
 
@@ -47,20 +47,17 @@ def _round_of(job: Job, digest: Digest) -> int:
     return next((n for n in range(job.rounds_done, 0, -1) if job.model_of(n) == digest), 0)
 
 
-def _with_metadata(path: Path, extra: Mapping[str, str]) -> tuple[bytes, int]:
+def _with_metadata(stored: Mapped, extra: Mapping[str, str]) -> tuple[bytes, int]:
     """The file's head (length and JSON header) with more metadata, and how many bytes of the file it replaces."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    length = int.from_bytes(stored[:8], "little")
+    header = json.loads(stored[8 : 8 + length])
     header["__metadata__"] = {**header.get("__metadata__", {}), **extra}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
     return len(text).to_bytes(8, "little") + text, 8 + length
 
 
-async def _chunks(head: bytes, path: Path, skip: int) -> AsyncIterator[bytes]:
+async def _chunks(head: bytes, stored: Mapped, skip: int) -> AsyncIterator[bytes]:
     yield head
-    with path.open("rb") as file:
-        file.seek(skip)
-        while chunk := await asyncio.to_thread(file.read, CHUNK):
-            yield chunk
+    for start in range(skip, len(stored), CHUNK):
+        yield await asyncio.to_thread(stored.__getitem__, slice(start, start + CHUNK))  # it may not be cached
