@@ -207,7 +207,8 @@ class NodeSettings:
     allow_modules: tuple[str, ...] = ()
     ca: Path | None = None
     compress: bool = False
-    on_joined: Callable[[str], None] | None = None
+    on_connected: Callable[[str], None] = lambda url: None
+    """Called with the coordinator's address whenever it has taken the node in."""
 
 
 class Membership(msgspec.Struct, frozen=True):
@@ -235,8 +236,6 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
     apply_limits(policy)
     data = await asyncio.to_thread(load_data, settings.data)
     member = await membership(settings)
-    if settings.on_joined is not None:
-        settings.on_joined(member.url)
     async with HubLink(member.url, member.node, member.secret, ca=settings.ca, compress=settings.compress) as link:
         runtime = NodeRuntime(
             name=member.node,
@@ -247,6 +246,7 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
             machine=Machine(),
             workdir=settings.state_dir / "work",
             trainer_for=trainers(policy),
+            on_connected=lambda: settings.on_connected(member.url),
         )
         await runtime.run()
 

@@ -60,7 +60,9 @@ class NodeRuntime:
         trainer_for: TrainerFor,
         now: Callable[[], datetime] = datetime.now,
         clock: Callable[[], float] = perf_counter,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_connected = on_connected
         self._name, self._token, self._link, self._data = name, token, link, data
         self._policy, self._machine, self._now = policy, machine, now
         self._capabilities = Capabilities()
@@ -118,6 +120,7 @@ class NodeRuntime:
     def _on_registered(self, welcome: Registered) -> None:
         self._tasks.progress_every = welcome.progress
         self._tasks.connected.set()
+        self._on_connected()
         log.info("node %s: connected to a coordinator of version %s", self._name, welcome.version or "unknown")
 
     async def _send_heartbeats(self, every: float) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -135,7 +135,7 @@ def join(
         data=Choice.parse(source),
         name=name,
         state_dir=state_dir or _state_dir(name, url),
-        on_joined=lambda url: _joined(name, url, as_json),
+        on_connected=_announcer(name, as_json),
         **rest,
     )
     _log_to_stderr()
@@ -150,10 +150,21 @@ def _state_dir(name: str, url: str) -> Path:
     return root / "tutti" / f"{name}@{urlsplit(url).netloc.replace(':', '_')}"
 
 
-def _joined(name: str, url: str, as_json: bool) -> None:
-    """The secret is there; whether the coordinator takes it shows when the node is connected, which is logged."""
-    said = f"node {name}: connecting to {url}; ctrl-C ends it"
-    click.echo(json.dumps({"node": name, "url": url}) if as_json else said)
+def _announcer(name: str, as_json: bool) -> Callable[[str], None]:
+    """Says once that the node is connected: whoever started it may count on it from then on."""
+    said = False
+
+    def announce(url: str) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            click.echo(
+                json.dumps({"node": name, "url": url})
+                if as_json
+                else f"node {name}: connected to {url}; ctrl-C ends it"
+            )
+
+    return announce
 
 
 @click.command()
