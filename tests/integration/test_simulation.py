@@ -221,6 +221,16 @@ def test_more_are_asked_than_wanted_and_who_is_first_depends_on_the_seed_alone()
     one, two = (simulate(spec, digits(8), engine=engine) for engine in ("sequential", "sequential"))
     assert one.model == two.model
     assert all((len(record.cohort), record.counted) == (6, 4) for record in one.rounds[1:])
+    assert all(set(record.dropped.values()) == {"enough others came first"} for record in one.rounds[1:])
+
+
+def test_in_overlapping_rounds_a_node_works_on_one_task_at_a_time():
+    spec = spec_of("linear", strategy="fedbuff:buffer=2", rounds=8, cohort={"min_nodes": 5, "size": 4})
+    history = simulate(spec, digits(5))
+    assert [record.round for record in history.rounds] == list(range(9))
+    for record in history.rounds[1:]:
+        assert len(set(record.cohort)) == len(record.cohort) == 4
+        assert (record.counted, record.dropped) == (2, {})
 
 
 def test_a_job_that_could_never_start_is_refused():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutti.core.sampling import cohort_size, sample
+from tutti.core.sampling import Pool, cohort_size, sample
 
 names = st.sets(st.from_regex(r"[a-z]{1,4}", fullmatch=True), min_size=1, max_size=20)
 
@@ -40,3 +40,11 @@ def test_every_node_is_drawn_about_equally_often():
 )
 def test_cohort_sizes(eligible, size, fraction, expected):
     assert cohort_size(eligible, size, fraction) == expected
+
+
+@given(names, st.sets(st.from_regex(r"[a-z]{1,4}", fullmatch=True), max_size=20))
+def test_a_pool_holds_what_its_set_holds(nodes, others):
+    pool = Pool.of(list(nodes) * 2)
+    assert list(pool) == sorted(nodes)
+    assert Pool.of(pool) is pool
+    assert {node for node in nodes | others if node in pool} == nodes

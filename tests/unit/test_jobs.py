@@ -421,6 +421,17 @@ def test_an_opening_names_a_hundred_nodes_and_counts_the_others():
     assert len(pickle.dumps(opened)) < 8_000
 
 
+def test_of_many_candidates_those_not_drawn_are_counted_and_a_hundred_named():
+    story = Story(cohort=CohortRules(min_nodes=2, size=3)).begin()
+    everyone = [f"n{number:04}" for number in range(5_000)]
+    story.tell(c.Open(candidates=reversed(everyone)))
+    assert story.state.round is not None
+    opened = story.state.round.opened
+    assert opened.candidates == 5_000
+    assert list(opened.left_out) == [node for node in everyone if node not in opened.cohort][:100]
+    assert opened.left_out_more == {"not drawn": 5_000 - 3 - 100}
+
+
 def test_reasons_are_counted_up_to_a_number_of_them():
     story = Story().begin()
     story.tell(c.Open(candidates=["a"], left_out={f"n{number:03}": f"holds {number}" for number in range(500)}))

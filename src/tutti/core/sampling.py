@@ -1,5 +1,6 @@
 """Cohort sampling: who is asked in a round, from a seed and nothing else."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from math import ceil
 
@@ -12,13 +13,27 @@ def cohort_size(eligible: int, size: int | None, fraction: float) -> int:
     return max(1, min(wanted, eligible))
 
 
+class Pool(tuple[str, ...]):
+    """Nodes by name, each once, sorted. Whoever draws from the same ones again and again sorts them once."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, nodes: Iterable[str]) -> "Pool":
+        return nodes if isinstance(nodes, Pool) else cls(sorted(set(nodes)))
+
+    def __contains__(self, node: object) -> bool:
+        at = bisect_left(self, str(node))
+        return at < len(self) and self[at] == node
+
+
 def sample(nodes: Iterable[str], k: int, *, seed: int, round: int, attempt: int) -> tuple[str, ...]:
-    """Draw `k` nodes without replacement, sorted.
+    """Draw `k` nodes without replacement, sorted; from a Pool in time that does not depend on its size.
 
     The draw depends on the set of nodes, the seed, the round and the attempt, not on the order in which
     nodes are given (McMahan et al. 2017, https://arxiv.org/abs/1602.05629, Algorithm 1, S_t).
     """
-    pool = sorted(set(nodes))
+    pool = Pool.of(nodes)
     if k >= len(pool):
         return tuple(pool)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, round, attempt])))

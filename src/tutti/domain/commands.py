@@ -1,6 +1,6 @@
 """What a job can be told (commands, in the imperative; they may be refused) and what it asks for (instructions)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -22,7 +22,7 @@ class Open:
     `settings`, `shares_state`, `in_turn` and `buffer` are what the strategy wants (see core.strategy).
     """
 
-    candidates: Sequence[NodeId]
+    candidates: Iterable[NodeId]
     left_out: Mapping[NodeId, str] = field(default_factory=dict)
     settings: Mapping[str, float] = field(default_factory=dict)
     shares_state: bool = False

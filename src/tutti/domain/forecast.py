@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from tutti.core.reduce import reducers
-from tutti.core.sampling import cohort_size, sample
+from tutti.core.sampling import Pool, cohort_size, sample
 from tutti.domain.events import NodeId
 from tutti.domain.jobs import Job
 from tutti.domain.spec import DataSchema, JobSpec, Training
@@ -165,10 +165,10 @@ class _Task:
 def _training(spec: JobSpec, each: Mapping[NodeId, _Task], wanted: int, asked: int) -> tuple[float, float]:
     """Seconds of all training rounds, and of computing in them."""
     step = max(1, spec.rounds // SAMPLED_ROUNDS)
-    drawn = range(1, spec.rounds + 1, step)
+    drawn, pool = range(1, spec.rounds + 1, step), Pool.of(each)
     seconds = computing = 0.0
     for round in drawn:
-        tasks = [each[node] for node in sample(each, asked, seed=spec.seed, round=round, attempt=0)]
+        tasks = [each[node] for node in sample(pool, asked, seed=spec.seed, round=round, attempt=0)]
         in_order = sorted(tasks, key=lambda task: task.training)
         seconds += min(spec.cohort.deadline, in_order[wanted - 1].training)
         computing += sum(task.trained for task in in_order[:wanted])

@@ -7,10 +7,12 @@ carries out what `react` asks for. Killed anywhere, it replays the log and asks 
 status of its own: the open round runs to its end, and no further one opens.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from heapq import nsmallest
+from itertools import islice
 from math import ceil
 from types import MappingProxyType
 from typing import Literal, TypeAlias, assert_never
@@ -18,7 +20,7 @@ from typing import Literal, TypeAlias, assert_never
 import msgspec
 
 from tutti.core.errors import Conflict
-from tutti.core.sampling import cohort_size, sample
+from tutti.core.sampling import Pool, cohort_size, sample
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain.events import Digest, JobEvent, NodeId
@@ -209,8 +211,10 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
     task = next_task(state)
     if task is None or state.status is not Status.WAITING or state.paused is not None:
         raise Conflict(f"job {state.id} has no round to open: it is {state.status}")
-    rules, candidates = state.spec.cohort, sorted(set(command.candidates))
+    rules, candidates = state.spec.cohort, Pool.of(command.candidates)
     carried = tuple(sorted(state.working)) if task == "train" else ()
+    if any(node in candidates for node in carried):  # asked already
+        candidates = Pool(node for node in candidates if node not in state.working)
     needed = rules.min_nodes if task == "train" else 1
     if len(candidates) + len(carried) < needed:
         raise Conflict(f"job {state.id} needs {needed} nodes, {len(candidates)} are ready")
@@ -225,9 +229,8 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
         fresh = min(len(candidates), max(at_once - len(carried), 0))
         cohort = (*carried, *sample(candidates, fresh, seed=state.spec.seed, round=number, attempt=state.failures))
         wanted = min(command.buffer, len(cohort))
-    not_drawn = dict.fromkeys(set(candidates).difference(cohort), NOT_DRAWN)
     apart = {node: reason for node, reason in command.left_out.items() if node not in carried}
-    named, more = _left_out({**apart, **not_drawn})
+    named, more = _left_out(apart, candidates, frozenset(cohort))
     quorum = min(rules.quorum or rules.min_nodes, wanted) if task == "train" else 1
     return [
         e.RoundOpened(
@@ -251,23 +254,32 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
     ]
 
 
-def _next_in_turn(state: Job, candidates: Sequence[NodeId]) -> NodeId:
+def _next_in_turn(state: Job, candidates: Pool) -> NodeId:
     """The candidate after the node that was asked last, in the order of names; after the last, the first."""
     before = max(state.past[-1].round.opened.cohort) if state.past else ""
-    return next((node for node in candidates if node > before), candidates[0])
+    return candidates[bisect_right(candidates, before) % len(candidates)]
 
 
-def _left_out(reasons: Mapping[NodeId, str]) -> tuple[dict[NodeId, str], dict[str, int]]:
-    """Whom to name, those with rare reasons first, and how many more there are of each reason."""
+def _left_out(
+    apart: Mapping[NodeId, str], candidates: Pool, cohort: frozenset[NodeId]
+) -> tuple[dict[NodeId, str], dict[str, int]]:
+    """Whom to name, those with rare reasons first, and how many more there are of each reason.
+
+    Candidates that are not drawn are counted, and a hundred named, without a look at each of them.
+    """
     groups: dict[str, list[NodeId]] = {}
-    for node, reason in reasons.items():
+    for node, reason in apart.items():
         groups.setdefault(reason[:LONGEST_REASON], []).append(node)
+    sizes = {reason: len(nodes) for reason, nodes in groups.items()}
+    if idle := len(candidates) - sum(node in candidates for node in cohort):
+        groups[NOT_DRAWN] = list(islice((node for node in candidates if node not in cohort), LEFT_OUT_NAMED))
+        sizes[NOT_DRAWN] = idle
     named: dict[NodeId, str] = {}
     unnamed: Counter[str] = Counter()
-    for reason in sorted(groups, key=lambda reason: (len(groups[reason]), reason)):
+    for reason in sorted(groups, key=lambda reason: (sizes[reason], reason)):
         chosen = nsmallest(LEFT_OUT_NAMED - len(named), groups[reason])  # of thousands, a hundred are sorted
         named.update(dict.fromkeys(chosen, reason))
-        if rest := len(groups[reason]) - len(chosen):
+        if rest := sizes[reason] - len(chosen):
             unnamed[reason] = rest
     more = dict(unnamed.most_common(LEFT_OUT_REASONS))
     others = unnamed.total() - sum(more.values())

@@ -11,10 +11,12 @@ from tutti.core.params import Params
 from tutti.domain.events import Digest, JobEvent, NodeId
 from tutti.domain.history import RoundSummary, attempts_at
 from tutti.domain.jobs import Job
-from tutti.domain.rounds import Part
+from tutti.domain.rounds import Part, Round
 from tutti.domain.spec import DataSchema, JobSpec, Metrics
 from tutti.services.views import described
 from tutti.wire import tensors
+
+OTHERS_FIRST = "enough others came first"
 
 
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,17 +115,23 @@ def records(job: Job, events: Iterable[JobEvent], seconds: Mapping[int, float]) 
 
 
 def record(job: Job, past: RoundSummary, seconds: float) -> RoundRecord:
-    opened, members = past.round.opened, past.round.members
+    opened = past.round.opened
     return RoundRecord(
         round=opened.round,
         model=past.model,
         seconds=seconds,
         cohort=opened.cohort,
         counted=len(past.counted),
-        dropped={node: member.reason for node, member in members.items() if member.part is not Part.ACCEPTED},
+        dropped=_dropped(past.round),
         train=dict(past.metrics),
         evaluated=_evaluated(job, opened.round),
     )
+
+
+def _dropped(round: Round) -> dict[NodeId, str]:
+    """Who did not count, and why; in overlapping rounds, those who have not handed in yet go on."""
+    out = {Part.REFUSED, Part.DROPPED} if round.opened.overlaps else {Part.REFUSED, Part.DROPPED, Part.ASSIGNED}
+    return {node: member.reason or OTHERS_FIRST for node, member in round.members.items() if member.part in out}
 
 
 def _evaluated(job: Job, round: int) -> dict[str, Metrics]:

@@ -23,6 +23,7 @@ from tutti.core.errors import UserError
 from tutti.core.local import Demand, Handed, Memory, Request
 from tutti.core.params import Params
 from tutti.core.reduce import BadUpdate, Reducer, Update
+from tutti.core.sampling import Pool
 from tutti.core.schedules import schedules
 from tutti.core.strategy import ServerState, compose, folded
 from tutti.domain import commands as c
@@ -107,6 +108,7 @@ class Simulation:
         _check(spec, federation)
         federation = federation.normalized() if spec.normalize else federation
         self.spec, self.federation = spec, federation
+        self._pool = Pool.of(federation.nodes)
         self._strategy = compose(spec.strategy, spec.reducer)
         self._factor = schedules.build(spec.training.lr_schedule)
         self._trainer = models.build(spec.model, data=federation.schema)
@@ -201,7 +203,7 @@ class Simulation:
         self._tell()
         began, self._now = perf_counter(), self._elapsed()
         wish = c.Open(
-            candidates=self.federation.nodes,
+            candidates=self._pool,
             settings=self._strategy.configure(self.server),
             shares_state=self._strategy.shares_slots,
             in_turn=self._strategy.in_turn,
