@@ -6,9 +6,11 @@ from contextlib import closing
 
 import pytest
 
+from support.services import database
 from tutti.adapters.accounts.argon2 import Argon2Passwords
 from tutti.adapters.accounts.memory import MemoryAccounts
-from tutti.adapters.accounts.sqlite import SCHEMA_VERSION, SqliteAccounts
+from tutti.adapters.accounts.postgres import PostgresAccounts
+from tutti.adapters.accounts.sqlite import FORMAT, SqliteAccounts
 from tutti.core.errors import StorageError, UserError
 from tutti.testing import AccountSuite
 from tutti.testing.accounts import ADA, HOME, RECORDS, entry, sorted_by_key
@@ -28,6 +30,15 @@ class TestSqliteAccounts(AccountSuite):
         store = await SqliteAccounts.open(tmp_path / "accounts.sqlite")
         yield store
         await store.close()
+
+
+class TestPostgresAccounts(AccountSuite):
+    @pytest.fixture
+    async def store(self):
+        async with database() as url:
+            store = await PostgresAccounts.open(url)
+            yield store
+            await store.close()
 
 
 async def test_everything_is_there_after_a_restart(tmp_path):
@@ -62,7 +73,7 @@ async def test_a_write_that_fails_leaves_nothing(tmp_path):
 async def test_files_that_cannot_be_used(tmp_path):
     newer = tmp_path / "newer.sqlite"
     with closing(sqlite3.connect(newer)) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {FORMAT.newest + 1}")
     with pytest.raises(UserError, match="upgrade it"):
         await SqliteAccounts.open(newer)
     garbage = tmp_path / "garbage.sqlite"

@@ -12,7 +12,8 @@ from blake3 import blake3
 from victim import EVENTS_IN_BATCH, pattern
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
-from tutti.adapters.logs.sqlite import LogInUse, SqliteLog
+from tutti.adapters.logs.group import LogInUse
+from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.testing.logs import news
 
 VICTIM = [sys.executable, str(Path(__file__).with_name("victim.py"))]

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.services import database
 from tutti.adapters.logs.memory import MemoryLog
+from tutti.adapters.logs.postgres import PostgresLog
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.ports.log import EventLog, Recorded, VersionConflict
 from tutti.testing.logs import LogSuite, news
@@ -29,6 +31,15 @@ class TestSqliteLog(LogSuite):
         log = await SqliteLog.open(tmp_path / "events.db")
         yield log
         await log.close()
+
+
+class TestPostgresLog(LogSuite):
+    @pytest.fixture
+    async def log(self):
+        async with database() as url:
+            log = await PostgresLog.open(url)
+            yield log
+            await log.close()
 
 
 APPENDS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(-1, 1), st.integers(0, 3)), max_size=12)

@@ -7,7 +7,9 @@ from contextlib import closing
 
 import pytest
 
-from tutti.adapters.logs.sqlite import GROUP, SCHEMA_VERSION, LogInUse, LogTooNew, SqliteLog
+from tutti.adapters.logs.group import GROUP, LogInUse
+from tutti.adapters.logs.sqlite import FORMAT, SqliteLog
+from tutti.adapters.migrations import FormatTooNew
 from tutti.core.errors import StorageError
 from tutti.testing.logs import EVENTS, news
 
@@ -64,10 +66,10 @@ async def test_another_program_may_read_meanwhile(path):
 async def test_a_newer_format_is_refused(path):
     await written(path)
     with closing(sqlite3.connect(path)) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(LogTooNew, match=f"format {SCHEMA_VERSION + 1}.*upgrade"):
+        db.execute(f"PRAGMA user_version = {FORMAT.newest + 1}")
+    with pytest.raises(FormatTooNew, match=f"format {FORMAT.newest + 1}.*upgrade"):
         await SqliteLog.open(path)
-    with pytest.raises(LogTooNew):  # and the refusal left no lock behind
+    with pytest.raises(FormatTooNew):  # and the refusal left no lock behind
         await SqliteLog.open(path)
 
 

@@ -11,28 +11,38 @@ from typing import TypeVar
 
 import msgspec
 
-from tutti.core.errors import StorageError, UserError
+from tutti.adapters.accounts.codec import decode_entry, decode_record
+from tutti.adapters.migrations import Format, Step
+from tutti.adapters.sqlite import migrate
+from tutti.core.errors import StorageError
 from tutti.domain.accounts import AuditEntry, Record, key_of
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE records (
-    kind TEXT NOT NULL,
-    id TEXT NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (kind, id)
-) WITHOUT ROWID;
-CREATE TABLE audit (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    organisation TEXT NOT NULL,
-    who TEXT NOT NULL,
-    data BLOB NOT NULL
-);
-CREATE INDEX audit_by_organisation ON audit (organisation, number);
-CREATE INDEX audit_by_person ON audit (who, number);
-"""
+FORMAT = Format(
+    "account store",
+    (
+        Step(
+            up="""
+            CREATE TABLE records (
+                kind TEXT NOT NULL,
+                id TEXT NOT NULL,
+                data BLOB NOT NULL,
+                PRIMARY KEY (kind, id)
+            ) WITHOUT ROWID;
+            CREATE TABLE audit (
+                number INTEGER PRIMARY KEY AUTOINCREMENT,
+                organisation TEXT NOT NULL,
+                who TEXT NOT NULL,
+                data BLOB NOT NULL
+            );
+            CREATE INDEX audit_by_organisation ON audit (organisation, number);
+            CREATE INDEX audit_by_person ON audit (who, number);
+            """,
+            down="DROP TABLE audit; DROP TABLE records;",
+        ),
+    ),
+)
 LOAD = "SELECT data FROM records"
 PUT = "INSERT INTO records (kind, id, data) VALUES (?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET data = excluded.data"
 DELETE = "DELETE FROM records WHERE kind = ? AND id = ?"
@@ -42,9 +52,6 @@ AUDIT = (
     " AND (:organisation IS NULL OR organisation = :organisation) AND (:who IS NULL OR who = :who)"
     " ORDER BY number LIMIT :limit"
 )
-
-_records: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
-_entries: msgspec.json.Decoder[AuditEntry] = msgspec.json.Decoder(AuditEntry)
 
 
 class SqliteAccounts:
@@ -56,7 +63,7 @@ class SqliteAccounts:
 
     @classmethod
     async def open(cls, path: Path) -> "SqliteAccounts":
-        """Open or make a store; raises StorageError if it cannot be used, UserError if a later version wrote it."""
+        """Open or make a store; raises StorageError if it cannot be used, FormatTooNew if a later version wrote it."""
         thread = ThreadPoolExecutor(1, "accounts")
         try:
             db = await asyncio.get_running_loop().run_in_executor(thread, _open, path)
@@ -67,7 +74,7 @@ class SqliteAccounts:
 
     async def load(self) -> list[Record]:
         rows = await self._do(lambda: self._db.execute(LOAD).fetchall())
-        return [_decoded(data, _records, self._path) for (data,) in rows]
+        return [decode_record(data, str(self._path)) for (data,) in rows]
 
     async def write(
         self, put: Sequence[Record] = (), *, delete: Sequence[Record] = (), audit: Sequence[AuditEntry] = ()
@@ -86,7 +93,7 @@ class SqliteAccounts:
     ) -> list[tuple[int, AuditEntry]]:
         wanted = {"after": after, "limit": limit, "organisation": organisation, "who": who}
         rows = await self._do(lambda: self._db.execute(AUDIT, wanted).fetchall())
-        return [(number, _decoded(data, _entries, self._path)) for number, data in rows]
+        return [(number, decode_entry(data, str(self._path))) for number, data in rows]
 
     async def close(self) -> None:
         if not self._closed:
@@ -119,23 +126,9 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise UserError(
-            f"the account store {path} has format {version}, this program knows formats up to {SCHEMA_VERSION}: "
-            "upgrade it"
-        )
+    migrate(db, FORMAT, path)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
-    if version == 0:
-        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-
-
-def _decoded(data: bytes, decoder: "msgspec.json.Decoder[T]", path: Path) -> T:
-    try:
-        return decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise StorageError(f"the account store {path} is damaged ({error}): restore it from a copy") from error
 
 
 @contextmanager

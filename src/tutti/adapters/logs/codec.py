@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tutti.core.errors import TuttiError
+from tutti.core.errors import StorageError, TuttiError
 from tutti.domain.events import AnyEvent
 
 _encoder = msgspec.json.Encoder()
@@ -25,9 +25,12 @@ def encode(event: AnyEvent) -> tuple[bytes, AnyEvent]:
         raise BadEvent(f"cannot record {event!r}: {error}; numbers must be finite, and types as declared") from None
 
 
-def decode(data: bytes) -> AnyEvent:
-    """Raises msgspec.MsgspecError for what is not an event."""
-    return _decoder.decode(data)
+def decode(offset: int, data: bytes) -> AnyEvent:
+    """The event stored at an offset; raises StorageError for what is not an event."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise StorageError(f"event {offset} of the log is damaged ({error}): restore it from a copy") from error
 
 
 def type_of(event: AnyEvent) -> str:

@@ -1,6 +1,5 @@
 """The event log in one SQLite file: WAL, every commit on the disk, one writer that commits what waits together.
 
-An append waits for the commit that holds it; while one commit runs the next ones gather, and share the next fsync.
 Only one process may own a log. It holds a lock (flock) on `<file>.lock`, which the kernel drops when it dies.
 """
 
@@ -8,66 +7,45 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
-import msgspec
-
-from tutti.adapters.logs.codec import decode, encode, type_of
+from tutti.adapters.logs.codec import decode, type_of
+from tutti.adapters.logs.group import Append, Appends, LogInUse, Outcome
 from tutti.adapters.logs.tail import Tail, conflict
-from tutti.core.errors import Conflict, StorageError, UserError
+from tutti.adapters.migrations import Format, Step
+from tutti.adapters.sqlite import migrate
+from tutti.core.errors import StorageError
 from tutti.domain.events import AnyEvent
-from tutti.ports.log import Recorded, VersionConflict
+from tutti.ports.log import Recorded
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE events (
-    offset INTEGER PRIMARY KEY AUTOINCREMENT,
-    stream TEXT NOT NULL,
-    version INTEGER NOT NULL,
-    type TEXT NOT NULL,
-    data BLOB NOT NULL,
-    at REAL NOT NULL,
-    UNIQUE (stream, version)
+FORMAT = Format(
+    "event log",
+    (
+        Step(
+            up="""CREATE TABLE events (
+                offset INTEGER PRIMARY KEY AUTOINCREMENT,
+                stream TEXT NOT NULL,
+                version INTEGER NOT NULL,
+                type TEXT NOT NULL,
+                data BLOB NOT NULL,
+                at REAL NOT NULL,
+                UNIQUE (stream, version)
+            );""",
+            down="DROP TABLE events;",
+        ),
+    ),
 )
-"""
 INSERT = "INSERT INTO events (stream, version, type, data, at) VALUES (?, ?, ?, ?, ?)"
 VERSION = "SELECT coalesce(max(version), 0) FROM events WHERE stream = ?"
 READ = "SELECT offset, stream, version, data FROM events WHERE offset > ? ORDER BY offset LIMIT ?"
 READ_STREAM = "SELECT offset, stream, version, data FROM events WHERE offset > ? AND stream = ? ORDER BY offset LIMIT ?"
 
-GROUP = 256
-"""Appends in one commit."""
-
-WAITING = 4096
-"""Appends that may wait; further callers wait for a place."""
-
 BUSY_SECONDS = 5.0
 """How long to wait for a reader from outside, such as a backup, that locks the file."""
-
-
-class LogInUse(Conflict):
-    """Another process owns this event log."""
-
-
-class LogTooNew(UserError):
-    """The event log was written by a later version of this program."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Append:
-    stream: str
-    version: int
-    events: list[tuple[bytes, AnyEvent]]
-    done: "asyncio.Future[list[Recorded]]"
-
-
-_Outcome: TypeAlias = list[Recorded] | VersionConflict
 
 
 class SqliteLog:
@@ -78,26 +56,16 @@ class SqliteLog:
         self._files = files
         self._writing = ThreadPoolExecutor(1, "event-log-writer")
         self._reading = ThreadPoolExecutor(1, "event-log-reader")
-        self._waiting: deque[_Append] = deque()
-        self._places = asyncio.Semaphore(WAITING)
-        self._committing: asyncio.Future[list[_Outcome]] | None = None
         self._tail = Tail(kept=1024)
-        self._closing = False
+        self._appends = Appends(self._commit, self._tail, str(path))
 
     @classmethod
     async def open(cls, path: Path) -> "SqliteLog":
-        """Open or make a log; raises LogInUse, LogTooNew, or StorageError if it cannot be written or is damaged."""
+        """Open or make a log; raises LogInUse, FormatTooNew, or StorageError if it cannot be written or is damaged."""
         return cls(path, await asyncio.to_thread(_open, path))
 
     async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:
-        done: asyncio.Future[list[Recorded]] = asyncio.get_running_loop().create_future()
-        request = _Append(stream, version, [encode(event) for event in events], done)
-        async with self._places:
-            if self._closing:
-                raise StorageError(f"the event log {self.path} is closed")
-            self._waiting.append(request)
-            self._commit_next()
-            return await done
+        return await self._appends.append(stream, version, events)
 
     async def read(self, after: int = 0, *, stream: str | None = None, limit: int = 1000) -> list[Recorded]:
         if self._tail.closed:
@@ -112,9 +80,7 @@ class SqliteLog:
 
     async def close(self) -> None:
         """Finish what waits, then give the file free."""
-        self._closing = True
-        while self._committing is not None:
-            await asyncio.wait([self._committing])
+        await self._appends.finish()
         self._tail.close()
         await asyncio.to_thread(self._shut)
 
@@ -123,42 +89,22 @@ class SqliteLog:
         self._writing.shutdown()
         self._files.stack.close()
 
-    def _commit_next(self) -> None:
-        """Start a commit of what waits, unless one runs."""
-        if self._committing is not None or not self._waiting:
-            return
-        taken = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
-        group = [request for request in taken if not request.done.cancelled()]
+    def _commit(self, group: Sequence[Append]) -> "asyncio.Future[list[Outcome]]":
         loop = asyncio.get_running_loop()
-        self._committing = loop.run_in_executor(self._writing, _commit, self._files.writer, self.path, group)
-        self._committing.add_done_callback(lambda committed: self._committed(group, committed))
-
-    def _committed(self, group: Sequence[_Append], committed: "asyncio.Future[list[_Outcome]]") -> None:
-        self._committing = None
-        self._commit_next()
-        error = committed.exception()
-        outcomes: Sequence[_Outcome | BaseException] = [error] * len(group) if error else committed.result()
-        self._tail.grow([recorded for outcome in outcomes if isinstance(outcome, list) for recorded in outcome])
-        for request, outcome in zip(group, outcomes, strict=True):
-            if request.done.cancelled():
-                continue
-            if isinstance(outcome, list):
-                request.done.set_result(outcome)
-            else:
-                request.done.set_exception(outcome)
+        return loop.run_in_executor(self._writing, _commit, self._files.writer, self.path, group)
 
 
 # -- in the threads ----------------------------------------------------------------------------------
 
 
-def _commit(db: sqlite3.Connection, path: Path, group: Sequence[_Append]) -> list[_Outcome]:
+def _commit(db: sqlite3.Connection, path: Path, group: Sequence[Append]) -> list[Outcome]:
     """Write all appends of a group, but for those whose version is not that of their stream."""
     with _storage_errors("write", path), db:
         db.execute("BEGIN IMMEDIATE")
         return [_insert(db, request) for request in group]
 
 
-def _insert(db: sqlite3.Connection, request: _Append) -> _Outcome:
+def _insert(db: sqlite3.Connection, request: Append) -> Outcome:
     (present,) = db.execute(VERSION, (request.stream,)).fetchone()
     if present != request.version:
         return conflict(request.stream, request.version, present)
@@ -174,14 +120,7 @@ def _read(db: sqlite3.Connection, after: int, stream: str | None, limit: int) ->
         rows = db.execute(READ, (after, limit)).fetchall()
     else:
         rows = db.execute(READ_STREAM, (after, stream, limit)).fetchall()
-    return [Recorded(offset, stream, version, _decode(offset, data)) for offset, stream, version, data in rows]
-
-
-def _decode(offset: int, data: bytes) -> AnyEvent:
-    try:
-        return decode(data)
-    except msgspec.MsgspecError as error:
-        raise StorageError(f"event {offset} of the log is damaged ({error}): restore the file from a copy") from error
+    return [Recorded(offset, stream, version, decode(offset, data)) for offset, stream, version, data in rows]
 
 
 # -- opening -----------------------------------------------------------------------------------------
@@ -224,20 +163,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise LogTooNew(
-            f"the event log {path} has format {version}, this program knows formats up to {SCHEMA_VERSION}: upgrade it"
-        )
+    migrate(db, FORMAT, path)
     (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StorageError(f"the event log {path} needs SQLite's WAL mode, came {mode!r}: choose a local disk")
     db.execute("PRAGMA synchronous = FULL")
-    if version == 0:
-        with db:
-            db.execute("BEGIN IMMEDIATE")
-            db.execute(SCHEMA)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 _HINTS = {

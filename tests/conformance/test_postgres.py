@@ -1,0 +1,156 @@
+"""The PostgreSQL stores on a real server: reopening, one owner, broken connections, and what people get wrong."""
+
+import contextlib
+
+import pytest
+
+from support.services import alone, database
+from tutti.adapters import postgres
+from tutti.adapters.accounts.postgres import PostgresAccounts
+from tutti.adapters.logs.group import LogInUse
+from tutti.adapters.logs.postgres import FORMAT, PostgresLog
+from tutti.adapters.migrations import FormatTooNew
+from tutti.core.errors import StorageError, UserError
+from tutti.testing.accounts import RECORDS, entry, sorted_by_key
+from tutti.testing.logs import EVENTS, news
+
+CUT = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+
+
+async def persistently(ask):
+    """The answer, once the connections that were cut have been noticed."""
+    for _ in range(4):
+        with contextlib.suppress(StorageError):
+            return await ask()
+    return await ask()
+
+
+@pytest.fixture
+async def url():
+    async with database() as url:
+        yield url
+
+
+async def test_everything_is_there_after_reopening(url):
+    log, accounts = await PostgresLog.open(url), await PostgresAccounts.open(url)
+    recorded = await log.append("a", 0, EVENTS)
+    await accounts.write(RECORDS, audit=[entry(1)])
+    await log.close()
+    await accounts.close()
+    log, accounts = await PostgresLog.open(url), await PostgresAccounts.open(url)
+    assert await log.read() == recorded
+    (later,) = await log.append("a", len(EVENTS), news(1))
+    assert later.offset == len(EVENTS) + 1
+    assert sorted_by_key(await accounts.load()) == sorted_by_key(list(RECORDS))
+    assert [e for _, e in await accounts.audit()] == [entry(1)]
+    await log.close()
+    await accounts.close()
+
+
+async def test_a_log_has_one_owner(url):
+    first = await PostgresLog.open(url)
+    with pytest.raises(LogInUse, match="another process"):
+        await PostgresLog.open(url)
+    await first.append("a", 0, news(1))
+    await first.close()
+    second = await PostgresLog.open(url)
+    assert len(await second.read()) == 1
+    await second.close()
+
+
+async def test_a_log_goes_on_when_its_connections_were_cut(url):
+    log, accounts = await PostgresLog.open(url), await PostgresAccounts.open(url)
+    before = await log.append("a", 0, news(2))
+    await accounts.write(RECORDS)
+    await alone(url, CUT)
+    with pytest.raises(StorageError, match="nothing was recorded"):
+        await log.append("a", 2, news(1, first=2))
+    after = await log.append("a", 2, news(1, first=2))
+    assert sorted_by_key(await persistently(accounts.load)) == sorted_by_key(list(RECORDS))
+    assert await persistently(log.read) == before + after
+    await log.close()
+    await accounts.close()
+
+
+async def test_what_was_written_when_the_connection_broke_was_not_recorded(url):
+    """A second statement of the same log, as one that the server finished after the connection was lost."""
+    log = await PostgresLog.open(url)
+    before = await log.append("a", 0, news(1))
+    await alone(url, "INSERT INTO events VALUES (2, 'a', 2, 'NodeDropped', '{}', 0.0)")
+    assert await log.read() == before
+    with pytest.raises(StorageError):
+        await log.append("a", 1, news(1, first=1))
+    again = await log.append("a", 1, news(1, first=1))
+    assert await log.read() == before + again
+    await log.close()
+
+
+async def test_a_log_that_another_process_used_meanwhile_is_left_alone(url):
+    log = await PostgresLog.open(url)
+    await alone(url, CUT)
+    with pytest.raises(StorageError):
+        await log.append("a", 0, news(1))
+    other = await PostgresLog.open(url)
+    with pytest.raises(StorageError, match="held by another"):
+        await log.append("a", 0, news(1))
+    theirs = await other.append("a", 0, news(1))
+    await other.close()
+    with pytest.raises(StorageError, match="start this anew"):
+        await log.append("a", 0, news(1))
+    await log.close()
+    other = await PostgresLog.open(url)
+    assert await other.read() == theirs
+    await other.close()
+
+
+async def test_a_newer_format_is_refused_and_nothing_is_touched(url):
+    log = await PostgresLog.open(url)
+    await log.append("a", 0, news(1))
+    await log.close()
+    await alone(url, f"UPDATE tutti_formats SET version = {FORMAT.newest + 1}")
+    with pytest.raises(FormatTooNew, match=f"format {FORMAT.newest + 1}.*upgrade"):
+        await PostgresLog.open(url)
+    await alone(url, f"UPDATE tutti_formats SET version = {FORMAT.newest}")
+    log = await PostgresLog.open(url)
+    assert len(await log.read()) == 1
+    await log.close()
+
+
+async def test_a_damaged_event_is_named(url):
+    log = await PostgresLog.open(url)
+    await log.append("a", 0, EVENTS)
+    await alone(url, """UPDATE events SET data = '{"type":"Gossip"}' WHERE "offset" = 3""")
+    assert len(await log.read(limit=2)) == 2
+    with pytest.raises(StorageError, match="event 3 of the log is damaged"):
+        await log.read()
+    await log.close()
+
+
+async def test_a_write_of_accounts_is_whole(url):
+    store = await PostgresAccounts.open(url)
+    await alone(url, "ALTER TABLE audit ADD CHECK (who <> 'bob')")
+    with pytest.raises(StorageError, match="nothing was recorded"):
+        await store.write(RECORDS, audit=[entry(1, who="bob")])
+    assert await store.load() == []
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ("postgresql://postgres:secret@127.0.0.1:1/tutti", StorageError, "127.0.0.1:1/tutti.*look after the server"),
+        ("postgresql://postgres@127.0.0.1:5432/no_such_db", UserError, "createdb"),
+        ("postgresql://nobody_here@127.0.0.1:5432/postgres", UserError, "check user"),
+        ("postgresql://postgres@127.0.0.1:port/tutti", UserError, "expected an address"),
+    ],
+)
+async def test_addresses_that_do_not_work(url, wrong, error, says):
+    for opened in (PostgresLog, PostgresAccounts):
+        with pytest.raises(error, match=says) as raised:
+            await opened.open(wrong)
+        assert "secret" not in str(raised.value)
+
+
+def test_a_password_is_not_shown():
+    assert postgres.shown("postgresql://me:secret@db:5433/tutti?password=secret") == "postgresql://me@db:5433/tutti"
