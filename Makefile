@@ -5,13 +5,14 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types web bench docs clean
+.PHONY: install demo test lint types web bench docs clean services
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train on digits with four local nodes (KEEP=1: leave the coordinator running)"
 	@echo "make test     all tests (ARGS='tests/unit -k fedavg': some of them)"
 	@echo "make install  only build .venv (TORCH_ARGS='--index-url ...': another build of torch)"
+	@echo "make services  start PostgreSQL, RabbitMQ and an S3 store for tests, where none answers (Debian)"
 	@echo "make web      build the dashboard into the package (needs Node 20 or newer)"
 	@echo "make lint | types | bench | docs | clean"
 
@@ -25,6 +26,9 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard src/tutti/core/*.c src/tutti
 	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dask,ray,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch==2.13.0
 	@touch $@
+
+services:
+	@deploy/services.sh
 
 demo: $(STAMP)
 	@$(BIN)/tutti demo $(if $(KEEP),--keep)

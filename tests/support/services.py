@@ -7,12 +7,20 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import NoReturn
 
 import asyncpg
+import httpx
+import obstore
 import pytest
+from obstore.store import S3Store
 
 POSTGRES = os.environ.get("TUTTI_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
+
+S3 = os.environ.get("TUTTI_TEST_S3", "http://127.0.0.1:39400")
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "tutti-test", "AWS_SECRET_ACCESS_KEY": "tutti-test-secret"}
+"""Of deploy/services.sh."""
 
 
 def missing(what: str, error: object) -> NoReturn:
@@ -36,6 +44,31 @@ async def database() -> AsyncIterator[str]:
     finally:
         await server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         await server.close()
+
+
+@asynccontextmanager
+async def bucket(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """The address of an empty bucket, which is emptied and gone afterwards."""
+    for name, value in S3_KEYS.items():
+        monkeypatch.setenv(name, value)
+    name = f"tutti-test-{secrets.token_hex(6)}"
+    store = S3Store(
+        name,
+        endpoint=S3,
+        region="us-east-1",
+        virtual_hosted_style_request=False,
+        client_options={"allow_http": True},
+    )
+    make, remove = (obstore.sign(store, method, "", timedelta(minutes=10)) for method in ("PUT", "DELETE"))
+    async with httpx.AsyncClient(timeout=10) as client:
+        try:
+            (await client.put(make)).raise_for_status()
+        except httpx.HTTPError as error:
+            missing("the S3 store", error)
+        yield f"s3://{name}/some/prefix?endpoint={S3}"
+        async for batch in store.list():
+            await store.delete_async([meta["path"] for meta in batch])
+        await client.delete(remove)
 
 
 async def alone(url: str, statement: str) -> None:

@@ -28,6 +28,9 @@ from tutti.ports import Data, Trainer
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tutti.adapters.blobs.directory import DirectoryBlobs
+    from tutti.ports import EventLog
+    from tutti.ports.accounts import AccountStore
     from tutti.services.coordinator import Coordinator
 
 INVITE_SECONDS = 24 * 3600.0
@@ -51,12 +54,15 @@ class CoordinatorSettings:
     """What `tutti up` needs to know.
 
     `allow_modules`: glob patterns of Python modules that jobs may have imported. `auth`: ask callers to prove who
-    they are on loopback too.
+    they are on loopback too. `database` is a PostgreSQL address for events and accounts, `blobs` one of a bucket for
+    models; what is not given is kept in the data directory.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     data_dir: Path = Path("tutti-data")
+    database: str = ""
+    blobs: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     auth: bool = False
@@ -127,15 +133,12 @@ def steady_clock() -> Callable[[], float]:
 async def coordinator(
     settings: CoordinatorSettings, port: int, token: str
 ) -> "AsyncIterator[tuple[Coordinator, FastAPI]]":
-    """A started coordinator on an embedded log and a directory of blobs, and the API in front of it."""
+    """A started coordinator on its stores, and the API in front of it."""
     from tutti.adapters.accounts.argon2 import Argon2Passwords
-    from tutti.adapters.accounts.sqlite import SqliteAccounts
-    from tutti.adapters.blobs.directory import DirectoryBlobs
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric
     from tutti.adapters.identities.ed25519 import Ed25519Key
     from tutti.adapters.ledgers.sqlite import SqliteLedger
-    from tutti.adapters.logs.sqlite import SqliteLog
     from tutti.adapters.workbench import ProcessWorkbench
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
@@ -144,8 +147,8 @@ async def coordinator(
     from tutti.services.rewards import RewardDesk
 
     folder = _data_dir(settings.data_dir)
-    log = await SqliteLog.open(folder / "log.sqlite")
-    blobs = DirectoryBlobs(folder / "blobs")
+    log = await _open_log(settings, folder)
+    blobs = await _open_blobs(settings, folder)
     fabric = HubFabric(lambda node, secret: core.authenticate(node, secret), turned_away=lambda *a: core.turn_away(*a))
     core = Coordinator(
         event_log=log,
@@ -162,7 +165,7 @@ async def coordinator(
     )
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
     core.retained = desk.retained
-    accounts = Accounts(await SqliteAccounts.open(folder / "accounts.sqlite"), Argon2Passwords(), core.clock)
+    accounts = Accounts(await _open_accounts(settings, folder), Argon2Passwords(), core.clock)
     await accounts.load()
     api = ApiSettings(
         host=settings.host,
@@ -180,6 +183,37 @@ async def coordinator(
         await core.stop()
         await ledger.close()
         await accounts.close()
+
+
+async def _open_log(settings: CoordinatorSettings, folder: Path) -> "EventLog":
+    if settings.database:
+        from tutti.adapters.logs.postgres import PostgresLog
+
+        return await PostgresLog.open(settings.database)
+    from tutti.adapters.logs.sqlite import SqliteLog
+
+    return await SqliteLog.open(folder / "log.sqlite")
+
+
+async def _open_accounts(settings: CoordinatorSettings, folder: Path) -> "AccountStore":
+    if settings.database:
+        from tutti.adapters.accounts.postgres import PostgresAccounts
+
+        return await PostgresAccounts.open(settings.database)
+    from tutti.adapters.accounts.sqlite import SqliteAccounts
+
+    return await SqliteAccounts.open(folder / "accounts.sqlite")
+
+
+async def _open_blobs(settings: CoordinatorSettings, folder: Path) -> "DirectoryBlobs":
+    from tutti.adapters.blobs.directory import DirectoryBlobs
+
+    if settings.blobs:
+        from tutti.adapters.blobs.mirrored import MirroredBlobs
+        from tutti.adapters.blobs.s3 import S3Blobs
+
+        return MirroredBlobs(folder / "blobs", await S3Blobs.open(settings.blobs))
+    return DirectoryBlobs(folder / "blobs")
 
 
 async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: int, token_file: Path | None) -> None:

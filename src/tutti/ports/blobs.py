@@ -1,5 +1,6 @@
 """Blobs: bytes named by their BLAKE3 digest (64 hex characters), written once and never changed."""
 
+import re
 from contextlib import AbstractAsyncContextManager
 from mmap import mmap
 from pathlib import Path
@@ -18,6 +19,20 @@ class TooLarge(UserError):
 
 class BadDigest(UserError):
     """Not 64 lower-case hex digits, so it names no blob."""
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(name: str) -> bool:
+    """Whether this can name a blob."""
+    return _DIGEST.fullmatch(name) is not None
+
+
+def check_digest(digest: Digest) -> None:
+    """Raises BadDigest."""
+    if not is_digest(digest):
+        raise BadDigest(f"a blob is named by 64 hex digits (BLAKE3, lower case), not by {digest[:80]!r}")
 
 
 class BlobStore(Protocol):

@@ -14,7 +14,6 @@ whole or not at all. Uploads that may be resumed grow in `<root>/partial/`.
 import asyncio
 import mmap
 import os
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -36,7 +35,7 @@ from tutti.adapters.blobs.sink import (
 )
 from tutti.core.errors import CorruptBlob, NotFound
 from tutti.domain.events import Digest, NodeId
-from tutti.ports.blobs import BadDigest, Buffer, Mapped
+from tutti.ports.blobs import Buffer, Mapped, check_digest, is_digest
 
 PARTIAL_KEPT = 24 * 3600.0
 """Seconds without a byte after which an unfinished upload is given up, at the next start."""
@@ -46,8 +45,6 @@ GROUP = 32
 
 MAPPED = 1 << 16
 """Bytes from which on a blob is mapped, not loaded."""
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,12 +170,11 @@ class DirectoryBlobs:
         return Partial(digest, place, self._unfinished / name, self._uploads, self._sound)
 
     def _place(self, digest: Digest) -> Path:
-        if not _DIGEST.fullmatch(digest):
-            raise BadDigest(f"a blob is named by 64 hex digits (BLAKE3, lower case), not by {digest[:80]!r}")
+        check_digest(digest)
         return self.root / digest[:2] / digest
 
     def _list(self) -> list[Digest]:
-        return [path.name for path in self.root.glob("[0-9a-f][0-9a-f]/*") if _DIGEST.fullmatch(path.name)]
+        return [path.name for path in self.root.glob("[0-9a-f][0-9a-f]/*") if is_digest(path.name)]
 
 
 def _unlink(paths: Iterable[Path]) -> None:

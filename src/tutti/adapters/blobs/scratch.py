@@ -1,6 +1,5 @@
 """Blobs in a directory that nobody needs tomorrow: not synced, so that simulations do not wait for a disk."""
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,9 +8,7 @@ from blake3 import blake3
 
 from tutti.core.errors import CorruptBlob, NotFound, StorageError
 from tutti.domain.events import Digest
-from tutti.ports.blobs import BadDigest, Buffer
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+from tutti.ports.blobs import Buffer, check_digest, is_digest
 
 
 class ScratchBlobs:
@@ -56,9 +53,8 @@ class ScratchBlobs:
             place.unlink(missing_ok=True)
 
     async def digests(self) -> list[Digest]:
-        return [file.name for file in self.root.iterdir() if _DIGEST.fullmatch(file.name)]
+        return [file.name for file in self.root.iterdir() if is_digest(file.name)]
 
     def _place(self, digest: Digest) -> Path:
-        if not _DIGEST.fullmatch(digest):
-            raise BadDigest(f"a blob is named by 64 hex digits, came {digest!r}")
+        check_digest(digest)
         return self.root / digest

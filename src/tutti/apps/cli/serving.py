@@ -28,6 +28,23 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0: any free port.")
 @click.option("--data-dir", type=Folder, default="tutti-data", show_default=True, help="Event log and models.")
+@click.option(
+    "--database",
+    default="",
+    metavar="URL",
+    envvar="TUTTI_DATABASE",
+    show_envvar=True,
+    help="Events and accounts in PostgreSQL: postgresql://user@host/name.  [default: in the data directory]",
+)
+@click.option(
+    "--blobs",
+    default="",
+    metavar="URL",
+    envvar="TUTTI_BLOBS",
+    show_envvar=True,
+    help="Models in a bucket: s3://bucket/prefix?endpoint=https://host; its key comes from AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY.  [default: in the data directory]",
+)
 @click.option("--tls-cert", type=ExistingFile, help="Certificate chain (PEM).")
 @click.option("--tls-key", type=ExistingFile, help="Its private key (PEM), if it is in another file.")
 @click.option("--auth", is_flag=True, help="Ask for a token or an account on this machine too.")
@@ -46,6 +63,7 @@ def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
       tutti up
       tutti up --host 0.0.0.0 --tls-cert server.pem --tls-key server.key
       tutti up --port 0 --data-dir /srv/tutti --json
+      tutti up --database postgresql://tutti@db/tutti --blobs 's3://models?endpoint=https://store:9000'
     """
     from tutti.apps.bootstrap import CoordinatorSettings
 

@@ -1,0 +1,233 @@
+"""Blobs in a bucket of an S3-compatible store: `<prefix>/blobs/<digest>`.
+
+Addresses are `s3://bucket/prefix?endpoint=https://host:9000&region=eu-central-1`; without an endpoint it is Amazon's.
+Key and secret come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), never from an address.
+
+Nodes may be given pre-signed addresses: to read one blob, and to upload one to a place of their own,
+`<prefix>/incoming/<node>/<digest>`, from where `adopt` makes it a blob. So nobody can write over what is there.
+"""
+
+import asyncio
+import mmap
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import obstore
+from blake3 import blake3
+from obstore.exceptions import AlreadyExistsError, PermissionDeniedError
+from obstore.store import S3Store
+
+from tutti.core.errors import CorruptBlob, NotFound, StorageError, TuttiError, UserError
+from tutti.domain.events import Digest, NodeId
+from tutti.ports.blobs import Buffer, Mapped, check_digest
+
+if TYPE_CHECKING:
+    from obstore import GetResult
+
+MAPPED = 1 << 20
+"""Bytes from which on a blob is read into a temporary file and mapped, so that memory stays bounded."""
+
+PART = 8 << 20
+PARTS_AT_ONCE = 4
+INCOMING_KEPT = timedelta(hours=24)
+T = TypeVar("T")
+
+
+class S3Blobs:
+    """A BlobStore, made by `open`."""
+
+    def __init__(self, url: str) -> None:
+        self._where = url.partition("?")[0]
+        self._store = _store(url)
+        self._sound: set[Digest] = set()
+        self._adopting: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @classmethod
+    async def open(cls, url: str) -> "S3Blobs":
+        """Raises UserError if the bucket is missing or refuses the key, StorageError if the store is away."""
+        blobs = cls(url)
+        await blobs._forget_old_uploads()
+        return blobs
+
+    async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
+        if digest is not None:
+            check_digest(digest)
+        data = memoryview(data).cast("B")
+        found = await _off_loop(len(data), lambda: _digest(data))
+        if digest is not None and found != digest:
+            raise CorruptBlob(f"expected bytes with digest {digest}, those that came have {found}: send them again")
+        with self._errors(f"store blob {found}"):
+            if len(data) > PART and not await self._is_there(found):
+                await obstore.put_async(
+                    self._store, _key(found), data, chunk_size=PART, max_concurrency=PARTS_AT_ONCE
+                )  # whole or not at all, and over a rival's only with the same bytes
+            elif len(data) <= PART:
+                with suppress(AlreadyExistsError):
+                    await obstore.put_async(self._store, _key(found), data, mode="create", use_multipart=False)
+        return found
+
+    async def read(self, digest: Digest) -> Mapped:
+        check_digest(digest)
+        with self._errors(f"read blob {digest}", digest):
+            stream = await obstore.get_async(self._store, _key(digest))
+            if stream.meta["size"] < MAPPED:
+                data: Mapped = bytes(await stream.bytes_async())
+            else:
+                data = await _mapped(stream)
+        if digest not in self._sound:
+            found = await _off_loop(len(data), lambda: _digest(data))
+            if found != digest:
+                raise CorruptBlob(f"blob {digest} has been damaged in {self._where}: its bytes now have digest {found}")
+            self._sound.add(digest)
+        return data
+
+    @asynccontextmanager
+    async def file(self, digest: Digest) -> AsyncIterator[Path]:
+        """A copy in the temporary directory, for as long as the block lasts."""
+        check_digest(digest)
+        with tempfile.NamedTemporaryFile(prefix="tutti-blob-") as file:
+            with self._errors(f"read blob {digest}", digest):
+                await _fill(file, await obstore.get_async(self._store, _key(digest)))
+            yield Path(file.name)
+
+    async def delete(self, *digests: Digest) -> None:
+        for digest in digests:
+            check_digest(digest)
+        self._sound.difference_update(digests)
+        if digests:
+            with self._errors("delete blobs"):
+                await obstore.delete_async(self._store, [_key(digest) for digest in digests])
+
+    async def digests(self) -> list[Digest]:
+        with self._errors("list the blobs"):
+            batches = obstore.list(self._store, "blobs/", chunk_size=1000)
+            return [meta["path"].rpartition("/")[2] async for batch in batches for meta in batch]
+
+    # -- for nodes, which reach the store themselves ---------------------------------------------------------
+
+    async def link(self, digest: Digest, seconds: float) -> str:
+        """An address from which anybody can read the blob for a while, in ranges too; raises NotFound."""
+        check_digest(digest)
+        with self._errors(f"find blob {digest}", digest):
+            await obstore.head_async(self._store, _key(digest))
+            return await self._sign("GET", _key(digest), seconds)
+
+    async def upload_link(self, digest: Digest, node: NodeId, seconds: float) -> str:
+        """An address to which this blob of this node can be PUT for a while; `adopt` takes it from there."""
+        check_digest(digest)
+        with self._errors(f"make room for blob {digest}"):
+            return await self._sign("PUT", _incoming(digest, node), seconds)
+
+    async def adopt(self, digest: Digest, node: NodeId, limit: int | None = None) -> None:
+        """Make what a node uploaded a blob, which `read` verifies; one that is there stays as it is.
+
+        Raises NotFound if nothing was uploaded, UserError if it is larger than `limit`; what was uploaded goes then.
+        """
+        check_digest(digest)
+        place = _incoming(digest, node)
+        async with self._adopting[digest]:
+            with self._errors(f"take in blob {digest}", digest):
+                if not await self._is_there(digest):
+                    size = (await obstore.head_async(self._store, place))["size"]
+                    if limit is not None and size > limit:
+                        await obstore.delete_async(self._store, [place])
+                        raise UserError(f"at most {limit} bytes are allowed here, {size} were uploaded")
+                    await obstore.copy_async(self._store, place, _key(digest))
+                await obstore.delete_async(self._store, [place])
+        if not self._adopting[digest].locked():
+            del self._adopting[digest]
+
+    # -- within ----------------------------------------------------------------------------------------------
+
+    async def _is_there(self, digest: Digest) -> bool:
+        try:
+            await obstore.head_async(self._store, _key(digest))
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def _sign(self, method: Literal["GET", "PUT"], key: str, seconds: float) -> str:
+        return await obstore.sign_async(self._store, method, key, timedelta(seconds=seconds))
+
+    async def _forget_old_uploads(self) -> None:
+        with self._errors("open the bucket"):
+            old = datetime.now(UTC) - INCOMING_KEPT
+            async for batch in obstore.list(self._store, "incoming/", chunk_size=1000):
+                if stale := [meta["path"] for meta in batch if meta["last_modified"] < old]:
+                    await obstore.delete_async(self._store, stale)
+
+    @contextmanager
+    def _errors(self, doing: str, digest: Digest = "") -> Iterator[None]:
+        """What the store refuses, as errors that say what to do about it."""
+        try:
+            yield
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise self._meaning(error, f"cannot {doing} in {self._where}", digest) from error
+
+    def _meaning(self, error: Exception, what: str, digest: Digest) -> TuttiError:
+        if "NoSuchBucket" in str(error):
+            return UserError(f"{what}: there is no such bucket: make it first")
+        if isinstance(error, PermissionDeniedError):
+            keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what this key may do"
+            return UserError(f"{what}: access denied ({_said(error)}): check {keys}")
+        if isinstance(error, FileNotFoundError) and digest:
+            return NotFound(f"there is no blob {digest}")
+        return StorageError(f"{what}: {_said(error)}; nothing was recorded: look after the store")
+
+
+def _store(url: str) -> S3Store:
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    endpoint, region = options.pop("endpoint", None), options.pop("region", "us-east-1")
+    if parts.scheme != "s3" or not parts.netloc or options or "@" in parts.netloc:
+        raise UserError(f"expected a bucket such as s3://bucket/prefix?endpoint=https://host:9000, came {url!r}")
+    return S3Store(
+        parts.netloc,
+        prefix=parts.path.strip("/") or None,
+        endpoint=endpoint,
+        region=region,
+        virtual_hosted_style_request=endpoint is None,
+        client_options={"allow_http": True, "timeout": "10m", "connect_timeout": "5s"},
+        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=20)},
+    )
+
+
+def _key(digest: Digest) -> str:
+    return f"blobs/{digest}"
+
+
+def _incoming(digest: Digest, node: NodeId) -> str:
+    return f"incoming/{_digest(node.encode())[:32]}/{digest}"
+
+
+def _digest(data: Buffer | mmap.mmap) -> Digest:
+    found: Digest = blake3(data).hexdigest()
+    return found
+
+
+async def _off_loop(size: int, work: Callable[[], T]) -> T:
+    return work() if size < MAPPED else await asyncio.to_thread(work)
+
+
+async def _fill(file: IO[bytes], stream: "GetResult") -> None:
+    async for chunk in stream.stream(min_chunk_size=MAPPED):
+        await asyncio.to_thread(file.write, chunk)
+    file.flush()
+
+
+async def _mapped(stream: "GetResult") -> Mapped:
+    """The bytes in a file that has no name, which goes when nobody uses them any more."""
+    with tempfile.TemporaryFile(prefix="tutti-blob-") as file:
+        await _fill(file, stream)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _said(error: Exception) -> str:
+    """The first line: what follows is for the library's authors."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,147 @@
+"""Blobs on a real S3 server: against the suite, by pre-signed addresses, and what people get wrong."""
+
+import asyncio
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from support.services import S3, bucket
+from tutti.adapters.blobs.mirrored import MirroredBlobs
+from tutti.adapters.blobs.s3 import S3Blobs
+from tutti.core.errors import CorruptBlob, NotFound, StorageError, UserError
+from tutti.testing.blobs import MEGABYTE, BlobSuite, digest_of, pattern
+
+DATA = pattern(20_000)
+LARGE = pattern(17 * MEGABYTE)
+
+
+@pytest.fixture
+async def url(monkeypatch):
+    async with bucket(monkeypatch) as url:
+        yield url
+
+
+@pytest.fixture
+async def blobs(url):
+    return await S3Blobs.open(url)
+
+
+class TestS3Blobs(BlobSuite):
+    @pytest.fixture
+    async def blobs(self, url):
+        return await S3Blobs.open(url)
+
+
+class TestMirroredBlobs(BlobSuite):
+    @pytest.fixture
+    async def blobs(self, url, tmp_path):
+        return MirroredBlobs(tmp_path / "blobs", await S3Blobs.open(url))
+
+
+async def test_a_large_blob_goes_in_parts_and_is_mapped(blobs, url):
+    digest = await blobs.put(LARGE)
+    again = await S3Blobs.open(url)
+    assert bytes(await again.read(digest)) == LARGE
+    assert await blobs.put(memoryview(LARGE), digest=digest) == digest
+
+
+async def test_damage_is_noticed(blobs, url):
+    digest = await blobs.put(DATA)
+    other = digest_of(b"announced")
+    async with httpx.AsyncClient() as client:
+        (await client.put(await blobs.upload_link(other, "n1", 60), content=DATA)).raise_for_status()
+    await blobs.adopt(other, "n1")
+    with pytest.raises(CorruptBlob, match=digest):
+        await blobs.read(other)
+    await blobs.delete(other)
+    assert await blobs.digests() == [digest]
+
+
+async def test_a_lost_directory_is_filled_again(url, tmp_path):
+    far = await S3Blobs.open(url)
+    model, update = b"a model", b"an update"
+    mirrored = MirroredBlobs(tmp_path / "one", far)
+    await asyncio.gather(mirrored.put(model), mirrored.put(update, sync=False))
+    assert await far.digests() == [digest_of(model)]
+    again = MirroredBlobs(tmp_path / "two", far)
+    assert await again.read(digest_of(model)) == model
+    assert again.path(digest_of(model)).read_bytes() == model
+    with pytest.raises(NotFound):
+        await again.read(digest_of(update))
+
+
+# -- pre-signed addresses ----------------------------------------------------------------------------------
+
+
+async def test_a_link_reads_one_blob_and_its_ranges(blobs):
+    digest, other = await blobs.put(DATA), await blobs.put(b"other")
+    link = await blobs.link(digest, 60)
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(link)).content == DATA
+        part = await client.get(link, headers={"Range": "bytes=100-"})
+        assert (part.status_code, part.content) == (206, DATA[100:])
+        assert (await client.get(link.replace(digest, other))).status_code == 403
+        assert (await client.put(link, content=b"else")).status_code == 403
+        assert (await client.get(link.replace("X-Amz-Expires=60", "X-Amz-Expires=600"))).status_code == 403
+        assert (await client.get(link.partition("?")[0])).status_code == 403
+    with pytest.raises(NotFound):
+        await blobs.link(digest_of(b"nothing"), 60)
+
+
+async def test_a_link_expires(blobs):
+    link = await blobs.link(await blobs.put(DATA), 1)
+    assert parse_qs(urlsplit(link).query)["X-Amz-Expires"] == ["1"]
+    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+        while (await client.get(link)).status_code != 403:
+            pass
+
+
+async def test_an_upload_is_a_blob_once_it_is_adopted(blobs):
+    digest = digest_of(DATA)
+    async with httpx.AsyncClient() as client:
+        (await client.put(await blobs.upload_link(digest, "n1", 60), content=DATA)).raise_for_status()
+        assert await blobs.digests() == []
+        with pytest.raises(NotFound):
+            await blobs.adopt(digest, "n2")
+        await blobs.adopt(digest, "n1", limit=len(DATA))
+        assert bytes(await blobs.read(digest)) == DATA
+        garbage = await blobs.upload_link(digest, "n2", 60)
+        (await client.put(garbage, content=b"garbage")).raise_for_status()
+        await blobs.adopt(digest, "n2")
+    assert bytes(await blobs.read(digest)) == DATA
+
+
+async def test_an_upload_that_is_too_large_is_thrown_away(blobs):
+    digest = digest_of(DATA)
+    async with httpx.AsyncClient() as client:
+        (await client.put(await blobs.upload_link(digest, "n1", 60), content=DATA)).raise_for_status()
+    with pytest.raises(UserError, match="at most 100 bytes"):
+        await blobs.adopt(digest, "n1", limit=100)
+    with pytest.raises(NotFound):
+        await blobs.adopt(digest, "n1")
+
+
+# -- what people get wrong ---------------------------------------------------------------------------------
+
+
+async def test_a_bucket_that_is_not_there(url):
+    with pytest.raises(UserError, match="s3://tutti-no-such-bucket: there is no such bucket: make it first"):
+        await S3Blobs.open(f"s3://tutti-no-such-bucket?endpoint={S3}")
+
+
+async def test_a_wrong_key(url, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match=r"access denied.*check AWS_ACCESS_KEY_ID"):
+        await S3Blobs.open(url)
+
+
+async def test_a_store_that_does_not_answer(monkeypatch, url):
+    with pytest.raises(StorageError, match="look after the store"):
+        await S3Blobs.open("s3://bucket?endpoint=http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("wrong", ["s3://", "http://bucket", "s3://key:secret@bucket", "s3://bucket?endpiont=x"])
+async def test_addresses_that_are_none(wrong):
+    with pytest.raises(UserError, match="expected a bucket such as"):
+        await S3Blobs.open(wrong)

@@ -1,0 +1,75 @@
+"""A coordinator on PostgreSQL and S3: `kill -9`, its data directory lost, and the same model as on embedded stores."""
+
+import contextlib
+import shutil
+import socket
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from support.commands import running, tutti
+from support.services import S3_KEYS, bucket, database
+from tutti.apps.client import Client
+
+SPEC = {
+    "dataset": "digits",
+    "model": "mlp:hidden=64",
+    "name": "stores",
+    "rounds": 6,
+    "seed": 3,
+    "training": {"lr": 0.05, "batch_size": 32},
+    "cohort": {"min_nodes": 2, "grace": 60},
+}
+
+
+@pytest.fixture
+async def stores(monkeypatch):
+    async with database() as url, bucket(monkeypatch) as place:
+        yield {"--database": url, "--blobs": place}
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        return free.getsockname()[1]
+
+
+def trained(folder: Path, *options: object, interrupted: bool = False) -> str:
+    """The digest of the model that two nodes make."""
+    port = free_port()
+    up = ["up", "--port", port, "--data-dir", folder / "data", *options]
+    with ExitStack() as stack, Client(f"http://127.0.0.1:{port}") as client:
+        first = stack.enter_context(contextlib.ExitStack())
+        first.enter_context(running(*up, cwd=folder, **S3_KEYS))
+        link = client.invite(uses=2).link
+        for name in ("n0", "n1"):
+            data = f"digits:part={name[1]}/2"
+            join = ["join", link, "--data", data, "--name", name, "--state-dir", folder / name]
+            stack.enter_context(running(*join, cwd=folder))
+        job = client.submit(SPEC)
+        if interrupted:
+            for event in client.follow(job.id):
+                if event.type == "RoundClosed" and event.data["round"] == 3:
+                    break
+            first.close()
+            shutil.rmtree(folder / "data")
+            stack.enter_context(running(*up, cwd=folder, **S3_KEYS))
+        done = client.wait(job.id)
+        assert done.status == "completed"
+        return done.model_digest
+
+
+def test_everything_that_lasts_is_in_the_stores(tmp_path, stores):
+    (here := tmp_path / "embedded").mkdir()
+    (there := tmp_path / "stores").mkdir()
+    options = [part for pair in stores.items() for part in pair]
+    assert trained(there, *options, interrupted=True) == trained(here)
+
+
+def test_stores_that_do_not_answer_end_the_start_with_a_reason(tmp_path, stores):
+    no_database = tutti("up", "--database", "postgresql://me:secret@127.0.0.1:1/tutti", cwd=tmp_path)
+    assert (no_database.returncode, "look after the server" in no_database.stderr) == (6, True)
+    no_bucket = tutti("up", "--blobs", "s3://tutti-none?endpoint=http://127.0.0.1:39400", cwd=tmp_path, **S3_KEYS)
+    assert (no_bucket.returncode, "make it first" in no_bucket.stderr) == (2, True)
+    assert "secret" not in no_database.stderr
+    assert "Traceback" not in no_database.stderr + no_bucket.stderr
