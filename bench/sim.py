@@ -103,7 +103,7 @@ def orders_of(federation: Any, options: argparse.Namespace) -> "np.ndarray":
     from tutti.core.sampling import sample
     from tutti.domain.spec import Training
     from tutti.ports.training import Task
-    from tutti.services.driver import node_seed
+    from tutti.services.telling import node_seed
 
     def order(round: int, node: str) -> "np.ndarray":
         mine = federation.train[node]

@@ -30,7 +30,7 @@ from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.adapters.fabrics.hub_link import HubLink
 from tutti.apps.api.transfer import routes
-from tutti.services.coordinator import Stats
+from tutti.services.stats import Stats
 
 SIZES = {31_000: 200, 6_600_000: 20}
 QUICK = {31_000: 5}
@@ -54,7 +54,8 @@ class Doorkeeper:
 
 async def coordinator(listener: socket.socket, bare: socket.socket, root: Path) -> None:
     keeper = Doorkeeper()
-    app = Starlette(routes=routes(HubFabric(keeper.authenticate), keeper, DirectoryBlobs(root), lambda request: True))
+    fabric, blobs = HubFabric(keeper.authenticate), DirectoryBlobs(root)
+    app = Starlette(routes=routes(fabric, keeper, keeper, keeper.stats, blobs, lambda request: True))
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_level="error", access_log=False)
     async with await asyncio.start_server(_swap, sock=bare, limit=1 << 20):
         await uvicorn.Server(config).serve(sockets=[listener])

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -242,7 +243,8 @@ def protocol_schema() -> str:
 def openapi() -> str:
     """What `/openapi.json` answers; the dashboard's types are made from it."""
     nothing: Any = None
-    app = create_app(nothing, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), (nothing, nothing))
+    core: Any = SimpleNamespace(members=nothing, access=nothing, stats=nothing)
+    app = create_app(core, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), (nothing, nothing))
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
 
 

@@ -19,7 +19,7 @@ from tutti.apps.api.transfer import routes
 from tutti.core.errors import Forbidden
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.spec import DataSchema
-from tutti.services.coordinator import Stats
+from tutti.services.stats import Stats
 from tutti.wire.messages import PROTOCOL, Registration
 
 SECRET = "the secret of every node here"
@@ -99,7 +99,8 @@ async def running_hub(
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     hub = Hub(url, fabric, keeper, blobs)
-    app = Starlette(routes=routes(fabric, keeper, blobs, lambda request: "operator" in request.headers))
+    blob_routes = routes(fabric, keeper, keeper, keeper.stats, blobs, lambda request: "operator" in request.headers)
+    app = Starlette(routes=blob_routes)
     config = uvicorn.Config(
         _counted(app, hub),
         http="httptools",

@@ -91,7 +91,7 @@ async def test_set_up_on_this_machine_switches_authentication_on(world):
 def app_settings_of_loopback():
     from support.served import TOKEN
     from tutti.apps.api.settings import ApiSettings
-    from tutti.services.coordinator import fingerprint
+    from tutti.services.members import fingerprint
 
     return ApiSettings(host="127.0.0.1", token=fingerprint(TOKEN))
 
@@ -263,10 +263,10 @@ async def test_a_live_connection_ends_with_its_session(world, here):
         with pytest.raises(InvalidStatus, match="401"):
             await connect(live)
         async with connect(live, additional_headers=headers) as socket:
-            await world.core.invite()
+            await world.core.members.invite()
             assert "InviteIssued" in str(await socket.recv())
             await here.accounts.revoke(grant["refresh_token"], "")
-            await world.core.invite()
+            await world.core.members.invite()
             with pytest.raises(ConnectionClosed, match="the session has ended"):
                 await socket.recv()
 

@@ -484,7 +484,7 @@ async def test_who_fails_too_often_keeps_nobody_else_at_the_same_address_out(wor
     for _ in range(25):
         await remote.get("/api/v1/jobs", headers={"authorization": "Bearer guess"})
     assert (await remote.get("/api/v1/jobs", headers=BEARER)).status_code == 200
-    token = await world.core.invite()
+    token = await world.core.members.invite()
     assert (await remote.post("/api/v1/invites/check", json={"token": token})).status_code == 204
     assert (await remote.post("/api/v1/nodes", json={"node": "ada", "token": token})).status_code == 201
 

@@ -89,7 +89,7 @@ def again(events: list[e.JobEvent], job: Job) -> list[str]:
     from tutti.core.reduce import Update, fold
     from tutti.core.strategy import Folded
     from tutti.ports.training import Task, models
-    from tutti.services.driver import node_seed
+    from tutti.services.telling import node_seed
 
     strategy, spec = strategies.build(job.spec.strategy), job.spec
     trainer = models.build(spec.model, data=job.data)

@@ -14,8 +14,8 @@ from tutti.core.params import Params
 from tutti.domain import events as e
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.ports.log import VersionConflict
-from tutti.services import coordinator
-from tutti.services.coordinator import SUBMISSIONS_OF_ONE
+from tutti.services import keeping
+from tutti.services.inbox import SUBMISSIONS_OF_ONE
 from tutti.wire import tensors
 from tutti.wire.messages import PROTOCOL, CoordinatorMessage, Registration, Start, Submission, Verdict
 
@@ -36,23 +36,23 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_a_blob_that_nobody_refers_to_goes_at_the_second_look(world: World) -> None:
     leftover = await world.core.blobs.put(LEFTOVER)
-    seen = await world.core.look_for_unneeded(set())
+    seen = await world.core.keeper.look_for_unneeded(set())
     assert seen == {leftover}
     assert await world.core.blobs.digests() == [leftover]
-    assert await world.core.look_for_unneeded(seen) == set()
+    assert await world.core.keeper.look_for_unneeded(seen) == set()
     assert await world.core.blobs.digests() == []
 
 
 async def test_a_blob_that_is_pinned_stays_for_as_long_as_it_is(world: World) -> None:
     model = await world.core.blobs.put(b"a model that no event names yet")
-    with world.core.pinned([model]), world.core.pinned([model]):
+    with world.core.keeper.pinned([model]), world.core.keeper.pinned([model]):
         seen: set[str] = set()
         for _ in range(3):
-            seen = await world.core.look_for_unneeded(seen)
+            seen = await world.core.keeper.look_for_unneeded(seen)
     assert seen == set()
-    seen = await world.core.look_for_unneeded(seen)
-    with world.core.pinned([model]):  # pinned between two looks
-        seen = await world.core.look_for_unneeded(seen)
+    seen = await world.core.keeper.look_for_unneeded(seen)
+    with world.core.keeper.pinned([model]):  # pinned between two looks
+        seen = await world.core.keeper.look_for_unneeded(seen)
         assert await world.core.blobs.digests() == [model]
 
 
@@ -61,12 +61,12 @@ async def test_an_update_on_its_way_survives_a_look_and_then_counts(world: World
     ada, cyd = await Raw.join(world, "ada"), await Raw.join(world, "cyd")
     job = await world.core.submit(toy_spec(nodes=2, rounds=1, evaluation={"nodes": False}))
     start, update = await ada.hear(Start), await ada.store_update(1.0)
-    seen = await world.core.look_for_unneeded(set())
+    seen = await world.core.keeper.look_for_unneeded(set())
     assert seen == {update}
     await ada.link.send(submission(start, update))
     assert (await ada.hear(Verdict)).accepted
     for _ in range(3):
-        seen = await world.core.look_for_unneeded(seen)
+        seen = await world.core.keeper.look_for_unneeded(seen)
     assert update in await world.core.blobs.digests()
     await cyd.link.send(submission(start, await cyd.store_update(2.0)))
     job = await world.finished(job)
@@ -74,7 +74,7 @@ async def test_an_update_on_its_way_survives_a_look_and_then_counts(world: World
 
 
 async def test_clearing_away_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr(keeping, "SWEEP_SECONDS", 0.0)
     world = World(tmp_path)
     await world.up()
     await world.core.blobs.put(LEFTOVER)
@@ -97,7 +97,7 @@ class Raw:
     @classmethod
     async def join(cls, world: World, name: str) -> "Raw":
         raw = cls(LocalLink(world.fabric))
-        secret = await world.core.admit(await world.core.invite(), name)
+        secret = await world.core.members.admit(await world.core.members.invite(), name)
         data = DataSummary("toy", SCHEMA, 16, 4)
         known = Registration(protocol=PROTOCOL, node=name, token=secret, capabilities=Capabilities(), data=data)
         raw.messages = await raw.link.connect(known)
@@ -166,7 +166,7 @@ async def test_background_work_that_dies_is_told_to_whoever_runs_the_coordinator
     await world.core.log.append("nodes", last.version, [foreign])
     await world.kill("ada")
     async with asyncio.timeout(DEADLINE):
-        failure = await world.core.failed
+        failure = await world.core.background.failed
     assert "start it again" in str(failure)
     assert VersionConflict.__name__ in str(failure)
     await world.down()

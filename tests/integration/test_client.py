@@ -217,7 +217,7 @@ def _slow(rounds: int):
 async def test_live_events_begin_now_unless_told(world, url):
     async with connect(live_url(url)) as socket:
         await _accepted(socket)
-        await world.core.invite()
+        await world.core.members.invite()
         assert json.loads(await socket.recv())["offset"] == 2
     async with connect(live_url(url, "?after=0")) as socket:
         first, second = [json.loads(await socket.recv()) for _ in range(2)]
@@ -240,7 +240,7 @@ async def test_live_events_of_one_stream(world, url):
 async def test_the_backlog_of_one_stream_is_not_looked_for_in_the_whole_log(world, url, monkeypatch):
     job = await world.core.submit(_slow(1), paused=True)
     for _ in range(3):
-        await world.core.invite()
+        await world.core.members.invite()
     begun, follow = [], world.core.log.follow
     monkeypatch.setattr(world.core.log, "follow", lambda after: begun.append(after) or follow(after))
     async with connect(live_url(url, f"?after=0&stream=job:{job.id}")) as socket:
@@ -255,16 +255,16 @@ async def test_the_backlog_of_one_stream_is_not_looked_for_in_the_whole_log(worl
 async def test_events_that_come_while_a_backlog_is_read_come_once(world):
     """Every event heard causes more, on the stream and beside it."""
     heard, spec = [], _slow(1)
-    await world.core.invite()
+    await world.core.members.invite()
     async for recorded in live.LiveRoutes(world.core)._events(0, "nodes"):
         heard.append(recorded.offset)
         if len(heard) == 30:
             break
         if len(heard) < 20:
             await world.core.journal.submit(f"job-{len(heard)}", spec, SCHEMA, by="", paused=True)
-            await world.core.invite()
+            await world.core.members.invite()
         if len(heard) == 20:
-            await asyncio.gather(*(world.core.invite() for _ in range(20)))
+            await asyncio.gather(*(world.core.members.invite() for _ in range(20)))
     stored = [recorded.offset for recorded in await world.core.log.read(stream="nodes")]
     assert heard == stored[:30]
 

@@ -14,7 +14,7 @@ from tutti.core.registry import UnknownName
 from tutti.domain.jobs import Job, Status
 from tutti.domain.policy import Policy
 from tutti.domain.spec import BadSpec
-from tutti.services.coordinator import UPLOADS_PER_TASK
+from tutti.services.access import UPLOADS_PER_TASK
 from tutti.wire import tensors
 
 PARTS = {"ada": 0, "bob": 1, "cyd": 2}
@@ -236,7 +236,7 @@ async def test_a_removed_node_is_dropped_and_cannot_come_back(world):
     job = await world.finished(job)
     assert job.status is Status.COMPLETED
     with pytest.raises(Forbidden):
-        world.core.authenticate("cyd", "anything")
+        world.core.members.authenticate("cyd", "anything")
 
 
 async def test_old_models_and_updates_are_cleared_away(world):
@@ -246,15 +246,15 @@ async def test_old_models_and_updates_are_cleared_away(world):
     assert job.model in kept
     assert job.initial_model in kept
     assert len(kept) <= 22
-    assert kept <= world.core.needed_blobs()
+    assert kept <= world.core.keeper.needed()
 
 
 async def test_joining_again_with_the_same_secret_is_idempotent(world):
-    token = await world.core.invite(uses=1)
-    await world.core.admit(token, "dan", "my-own-secret")
-    assert await world.core.admit(token, "dan", "my-own-secret") == "my-own-secret"
+    token = await world.core.members.invite(uses=1)
+    await world.core.members.admit(token, "dan", "my-own-secret")
+    assert await world.core.members.admit(token, "dan", "my-own-secret") == "my-own-secret"
     with pytest.raises(Conflict, match="joined already"):
-        await world.core.admit(await world.core.invite(), "dan", "another")
+        await world.core.members.admit(await world.core.members.invite(), "dan", "another")
 
 
 async def test_a_node_may_store_and_read_only_what_its_work_needs(world):
@@ -262,13 +262,13 @@ async def test_a_node_may_store_and_read_only_what_its_work_needs(world):
     await world.join("ada", 0, gate=gate)
     job = await world.core.submit(toy_spec(nodes=1, rounds=1))
     job = await world.core.wait_for(job.id, lambda job: job.round is not None)
-    assert world.core.may_read("ada", job.model)
-    assert not world.core.may_read("ada", "0" * 64)
-    assert not world.core.may_read("bob", job.model)
-    assert world.core.update_limit("bob") == 0
-    limits = [world.core.update_limit("ada") for _ in range(UPLOADS_PER_TASK + 2)]
+    assert world.core.access.may_read("ada", job.model)
+    assert not world.core.access.may_read("ada", "0" * 64)
+    assert not world.core.access.may_read("bob", job.model)
+    assert world.core.access.update_limit("bob") == 0
+    limits = [world.core.access.update_limit("ada") for _ in range(UPLOADS_PER_TASK + 2)]
     assert limits[0] > 4 * job.parameters
     assert limits[-1] == 0
     gate.set()
     await world.core.stop_job(job.id)
-    assert not world.core.may_read("ada", job.model)
+    assert not world.core.access.may_read("ada", job.model)

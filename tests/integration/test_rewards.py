@@ -134,7 +134,7 @@ async def test_updates_are_forgotten_once_they_are_scored(world):
     updates = {
         r.event.digest for r in await world.core.log.read() if isinstance(r.event, e.UpdateAccepted) and r.event.digest
     }
-    assert not updates & world.core.needed_blobs()
+    assert not updates & world.core.keeper.needed()
 
 
 async def test_over_http_with_the_reasons(world):

@@ -18,7 +18,7 @@ from tutti.domain.jobs import Job
 from tutti.domain.spec import BadSpec, JobSpec, load_spec
 from tutti.ports import Data, Examples
 from tutti.ports.training import Task, datasets, models
-from tutti.services.driver import node_seed
+from tutti.services.telling import node_seed
 from tutti.sim import Federation, History
 from tutti.sim.engines.sequential import Sequential
 from tutti.wire import tensors

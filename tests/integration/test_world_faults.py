@@ -18,7 +18,7 @@ from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.spec import load_spec
 from tutti.ports.training import Examples, Task, models
-from tutti.services.driver import node_seed
+from tutti.services.telling import node_seed
 from tutti.sim.worlds import Outcome, World, load_world, simulate_world
 from tutti.sim.worlds.data import data_of
 from tutti.sim.worlds.trainers import Idle

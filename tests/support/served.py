@@ -16,7 +16,7 @@ from tutti.adapters.fabrics.hub import HubFabric
 from tutti.apps.api.app import create_app
 from tutti.apps.api.settings import ApiSettings
 from tutti.services.accounts import Accounts
-from tutti.services.coordinator import fingerprint
+from tutti.services.members import fingerprint
 
 TOKEN = "the-operators-token"
 LOCAL = ApiSettings(host="127.0.0.1")
@@ -26,7 +26,7 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 def app_of(world: World, settings: ApiSettings = LOCAL, accounts: Accounts | None = None) -> FastAPI:
     accounts = accounts or Accounts(MemoryAccounts(), Argon2Passwords(), world.core.clock)
-    fabric, tokens = HubFabric(world.core.authenticate), (world.desk, world.ledger)
+    fabric, tokens = HubFabric(world.core.members.authenticate), (world.desk, world.ledger)
     return create_app(world.core, fabric, world.core.blobs, accounts, settings, tokens)
 
 

@@ -101,9 +101,9 @@ class World:
         self._saboteur, folder = saboteur or Saboteur(), self.folder / "blobs"
         log = await SqliteLog.open(self.folder / "log.sqlite")
         self.fabric = LocalFabric(
-            lambda node, secret: self.core.authenticate(node, secret),
+            lambda node, secret: self.core.members.authenticate(node, secret),
             DirectoryBlobs(folder),
-            limit=lambda node: self.core.update_limit(node),
+            limit=lambda node: self.core.access.update_limit(node),
         )
         self.core = Coordinator(
             event_log=SabotagedLog(log, self._saboteur if of == "log" else Saboteur()),
@@ -118,9 +118,9 @@ class World:
             self.folder / "ledger.sqlite", Ed25519Key.at(self.folder / "ledger.key"), lambda: int(1000 * clock())
         )
         self.desk = RewardDesk(self.core.journal, self.core.blobs, self.core.workbench, self.ledger, clock)
-        self.core.retained = self.desk.retained
+        self.core.keeper.retained = self.desk.retained
         await self.core.start()
-        self.core.spawn(self.desk.run())
+        self.core.background.spawn(self.desk.run())
         for link in self.links.values():
             link.fabric = self.fabric
         return self.core
@@ -143,7 +143,7 @@ class World:
         data: Data | None = None,
     ) -> None:
         if name not in self._secrets:
-            self._secrets[name] = await self.core.admit(await self.core.invite(), name)
+            self._secrets[name] = await self.core.members.admit(await self.core.members.invite(), name)
         link = self.links[name] = LocalLink(self.fabric)
         runtime = NodeRuntime(
             name=name,

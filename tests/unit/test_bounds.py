@@ -2,7 +2,7 @@
 
 from tutti.domain.spec import CohortRules
 from tutti.services.aggregation import batched
-from tutti.services.coordinator import TURNED_AWAY_BURST, TURNED_AWAY_EVERY, Door
+from tutti.services.members import TURNED_AWAY_BURST, TURNED_AWAY_EVERY, Door
 
 
 def test_one_name_is_noted_once_in_a_while():

@@ -11,8 +11,8 @@ from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.spec import DataSchema, load_spec
 from tutti.ports import Recorded
 from tutti.services import views
-from tutti.services.coordinator import NodeStatus
 from tutti.services.history import attempts_of
+from tutti.services.members import NodeStatus
 from tutti.wire.messages import Heartbeat, Progress, Registration
 
 DATA = DataSchema("classification", (64,), 10)

@@ -109,11 +109,11 @@ async def serve(settings: CoordinatorSettings) -> None:
             )
             shown = token_file if app.state.identify.needed else None
             server.on_ready = lambda: _announce(core, settings, port, shown)
-            core.failed.add_done_callback(lambda _: server.handle_exit(signal.SIGTERM, None))
+            core.background.failed.add_done_callback(lambda _: server.handle_exit(signal.SIGTERM, None))
             spare_the_collector()
             await server.serve(sockets=[listener])
-            if core.failed.done():
-                raise core.failed.result()
+            if core.background.failed.done():
+                raise core.background.failed.result()
 
 
 def spare_the_collector() -> None:
@@ -143,13 +143,17 @@ async def coordinator(
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
     from tutti.services.accounts import Accounts
-    from tutti.services.coordinator import Coordinator, fingerprint
+    from tutti.services.coordinator import Coordinator
+    from tutti.services.members import fingerprint
     from tutti.services.rewards import RewardDesk
 
     folder = _data_dir(settings.data_dir)
     log = await _open_log(settings, folder)
     blobs = await _open_blobs(settings, folder)
-    fabric = HubFabric(lambda node, secret: core.authenticate(node, secret), turned_away=lambda *a: core.turn_away(*a))
+    fabric = HubFabric(
+        lambda node, secret: core.members.authenticate(node, secret),
+        turned_away=lambda *refused: core.members.turn_away(*refused),
+    )
     core = Coordinator(
         event_log=log,
         blobs=blobs,
@@ -164,7 +168,7 @@ async def coordinator(
         folder / "ledger.sqlite", Ed25519Key.at(folder / "ledger.key"), lambda: int(1000 * clock())
     )
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
-    core.retained = desk.retained
+    core.keeper.retained = desk.retained
     accounts = Accounts(await _open_accounts(settings, folder), Argon2Passwords(), core.clock)
     await accounts.load()
     api = ApiSettings(
@@ -176,7 +180,7 @@ async def coordinator(
         key=_session_key(folder),
     )
     await core.start()
-    core.spawn(desk.run())
+    core.background.spawn(desk.run())
     try:
         yield core, create_app(core, fabric, blobs, accounts, api, (desk, ledger))
     finally:
@@ -218,7 +222,7 @@ async def _open_blobs(settings: CoordinatorSettings, folder: Path) -> "Directory
 
 async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: int, token_file: Path | None) -> None:
     url = settings.url(port)
-    link = f"{url}/join#{await core.invite(seconds=INVITE_SECONDS, by='tutti up')}"
+    link = f"{url}/join#{await core.members.invite(seconds=INVITE_SECONDS, by='tutti up')}"
     if settings.on_ready is not None:
         settings.on_ready(Ready(url, link, token_file))
 

@@ -141,6 +141,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             return self.round.task_of(node)
         return self.working.get(node)
 
+    def tasks(self) -> Mapping[NodeId, e.RoundOpened]:
+        """Such tasks of all nodes that owe an update."""
+        if self.round is None:
+            return self.working
+        return {**self.working, **{node: self.round.task_of(node) for node in self.round.owing}}
+
     def model_of(self, round: int) -> Digest | None:
         """The digest of the model that a round made (0: the initial one)."""
         if round == 0:

@@ -77,7 +77,12 @@ class Round(msgspec.Struct, frozen=True):
 
     @property
     def waiting_for(self) -> tuple[NodeId, ...]:
-        return tuple(node for node, member in sorted(self.members.items()) if member.part is Part.ASSIGNED)
+        return tuple(sorted(self.owing))
+
+    @property
+    def owing(self) -> list[NodeId]:
+        """The same, in no order."""
+        return [node for node, member in self.members.items() if member.part is Part.ASSIGNED]
 
     def task_of(self, node: NodeId) -> RoundOpened:
         """The opening of the round whose model this member was told to train."""

@@ -24,8 +24,8 @@ from tutti.domain.accounts import (
     key_of,
 )
 from tutti.ports.accounts import AccountStore, Passwords
-from tutti.services.coordinator import fingerprint
 from tutti.services.finish import to_the_end
+from tutti.services.members import fingerprint
 
 TOKEN_PREFIX = "tutti_"  # noqa: S105 - what an API token begins with, so that scanners recognise a leaked one
 FIRST_ORGANISATION = "home"

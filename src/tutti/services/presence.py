@@ -1,5 +1,6 @@
 """Which nodes are here now, what they last said, and who has been silent for too long. Nothing here is logged."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tutti.domain.events import NodeId
@@ -35,9 +36,10 @@ class Presence:
     """All nodes seen since the coordinator started; a node not seen yet counts as gone since then."""
 
     def __init__(self, started: float) -> None:
-        self._started = started
+        self.started = started
         self._seen: dict[NodeId, Seen] = {}
-        self.here = 0  # how many are connected, so that nobody counts thousands at every arrival
+        self._holding: dict[str, set[NodeId]] = {}  # the connected ones by data set: nobody looks through thousands
+        self.here = 0  # how many are connected
 
     def get(self, node: NodeId) -> Seen | None:
         return self._seen.get(node)
@@ -45,19 +47,33 @@ class Presence:
     def connected(self) -> dict[NodeId, Seen]:
         return {node: seen for node, seen in self._seen.items() if seen.connected}
 
+    def holding(self, dataset: str) -> Iterator[NodeId]:
+        """The connected nodes that hold this data set, in no order."""
+        return iter(self._holding.get(dataset, ()))
+
     def arrived(self, node: NodeId, registration: Registration, now: float) -> None:
         self.forget(node)
         self._seen[node] = Seen(True, now, registration, now)
+        self._holding.setdefault(registration.data.name, set()).add(node)
         self.here += 1
 
     def left(self, node: NodeId, now: float, *, took_leave: bool) -> None:
         if (gone := self._seen.get(node)) is not None:
-            self.here -= gone.connected
+            self._count_out(node, gone)
             self._seen[node] = Seen(False, now, gone.registration, gone.heard_at, gone.heartbeat, took_leave=took_leave)
 
     def forget(self, node: NodeId) -> None:
         if (gone := self._seen.pop(node, None)) is not None:
-            self.here -= gone.connected
+            self._count_out(node, gone)
+
+    def _count_out(self, node: NodeId, gone: Seen) -> None:
+        if not gone.connected or gone.registration is None:
+            return
+        self.here -= 1
+        dataset = gone.registration.data.name
+        self._holding[dataset].discard(node)
+        if not self._holding[dataset]:
+            del self._holding[dataset]
 
     def heard(self, node: NodeId, message: object, now: float) -> bool:
         """Note a sign of life; True if the node has just begun to take work again (its owner's hours)."""
@@ -93,7 +109,7 @@ class Presence:
         """Until when an absent node is expected back; None for one that is here or took its leave."""
         seen = self._seen.get(node)
         if seen is None:
-            return self._started + grace
+            return self.started + grace
         return None if seen.connected or seen.took_leave else seen.since + grace
 
     def expiry(self, node: NodeId, owed: Owed, rules: CohortRules, opened: float) -> tuple[float, str]:
@@ -102,6 +118,6 @@ class Presence:
         if seen is not None and seen.took_leave:
             return seen.since, "took its leave"
         if seen is None or not seen.connected:
-            since = seen.since if seen else self._started
+            since = seen.since if seen else self.started
             return since + rules.grace, f"disconnected for {rules.grace:g} s"
         return seen.told.get(owed, max(seen.since, opened)) + rules.lease, f"no progress for {rules.lease:g} s"

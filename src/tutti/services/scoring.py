@@ -21,7 +21,7 @@ from tutti.domain.events import Digest, UpdateAccepted
 from tutti.domain.jobs import Job
 from tutti.domain.spec import Training
 from tutti.ports import BlobStore, Task, Workbench
-from tutti.services.driver import node_seed
+from tutti.services.telling import node_seed
 from tutti.wire import tensors
 
 LEAVE_ONE_OUT_COHORT = 24

@@ -33,7 +33,8 @@ from tutti.domain.events import Digest, NodeId
 from tutti.domain.jobs import Job
 from tutti.domain.spec import BadSpec, JobSpec, Metrics, check_composition, load_spec
 from tutti.ports.training import Task, models
-from tutti.services.driver import node_seed, own_task
+from tutti.services.driver import own_task
+from tutti.services.telling import node_seed
 from tutti.services.work import Diverged, check_finite, measure, reported
 from tutti.sim import checkpoint as saved
 from tutti.sim.engines.choose import DEMANDS, choose

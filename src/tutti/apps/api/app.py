@@ -97,7 +97,14 @@ def create_app(
     live.add_routes(app, live.LiveRoutes(coordinator))
     app.router.routes += dashboard.routes()
     # Every round waits for these, and routes are tried in order: they come first.
-    app.router.routes[:0] = transfer.routes(fabric, coordinator, blobs, lambda request: request.state.operator)
+    app.router.routes[:0] = transfer.routes(
+        fabric,
+        coordinator.members,
+        coordinator.access,
+        coordinator.stats,
+        blobs,
+        lambda request: request.state.operator,
+    )
     return app
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tutti.apps.api.settings import ApiSettings
 from tutti.domain.accounts import SESSION_SECONDS, Identity
 from tutti.services.accounts import Accounts
-from tutti.services.coordinator import fingerprint
+from tutti.services.members import fingerprint
 
 ACCESS_SECONDS = 900
 ALGORITHM, AUDIENCE = "HS256", "tutti"

@@ -86,12 +86,12 @@ class NodeRoutes:
         """Register a node by a join token. The operator needs none."""
         token = wish.token
         if not token and request.state.operator:
-            token = await self._coordinator.invite(uses=1, seconds=60.0, by=caller(request))
+            token = await self._coordinator.members.invite(uses=1, seconds=60.0, by=caller(request))
         try:
-            secret = await self._coordinator.admit(token, wish.node, wish.secret)
+            secret = await self._coordinator.members.admit(token, wish.node, wish.secret)
         except Forbidden as error:
             self._count_failure(request)
-            await self._coordinator.turn_away(wish.node, str(error))
+            await self._coordinator.members.turn_away(wish.node, str(error))
             raise
         return Answer(Joined(node=wish.node, secret=secret), 201, {"location": f"/api/v1/nodes/{wish.node}"})
 
@@ -104,7 +104,7 @@ class NodeRoutes:
     ) -> Response:
         """Whether a join token would let a node in now; does not use it up."""
         try:
-            self._coordinator.check_invite(wish.token)
+            self._coordinator.members.check_invite(wish.token)
         except Forbidden:
             self._count_failure(request)
             raise
@@ -121,7 +121,7 @@ class NodeRoutes:
         self, request: Request, wish: Annotated[InviteRequest, Depends(Body(InviteRequest))]
     ) -> Answer[Invitation]:
         """Make a join link for so many nodes and so many seconds."""
-        token = await self._coordinator.invite(uses=wish.uses, seconds=wish.seconds, by=caller(request))
+        token = await self._coordinator.members.invite(uses=wish.uses, seconds=wish.seconds, by=caller(request))
         link = f"{self._base(request)}/join#{token}"
         invitation = Invitation(token=token, link=link, uses=wish.uses, expires_in=wish.seconds)
         return Answer(invitation, 201)

@@ -48,14 +48,15 @@ ZSTD_ENOUGH = 1 << 18
 
 
 class Doorkeeper(Protocol):
-    """What is needed of the coordinator."""
-
-    @property
-    def stats(self) -> Traffic: ...
+    """Knows the nodes; services.members.Members is one."""
 
     def authenticate(self, node: NodeId, secret: str) -> None:
         """Raises Forbidden."""
         ...
+
+
+class Access(Protocol):
+    """Knows what nodes may do now; services.access.Access is one."""
 
     def may_read(self, node: NodeId, digest: Digest) -> bool:
         """Whether the blob is a model of a round that the node belongs to."""
@@ -67,10 +68,15 @@ class Doorkeeper(Protocol):
 
 
 def routes(
-    fabric: HubFabric, coordinator: Doorkeeper, blobs: DirectoryBlobs, operator_allowed: Callable[[Request], bool]
+    fabric: HubFabric,
+    doorkeeper: Doorkeeper,
+    access: Access,
+    traffic: Traffic,
+    blobs: DirectoryBlobs,
+    operator_allowed: Callable[[Request], bool],
 ) -> list[BaseRoute]:
     """Routes for any Starlette or FastAPI application; OPENAPI_PATHS describes them."""
-    transfer = _Blobs(coordinator, blobs, operator_allowed)
+    transfer = _Blobs(doorkeeper, access, traffic, blobs, operator_allowed)
     return [
         WebSocketRoute("/ws/node", _NodeSocket(fabric), name="node_socket"),
         Route("/api/v1/blobs/{digest}", transfer, methods=["GET", "HEAD", "PUT"], name="blob"),
@@ -87,9 +93,14 @@ class _NodeSocket:
 
 class _Blobs:
     def __init__(
-        self, coordinator: Doorkeeper, blobs: DirectoryBlobs, operator_allowed: Callable[[Request], bool]
+        self,
+        doorkeeper: Doorkeeper,
+        access: Access,
+        traffic: Traffic,
+        blobs: DirectoryBlobs,
+        operator_allowed: Callable[[Request], bool],
     ) -> None:
-        self._coordinator = coordinator
+        self._doorkeeper, self._access, self._traffic = doorkeeper, access, traffic
         self._blobs = blobs
         self._operator_allowed = operator_allowed
         self._large_uploads = asyncio.Semaphore(LARGE_UPLOADS)
@@ -115,7 +126,7 @@ class _Blobs:
         node, colon, secret = credentials.partition(":")
         if scheme.lower() != "bearer" or not colon:
             raise Unproven("expected the header `Authorization: Bearer <node>:<secret>`")
-        self._coordinator.authenticate(node, secret)
+        self._doorkeeper.authenticate(node, secret)
         return node
 
     def _reader(self, request: Request) -> NodeId | None:
@@ -129,17 +140,17 @@ class _Blobs:
 
     async def _get(self, request: Request, digest: Digest) -> ASGIApp:
         node = self._reader(request)
-        if node is not None and not self._coordinator.may_read(node, digest):
+        if node is not None and not self._access.may_read(node, digest):
             raise _no_blob(digest)
-        return BlobResponse.of(request, self._blobs.path(digest), digest, self._coordinator.stats)
+        return BlobResponse.of(request, self._blobs.path(digest), digest, self._traffic)
 
     async def _head(self, request: Request, digest: Digest) -> ASGIApp:
         """Of a complete blob its length; of one that is being uploaded by this node, how much has arrived.
 
         A node that may upload may ask of any blob: perhaps the answer to its upload was lost.
         """
-        node, keeper = self._reader(request), self._coordinator
-        if node is not None and not (keeper.may_read(node, digest) or keeper.update_limit(node)):
+        node, access = self._reader(request), self._access
+        if node is not None and not (access.may_read(node, digest) or access.update_limit(node)):
             raise _no_blob(digest)
         try:
             path = self._blobs.path(digest)
@@ -154,7 +165,7 @@ class _Blobs:
 
     async def _put(self, request: Request, digest: Digest) -> ASGIApp:
         node = self._node(request)
-        limit = self._coordinator.update_limit(node)
+        limit = self._access.update_limit(node)
         if limit == 0:
             raise Conflict(f"no update of {node} is expected now: its round has closed, or it was not asked")
         partial = self._blobs.partial(digest, node)
@@ -187,7 +198,7 @@ class _Blobs:
                 raise _Gone
             more = message.get("more_body", False)
             if body := message.get("body"):
-                self._coordinator.stats.bytes_in += len(body)
+                self._traffic.bytes_in += len(body)
                 yield body
 
     @asynccontextmanager

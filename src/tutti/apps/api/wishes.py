@@ -15,7 +15,7 @@ from tutti.apps.api.nodes import JoinRequest
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice, Registry
 from tutti.domain.spec import CohortRules, JobSpec, Training, load_spec
-from tutti.services.coordinator import NodeStatus
+from tutti.services.members import NodeStatus
 
 Path = tuple[str, ...]
 

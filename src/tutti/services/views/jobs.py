@@ -11,7 +11,7 @@ from tutti.services.views.base import View
 from tutti.services.views.rounds import RoundView, open_round_view
 
 if TYPE_CHECKING:
-    from tutti.services.coordinator import NodeStatus
+    from tutti.services.members import NodeStatus
 
 
 class JobView(View, frozen=True, kw_only=True):

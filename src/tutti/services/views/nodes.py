@@ -8,7 +8,7 @@ from tutti.domain.spec import DataSchema
 from tutti.services.views.base import View
 
 if TYPE_CHECKING:
-    from tutti.services.coordinator import NodeStatus
+    from tutti.services.members import NodeStatus
 
 
 class NodeView(View, frozen=True, kw_only=True):

@@ -10,7 +10,8 @@ from tutti.services.views.base import View
 from tutti.services.views.jobs import latest_score, status_of_job
 
 if TYPE_CHECKING:
-    from tutti.services.coordinator import NodeStatus, Stats
+    from tutti.services.members import NodeStatus
+    from tutti.services.stats import Stats
 
 SECRET_FIELDS = frozenset({"token", "secret", "invite"})
 """Fields of events that no reader gets, although they hold hashes only."""

@@ -26,7 +26,8 @@ from tutti.domain.jobs import Job
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.ports.fabric import Link
 from tutti.ports.log import Recorded
-from tutti.services.coordinator import Coordinator, fingerprint
+from tutti.services.coordinator import Coordinator
+from tutti.services.members import fingerprint
 from tutti.sim.worlds.clock import VirtualLoop, run
 from tutti.sim.worlds.data import data_of
 from tutti.sim.worlds.disk import Disk, SlowBlobs, SlowLog
@@ -158,9 +159,9 @@ class _Federation:
         loop, world = asyncio.get_running_loop(), self.world
         self._disk = Disk(drawn(world.faults.disk), self._chance)
         self._fabric = LocalFabric(
-            lambda node, secret: self._core.authenticate(node, secret),
+            lambda node, secret: self._core.members.authenticate(node, secret),
             self._blobs,
-            limit=lambda node: self._core.update_limit(node),
+            limit=lambda node: self._core.access.update_limit(node),
             heartbeat=world.heartbeat,
         )
         self._core = Coordinator(
@@ -205,7 +206,7 @@ class _Federation:
         given = zip(profiles(world), data_of(world), strict=True)
         self.nodes = [WorldNode(world, number, *each, place) for number, each in enumerate(given, start=1)]
         for node in self.nodes:
-            await self._core.admit(TOKEN, node.name, _secret(node.name))
+            await self._core.members.admit(TOKEN, node.name, _secret(node.name))
 
     def _connect(self, node: NodeId) -> Link:
         link = self._links[node] = LocalLink(None if self._disk.killed else self._fabric)

@@ -1,0 +1,45 @@
+"""What becomes of a submission: questions about a job's state, without a side effect."""
+
+from tutti.core.errors import Conflict
+from tutti.domain import commands, jobs
+from tutti.domain import events as e
+from tutti.domain.events import NodeId
+from tutti.domain.jobs import Job
+from tutti.wire.messages import Submission
+
+
+def command_of(node: NodeId, said: Submission, size: int, fault: str | None) -> commands.SubmitUpdate:
+    """The wish to count an update of `size` bytes, which was examined and found to have `fault`, or none."""
+    return commands.SubmitUpdate(
+        round=said.round,
+        attempt=said.attempt,
+        node=node,
+        digest=said.digest,
+        weight=said.weight,
+        facts=said.facts,
+        metrics=said.metrics,
+        seconds=said.seconds,
+        bytes=size,
+        fault=fault,
+    )
+
+
+def would_count(job: Job, node: NodeId, said: Submission, now: float) -> bool:
+    """Whether the update is wanted at all, before its bytes are looked at."""
+    try:
+        events = jobs.decide(job, command_of(node, said, 0, None), now=now)
+    except Conflict:
+        return False
+    return any(isinstance(event, e.UpdateAccepted) for event in events)
+
+
+def counts(job: Job, node: NodeId, said: Submission) -> bool:
+    """Whether this very update is in already: its first answer was lost, and the node asks again."""
+    member = job.round.members.get(node) if job.round else None
+    return member is not None and member.update is not None and member.update.digest == said.digest
+
+
+def still_owed(job: Job, node: NodeId, said: Submission) -> bool:
+    """Whether the node owes just this update, as for the next of overlapping rounds: it should not forget it."""
+    task = job.task_of(node)
+    return task is not None and (task.round, task.attempt) == (said.round, said.attempt)

@@ -1,0 +1,99 @@
+"""Which blobs are kept, and how those that nobody refers to any more go."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+from tutti.core.errors import StorageError, TuttiError
+from tutti.domain.events import Digest
+from tutti.domain.jobs import Job
+from tutti.ports import BlobStore
+from tutti.services.journal import Journal
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 60.0
+MODELS_KEPT = 20
+"""Newest models of a job that stay in the store, beside the first and the best."""
+
+
+def kept_blobs(job: Job) -> set[Digest]:
+    """Blobs that a job still needs: recent models, the first, the best, the checkpoint, accepted updates."""
+    recent = [summary.model for summary in job.past[-MODELS_KEPT:]]
+    kept = {*recent, job.initial_model, job.model, job.state}
+    if job.best is not None and (model := job.model_of(job.best[0])) is not None:
+        kept.add(model)
+    if job.round is not None:
+        kept.update(update.digest for update in job.round.accepted)
+        kept.add(job.round.opened.model)
+        kept.update(member.base.fetched for member in job.round.members.values() if member.base is not None)
+    kept.update(task.fetched for task in job.working.values())
+    return kept - {""}
+
+
+class BlobKeeper:
+    """The coordinator's blobs: `store` has them, this knows which are needed."""
+
+    def __init__(self, store: BlobStore, journal: Journal) -> None:
+        self.store = store
+        self.retained: Callable[[], set[Digest]] = set
+        """Further blobs that must stay for now, such as updates that are still to be scored."""
+        self._journal = journal
+        self._pinned: Counter[Digest] = Counter()
+        self._of_final: dict[str, set[Digest]] = {}
+
+    def needed(self) -> set[Digest]:
+        """Every blob that some job still refers to, or is about to."""
+        needed: set[Digest] = set(self._pinned) | self.retained()
+        for job_id, job in self._journal.jobs.items():
+            if not job.final:
+                needed |= kept_blobs(job)
+            else:  # of thousands of old jobs it is worked out once
+                if job_id not in self._of_final:
+                    self._of_final[job_id] = kept_blobs(job)
+                needed |= self._of_final[job_id]
+        return needed
+
+    @contextmanager
+    def pinned(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """Keep blobs from being cleared away between their being stored and the event that names them."""
+        pinned = list(digests)
+        self._pinned.update(pinned)
+        try:
+            yield
+        finally:
+            self._pinned -= Counter(pinned)
+
+    async def forget(self, job: Job, digests: Iterable[Digest]) -> None:
+        """Delete these blobs and the job's models that have grown old, as far as no job needs them any more.
+
+        Nothing waits for it; what is left over, because the disk failed or the process died, is swept up later.
+        """
+        past = [summary.model for summary in job.past[-MODELS_KEPT - 4 : -MODELS_KEPT]]
+        with suppress(TuttiError):
+            await self.store.delete(*{*digests, *past} - self.needed() - {""})
+
+    async def clear(self) -> None:
+        """Delete what nobody needs, at a start: nothing is on its way yet."""
+        await self.store.delete(*set(await self.store.digests()) - self.needed())
+
+    async def sweep(self) -> None:
+        """Clear away what nobody refers to: updates that came late, or were never handed in. Never ends.
+
+        A blob goes when two looks, a while apart, find it unneeded, so that an update on its way is not hit.
+        """
+        before: set[Digest] = set()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                before = await self.look_for_unneeded(before)
+            except StorageError as error:
+                log.error("cannot clear away old blobs: %s", error)
+
+    async def look_for_unneeded(self, before: set[Digest]) -> set[Digest]:
+        """Delete the blobs that nobody needs now nor did at the look before; returns those unneeded since this look."""
+        unneeded = set(await self.store.digests()) - self.needed()
+        await self.store.delete(*(unneeded & before) - self.needed())
+        return unneeded - before
