@@ -4,10 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from support.worlds import World, toy_spec
+from support.worlds import World, toy_data, toy_spec
 from tutti.core.registry import BadOption, UnknownName
+from tutti.domain.events import RoundClosed
+from tutti.domain.history import attempts_at
 from tutti.domain.jobs import Job, Status
 from tutti.domain.spec import BadSpec, JobSpec, check_composition
+from tutti.ports import Data, Examples
+from tutti.services.history import attempts_of
+from tutti.services.views import why_view
+from tutti.sim import Federation, simulate
 
 PARTS = {name: part for part, name in enumerate(("ada", "bob", "cyd", "dan", "eve"))}
 
@@ -56,6 +62,34 @@ async def test_a_coordinator_killed_in_a_round_folds_again_from_the_stored_updat
 async def test_the_reducer_makes_the_model(tmp_path):
     models = {(await done(tmp_path / name, name, list(PARTS))).model for name in ("mean", "median", "krum")}
     assert len(models) == 3
+
+
+async def test_who_was_left_out_is_known_by_name(tmp_path):
+    """In the log, to `tutti why`, after the details were forgotten, and in a simulation of the same job."""
+    rows = toy_data(9)
+    liar = Data("toy", rows.schema, Examples(rows.train.x, rows.train.y - 1000), rows.held_out)
+    world, job = World(tmp_path), spec(reducer="multi-krum:f=1", evaluation={"nodes": False})
+    await world.up()
+    try:
+        for name, part in PARTS.items():
+            await world.join(name, part, data=liar if name == "bob" else None)
+        done = await world.finished(await world.core.submit(job))
+        view = why_view(done, 2, await attempts_of(world.core.log, done, (2,)))
+        events = [recorded.event for recorded in await world.core.log.read(0, stream=f"job:{done.id}")]
+    finally:
+        await world.close()
+    assert view is not None
+    parts = {part.node: part for part in view.attempts[-1].nodes}
+    outcomes = {name: part.outcome for name, part in parts.items()}
+    assert outcomes == {**dict.fromkeys(PARTS, "counted"), "bob": "excluded"}
+    assert parts["bob"].share == 0
+    assert "left it out" in parts["bob"].reason
+    assert parts["ada"].share == 0.25
+    closed = [event for event in events if isinstance(event, RoundClosed)]
+    assert why_view(done, 2, attempts_at(events, (2,))) == view
+    parties = {name: liar if name == "bob" else toy_data(part) for name, part in PARTS.items()}
+    record = simulate(job, Federation.of(parties)).rounds[2]
+    assert record.shares == closed[1].shares == {"ada": 0.25, "bob": 0.0, "cyd": 0.25, "dan": 0.25, "eve": 0.25}
 
 
 @pytest.mark.parametrize(

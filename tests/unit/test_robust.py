@@ -3,6 +3,7 @@
 import re
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -173,6 +174,25 @@ class TestEveryRobustReducer:
         reducer.add(acc, *UPDATES[: reducer.min_updates - 1])
         with pytest.raises(TooFewUpdates, match=f"needs at least {reducer.min_updates} updates, came"):
             reducer.finish(acc)
+
+    def test_shares_say_how_much_of_whom_was_taken(self, name: str) -> None:
+        """By name, whatever the order; one that is far off gets next to nothing."""
+        reducer = build(name)
+        sent = [replace(update, node=f"node-{k:02}") for k, update in enumerate(UPDATES[:-1])]
+        sent.append(Update(model(99, 1000.0), 1, "node-99"))
+        found = []
+        for order in (sent, sent[::-1]):
+            acc = reducer.zero(LAYOUT, N, N)
+            reducer.add(acc, *order)
+            reducer.finish(acc)
+            found.append(reducer.shares(acc))
+        assert found[0] == found[1]
+        if name in ("median", "trimmed-mean"):
+            assert found[0] == {}
+            return
+        assert sorted(found[0]) == sorted(update.node for update in sent)
+        assert sum(found[0].values()) == pytest.approx(1.0)
+        assert found[0]["node-99"] < 0.01
 
     def test_no_copies_are_made_of_all_updates(self, name: str) -> None:
         """Less than two models, for thirty updates; what the compiled loops take for themselves is a cache full."""

@@ -1,6 +1,6 @@
 """Reducers: folds over updates, one at a time as they arrive, in memory that does not grow with their number."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,10 +26,14 @@ MAX_FLOAT = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """What one node sends back: `delta = local - global` and its integer weight (examples, or 1)."""
+    """What one node sends back: `delta = local - global` and its integer weight (examples, or 1).
+
+    `node` is who sent it, for reducers that can say how much of whose update they took.
+    """
 
     delta: Params
     weight: int
+    node: str = ""
 
 
 class BadUpdate(UserError):
@@ -42,6 +46,10 @@ class TooFewUpdates(UserError):
 
 class Add(Protocol):
     def __call__(self, acc: Any, /, *updates: Update) -> None: ...
+
+
+def _by_weight(acc: Any) -> Mapping[str, float]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,8 @@ class Reducer:
         min_updates: How many updates it takes for the result to mean what it should.
         rooted: The server's own update of the round -> the reducer that compares with it, whose `finish` takes the same
             accumulators; None for reducers that need no such update.
+        shares: Finished accumulator -> each node's share of the result, where the reducer weighed whole updates: they
+            add up to 1, and 0 is who was left out. Empty where weights alone decide, or each value is judged by itself.
     """
 
     zero: Callable[[Layout, int, int], Any]
@@ -69,6 +79,7 @@ class Reducer:
     linear: bool
     min_updates: int = 1
     rooted: "Callable[[Params], Reducer] | None" = None
+    shares: Callable[[Any], Mapping[str, float]] = _by_weight
 
 
 reducers: Registry[Reducer] = Registry("reducer", "tutti.core.robust")

@@ -75,13 +75,14 @@ class Extend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """The aggregate of `counted` is stored as `model`; `state` is the strategy's checkpoint."""
+    """The aggregate of `counted`, in these `shares`, is stored as `model`; `state` is the strategy's checkpoint."""
 
     round: int
     attempt: int
     counted: Mapping[NodeId, int]
     model: Digest
     state: Digest
+    shares: Mapping[NodeId, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 

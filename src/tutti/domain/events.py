@@ -127,7 +127,10 @@ class RoundExtended(Event, frozen=True, kw_only=True):
 
 
 class RoundClosed(Event, frozen=True, kw_only=True):
-    """The updates of `counted` made `model` from the round's base; an evaluation round keeps the model."""
+    """The updates of `counted` made `model` from the round's base; an evaluation round keeps the model.
+
+    `shares` are theirs of the result, where the reducer weighed them anew: 0 is who was left out.
+    """
 
     round: int
     attempt: int
@@ -135,6 +138,7 @@ class RoundClosed(Event, frozen=True, kw_only=True):
     model: Digest
     state: Digest
     counted: dict[NodeId, int]
+    shares: dict[NodeId, float] = {}
     metrics: Metrics = {}
     aggregation_seconds: float = 0.0
 

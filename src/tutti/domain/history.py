@@ -42,6 +42,7 @@ class RoundSummary(msgspec.Struct, frozen=True, kw_only=True):
         accepted: How many updates were accepted; in an attempt that succeeded, all of them count.
         bytes: Size of the accepted updates.
         detail: The attempt itself, member by member; None for all but the newest.
+        shares: Of the nodes in what was made, where the reducer weighed updates anew; known as long as `detail` is.
     """
 
     number: int
@@ -61,6 +62,7 @@ class RoundSummary(msgspec.Struct, frozen=True, kw_only=True):
     model: Digest = ""
     metrics: Metrics = msgspec.field(default_factory=dict)
     detail: Round | None = None
+    shares: Mapping[NodeId, float] = msgspec.field(default_factory=dict)
 
     @property
     def round(self) -> Round:
@@ -100,6 +102,7 @@ def finish(round: Round, event: RoundEnd) -> RoundSummary:
         model=closed.model if closed else "",
         metrics=closed.metrics if closed else {},
         detail=round,
+        shares=closed.shares if closed else {},
     )
 
 
@@ -108,7 +111,7 @@ def remember(past: tuple[RoundSummary, ...], newest: RoundSummary) -> tuple[Roun
     past = (*past, newest)
     if len(past) <= KEPT_IN_FULL:
         return past
-    old = msgspec.structs.replace(past[-KEPT_IN_FULL - 1], detail=None)
+    old = msgspec.structs.replace(past[-KEPT_IN_FULL - 1], detail=None, shares={})
     return (*past[: -KEPT_IN_FULL - 1], old, *past[-KEPT_IN_FULL:])
 
 

@@ -379,6 +379,7 @@ def _close(state: Job, command: c.Close, now: float) -> list[JobEvent]:
             model=command.model,
             state=command.state,
             counted=expected,
+            shares=dict(command.shares),
             metrics=average(round.accepted, "train_", max_weight=most),
             aggregation_seconds=command.seconds,
         )

@@ -1,11 +1,12 @@
 """A job's numbers: the strategy's state, and the fold of the open round's updates as they arrive."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from tutti.core.errors import CorruptBlob, NotFound, TuttiError
@@ -26,6 +27,8 @@ LARGEST_COHORT = 4095
 
 AT_ONCE = 16
 """Updates that are mapped and summed in one pass; each takes a file descriptor meanwhile."""
+
+NOBODY: Mapping[NodeId, float] = MappingProxyType({})
 
 T = TypeVar("T")
 
@@ -55,20 +58,21 @@ class Result:
 
     server: ServerState
     counted: dict[NodeId, int]
+    shares: Mapping[NodeId, float]
     model: Digest
     state: Digest
     blobs: dict[Digest, bytearray]
 
 
-def encoded(server: ServerState, counted: dict[NodeId, int]) -> Result:
+def encoded(server: ServerState, counted: dict[NodeId, int], shares: Mapping[NodeId, float] = NOBODY) -> Result:
     """A state without slots and scalars is its model, and is stored once."""
     model = tensors.encode(server.params)
     digest = tensors.digest(model)
     if not server.slots and not server.scalars:
-        return Result(server, counted, digest, digest, {digest: model})
+        return Result(server, counted, shares, digest, digest, {digest: model})
     checkpoint = tensors.encode_state(server)
     state = tensors.digest(checkpoint)
-    return Result(server, counted, digest, state, {digest: model, state: checkpoint})
+    return Result(server, counted, shares, digest, state, {digest: model, state: checkpoint})
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -179,7 +183,7 @@ class Aggregation:
             delta = fold.examined.pop(update.digest, None) or await self._read(update.digest)
             if (asynchrony := self.strategy.asynchrony) is not None:
                 delta = asynchrony.discounted(delta, update.staleness)
-            return Update(delta, update.weight)
+            return Update(delta, update.weight, update.node)
         except UnreadableUpdate as error:
             error.node = update.node
             raise
@@ -209,7 +213,8 @@ class Aggregation:
                 mean = reducer.finish(fold.accumulator)
                 given = [(weight, fold.facts[node]) for node, weight in fold.counted.items()]
                 update = folded(mean, server.params.layout, strategy.local, given, candidates)
-                return encoded(strategy.finish(server, update), dict(fold.counted))
+                shares = reducer.shares(fold.accumulator)
+                return encoded(strategy.finish(server, update), dict(fold.counted), shares)
 
             fold.finished = True  # the accumulator is used up; a repeated close folds again from the stored updates
             return await self._work(step)

@@ -269,6 +269,7 @@ class JobDriver:
                 counted=result.counted,
                 model=result.model,
                 state=result.state,
+                shares=result.shares,
                 seconds=self._journal.clock() - started,
             )
             closed = await self._command(close)

@@ -26,6 +26,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         seconds: From drawing the cohort to the new model, without measuring it.
         cohort: Who was asked, and how many of them were counted.
         dropped: Who did not count, and why.
+        shares: Of each counted node in the model's step, where the reducer weighed updates anew: 0 was left out.
         train: The nodes' training metrics, averaged by their examples.
         evaluated: What the model measures, by who measured: `nodes`, `coordinator`.
     """
@@ -36,6 +37,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     cohort: tuple[NodeId, ...] = ()
     counted: int = 0
     dropped: dict[NodeId, str] = {}
+    shares: dict[NodeId, float] = {}
     train: Metrics = {}
     evaluated: dict[str, Metrics] = {}
 
@@ -123,6 +125,7 @@ def record(job: Job, past: RoundSummary, seconds: float) -> RoundRecord:
         cohort=opened.cohort,
         counted=len(past.counted),
         dropped=_dropped(past.round),
+        shares=dict(past.shares),
         train=dict(past.metrics),
         evaluated=_evaluated(job, opened.round),
     )

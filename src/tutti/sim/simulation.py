@@ -308,7 +308,7 @@ class Simulation:
         try:
             if (asynchrony := self._strategy.asynchrony) is not None:
                 delta = asynchrony.discounted(delta, accepted.staleness)
-            reducer.add(self._fold.accumulator, Update(delta, accepted.weight))
+            reducer.add(self._fold.accumulator, Update(delta, accepted.weight, node))
         except BadUpdate:
             check_finite(delta)
             raise
@@ -318,9 +318,11 @@ class Simulation:
         assert self.job.round is not None
         assert self._fold is not None
         opened, began = self.job.round.opened, perf_counter()
-        server, digest = self.server, self.job.model
+        server, digest, shares = self.server, self.job.model, dict[NodeId, float]()
         if opened.task == "train":
-            mean, layout = self._reducer(opened).finish(self._fold.accumulator), server.params.layout
+            reducer, layout = self._reducer(opened), server.params.layout
+            mean = reducer.finish(self._fold.accumulator)
+            shares.update(reducer.shares(self._fold.accumulator))
             given = [(update.weight, update.facts) for update in updates]
             server = self._strategy.finish(server, folded(mean, layout, self._strategy.local, given, opened.candidates))
             digest = self._keep(server.params)
@@ -333,6 +335,7 @@ class Simulation:
                 counted=counted,
                 model=digest,
                 state=digest,
+                shares=shares,
                 seconds=perf_counter() - began,
             )
         )

@@ -356,7 +356,7 @@ def _metrics(metrics: dict[str, float]) -> str:
 def why(client: "Client", job: str, number: int, as_json: bool) -> None:
     """Say who took part in a round, and why others did not.
 
-    And what each contributed, for every attempt at the round.
+    And what each contributed, for every attempt at the round; whose update a robust reducer left out is `excluded`.
 
     \b
     Examples:

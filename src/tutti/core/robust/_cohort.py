@@ -4,16 +4,17 @@ What is kept are views, such as of mapped files: a rule reads them block by bloc
 Three decisions hold for every rule here.
 
 - Updates count alike. A weight is a claim, and who would lie about values would lie about examples as well.
-- Order leaves no trace: before a rule sees them, updates are sorted by their values.
+- Order leaves no trace: before a rule sees them, updates are sorted by their values, equal ones by who sent them.
 - Buffers are treated like weights. Counters, whose maximum one node could set, take the upper median.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cmp_to_key
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tutti.core.fixedpoint import Blocks, all_within, blocks_of
 from tutti.core.params import Layout, Params, Role, Vector
@@ -33,8 +34,22 @@ class Cohort:
         return len(self.columns)
 
 
-Rule: TypeAlias = Callable[[Cohort], Vector]
-"""What a cohort agrees on: a new float32 vector, of which the blocks count. Deterministic."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What a rule makes of a cohort.
+
+    Attributes:
+        delta: A new float32 vector, of which the blocks count.
+        coefficients: By what each update went into it, none below 0: float64 (n,). None where every value was judged by
+            itself.
+    """
+
+    delta: Vector
+    coefficients: NDArray[np.float64] | None = None
+
+
+Rule: TypeAlias = Callable[[Cohort], Verdict]
+"""Deterministic."""
 
 
 def robust(rule: Rule, *, min_updates: int) -> Reducer:
@@ -43,7 +58,9 @@ def robust(rule: Rule, *, min_updates: int) -> Reducer:
     def finish(acc: _Kept) -> Params:
         return _finish(acc, rule, min_updates)
 
-    return Reducer(_zero, _check, _add, _merge, finish, linear=False, min_updates=min_updates)
+    return Reducer(
+        _zero, _check, _add, _merge, finish, linear=False, min_updates=min_updates, shares=lambda acc: acc.shares
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +70,7 @@ class _Kept:
     max_weight: int
     everything: Blocks
     updates: list[Update] = field(default_factory=list)
+    shares: Mapping[str, float] = field(default_factory=dict)
     finished: bool = False
 
 
@@ -92,24 +110,33 @@ def _finish(acc: _Kept, rule: Rule, min_updates: int) -> Params:
             "for fewer bad ones"
         )
     acc.finished = True
-    updates, acc.updates = acc.updates, []
-    columns = sorted((update.delta.buffer for update in updates), key=cmp_to_key(_by_values))
+    updates = sorted(acc.updates, key=cmp_to_key(_by_values))
+    acc.updates, columns = [], [update.delta.buffer for update in updates]
     spans = acc.layout.spans_of(Role.WEIGHT) + acc.layout.spans_of(Role.BUFFER)
-    result = rule(Cohort(columns, blocks_of(sorted(spans, key=lambda span: span.start))))
+    verdict = rule(Cohort(columns, blocks_of(sorted(spans, key=lambda span: span.start))))
+    acc.shares, result = _shares([update.node for update in updates], verdict.coefficients), verdict.delta
     for span in acc.layout.spans_of(Role.COUNTER):
         result[span] = np.sort([column[span] for column in columns], axis=0)[len(columns) // 2] + np.float32(0)
     return Params(acc.layout, result)
 
 
-def _by_values(a: Vector, b: Vector) -> int:
-    """Compare bit patterns from the start; two honest updates differ in the first few."""
-    start, look = 0, FIRST_LOOK
+def _shares(nodes: Sequence[str], coefficients: NDArray[np.float64] | None) -> Mapping[str, float]:
+    if coefficients is None:
+        return {}
+    total = coefficients.sum()
+    shares = coefficients / total if total > 0 else np.zeros(len(nodes))
+    return {node: share for node, share in sorted(zip(nodes, shares.tolist(), strict=True)) if node}
+
+
+def _by_values(one: Update, other: Update) -> int:
+    """Compare bit patterns from the start, of which two honest updates differ in the first few; then names."""
+    a, b, start, look = one.delta.buffer, other.delta.buffer, 0, FIRST_LOOK
     while start < a.size:
         left, right = a[start : start + look].tobytes(), b[start : start + look].tobytes()
         if left != right:
             return -1 if left < right else 1
         start, look = start + look, min(look * 8, LONGEST_LOOK)
-    return 0
+    return (one.node > other.node) - (one.node < other.node)
 
 
 def _require_open(acc: _Kept) -> None:

@@ -10,22 +10,23 @@ once, and the closest values are neighbours in sorted order.
 
 import numpy as np
 
-from tutti.core.params import Vector
 from tutti.core.reduce import Reducer, reducers
-from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._cohort import Cohort, Verdict, robust
 from tutti.core.robust._columns import Matrix, gram, squared_distances, window_mean
-from tutti.core.robust.krum import BadNodes, scores
+from tutti.core.robust.krum import BadNodes, mean_of, scores
 
 
 @reducers.register("bulyan")
 def bulyan(f: BadNodes = 1) -> Reducer:
     """Krum's choice of n - 2 f updates, then the mean of the middle values: holds for f bad nodes, of 4 f + 3."""
 
-    def rule(cohort: Cohort) -> Vector:
+    def rule(cohort: Cohort) -> Verdict:
         squares = squared_distances(gram(cohort.columns, cohort.blocks))
         theta = len(cohort) - 2 * f
-        chosen = [cohort.columns[i] for i in select(squares, f, theta)]
-        return window_mean(chosen, 0, theta - 2 * f, cohort.blocks, slide=2 * f)
+        chosen = select(squares, f, theta)
+        columns = [cohort.columns[i] for i in chosen]
+        middle = window_mean(columns, 0, theta - 2 * f, cohort.blocks, slide=2 * f)
+        return Verdict(middle, mean_of(chosen, len(cohort)))
 
     return robust(rule, min_updates=4 * f + 3)
 

@@ -13,9 +13,8 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from tutti.core.params import Vector
 from tutti.core.reduce import Reducer, reducers
-from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._cohort import Cohort, Verdict, robust
 from tutti.core.robust._columns import Matrix, combine, distances_to, gram
 
 
@@ -25,9 +24,9 @@ def centred_clipping(
 ) -> Reducer:
     """The mean of updates cut to a distance tau from it (the median if not given): for under half bad nodes."""
 
-    def rule(cohort: Cohort) -> Vector:
+    def rule(cohort: Cohort) -> Verdict:
         coefficients = clip(gram(cohort.columns, cohort.blocks), tau, iterations)
-        return combine(cohort.columns, coefficients, cohort.blocks)
+        return Verdict(combine(cohort.columns, coefficients, cohort.blocks), coefficients)
 
     return robust(rule, min_updates=3)
 

@@ -12,15 +12,16 @@ import numpy as np
 
 from tutti.core.params import Params, Vector
 from tutti.core.reduce import Reducer, reducers
-from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._cohort import Cohort, Verdict, robust
 from tutti.core.robust._columns import Matrix, combine, gram
 
 
 def fltrust(root: Params) -> Reducer:
     """Updates weighted by likeness to `root`, the server's own update of this round; no change if none is alike."""
 
-    def rule(cohort: Cohort) -> Vector:
-        return combine(cohort.columns, trust(root.buffer, cohort), cohort.blocks)
+    def rule(cohort: Cohort) -> Verdict:
+        coefficients = trust(root.buffer, cohort)
+        return Verdict(combine(cohort.columns, coefficients, cohort.blocks), coefficients)
 
     return robust(rule, min_updates=1)
 
@@ -29,7 +30,7 @@ def fltrust(root: Params) -> Reducer:
 def unrooted() -> Reducer:
     """Updates weighted by likeness to the coordinator's own, trained on the job's `trusted` rows: for any bad nodes."""
 
-    def rule(cohort: Cohort) -> Vector:
+    def rule(cohort: Cohort) -> Verdict:
         raise ValueError("this reducer is finished by the one that `rooted` gives")
 
     return replace(robust(rule, min_updates=1), rooted=fltrust)

@@ -17,9 +17,8 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from tutti.core.params import Vector
 from tutti.core.reduce import Reducer, reducers
-from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._cohort import Cohort, Verdict, robust
 from tutti.core.robust._columns import Matrix, combine, distances_to, gram, squared_distances
 
 SETTLED = 1e-9
@@ -32,9 +31,9 @@ def geometric_median(
 ) -> Reducer:
     """The point of the smallest sum of distances to all updates: holds while more than half of the nodes are honest."""
 
-    def rule(cohort: Cohort) -> Vector:
+    def rule(cohort: Cohort) -> Verdict:
         coefficients = weiszfeld(gram(cohort.columns, cohort.blocks), nu, iterations)
-        return combine(cohort.columns, coefficients, cohort.blocks)
+        return Verdict(combine(cohort.columns, coefficients, cohort.blocks), coefficients)
 
     return robust(rule, min_updates=3)
 

@@ -12,9 +12,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from tutti.core.params import Vector
 from tutti.core.reduce import Reducer, reducers
-from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._cohort import Cohort, Verdict, robust
 from tutti.core.robust._columns import Matrix, combine, gram, squared_distances
 
 BadNodes: TypeAlias = Annotated[int, Meta(ge=0, le=1000)]
@@ -33,10 +32,11 @@ def multi_krum(f: BadNodes = 1, m: Annotated[int, Meta(ge=1)] | None = None) -> 
 
 
 def _of_smallest_scores(f: int, m: int | None) -> Reducer:
-    def rule(cohort: Cohort) -> Vector:
+    def rule(cohort: Cohort) -> Verdict:
         squares = squared_distances(gram(cohort.columns, cohort.blocks))
         best = np.argsort(scores(squares, f), kind="stable")[: m or len(cohort) - f]
-        return mean_of(cohort, best)
+        coefficients = mean_of(best, len(cohort))
+        return Verdict(combine(cohort.columns, coefficients, cohort.blocks), coefficients)
 
     return robust(rule, min_updates=max(2 * f + 3, (m or 0) + f))
 
@@ -48,8 +48,8 @@ def scores(squares: Matrix, f: int) -> Matrix:
     return np.asarray(np.sort(squares, axis=1)[:, 1 : neighbours + 1].sum(axis=1))  # first comes 0, its own
 
 
-def mean_of(cohort: Cohort, chosen: NDArray[np.int64]) -> Vector:
-    """The plain mean of the chosen updates."""
-    coefficients = np.zeros(len(cohort))
+def mean_of(chosen: NDArray[np.int64] | list[int], n: int) -> Matrix:
+    """Coefficients of the plain mean of the chosen ones of n updates: float64 (n,)."""
+    coefficients = np.zeros(n)
     coefficients[chosen] = 1 / len(chosen)
-    return combine(cohort.columns, coefficients, cohort.blocks)
+    return coefficients

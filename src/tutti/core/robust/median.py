@@ -5,9 +5,8 @@
 It stays within the range of the honest values as long as more than half of the updates are honest.
 """
 
-from tutti.core.params import Vector
 from tutti.core.reduce import Reducer, reducers
-from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._cohort import Cohort, Verdict, robust
 from tutti.core.robust._columns import window_mean
 
 
@@ -15,8 +14,8 @@ from tutti.core.robust._columns import window_mean
 def median() -> Reducer:
     """The median of every value: holds while more than half of the nodes are honest."""
 
-    def rule(cohort: Cohort) -> Vector:
+    def rule(cohort: Cohort) -> Verdict:
         low, high = (len(cohort) - 1) // 2, len(cohort) // 2
-        return window_mean(cohort.columns, low, high - low + 1, cohort.blocks)
+        return Verdict(window_mean(cohort.columns, low, high - low + 1, cohort.blocks))
 
     return robust(rule, min_updates=3)

@@ -11,9 +11,8 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from tutti.core.params import Vector
 from tutti.core.reduce import Reducer, reducers
-from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._cohort import Cohort, Verdict, robust
 from tutti.core.robust._columns import combine, squared_norms
 from tutti.core.robust.centred_clipping import share_within
 
@@ -22,8 +21,9 @@ from tutti.core.robust.centred_clipping import share_within
 def norm_bounding(bound: Annotated[float, Meta(gt=0)] | None = None) -> Reducer:
     """The mean of updates cut to a norm (the median norm if not given): no update counts by its size alone."""
 
-    def rule(cohort: Cohort) -> Vector:
+    def rule(cohort: Cohort) -> Verdict:
         norms = np.sqrt(squared_norms(cohort.columns, cohort.blocks))
-        return combine(cohort.columns, share_within(norms, bound) / len(cohort), cohort.blocks)
+        coefficients = share_within(norms, bound) / len(cohort)
+        return Verdict(combine(cohort.columns, coefficients, cohort.blocks), coefficients)
 
     return robust(rule, min_updates=3 if bound is None else 1)

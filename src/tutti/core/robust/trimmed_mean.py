@@ -11,9 +11,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tutti.core.params import Vector
 from tutti.core.reduce import Reducer, reducers
-from tutti.core.robust._cohort import Cohort, robust
+from tutti.core.robust._cohort import Cohort, Verdict, robust
 from tutti.core.robust._columns import window_mean
 
 ROUNDING = 1e-9
@@ -24,8 +23,8 @@ ROUNDING = 1e-9
 def trimmed_mean(beta: Annotated[float, Meta(gt=0, lt=0.5)] = 0.2) -> Reducer:
     """The mean of every value without the largest and the smallest share beta: holds for that share of bad nodes."""
 
-    def rule(cohort: Cohort) -> Vector:
+    def rule(cohort: Cohort) -> Verdict:
         cut = floor(beta * len(cohort) + ROUNDING)
-        return window_mean(cohort.columns, cut, len(cohort) - 2 * cut, cohort.blocks)
+        return Verdict(window_mean(cohort.columns, cut, len(cohort) - 2 * cut, cohort.blocks))
 
     return robust(rule, min_updates=max(3, ceil(1 / beta - ROUNDING)))  # with fewer nothing would be cut

@@ -101,11 +101,15 @@ def evaluations_of(job: Job, round: int) -> dict[str, Metrics]:
 
 
 class PartView(View, frozen=True, kw_only=True):
-    """One node in one attempt. `share` is its part of the total weight, `arrived` seconds after the opening."""
+    """One node in one attempt. `share` is its part of what was made, `arrived` seconds after the opening.
+
+    A node whose update counts by its weight has that share of the total; a robust reducer gives shares of its own, and
+    who gets none is `excluded`.
+    """
 
     node: NodeId
     selected: bool
-    outcome: Literal["counted", "accepted", "assigned", "unanswered", "refused", "dropped", "left out"]
+    outcome: Literal["counted", "excluded", "accepted", "assigned", "unanswered", "refused", "dropped", "left out"]
     reason: str = ""
     weight: int = 0
     share: float = 0.0
@@ -162,8 +166,8 @@ def why_view(job: Job, round: int, finished: Iterable[RoundSummary]) -> WhyView 
 
 
 def _attempt_view(view: RoundView, round: Round, summary: RoundSummary | None) -> AttemptView:
-    counted = summary.counted if summary else {}
-    parts = [_part_view(node, member, round, summary, counted) for node, member in sorted(round.members.items())]
+    shares = _shares(summary) if summary else {}
+    parts = [_part_view(node, member, round, summary, shares) for node, member in sorted(round.members.items())]
     parts += [
         PartView(node=node, selected=False, outcome="left out", reason=reason)
         for node, reason in sorted(round.opened.left_out.items())
@@ -175,20 +179,27 @@ def _attempt_view(view: RoundView, round: Round, summary: RoundSummary | None) -
     return AttemptView(round=view, nodes=parts, refusals=refusals, left_out_more=round.opened.left_out_more)
 
 
+def _shares(summary: RoundSummary) -> Mapping[NodeId, float]:
+    """How much of what the attempt made is of whom."""
+    total = sum(summary.counted.values())
+    return summary.shares or {node: weight / total for node, weight in summary.counted.items()}
+
+
 def _part_view(
-    node: NodeId, member: Member, round: Round, summary: RoundSummary | None, counted: Mapping[NodeId, int]
+    node: NodeId, member: Member, round: Round, summary: RoundSummary | None, shares: Mapping[NodeId, float]
 ) -> PartView:
     update = member.update
     if update is None:
         return _part_without_update(node, member, summary)
-    total = sum(counted.values())
+    share = shares.get(node)
+    excluded = "the reducer left it out: too unlike the others, or not among its best"
     return PartView(
         node=node,
         selected=True,
-        outcome="counted" if node in counted else "accepted",
-        reason=member.reason,
+        outcome="accepted" if share is None else "counted" if share > 0 else "excluded",
+        reason=excluded if share == 0 else member.reason,
         weight=update.weight,
-        share=counted[node] / total if node in counted else 0.0,
+        share=share or 0.0,
         arrived=update.at - round.opened.at,
         seconds=update.seconds,
         bytes=update.bytes,
