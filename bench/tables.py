@@ -31,10 +31,10 @@ from tutti.core.params import Params
 from tutti.core.reduce import Update, fold
 from tutti.core.registry import Choice
 from tutti.core.sampling import sample
+from tutti.core.schedules import schedules
 from tutti.core.strategy import ServerState, Strategy, folded, strategies
 from tutti.domain.spec import DataSchema, Training
 from tutti.ports.training import Data, Examples, Task, Trainer, datasets, models
-from tutti.services.baselines import Budget, pool, train_alone
 from tutti.services.work import train_locally
 
 
@@ -108,6 +108,30 @@ def _work(
     return handed, work.examples
 
 
+@dataclass(frozen=True)
+class Budget:
+    """The work of a model that is trained alone: so many rounds of a node's."""
+
+    training: Training
+    rounds: int
+    seed: int
+
+
+def train_alone(trainer: Trainer, rows: Examples, test: Examples, budget: Budget) -> Mapping[str, float]:
+    """What a model measures on `test` that goes on from round to round on `rows`."""
+    training, factor = budget.training, schedules.build(budget.training.lr_schedule)
+    params = trainer.init(budget.seed)
+    for round in range(1, budget.rounds + 1):
+        seed = int(np.random.SeedSequence([budget.seed, round]).generate_state(1)[0])
+        task = Task(training, seed, training.batch_size or 32, training.lr * factor(round, budget.rounds))
+        params = trainer.train(params, rows, task, _quiet).params
+    return trainer.evaluate(params, test)
+
+
+def pool(parts: Sequence[Examples]) -> Examples:
+    return Examples(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+
+
 def load(text: str) -> Data:
     return datasets.build(Choice.parse(text)).load()
 
@@ -167,7 +191,7 @@ def heart(seeds: Sequence[int]) -> tuple[list[Row], dict[str, object]]:
 
 def _heart_alone(trainer: Trainer, rows: Examples, test: Examples, seeds: Sequence[int], name: str) -> Row:
     training = Training(epochs=50, batch_size=4, lr=0.001, optimizer="adam")
-    found = [train_alone(trainer, rows, test, Budget(training, 1, seed), _quiet).metrics for seed in seeds]
+    found = [train_alone(trainer, rows, test, Budget(training, 1, seed)) for seed in seeds]
     return Row(name, PUBLISHED.get(name), [m["accuracy"] for m in found], _auc(found))
 
 
@@ -193,7 +217,7 @@ def letter(seeds: Sequence[int]) -> tuple[list[Row], dict[str, object]]:
     for model, published in LETTER_PUBLISHED.items():
         trainer = models.build(Choice.parse(model), data=whole.schema)
         training = Training(epochs=1, batch_size=256, optimizer="adam", lr=0.03, lr_schedule=Choice("cosine"))
-        pooled = [train_alone(trainer, whole.train, test, Budget(training, 40, seed), _quiet).metrics for seed in seeds]
+        pooled = [train_alone(trainer, whole.train, test, Budget(training, 40, seed)) for seed in seeds]
         rows.append(Row(f"{model} pooled", published, [m["accuracy"] for m in pooled], {"worst node": None}))
         for partition in ("iid", "dirichlet:0.3"):
             rows.append(_letter_federated(trainer, model, partition, test, seeds))
@@ -219,9 +243,9 @@ def _letter_federated(trainer: Trainer, model: str, partition: str, test: Exampl
 
 def _letter_alone(trainer: Trainer, model: str, test: Examples, seeds: Sequence[int]) -> Row:
     """What one of the IID nodes has without the federation."""
-    budget = Budget(Training(epochs=5, batch_size=16, lr=0.1), rounds=10)
+    budget = Budget(Training(epochs=5, batch_size=16, lr=0.1), rounds=10, seed=0)
     rows = [_letter_parts("iid", seed)["node-00"] for seed in seeds]
-    found = [train_alone(trainer, each, test, budget, _quiet).metrics["accuracy"] for each in rows]
+    found = [train_alone(trainer, each, test, budget)["accuracy"] for each in rows]
     return Row(f"{model} one node alone", None, found, {"worst node": None})
 
 

@@ -254,6 +254,8 @@ def test_run_makes_a_federation_of_its_own_and_leaves_nothing_behind(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "starting one" in result.stdout
     assert "done: 2 rounds done" in result.stdout
+    beside = ("node-1 alone", "node-2 alone", "all data in one place", "federated, no data moved")
+    assert [line for line in beside if re.search(rf"^{line}  +\d+ +[\d.]+%$", result.stdout, re.MULTILINE)] == [*beside]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tutti", "model.safetensors"]  # the run's manifest
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -18,12 +19,15 @@ def test_a_federation_is_simulated_and_its_rounds_are_written(tmp_path):
     assert done.stdout.startswith("completed: 3 rounds done; accuracy ")
     assert done.stderr.count("round ") == 4
     assert (tmp_path / "history.parquet").exists()
+    assert re.search(r"^node-6 alone .*%\nall data in one place .*%\nfederated, no data moved .*%$", done.stdout, re.M)
 
 
 def test_the_same_seed_gives_the_same_model_and_json(tmp_path):
     one, two, other = (json.loads(tutti(*SMALL, "--json", "--seed", seed, cwd=tmp_path).stdout) for seed in (1, 1, 2))
     assert one["header"]["model"] == two["header"]["model"] != other["header"]["model"]
-    assert one["header"]["nodes"] == 6
+    assert one["header"]["nodes"] == len(one["baselines"]["alone"]) == 6
+    assert 0 < one["baselines"]["pooled"]["metrics"]["accuracy"] < 1
+    assert "baselines" not in json.loads(tutti(*SMALL, "--json", "--no-baselines", cwd=tmp_path).stdout)
     assert all(len(row["cohort"]) == 3 for row in one["rounds"][1:])
 
 

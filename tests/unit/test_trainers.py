@@ -13,7 +13,6 @@ from tutti.core.params import Params, Role
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema, Training
 from tutti.ports.training import Cancelled, Examples, Task, Trainer, datasets, models
-from tutti.services.baselines import Budget, baselines, pool
 
 torch = pytest.importorskip("torch", reason="the torch trainer needs pip install 'tutti[torch]'")
 pytest.importorskip("sklearn", reason="the scikit-learn trainer needs pip install 'tutti[data]'")
@@ -404,39 +403,6 @@ def test_sgd_linear_refuses_other_optimizers() -> None:
     for training in ({"optimizer": "adam"}, {"momentum": 0.9}):
         with pytest.raises(Misfit, match="plain SGD only"):
             trainer.train(trainer.init(0), rows, task(**training), silent)
-
-
-def mean(works: list[tuple[Params, int]]) -> Params:
-    total = sum(examples for _, examples in works)
-    buffer = sum(params.buffer.astype(np.float64) * examples for params, examples in works) / total
-    return Params(works[0][0].layout, np.asarray(buffer, np.float32))
-
-
-def test_federated_averaging_beats_every_local_model() -> None:
-    """The demo: four Dirichlet(0.3) parts of digits, an MLP, 20 rounds."""
-    parts = {f"node-{i}": load(f"digits:part={i}/4,partition=dirichlet:0.3")[0] for i in range(4)}
-    _, test = load("digits:split=test")
-    trainer = build("mlp", FLAT)
-    training = Training(epochs=2, lr=0.05, momentum=0.9, batch_size=16)
-    model = trainer.init(0)
-    for round in range(20):
-        works = [
-            trainer.train(model, rows, Task(training, 100 * round + i, 16, training.lr), silent)
-            for i, rows in enumerate(parts.values())
-        ]
-        model = mean([(work.params, work.examples) for work in works])
-    federated = trainer.evaluate(model, test)["accuracy"]
-
-    shares: list[float] = []
-    found = baselines(trainer, parts, test, Budget(training, rounds=20), lambda share, *_: shares.append(share))
-    best = max(alone.metrics["accuracy"] for alone in found.local.values())
-    assert federated > 0.92
-    assert federated > best + 0.03
-    assert found.pooled.metrics["accuracy"] > best
-    assert found.pooled.examples == sum(len(rows) for rows in parts.values()) == len(pool(list(parts.values())))
-    assert list(found.local) == sorted(parts)
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("model", "data"), [("mlp", FLAT), ("cnn", IMAGE)])

@@ -99,6 +99,18 @@ class Federation:
         """What a node holds, as it would have loaded it."""
         return Data(self.name, self.schema, self.examples(node), self.measured_on(node), self.missing.get(node, {}))
 
+    def alone(self, node: NodeId) -> "Federation":
+        """One node without the others, which measures models on what all of them hold out."""
+        return self._of_one(node, self.train[node])
+
+    def pooled(self) -> "Federation":
+        """All rows on one node: what nobody has without moving data."""
+        return self._of_one("everyone", np.concatenate([*self.train.values()]))
+
+    def _of_one(self, name: NodeId, train: Rowset) -> "Federation":
+        held_out = np.concatenate([*self.held_out.values()])
+        return replace(self, train={name: train}, held_out={name: held_out}, missing={}, division=None)
+
     def describe(self) -> Told:
         """What the nodes would tell of their data if their owners had no policy of their own."""
         least = Policy().min_rows

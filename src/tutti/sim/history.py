@@ -69,9 +69,14 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     def model(self) -> Digest:
         return self.header.model
 
-    def to_json(self) -> str:
-        """Header and rounds; the parameters are left out."""
-        plain = {"header": self.header, "rounds": self.rounds}
+    @property
+    def result(self) -> RoundRecord:
+        """The round that made the resulting model: the last, or the best."""
+        return next(record for record in reversed(self.rounds) if record.model == self.model)
+
+    def to_json(self, baselines: object = None) -> str:
+        """Header and rounds, and what the run is put beside, if anything; the parameters are left out."""
+        plain = {"header": self.header, "rounds": self.rounds, **({"baselines": baselines} if baselines else {})}
         return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
 
     def write_model(self, file: Path) -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tutti.apps.cli.federation import Federation
     from tutti.apps.client import Client
     from tutti.domain.spec import JobSpec
-    from tutti.services.baselines import Baselines
     from tutti.services.views import JobView
+    from tutti.sim.baselines import Baselines
 
 NODES = 4
 TEST = "digits:split=test"
@@ -76,7 +76,7 @@ def demo(keep: bool, rounds: int, alpha: float) -> None:
     nodes = {f"node-{number}": source for number, source in enumerate(sources, start=1)}
     outcome = _train_together(spec, nodes, keep)
     click.echo("\nthe same work without federation: every node alone, and all data in one place …")
-    _print_comparison(outcome, _train_apart(spec, nodes))
+    _print_comparison(outcome, _train_apart(spec, nodes, outcome.job.rounds_done))
     if keep:
         click.echo(f"\n{outcome.coordinator}")
 
@@ -122,31 +122,26 @@ def _bytes_moved(client: "Client") -> int:
     return counted.bytes_in + counted.bytes_out
 
 
-def _train_apart(spec: "JobSpec", nodes: dict[str, str]) -> "Baselines":
+def _train_apart(spec: "JobSpec", nodes: dict[str, str], rounds: int) -> "Baselines":
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a network this small only loses by more threads
     from tutti.apps.bootstrap import load_data
     from tutti.core.registry import Choice
-    from tutti.ports.training import models
-    from tutti.services.baselines import Budget, baselines
+    from tutti.sim import Federation
+    from tutti.sim.baselines import baselines
 
-    parts = {name: load_data(Choice.parse(source)).train for name, source in nodes.items()}
-    test = load_data(Choice.parse(TEST))
-    trainer = models.build(spec.model, data=test.schema)
-    budget = Budget(spec.training, spec.rounds, spec.seed)
-    return baselines(trainer, parts, test.held_out, budget, lambda *_: None)
+    parts = {name: load_data(Choice.parse(source)) for name, source in nodes.items()}
+    return baselines(spec, Federation.of(parts), rounds)
 
 
 def _print_comparison(outcome: Outcome, apart: "Baselines") -> None:
-    job, pooled = outcome.job, apart.pooled
-    rows = [(f"{name} alone", b.examples, text.share(b.metrics["accuracy"])) for name, b in apart.local.items()]
-    rows.append(("all data in one place", pooled.examples, text.share(pooled.metrics["accuracy"])))
-    rows.append(("federated, no data moved", pooled.examples, text.share(job.accuracy)))
-    click.echo()
-    click.echo(text.table(("model", "examples", "accuracy"), rows))
+    from tutti.apps.cli.baselines import beside, measured
+
+    job = outcome.job
+    click.echo(f"\n{beside(apart, measured(job))}")
     click.echo(
-        f"\n{job.rounds_done} rounds with {len(apart.local)} nodes, "
+        f"\n{job.rounds_done} rounds with {apart.nodes} nodes, "
         f"{text.size(outcome.bytes)} of models and updates, {text.duration(outcome.seconds)}"
     )
-    best = max(baseline.metrics["accuracy"] for baseline in apart.local.values())
+    best = max(baseline.metrics.get("accuracy", 0.0) for baseline in apart.alone.values())
     if (job.accuracy or 0.0) <= best:
         click.echo("the federated model is no better than the best local one: these parts hardly differ")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tutti.domain.forecast import Forecast
     from tutti.domain.spec import JobSpec
     from tutti.services.views import JobView
+    from tutti.sim.baselines import Baselines
 
 LOCAL_NODES = 4
 LOCAL_WAIT = 120.0
@@ -110,6 +111,9 @@ def job_options(command: Any) -> Any:
 @click.option("--local", is_flag=True, help="Train on a federation of this command's own, whatever runs here.")
 @click.option("--data", "source", help="Own federation: what its nodes divide among them.  [default: the data set]")
 @click.option("--partition", default="iid", show_default=True, help="Own federation: how, such as dirichlet:0.3.")
+@click.option(
+    "--baselines/--no-baselines", default=True, show_default=True, help="Own federation: compare with nodes alone."
+)
 @reaching
 @as_json
 def run(
@@ -119,7 +123,8 @@ def run(
 
     The job comes from options, or from a TOML file (see examples/) which options may override. Without --url,
     and if no coordinator runs on this machine, the command starts one and --nodes nodes for this job alone, each
-    with a part of the data, and ends them when it is done.
+    with a part of the data, and ends them when it is done. Beside the result it then prints what the same work gives
+    without a federation: each node alone, and all data in one place.
 
     \b
     Examples:
@@ -256,13 +261,15 @@ def _refuse_local_options(source: str | None) -> None:
         )
 
 
-def _run_on(client: "Client", spec: "JobSpec", ending: Ending) -> None:
+def _run_on(client: "Client", spec: "JobSpec", ending: Ending) -> "JobView":
     expected = client.forecast(spec)
     job = client.submit(spec)
     if ending.detach:
         print_json(job) if ending.as_json else click.echo(job.id)
-        return
-    _print_result(client, _follow(client, job, ending.as_json), ending, expected)
+        return job
+    job = _follow(client, job, ending.as_json)
+    _print_result(client, job, ending, expected)
+    return job
 
 
 def _follow(client: "Client", job: "JobView", as_json: bool) -> "JobView":
@@ -335,6 +342,7 @@ def _summary(client: "Client", job: "JobView", out: Path | None) -> str:
 
 
 def _run_locally(raw: dict[str, Any], source: str | None, options: Mapping[str, Any], ending: Ending) -> None:
+    from tutti.apps.cli.baselines import WITHOUT, beside, measured
     from tutti.apps.cli.federation import Federation
 
     if ending.detach:
@@ -349,15 +357,30 @@ def _run_locally(raw: dict[str, Any], source: str | None, options: Mapping[str, 
         if not ending.as_json:
             why = "as asked" if options["local"] else "no coordinator runs here"
             click.echo(f"{why}: starting one at {federation.url} with {count} nodes, for this job only")
-        _run_in(federation, spec, parts_of(source or spec.dataset, count, options["partition"], spec.seed), ending)
+        parts = parts_of(source or spec.dataset, count, options["partition"], spec.seed)
+        nodes = {f"node-{number}": part for number, part in enumerate(parts, start=1)}
+        job = _run_in(federation, spec, nodes, ending)
+    if options["baselines"] and not ending.as_json and (found := measured(job)):
+        click.echo(f"\n{WITHOUT}")
+        click.echo(f"\n{beside(_without(spec, nodes, job.rounds_done), found)}")
 
 
-def _run_in(federation: "Federation", spec: "JobSpec", parts: list[str], ending: Ending) -> None:
+def _run_in(federation: "Federation", spec: "JobSpec", nodes: Mapping[str, str], ending: Ending) -> "JobView":
     from tutti.apps.client import Client
 
-    federation.join({f"node-{number}": part for number, part in enumerate(parts, start=1)})
+    federation.join(nodes)
     with Client(federation.url) as client:
-        _run_on(client, spec, ending)
+        return _run_on(client, spec, ending)
+
+
+def _without(spec: "JobSpec", nodes: Mapping[str, str], rounds: int) -> "Baselines":
+    """What each of these data sources gives alone, and all together: they are at hand, as they are on no real node."""
+    from tutti.apps.bootstrap import load_data
+    from tutti.core.registry import Choice
+    from tutti.sim import Federation
+    from tutti.sim.baselines import baselines
+
+    return baselines(spec, Federation.of({node: load_data(Choice.parse(part)) for node, part in nodes.items()}), rounds)
 
 
 def parts_of(source: str, count: int, partition: str, seed: int) -> list[str]:

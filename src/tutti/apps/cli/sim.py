@@ -10,11 +10,12 @@ from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
 from tutti.apps.cli.options import File, as_json
 from tutti.apps.cli.replay import keep
-from tutti.apps.cli.sim_progress import SimProgress, metrics_of, score
+from tutti.apps.cli.sim_progress import SimProgress, metrics_of, score, told
 
 if TYPE_CHECKING:
     from tutti.domain.spec import JobSpec
     from tutti.sim import Federation, History
+    from tutti.sim.baselines import Baselines
     from tutti.sim.sweep import Point, Trial
 
 
@@ -45,6 +46,12 @@ if TYPE_CHECKING:
 )
 @click.option("--plot", type=File, help="Keep this HTML page up to date: means over seeds, 95 % intervals.")
 @click.option("--out", type=File, help="Write every round to this .parquet or .json file.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Of a single run: train nodes alone, and all rows in one place, too.",
+)
 @click.option("--model-out", type=File, help="Write the model to this safetensors file, as `tutti model pull` does.")
 @click.option("--checkpoint", type=File, help="Go on from this file if it is there, and keep it up to date.")
 @as_json
@@ -62,7 +69,9 @@ def sim(
 
     Where the data set has common test rows (mnist, digits, …) the model is measured on them and nodes train on
     all of their rows; else each node holds out a fifth of its rows. The engine decides only how fast it goes.
-    With --seeds or --vary there are several runs, and a checkpoint file for each beside the one that is named.
+    With --seeds or --vary there are several runs, and a checkpoint file for each beside the one that is named. A
+    single run is put beside its baselines: up to ten nodes that train alone, and all rows in one place, for as
+    many epochs as the federation took.
 
     \b
     Examples:
@@ -76,8 +85,10 @@ def sim(
         raise click.BadParameter(
             f"expected a name that ends in .parquet or .json, came {str(out)!r}", param_hint="--out"
         )
+    from tutti.apps.cli.baselines import beside
     from tutti.apps.cli.run_job import check_writable
     from tutti.sim import simulate, sweep
+    from tutti.sim.baselines import final
     from tutti.sim.replay import manifest_of
 
     for named in filter(None, (out, plot, model_out)):
@@ -104,7 +115,13 @@ def sim(
             history.write(out)
         if model_out is not None:
             history.write_model(model_out)
-        click.echo(history.to_json() if as_json else f"{_summary(history, out)}\n{kept}")
+        if not as_json:
+            click.echo(f"{_summary(history, out)}\n{kept}")
+        apart = _apart(history, federation, quiet=as_json) if options["baselines"] else None
+        if as_json:
+            click.echo(history.to_json(apart))
+        elif apart is not None:
+            click.echo(f"\n{beside(apart, final(history.result))}")
     else:
         if out is not None:
             sweep.write(runs, out)
@@ -112,6 +129,16 @@ def sim(
     if failed := [history.header for _, history in runs if history.header.status != "completed"]:
         which = "the simulated job" if len(runs) == 1 else f"{len(failed)} of {len(runs)} simulated jobs"
         raise JobNotDone(f"{which} {failed[0].status}: {failed[0].outcome}")
+
+
+def _apart(history: "History", federation: "Federation", *, quiet: bool) -> "Baselines | None":
+    """The baselines of a run that has come to its end, and has measured its model."""
+    from tutti.sim.baselines import baselines, final
+
+    if history.header.status != "completed" or not final(history.result):
+        return None
+    with told("baselines", quiet=quiet) as tell:
+        return baselines(history.header.spec, federation, history.rounds[-1].round, told=tell)
 
 
 class _Federations:

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,3 +119,15 @@ def score(record: "RoundRecord") -> str:
     if "accuracy" in found:
         return f"accuracy {text.share(found['accuracy'])}"
     return f"loss {text.number(found.get('loss'))}"
+
+
+@contextmanager
+def told(what: str, *, quiet: bool) -> "Iterator[Callable[[int, int], None]]":
+    """A bar for work that says how much of how much is done, where stderr is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
