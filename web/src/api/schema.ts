@@ -2337,7 +2337,10 @@ export interface components {
         };
         /**
          * PartView
-         * @description One node in one attempt. `share` is its part of the total weight, `arrived` seconds after the opening.
+         * @description One node in one attempt. `share` is its part of what was made, `arrived` seconds after the opening.
+         *
+         *         A node whose update counts by its weight has that share of the total; a robust reducer gives shares of its own, and
+         *         who gets none is `excluded`.
          */
         PartView: {
             /** @default null */
@@ -2352,7 +2355,7 @@ export interface components {
             };
             node: string;
             /** @enum {unknown} */
-            outcome: "accepted" | "assigned" | "counted" | "dropped" | "left out" | "refused" | "unanswered";
+            outcome: "accepted" | "assigned" | "counted" | "dropped" | "excluded" | "left out" | "refused" | "unanswered";
             /** @default  */
             reason?: string;
             /** @default 0 */
