@@ -206,13 +206,73 @@ def test_optimizers_equal_those_of_torch(ours: dict[str, object], theirs: object
     assert got.buffer == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize(("model", "data"), [("mlp", FLAT), ("cnn", IMAGE), ("resnet:depth=8,width=4", IMAGE)])
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [("mlp", FLAT), ("mlp:hidden=4096", FLAT), ("cnn", IMAGE), ("resnet:depth=8,width=4", IMAGE)],
+)
 def test_a_plain_step_is_the_general_one_without_additions(model: str, data: DataSchema) -> None:
-    trainer, rows = build(model, data), rows_for(data)
-    start = trainer.init(0)
+    check_plain_steps(build(model, data), data)
+
+
+def check_plain_steps(trainer: Trainer, data: DataSchema) -> None:
+    rows, start = rows_for(data), trainer.init(0)
     tiny = 1e-30  # makes the step a general one, and changes no bit
-    plain, general = (trainer.train(start, rows, task(mu=mu), silent).params.buffer for mu in (0.0, tiny))
-    np.testing.assert_allclose(plain, general, rtol=1e-6, atol=1e-7)
+    plain, general = (trainer.train(start, rows, task(mu=mu), silent) for mu in (0.0, tiny))
+    assert (plain.params.buffer != start.buffer).any()
+    np.testing.assert_allclose(plain.params.buffer, general.params.buffer, rtol=2e-6, atol=2e-7)
+    assert plain.metrics == pytest.approx(general.metrics)
+
+
+class Twice(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """A large layer that every row goes through twice, as parts of a sequence."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.first, self.large = torch.nn.Linear(64, 512), torch.nn.Linear(512, 512, bias=bias)
+        self.last = torch.nn.Linear(512, 10)
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        h = torch.relu(self.first(x)).view(-1, 2, 256).repeat(1, 1, 2)
+        h = torch.relu(self.large(torch.relu(self.large(h))))
+        return self.last(h.mean(1))  # type: ignore[no-any-return]
+
+
+class Tied(Twice):
+    """The large layer's weights are also used by themselves, and by a function of the module with others in place."""
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        h = torch.relu(self.first(x))
+        zero = torch.func.functional_call(self.large, {"weight": torch.zeros(512, 512)}, (h,))
+        return self.last(self.large(h) + torch.relu(h @ self.large.weight) + zero)  # type: ignore[no-any-return]
+
+
+class Slope(Twice):
+    """Its outputs are the slope of a function at each row."""
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            height = torch.tanh(self.large(torch.tanh(self.first(x)))).square().sum()
+            (slope,) = torch.autograd.grad(height, x, create_graph=True)
+        return slope[:, :10] + self.last(self.first(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("module", [Twice, lambda: Twice(bias=False), Tied, Slope])
+def test_plain_steps_of_large_layers_are_right_however_a_module_uses_them(module: object) -> None:
+    check_plain_steps(TorchTrainer(module, FLAT), FLAT)  # type: ignore[arg-type]
+
+
+def test_a_large_layer_that_the_module_freezes_stays_as_it_is() -> None:
+    def frozen() -> "torch.nn.Module":  # type: ignore[name-defined]
+        module = Twice()
+        module.large.weight.requires_grad_(False)
+        return module
+
+    trainer = TorchTrainer(frozen, FLAT)
+    start = trainer.init(0)
+    found = trainer.train(start, rows_for(FLAT), task(), silent).params
+    np.testing.assert_array_equal(found["large.weight"], start["large.weight"])
+    assert (found["large.bias"] != start["large.bias"]).any()
 
 
 def test_parameters_that_the_loss_does_not_depend_on_stay_as_they_are() -> None:

@@ -8,6 +8,7 @@ export put them in the order of the layout.
 import torch
 from torch import Tensor, nn
 
+from tutti.adapters.trainers.linear import LinearSteps
 from tutti.adapters.trainers.measure import Misfit
 from tutti.core.params import Entry, Layout, Params, Role, Vector
 
@@ -28,14 +29,17 @@ class Network:
         self.layout = Layout((*(_entry(name, p, Role.WEIGHT) for name, p in trained.items()), *self._rest))
         self.weights, self.gradient = _flatten(list(trained.values()), device)
         self.parameters = list(trained.values())
+        self.linear = LinearSteps(self.module)
         self._trained = [(self.layout.spans[name], p.data) for name, p in trained.items()]
 
     def load(self, params: Params) -> None:
         """Copy `params` in; they are not kept."""
-        host = torch.from_numpy(params.buffer.copy())
+        buffer = params.buffer
+        host = torch.from_numpy(buffer if buffer.flags.writeable else buffer.copy())
         state = self.module.state_dict()
         with torch.no_grad():
-            self.weights.copy_(self.on_device(params.buffer))
+            for span, weights in self._trained:
+                weights.copy_(host[span].view(weights.shape))
             for entry in self._rest:
                 state[entry.name].copy_(host[self.layout.spans[entry.name]].view(entry.shape))
 

@@ -55,7 +55,9 @@ class TorchTrainer:
             _check_batch_norm(network.module, min(task.batch_size, len(examples)))
             network.load(params)
             network.module.train()
-            with _precisely(network.device), _memory_saved(network.module, task.training.gradient_checkpointing):
+            saving = _memory_saved(network.module, task.training.gradient_checkpointing)
+            taking_over = network.linear.taken_over() if _is_plain(task) else nullcontext()
+            with _precisely(network.device), saving, taking_over:
                 metrics, steps = _fit(network, self.data, examples, task, report)
             return Work(network.dump(), len(examples), metrics, steps)
 
@@ -201,9 +203,11 @@ def _is_plain(task: Task) -> bool:
 
 def _descend(network: Network, loss: Tensor, lr: float) -> None:
     """The same step as `_move`, without gradients that are kept, set to zero and added to: less memory is moved."""
-    gradients = torch.autograd.grad(loss, network.parameters, allow_unused=True)
+    with network.linear.gathering():
+        gradients = torch.autograd.grad(loss, network.parameters, allow_unused=True)
     used = [(p.data, g) for p, g in zip(network.parameters, gradients, strict=True) if g is not None]
     torch._foreach_add_([weights for weights, _ in used], [gradient for _, gradient in used], alpha=-lr)
+    network.linear.step(lr)
 
 
 @torch.no_grad()
