@@ -28,7 +28,7 @@ class LinearSteps:
     def taken_over(self) -> Iterator[None]:
         with ExitStack() as stack:
             for layer in self._layers:
-                layer.forward = _forward(layer, layer.weight, self)  # type: ignore[method-assign]
+                layer.forward = _forward(layer, layer.weight, self)  # type: ignore[method-assign, assignment]
                 stack.callback(delattr, layer, "forward")
             yield
 
