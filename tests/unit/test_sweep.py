@@ -81,6 +81,18 @@ def test_a_picture_has_a_line_and_a_band_for_each_curve():
     assert [title.text for title in picture.iter("title")] == ["a<b"]
 
 
+def test_two_runs_that_say_little_do_not_flatten_the_curve():
+    wide = Chart("accuracy", {"": [point(0, [0.1, 0.1]), point(1, [0.2, 0.9]), point(2, [0.8, 0.8])]})
+    assert wide.curves[""][1].high > 4
+    picture = ElementTree.fromstring(svg(wide))
+    ticks = [float(text.text or "") for text in picture.findall("text") if text.get("text-anchor") == "end"]
+    assert (min(ticks), max(ticks)) == (0, 1)
+    (band, *_) = [path.get("d") or "" for path in picture.findall("path") if path.get("opacity")]
+    heights = [float(pair.split()[1]) for pair in band.strip("MZ").split("L")]
+    assert min(heights) == 12
+    assert max(heights) == 280
+
+
 def test_the_page_needs_nothing_else_and_reloads_itself_only_while_it_runs(tmp_path):
     file = tmp_path / "page.html"
     for running in (True, False):

@@ -27,8 +27,8 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #888; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 760px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: right; }
+td { font-variant-numeric: tabular-nums; } td:first-child, th:first-child { text-align: left; }
 svg { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 12px; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em; }
 """
@@ -63,17 +63,18 @@ def page(title: str, state: str, charts: Sequence[Chart], *, running: bool) -> s
 
 
 def svg(chart: Chart) -> str:
-    """Means as lines, 95 % confidence intervals as bands."""
+    """Means as lines, 95 % confidence intervals as bands, which end at the edge where they are far wider than the
+    means are apart: a few runs say little."""
     points = [point for curve in chart.curves.values() for point in curve]
-    rounds = max(1, *(point.round for point in points))
-    ticks = nice(min(point.low for point in points), max(point.high for point in points))
-    low, high = ticks[0], ticks[-1]
+    across = [round for round in nice(0, max(1, *(point.round for point in points))) if round == int(round)]
+    ticks = nice(*_span(points))
+    rounds, low, high = across[-1], ticks[0], ticks[-1]
 
-    def x(round: int) -> float:
+    def x(round: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * round / rounds
 
     def y(value: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - min(high, max(low, value))) / (high - low)
 
     lines = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(chart.metric)} over rounds">',
@@ -82,10 +83,7 @@ def svg(chart: Chart) -> str:
             f'<text x="{_LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
             for tick in ticks
         ),
-        *(
-            f'<text x="{x(round):.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{round}</text>'
-            for round in sorted({round_ * rounds // 5 for round_ in range(6)})
-        ),
+        *(f'<text x="{x(round):.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{round:g}</text>' for round in across),
         f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 4}" text-anchor="middle">round</text>',
     ]
     for number, (label, curve) in enumerate(chart.curves.items()):
@@ -104,6 +102,14 @@ def svg(chart: Chart) -> str:
     return "\n".join([*lines, "</svg>"])
 
 
+def _span(points: Sequence[Point]) -> tuple[float, float]:
+    """What the axis covers: the means, and a tenth more on either side where intervals reach so far."""
+    low, high = min(point.mean for point in points), max(point.mean for point in points)
+    apart = high - low or abs(high) or 1.0
+    lowest, highest = min(point.low for point in points), max(point.high for point in points)
+    return max(lowest, low - apart / 10), min(highest, high + apart / 10)
+
+
 def nice(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers, evenly apart, from at most `low` to at least `high`."""
     spread = high - low or abs(high) or 1.0
@@ -116,8 +122,8 @@ def nice(low: float, high: float, about: int = 5) -> list[float]:
 def _table(chart: Chart) -> str:
     rows = "\n".join(
         f'<tr><td><span class="swatch" style="background:{_colour(number)}"></span>{escape(label or "all runs")}</td>'
-        f'<td class="number">{curve[-1].round}</td><td class="number">{curve[-1].mean:.4g}</td>'
-        f'<td class="number">{_interval(curve[-1])}</td><td class="number">{curve[-1].runs}</td></tr>'
+        f"<td>{curve[-1].round}</td><td>{curve[-1].mean:.4g}</td>"
+        f"<td>{_interval(curve[-1])}</td><td>{curve[-1].runs}</td></tr>"
         for number, (label, curve) in enumerate(chart.curves.items())
         if curve
     )

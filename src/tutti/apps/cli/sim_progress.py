@@ -100,7 +100,8 @@ class SimProgress:
         if running:
             passed, new = time.perf_counter() - self._began, done - self._before
             left = f", about {text.duration(passed / new * (self._rounds - done))} left" if new else ""
-            state = f"{runs}, {done} of {self._rounds} rounds, {self._speed(done)}{left}"
+            speed = f", {self._speed(done).strip()}" if new else ""
+            state = f"{runs}, {done} of {self._rounds} rounds{speed}{left}"
         spec = self._specs[0]
         write(self._page, f"{spec.dataset}, {spec.model}, {spec.strategy}", state, charts, running=running)
 
