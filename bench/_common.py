@@ -75,6 +75,24 @@ def peak_memory() -> Iterator[Peak]:
         peak.bytes = max(0, after - before)
 
 
+@contextmanager
+def peak_anonymous(interval: float = 0.005) -> Iterator[Peak]:
+    """Of the block too, but without pages of mapped files, which the system takes back when it wants; sampled."""
+    peak, ended, before = Peak(), threading.Event(), _status("RssAnon")
+
+    def sample() -> None:
+        while before is not None and not ended.wait(interval):
+            peak.bytes = max(peak.bytes or 0, (_status("RssAnon") or 0) - before)
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
 def _status(key: str) -> int | None:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

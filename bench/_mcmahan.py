@@ -42,7 +42,7 @@ class Cell:
 CELLS = (
     Cell("2nn", 0.97, 1, 10, "iid", 87, 0.1, short=True),
     Cell("2nn", 0.97, 1, 10, "non-iid", 664, 0.05, short=True),
-    Cell("cnn", 0.99, 1, 10, "iid", 34, 0.1),
+    Cell("cnn", 0.99, 1, 10, "iid", 34, 0.1, short=True),
     Cell("cnn", 0.99, 5, 10, "iid", 20, 0.1),
     Cell("cnn", 0.99, 20, 10, "iid", 18, 0.1),
     Cell("cnn", 0.99, 1, 600, "iid", 626, 0.1),

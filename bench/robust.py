@@ -1,25 +1,31 @@
 """Robust reducers over many updates, from the bytes as they were received to the new update.
 
     python bench/robust.py --updates 50 --parameters 1_000_000
+    python bench/robust.py --updates 100 --parameters 25_000_000 --mapped --repeats 1 --rules median krum bulyan
 
 Compared with plain numpy and, if torch is there, plain torch on a matrix of all updates, each written as one would from
 the paper; and, if BENCH_FLWR_PYTHON names an interpreter that has Flower, with Flower's own functions in the same run.
 `memory` is how far the peak rose while reducing, in models. f bad nodes are a tenth of all, trimming a fifth.
+With --mapped the updates are files (4 bytes a parameter, in a temporary folder), mapped as a coordinator maps them;
+there is nothing to compare with then, and `memory` is what the process itself took, without pages of files.
 """
 
 import argparse
 import ctypes
 import json
+import mmap
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from _common import peak_memory, seconds, show
+from _common import Peak, peak_anonymous, peak_memory, seconds, show
 
 TENSORS = 10
 TRIM = 0.2
@@ -29,17 +35,33 @@ def values(k: int, parameters: int) -> np.ndarray:
     return np.random.default_rng(k).standard_normal(parameters, dtype=np.float32) * np.float32(0.01)
 
 
-def row(rule: str, who: str, work: Callable[[], Any], size: int, repeats: int) -> tuple[dict[str, Any], Any]:
+def row(
+    rule: str,
+    who: str,
+    work: Callable[[], Any],
+    size: int,
+    repeats: int,
+    measure: Callable[[], AbstractContextManager[Peak]] = peak_memory,
+) -> tuple[dict[str, Any], Any]:
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)  # or memory that the last rule freed would not show up again
-    with peak_memory() as peak:
+    with measure() as peak:
         result = work()
     took = seconds(work, repeats)
     memory = None if peak.bytes is None else peak.bytes / size
     return {"rule": rule, "by": who, "seconds": took, "memory": memory}, result
 
 
-def ours(updates: int, parameters: int, repeats: int) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+def mapped(content: bytearray, file: Path) -> mmap.mmap:
+    file.write_bytes(content)
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def ours(
+    updates: int, parameters: int, repeats: int, rules: Sequence[str] = (), folder: Path | None = None
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """With a folder, from mapped files in it."""
     from tutti.core.params import Params
     from tutti.core.reduce import Update, fold, reducers
     from tutti.core.registry import Choice
@@ -47,10 +69,14 @@ def ours(updates: int, parameters: int, repeats: int) -> tuple[list[dict[str, An
 
     f, part = updates // 10, parameters // TENSORS
     layout = Params.from_arrays({f"{i}": np.zeros(part, np.float32) for i in range(TENSORS)}).layout
-    received = [encode(Params(layout, values(k, part * TENSORS))) for k in range(updates)]
+    received: list[Any] = []
+    for k in range(updates):
+        content = encode(Params(layout, values(k, part * TENSORS)))
+        received.append(content if folder is None else mapped(content, folder / f"{k}"))
+        del content
     options = dict.fromkeys(("krum", "multi-krum", "bulyan"), f":f={f}") | {"trimmed-mean": f":{TRIM}"}
     rows, samples = [], {}
-    for name in reducers:
+    for name in rules or reducers:
         reducer = reducers.build(Choice.parse(name + options.get(name, "")))
         if reducer.rooted is not None:
             reducer = reducer.rooted(decode(received[0]))
@@ -58,7 +84,8 @@ def ours(updates: int, parameters: int, repeats: int) -> tuple[list[dict[str, An
         def work(reducer: Any = reducer) -> Params:
             return fold(reducer, [Update(decode(data), 1) for data in received], layout, 1)
 
-        found, result = row(name, "tutti", work, 4 * part * TENSORS, repeats)
+        measure = peak_memory if folder is None else peak_anonymous
+        found, result = row(name, "tutti", work, 4 * part * TENSORS, repeats, measure)
         rows.append(found)
         samples[name] = result.buffer[:1000].tolist()
     return rows, samples
@@ -132,6 +159,8 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only-ours", action="store_true", help="nothing to compare with, for large models")
+    parser.add_argument("--mapped", action="store_true", help="updates in mapped files; nothing to compare with")
+    parser.add_argument("--rules", nargs="+", default=[], metavar="NAME", help="only these of ours")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--as-flower", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -140,10 +169,11 @@ def main() -> None:
         rows, samples = flower(*sizes)
         print(json.dumps({"rows": rows, "samples": samples}))
         return
-    rows, samples = ours(*sizes)
+    with tempfile.TemporaryDirectory(prefix="tutti-robust-") as folder:
+        rows, samples = ours(*sizes, options.rules, Path(folder) if options.mapped else None)
     notes: dict[str, Any] = {"updates": options.updates, "parameters": options.parameters}
     theirs = None
-    if not options.only_ours:
+    if not (options.only_ours or options.mapped):
         rows += plain(*sizes)
         theirs = peer(sys.argv[1:])
         notes |= {"flower": "flwr not installed"} if theirs is None else {}

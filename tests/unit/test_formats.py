@@ -1,15 +1,18 @@
 """Sets that come in formats of others: LEAF's JSON, Hugging Face's Arrow folders, CIFAR-10 in all its forms."""
 
+import hashlib
 import io
 import json
 import pickle
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from support.shared_data import SHARED, needs
-from tutti.adapters.datasets import BadData, known_schema
+from support.shared_data import SHARED, needs, serving
+from tutti.adapters.datasets import BadData, cifar10, known_schema
 from tutti.adapters.datasets.cifar10 import CLASSES
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice, Option
@@ -173,6 +176,36 @@ def test_cifar10_binary_and_python_batches(tmp_path: Path, images: tuple[np.ndar
         assert load(f"cifar10:split=test,form={form}", path=str(tmp_path)).held_out.y.tolist() == y[50:].tolist()
 
 
+def test_cifar10_is_downloaded_once_and_read_from_its_archive(
+    tmp_path: Path, images: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The official archive's form and name, from a server of our own: with another digest, it is refused."""
+    x, y = images
+    (tmp_path / "kriz").mkdir()
+    archive = tmp_path / "kriz" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, rows in zip(cifar10._BATCHES, np.split(np.arange(60), 6), strict=True):
+            content = pickle.dumps({b"data": x[rows].reshape(10, -1), b"labels": y[rows].tolist()}, protocol=2)
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    monkeypatch.setenv("TUTTI_DATA_DIR", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with serving(tmp_path / "kriz") as url:
+        monkeypatch.setattr(cifar10, "_ARCHIVE", replace(cifar10._ARCHIVE, url=f"{url}/{archive.name}"))
+        with pytest.raises(BadData, match=r"expected md5:c58f30108f718f92721af3b95e74349a, came md5:"):
+            load("cifar10:download=true")
+        assert not list((tmp_path / "home" / "cifar10").iterdir())
+        found = f"md5:{hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()}"
+        monkeypatch.setattr(cifar10, "_ARCHIVE", replace(cifar10._ARCHIVE, digest=found))
+        check(load("cifar10:held_out=0,download=true"), x, y)
+    check(load("cifar10:held_out=0"), x, y)
+    (tmp_path / "home" / "cifar10" / archive.name).write_bytes(b"no archive")
+    monkeypatch.setattr(cifar10, "_ARCHIVE", replace(cifar10._ARCHIVE, digest=""))
+    with pytest.raises(BadData, match="cannot be read as the archive"):
+        load("cifar10:form=archive")
+
+
 def test_cifar10_runs_no_program_out_of_a_pickle(tmp_path: Path) -> None:
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         (tmp_path / name).write_bytes(b"cos\nsystem\n(S'echo harm'\ntR.")
@@ -194,7 +227,9 @@ def test_cifar10_image_folders(tmp_path: Path, images: tuple[np.ndarray, np.ndar
 
 
 def test_cifar10_says_where_it_looked(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"form python or binary or .* or png in one of .*unpack the archive"):
+    with pytest.raises(
+        BadData, match=r"form python or archive or binary or .* or png in one of .*cifar-10-python.*download=true"
+    ):
         load("cifar10", path=str(tmp_path))
 
 

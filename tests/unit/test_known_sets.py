@@ -2,16 +2,13 @@
 
 import hashlib
 import shutil
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from support.shared_data import SHARED, needs
+from support.shared_data import SHARED, needs, serving
 from tutti.adapters.datasets import BadData, known_schema
 from tutti.adapters.datasets._download import download
 from tutti.adapters.datasets._files import File, locate
@@ -126,13 +123,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     """Serves the folder tmp_path/there."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "a.csv").write_bytes(CONTENT)
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "there"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_address[1]}"
-        http.shutdown()
-        thread.join()
+    with serving(tmp_path / "there") as url:
+        yield url
 
 
 def test_download_is_checked_and_done_once(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,16 @@ from tutti.domain.spec import DataSchema
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Half: TypeAlias = tuple[Pixels, NDArray[np.int64]]
+Form: TypeAlias = Literal["auto", "python", "archive", "binary", "folders", "jpeg", "png"]
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_ARCHIVE = File(
+    "cifar-10-python.tar.gz",
+    "md5:c58f30108f718f92721af3b95e74349a",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+)
 _JPEG = File("cifar10-jpeg.tar.xz", "sha256:e82212b8f8580e3e79f41a32c7db0e6a5b8fb10188d1723b706e150379c98be9")
 _SHEETS = [
     File("cifar10_batch_0.png", "sha256:0614720d69293a033786d5fe2924c4e9a9b48874f19ca4627c4662a864ee9f2d"),
@@ -37,24 +43,28 @@ def _schema() -> DataSchema:
 
 
 @source("cifar10", _schema)
-def cifar10(path: str = "", form: Literal["auto", "python", "binary", "folders", "jpeg", "png"] = "auto") -> Rows:
+def cifar10(path: str = "", form: Form = "auto", download: bool = False) -> Rows:
     """60000 colour images of 3x32x32, 10 classes; the official 10000 are split=test.
 
     Looked for in `path`, or else in the folders $TUTTI_DATA_DIR and ../shared/data, in this order unless form= says
-    which: the official batches (python, binary, unpacked), folders train/<class> and test/<class> of images, an archive
-    of those as JPEG (lossy, so no match for published accuracies), and 4000 training images on PNG sheets, the last
-    1000 of them for test.
+    which: the official batches (python, binary, unpacked), the official cifar-10-python.tar.gz as it is (archive),
+    folders train/<class> and test/<class> of images, an archive of those as JPEG (lossy, so no match for published
+    accuracies), and 4000 training images on PNG sheets, the last 1000 of them for test. download=true fetches the
+    official archive if none of these is there.
     """
     forms = tuple(_FORMS) if form == "auto" else (form,)
-    for each in forms:
-        if (found := _FORMS[each](path)) is not None:
-            (x, y), (test_x, test_y) = found
-            test = np.arange(len(x), len(x) + len(test_x))
-            return Rows(np.concatenate([x, test_x]), np.concatenate([y, test_y]), _schema(), test)
+    found = next((halves for each in forms if (halves := _FORMS[each](path)) is not None), None)
+    if found is None and download:
+        found = _unpacked(*locate("cifar10", [_ARCHIVE], path, download=True))
+    if found is not None:
+        (x, y), (test_x, test_y) = found
+        test = np.arange(len(x), len(x) + len(test_x))
+        return Rows(np.concatenate([x, test_x]), np.concatenate([y, test_y]), _schema(), test)
     searched = ", ".join(map(str, folders("cifar10", path)))
     raise BadData(
         f"cifar10: expected it in the form {' or '.join(forms)} in one of {searched}; "
-        f"unpack the archive of {_HOME} and give path=…, or set TUTTI_DATA_DIR to the folder that has it"
+        f"put {_ARCHIVE.name} of {_HOME} there, give path=…, set TUTTI_DATA_DIR to the folder that has it, or "
+        "download=true"
     )
 
 
@@ -67,7 +77,24 @@ def _find(path: str, subfolder: str, names: tuple[str, ...]) -> Path | None:
 def _python(path: str) -> tuple[Half, Half] | None:
     if (folder := _find(path, "cifar-10-batches-py", _BATCHES)) is None:
         return None
-    *train, test = (_unpickled(folder / name) for name in _BATCHES)
+    *train, test = (_unpickled((folder / name).open("rb"), str(folder / name)) for name in _BATCHES)
+    return _joined(train), test
+
+
+def _archive(path: str) -> tuple[Half, Half] | None:
+    if _find(path, "cifar10", (_ARCHIVE.name,)) is None:
+        return None
+    return _unpacked(*locate("cifar10", [_ARCHIVE], path))
+
+
+def _unpacked(archive: Path) -> tuple[Half, Half]:
+    """The batches in the official archive, of which nothing is written to the disk."""
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            batches = ((name, tar.extractfile(f"cifar-10-batches-py/{name}")) for name in _BATCHES)
+            *train, test = (_unpickled(cast(IO[bytes], batch), f"{archive}, {name}") for name, batch in batches)
+    except (tarfile.TarError, KeyError, OSError) as error:
+        raise BadData(f"{archive}: cannot be read as the archive of CIFAR-10 for Python: {error}") from error
     return _joined(train), test
 
 
@@ -95,9 +122,9 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _unpickled(file: Path) -> Half:
+def _unpickled(batch: IO[bytes], file: str) -> Half:
     try:
-        with file.open("rb") as stream:
+        with batch as stream:
             content = _ArraysOnly(stream, encoding="bytes").load()
         data, labels = content[b"data"], content[b"labels"]
         return _checked(np.asarray(data, np.uint8).reshape(-1, 3, 32, 32), np.array(labels, np.int64), file)
@@ -188,7 +215,7 @@ def _joined(halves: list[Half]) -> Half:
     return np.concatenate([x for x, _ in halves]), np.concatenate([y for _, y in halves])
 
 
-def _checked(x: Pixels, y: NDArray[np.int64], file: Path) -> Half:
+def _checked(x: Pixels, y: NDArray[np.int64], file: Path | str) -> Half:
     if len(x) != len(y) or len(y) == 0 or y.min() < 0 or y.max() >= len(CLASSES):
         raise BadData(f"{file}: {len(x)} images and {len(y)} labels, expected as many of both, and classes 0 to 9")
     return x, y
@@ -196,6 +223,7 @@ def _checked(x: Pixels, y: NDArray[np.int64], file: Path) -> Half:
 
 _FORMS: Mapping[str, Callable[[str], tuple[Half, Half] | None]] = {
     "python": _python,
+    "archive": _archive,
     "binary": _binary,
     "folders": _folders,
     "jpeg": _jpeg,
