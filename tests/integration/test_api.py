@@ -167,6 +167,15 @@ async def test_lists_come_in_pages_and_newest_first(client):
     assert (await client.get("/api/v1/jobs?after=nonsense")).status_code == 422
 
 
+async def test_a_page_goes_on_after_a_job_that_has_left_the_list(client):
+    made = [(await client.post("/api/v1/jobs?paused=true", json=JOB)).json()["id"] for _ in range(3)]
+    first = (await client.get("/api/v1/jobs?status=paused&limit=1")).json()
+    assert (first["items"][0]["id"], first["next"]) == (made[2], made[2])
+    await client.post(f"/api/v1/jobs/{made[2]}/stop")
+    rest = (await client.get(f"/api/v1/jobs?status=paused&after={made[2]}")).json()
+    assert [job["id"] for job in rest["items"]] == [made[1], made[0]]
+
+
 async def test_pages_of_rounds(world, client):
     job = await trained(world, client)
     first = (await client.get(f"/api/v1/jobs/{job}/rounds?limit=2")).json()

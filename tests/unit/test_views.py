@@ -13,6 +13,7 @@ from tutti.ports import Recorded
 from tutti.services import views
 from tutti.services.history import attempts_of
 from tutti.services.members import NodeStatus
+from tutti.services.presence import Presence
 from tutti.wire.messages import Heartbeat, Progress, Registration
 
 DATA = DataSchema("classification", (64,), 10)
@@ -159,12 +160,17 @@ def test_rounds_carry_durations_bytes_and_measurements(job):
 
 
 def test_a_job_shows_its_latest_steering_evaluation(job):
-    shown = views.job_view(job, [node("ada"), node("bob", "mnist"), node("cyd", connected=False)])
+    presence = Presence(0.0)
+    for seen in (node("ada"), node("bob", "mnist"), node("cyd"), node("dan")):
+        presence.arrived(seen.node, seen.registration, 1.0)
+    presence.left("cyd", 2.0, took_leave=False)
+    shown = views.job_view(job, presence.offers(but=["dan", "eve"]))
     assert (shown.accuracy, shown.loss, shown.best_round) == (0.8, 0.7, 1)
     assert (shown.model, shown.rounds_done, shown.parameters, shown.by) == ("mlp:hidden=8", 1, 7, "me")
     assert (shown.nodes_needed, shown.nodes_ready) == (2, 1)
     assert shown.reason == "waits for nodes: 2 are needed, 1 are ready"
-    assert views.job_view(job, [node("ada"), node("bob")], "the disk is full").reason == "the disk is full"
+    assert views.job_view(job, presence.offers(), "the disk is full").reason == "the disk is full"
+    assert views.job_view(job, presence.offers()).nodes_ready == 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ connections are all that is lost, and both come back: updates are stored before 
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from tutti.core.errors import Conflict, NotFound, StorageError, TuttiError
@@ -31,7 +31,7 @@ from tutti.services.keeping import BlobKeeper
 from tutti.services.manifest import Manifest, manifest_of_job
 from tutti.services.members import Members, NodeStatus, arrival, fingerprint
 from tutti.services.preflight import Preflight, Told, with_normalization
-from tutti.services.presence import Presence
+from tutti.services.presence import Offer, Presence
 from tutti.services.scheduling import Scheduler
 from tutti.services.site import Site
 from tutti.services.stats import Stats
@@ -273,9 +273,17 @@ class Coordinator:
         await self.journal.nodes(nodes.Drain(node=node, on=on, by=by))
         self._nodes_changed()
 
+    def offers(self) -> Mapping[Offer, int]:
+        """What the connected nodes that may be given work offer, and how many offer the same."""
+        return self.presence.offers(but=self.register.drained)
+
     def node_statuses(self) -> list[NodeStatus]:
         """All registered nodes, by name."""
         return self.members.statuses(self._scheduler.busy())
+
+    def node_status(self, node: NodeId) -> NodeStatus:
+        """One of them; raises NotFound."""
+        return self.members.status(node, self._scheduler.task_of(node))
 
     # -- what nodes do -------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 from blake3 import blake3
 
-from tutti.core.errors import Forbidden, StorageError
+from tutti.core.errors import Forbidden, NotFound, StorageError
 from tutti.domain import events as e
 from tutti.domain import nodes
 from tutti.domain.events import NodeEvent, NodeId
@@ -128,10 +128,13 @@ class Members:
 
     def statuses(self, busy: Busy) -> list[NodeStatus]:
         """All registered nodes, by name; `busy` tells who works on what."""
-        return [self._status(node, busy) for node in sorted(self._journal.register.nodes)]
+        return [self.status(node, busy.get(node)) for node in sorted(self._journal.register.nodes)]
 
-    def _status(self, node: NodeId, busy: Busy) -> NodeStatus:
-        seen, task = self._presence.get(node), busy.get(node)
+    def status(self, node: NodeId, task: tuple[str, int] | None) -> NodeStatus:
+        """A registered node, and the job and round that it works on; raises NotFound."""
+        if node not in self._journal.register.nodes:
+            raise NotFound(f"there is no node {node!r}")
+        seen = self._presence.get(node)
         joined, drained = self._journal.joined_at[node], node in self._journal.register.drained
         if seen is None:
             return NodeStatus(node=node, connected=False, joined_at=joined, drained=drained)

@@ -1,14 +1,25 @@
 """Which nodes are here now, what they last said, and who has been silent for too long. Nothing here is logged."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tutti.domain.events import NodeId
+from tutti.domain.nodes import DataSummary, Terms
 from tutti.domain.spec import CohortRules
 from tutti.wire.messages import Heartbeat, Progress, Registration
 
 Owed = tuple[str, int, int]
 """A task: job, round, attempt."""
+
+
+Offer = tuple[DataSummary, Terms]
+"""What decides whether a node may be asked to work on a job; of thousands of nodes most offer the same."""
+
+
+def offer_of(registration: Registration) -> Offer:
+    data = registration.data
+    return DataSummary(data.name, data.data, min(data.examples, 1)), registration.terms
 
 
 @dataclass(slots=True)
@@ -39,6 +50,7 @@ class Presence:
         self.started = started
         self._seen: dict[NodeId, Seen] = {}
         self._holding: dict[str, set[NodeId]] = {}  # the connected ones by data set: nobody looks through thousands
+        self._offers: Counter[Offer] = Counter()
         self.here = 0  # how many are connected
 
     def get(self, node: NodeId) -> Seen | None:
@@ -51,10 +63,20 @@ class Presence:
         """The connected nodes that hold this data set, in no order."""
         return iter(self._holding.get(dataset, ()))
 
+    def offers(self, but: Iterable[NodeId] = ()) -> Counter[Offer]:
+        """What the connected nodes offer, but for some of them, and how many offer the same."""
+        found = self._offers.copy()
+        for node in but:
+            seen = self._seen.get(node)
+            if seen is not None and seen.connected and seen.registration is not None:
+                found[offer_of(seen.registration)] -= 1
+        return found
+
     def arrived(self, node: NodeId, registration: Registration, now: float) -> None:
         self.forget(node)
         self._seen[node] = Seen(True, now, registration, now)
         self._holding.setdefault(registration.data.name, set()).add(node)
+        self._offers[offer_of(registration)] += 1
         self.here += 1
 
     def left(self, node: NodeId, now: float, *, took_leave: bool) -> None:
@@ -74,6 +96,10 @@ class Presence:
         self._holding[dataset].discard(node)
         if not self._holding[dataset]:
             del self._holding[dataset]
+        offer = offer_of(gone.registration)
+        self._offers[offer] -= 1
+        if not self._offers[offer]:
+            del self._offers[offer]
 
     def heard(self, node: NodeId, message: object, now: float) -> bool:
         """Note a sign of life; True if the node has just begun to take work again (its owner's hours)."""

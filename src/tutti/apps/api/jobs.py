@@ -1,6 +1,7 @@
 """Jobs: ask for one, steer it, and read its rounds, metrics and models."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -61,16 +62,6 @@ def page(items: Sequence[T], limit: int, after: str) -> Page[T]:
     return Page(items=list(items[start:end]), next=str(end) if end < len(items) else None)
 
 
-def page_by_name(items: Sequence[T], limit: int, after: str, name: Callable[[T], str]) -> Page[T]:
-    """A part of a list in which items may come and go anywhere; the cursor is the last item's name."""
-    names = [name(item) for item in items]
-    if after and after not in names:
-        raise HTTPException(422, f"after: there is no {after!r} in this list")
-    start = names.index(after) + 1 if after else 0
-    end = start + limit
-    return Page(items=list(items[start:end]), next=names[end - 1] if end < len(names) else None)
-
-
 class JobRoutes:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
@@ -80,21 +71,30 @@ class JobRoutes:
         return self.views([job])[0]
 
     def views(self, jobs: Iterable[Job]) -> list[JobView]:
-        nodes = self._coordinator.node_statuses()
-        return [job_view(job, nodes, self._coordinator.trouble(job.id)) for job in jobs]
+        offers = self._coordinator.offers()
+        return [job_view(job, offers, self._coordinator.trouble(job.id)) for job in jobs]
+
+    def _page(self, limit: int, after: str, wanted: Callable[[Job], bool]) -> Page[Job]:
+        """Of the wanted jobs, newest first, those after the job `after`, which may not be wanted any more itself."""
+        jobs = reversed(self._coordinator.jobs.values())
+        if after and not any(job.id == after for job in jobs):  # this goes on behind it
+            raise HTTPException(422, f"after: expected the `next` of an earlier page, came {after!r}")
+        found = list(islice(filter(wanted, jobs), limit + 1))
+        return Page(items=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
 
     async def list_jobs(
         self, limit: Limit = 50, after: After = "", status: Text = "", name: Text = "", dataset: Text = ""
     ) -> Answer[Page[JobView]]:
         """The jobs, newest first."""
-        chosen = [
-            job
-            for job in reversed(self._coordinator.jobs.values())
-            if (not status or status_of_job(job) == status)
-            and (not name or job.spec.name == name)
-            and (not dataset or job.spec.dataset == dataset)
-        ]
-        found = page_by_name(chosen, limit, after, lambda job: job.id)
+
+        def wanted(job: Job) -> bool:
+            return (
+                (not status or status_of_job(job) == status)
+                and (not name or job.spec.name == name)
+                and (not dataset or job.spec.dataset == dataset)
+            )
+
+        found = self._page(limit, after, wanted)
         return Answer(Page(items=self.views(found.items), next=found.next))
 
     async def create_job(self, request: Request, spec: NewJob, key: Key = "", paused: bool = False) -> Answer[JobView]:
@@ -108,7 +108,7 @@ class JobRoutes:
     async def check_job(self, spec: NewJob) -> Answer[CheckView]:
         """Whether a job could be run as written, without asking for it; a problem says what is wrong with it."""
         data = self._coordinator.check(spec)
-        return Answer(check_view(spec, data, self._coordinator.node_statuses()))
+        return Answer(check_view(spec, data, self._coordinator.offers()))
 
     async def submit(self, request: Request, spec: JobSpec, *, key: str = "", paused: bool = False) -> JobView:
         return self.view(await self._coordinator.submit(spec, by=caller(request), paused=paused, key=key))
@@ -184,12 +184,11 @@ class JobRoutes:
 
     async def list_models(self, limit: Limit = 100, after: After = "", dataset: Text = "") -> Answer[Page[ModelView]]:
         """The current model of every job, the newest job first."""
-        jobs = [
-            job
-            for job in reversed(self._coordinator.jobs.values())
-            if (not dataset or job.spec.dataset == dataset) and job.initial_model
-        ]
-        found = page_by_name(jobs, limit, after, lambda job: job.id)
+
+        def wanted(job: Job) -> bool:
+            return bool(job.initial_model) and (not dataset or job.spec.dataset == dataset)
+
+        found = self._page(limit, after, wanted)
         models = [model for job in found.items for model in await self._models(job, rounds_with_model(job)[-1:])]
         return Answer(Page(items=models, next=found.next))
 

@@ -12,7 +12,7 @@ from tutti.apps.api.auth import TOO_MANY, Failures, client_of
 from tutti.apps.api.jobs import Text, caller
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.apps.api.settings import is_loopback
-from tutti.core.errors import Forbidden, NotFound
+from tutti.core.errors import Forbidden
 from tutti.domain.spec import Name
 from tutti.services.coordinator import Coordinator
 from tutti.services.views import Invitation, NodeView, Page, PreflightView, View, node_view, preflight_view
@@ -62,10 +62,7 @@ class NodeRoutes:
         return Answer(Page(items=found, next=found[-1].name if len(nodes) > first + limit else None))
 
     async def show_node(self, node: str) -> Answer[NodeView]:
-        for status in self._coordinator.node_statuses():
-            if status.node == node:
-                return Answer(node_view(status))
-        raise NotFound(f"there is no node {node!r}")
+        return Answer(node_view(self._coordinator.node_status(node)))
 
     async def remove_node(self, node: str) -> Response:
         """Send a node away for good: its secret is void, its open work is dropped."""

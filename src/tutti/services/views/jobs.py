@@ -1,6 +1,7 @@
 """Jobs: where each one stands."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tutti.domain.events import Digest
@@ -11,7 +12,7 @@ from tutti.services.views.base import View
 from tutti.services.views.rounds import RoundView, open_round_view
 
 if TYPE_CHECKING:
-    from tutti.services.members import NodeStatus
+    from tutti.services.presence import Offer
 
 
 class JobView(View, frozen=True, kw_only=True):
@@ -46,10 +47,14 @@ class JobView(View, frozen=True, kw_only=True):
     data: DataSchema
 
 
-def job_view(job: Job, nodes: "Iterable[NodeStatus]" = (), trouble: str = "") -> JobView:
-    """`trouble` is what keeps the coordinator from going on with the job, if anything does."""
+def job_view(job: Job, offers: "Mapping[Offer, int]" = MappingProxyType({}), trouble: str = "") -> JobView:
+    """One job as people see it.
+
+    `offers` is what connected nodes offer, and how many of them; `trouble` is what keeps the coordinator from going on
+    with the job, if anything does.
+    """
     spec, latest = job.spec, latest_score(job)
-    ready = sum(may_work(node, spec, job.data) for node in nodes)
+    ready = ready_for(spec, job.data, offers)
     return JobView(
         id=job.id,
         name=spec.name,
@@ -85,9 +90,8 @@ class CheckView(View, frozen=True, kw_only=True):
     nodes_needed: int
 
 
-def check_view(spec: JobSpec, data: DataSchema, nodes: "Iterable[NodeStatus]") -> CheckView:
-    ready = sum(may_work(node, spec, data) for node in nodes)
-    return CheckView(data=data, nodes_ready=ready, nodes_needed=spec.cohort.min_nodes)
+def check_view(spec: JobSpec, data: DataSchema, offers: "Mapping[Offer, int]") -> CheckView:
+    return CheckView(data=data, nodes_ready=ready_for(spec, data, offers), nodes_needed=spec.cohort.min_nodes)
 
 
 def latest_score(job: Job) -> Metrics:
@@ -117,10 +121,9 @@ def _reason(job: Job, ready: int, trouble: str) -> str:
     return trouble
 
 
-def may_work(status: "NodeStatus", spec: JobSpec, data: DataSchema) -> bool:
-    """Whether a node could be asked to work on such a job, once it has nothing else to do."""
-    if not status.connected or status.drained or status.registration is None:
-        return False
-    rules, registration = spec.cohort, status.registration
-    expected = rules.size or rules.min_nodes
-    return why_not(spec, data, registration.data, registration.terms, expected) is None
+def ready_for(spec: JobSpec, data: DataSchema, offers: "Mapping[Offer, int]") -> int:
+    """How many nodes could be asked to work on such a job, once they have nothing else to do."""
+    expected = spec.cohort.size or spec.cohort.min_nodes
+    return sum(
+        count for (summary, terms), count in offers.items() if why_not(spec, data, summary, terms, expected) is None
+    )
