@@ -244,7 +244,8 @@ def openapi() -> str:
     """What `/openapi.json` answers; the dashboard's types are made from it."""
     nothing: Any = None
     core: Any = SimpleNamespace(members=nothing, access=nothing, stats=nothing)
-    app = create_app(core, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), (nothing, nothing))
+    pairs = (nothing, nothing), (nothing, nothing)
+    app = create_app(core, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), *pairs)
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
 
 

@@ -27,7 +27,8 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 def app_of(world: World, settings: ApiSettings = LOCAL, accounts: Accounts | None = None) -> FastAPI:
     accounts = accounts or Accounts(MemoryAccounts(), Argon2Passwords(), world.core.clock)
     fabric, tokens = HubFabric(world.core.members.authenticate), (world.desk, world.ledger)
-    return create_app(world.core, fabric, world.core.blobs, accounts, settings, tokens)
+    market = (world.market, world.floor)
+    return create_app(world.core, fabric, world.core.blobs, accounts, settings, tokens, market)
 
 
 def caller(app: FastAPI, headers: dict[str, str] | None = None) -> httpx.AsyncClient:

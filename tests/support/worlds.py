@@ -6,6 +6,7 @@ The toy is linear regression by gradient descent in numpy: fast, deterministic, 
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,13 +23,19 @@ from tutti.adapters.machine import Machine
 from tutti.adapters.workbench import ThreadWorkbench
 from tutti.core.params import Params
 from tutti.domain.jobs import Job
+from tutti.domain.market.rules import RULES
 from tutti.domain.policy import Policy
 from tutti.domain.spec import DataSchema, JobSpec, load_spec
 from tutti.ports import Data, Examples, LinkRefused, Report, Task, Work
 from tutti.ports.training import models
 from tutti.services.coordinator import Coordinator
+from tutti.services.market.desk import MarketDesk
+from tutti.services.market.floor import MarketFloor
+from tutti.services.market.judging import solve
+from tutti.services.market.worker import Solve, Worker
 from tutti.services.node import NodeRuntime
 from tutti.services.rewards import RewardDesk
+from tutti.wire.messages import Offer
 
 SCHEMA = DataSchema("regression", (3,), 1)
 DEADLINE = 30.0
@@ -94,6 +101,8 @@ class World:
         self.links: dict[str, LocalLink] = {}
         self._nodes: dict[str, asyncio.Task[None]] = {}
         self._secrets: dict[str, str] = {}
+        self.rules = RULES
+        self.chance: Callable[[], float] | None = None
         self.core: Coordinator
 
     async def up(self, saboteur: Saboteur | None = None, *, of: str = "log") -> Coordinator:
@@ -118,9 +127,13 @@ class World:
             self.folder / "ledger.sqlite", Ed25519Key.at(self.folder / "ledger.key"), lambda: int(1000 * clock())
         )
         self.desk = RewardDesk(self.core.journal, self.core.blobs, self.core.workbench, self.ledger, clock)
-        self.core.keeper.retained = self.desk.retained
+        self.market = MarketDesk(self.core.journal, self.core.blobs, self.ledger, clock, self.rules)
+        self.floor = MarketFloor(self.market, self.fabric, chance=self.chance)
+        self.core.lend(self.floor)
+        self.core.keeper.retained = lambda: self.desk.retained() | self.market.retained()
         await self.core.start()
         self.core.background.spawn(self.desk.run())
+        self.core.background.spawn(self.floor.run())
         for link in self.links.values():
             link.fabric = self.fabric
         return self.core
@@ -141,6 +154,9 @@ class World:
         policy: Policy | None = None,
         gate: threading.Event | None = None,
         data: Data | None = None,
+        offer: Offer | None = None,
+        solve: Solve = solve,
+        worker: type[Worker] = Worker,
     ) -> None:
         if name not in self._secrets:
             self._secrets[name] = await self.core.members.admit(await self.core.members.invite(), name)
@@ -154,6 +170,9 @@ class World:
             machine=Machine(),
             workdir=self.folder / "nodes" / name,
             trainer_for=lambda model, data: ToyTrainer(gate) if gate else models.build(model, data=data),
+            worker=worker(name, self._secrets[name], offer, link, self.folder / "market" / name, solve)
+            if offer
+            else None,
         )
         self._nodes[name] = asyncio.create_task(runtime.run())
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tutti.ports import EventLog
     from tutti.ports.accounts import AccountStore
     from tutti.services.coordinator import Coordinator
+    from tutti.wire.messages import Offer
 
 INVITE_SECONDS = 24 * 3600.0
 SHUTDOWN_SECONDS = 3
@@ -144,6 +145,8 @@ async def coordinator(
     from tutti.apps.api.settings import ApiSettings
     from tutti.services.accounts import Accounts
     from tutti.services.coordinator import Coordinator
+    from tutti.services.market.desk import MarketDesk
+    from tutti.services.market.floor import MarketFloor
     from tutti.services.members import fingerprint
     from tutti.services.rewards import RewardDesk
 
@@ -168,7 +171,10 @@ async def coordinator(
         folder / "ledger.sqlite", Ed25519Key.at(folder / "ledger.key"), lambda: int(1000 * clock())
     )
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
-    core.keeper.retained = desk.retained
+    market = MarketDesk(core.journal, blobs, ledger, clock)
+    floor = MarketFloor(market, fabric, drained=lambda node: node in core.register.drained)
+    core.lend(floor)
+    core.keeper.retained = lambda: desk.retained() | market.retained()
     accounts = Accounts(await _open_accounts(settings, folder), Argon2Passwords(), core.clock)
     await accounts.load()
     api = ApiSettings(
@@ -181,8 +187,9 @@ async def coordinator(
     )
     await core.start()
     core.background.spawn(desk.run())
+    core.background.spawn(floor.run())
     try:
-        yield core, create_app(core, fabric, blobs, accounts, api, (desk, ledger))
+        yield core, create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor))
     finally:
         await core.stop()
         await ledger.close()
@@ -234,17 +241,19 @@ async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: in
 class NodeSettings:
     """What `tutti join` needs to know. `link` is a join link, or the coordinator's address if it joined before.
 
-    `allow_modules` adds to those of the policy.
+    `allow_modules` adds to those of the policy. With an `offer` the node is a worker on the compute market too, and
+    need not have `data`.
     """
 
     link: str
-    data: Choice
+    data: Choice | None
     name: str
     state_dir: Path
     policy: Path | None = None
     allow_modules: tuple[str, ...] = ()
     ca: Path | None = None
     compress: bool = False
+    offer: "Offer | None" = None
     on_connected: Callable[[str], None] = lambda url: None
     """Called with the coordinator's address whenever it has taken the node in."""
 
@@ -269,12 +278,15 @@ async def run_node(settings: NodeSettings) -> None:
 async def _run_node(settings: NodeSettings, policy: Policy) -> None:
     from tutti.adapters.fabrics.hub_link import HubLink
     from tutti.adapters.machine import Machine, apply_limits
+    from tutti.services.market.worker import Worker
     from tutti.services.node import NodeRuntime
 
     apply_limits(policy)
-    data = await asyncio.to_thread(load_data, settings.data)
+    data = await asyncio.to_thread(load_data, settings.data) if settings.data else no_data()
     member = await membership(settings)
     async with HubLink(member.url, member.node, member.secret, ca=settings.ca, compress=settings.compress) as link:
+        market = settings.state_dir / "market"
+        worker = Worker(member.node, member.secret, settings.offer, link, market) if settings.offer else None
         runtime = NodeRuntime(
             name=member.node,
             token=member.secret,
@@ -285,6 +297,7 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
             workdir=settings.state_dir / "work",
             trainer_for=trainers(policy),
             on_connected=lambda: settings.on_connected(member.url),
+            worker=worker,
         )
         await runtime.run()
 
@@ -299,6 +312,16 @@ def trainers(policy: Policy) -> Callable[[Choice, DataSchema], Trainer]:
             return models.build(model, data=schema)
 
     return trainer_for
+
+
+def no_data() -> Data:
+    """What a node holds that only computes: no rows, so that no training asks for it."""
+    import numpy as np
+
+    from tutti.ports import Examples
+
+    nothing = Examples(np.empty((0, 1), np.float32), np.empty((0, 1), np.float32))
+    return Data("none", DataSchema("regression", (1,), 1), nothing, nothing)
 
 
 def load_data(choice: Choice) -> Data:

@@ -48,22 +48,32 @@ class Workload:
         admit: Raises BadTable, saying what is wrong, for data that it cannot be done on.
         solve: (table, seed) -> the result; the same inputs give the same result but for rounding.
         shapes: table -> the names and shapes of a result; -1 where any length will do.
-        check: (table, result of these shapes and finite, seed of the check) -> the verdict.
+        check: (table, result of these shapes and finite, seed of the job, seed of the check) -> the verdict.
+        replay: (table, result, seed of the job) -> the verdict after all of the work was done again: what `check`
+            finds with a chance, it finds for sure.
+        work: (rows, columns) -> about how many floating-point operations it takes.
+        detection: The least chance with which `check` finds a result that is wrong.
     """
 
     admit: Callable[[Table], None]
     solve: Callable[[Table, int], Result]
     shapes: Callable[[Table], Mapping[str, tuple[int, ...]]]
     check: Callable[[Table, Result, int, int], Verdict]
+    replay: Callable[[Table, Result, int], Verdict]
+    work: Callable[[int, int], float]
+    detection: float = 1.0
 
 
 workloads: Registry[Workload] = Registry("workload", "tutti.core.workloads")
 
 
-def verify(workload: Workload, table: Table, result: Mapping[str, object], seed: int, check_seed: int) -> Verdict:
+def verify(
+    workload: Workload, table: Table, result: Mapping[str, object], seed: int, check_seed: int, *, replay: bool = False
+) -> Verdict:
     """Check what somebody claims to be a result: anything at all may come, and nothing that comes is executed.
 
-    `seed` is the job's, which its result depends on; `check_seed` is drawn afterwards.
+    `seed` is the job's, which its result depends on; `check_seed` is drawn afterwards. With `replay`, all of the work
+    is done again once the check has passed.
     """
     arrays: dict[str, Floats] = {}
     for name, shape in workload.shapes(table).items():
@@ -76,7 +86,8 @@ def verify(workload: Workload, table: Table, result: Mapping[str, object], seed:
         if not np.isfinite(came).all():
             return Verdict(False, f"{name!r} has values that are not finite")
         arrays[name] = came
-    return workload.check(table, arrays, seed, check_seed)
+    verdict = workload.check(table, arrays, seed, check_seed)
+    return workload.replay(table, arrays, seed) if replay and verdict.holds else verdict
 
 
 def check_finite(table: Table, least_rows: int) -> None:

@@ -6,19 +6,13 @@ the audit are readers of them. Events carry digests, never tensors. `at` is seco
 
 from typing import Literal, TypeAlias
 
-import msgspec
-
 from tutti.core.registry import Choice
 from tutti.domain.contributions import Contribution
+from tutti.domain.event import Digest as Digest
+from tutti.domain.event import Event as Event
+from tutti.domain.event import NodeId as NodeId
+from tutti.domain.market.events import MarketEvent as MarketEvent
 from tutti.domain.spec import DataSchema, JobSpec, Metrics
-
-Digest: TypeAlias = str
-NodeId: TypeAlias = str
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True, tag_field="type"):
-    at: float
-
 
 # -- a job, stream `job:<id>` ------------------------------------------------------------------------
 
@@ -309,4 +303,4 @@ class RewardsSettled(Event, frozen=True, kw_only=True):
 
 
 RewardEvent: TypeAlias = ContributionsScored | RewardsSettled
-AnyEvent: TypeAlias = JobEvent | NodeEvent | RewardEvent
+AnyEvent: TypeAlias = JobEvent | NodeEvent | RewardEvent | MarketEvent

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from tutti.domain.events import Digest, NodeId
+from tutti.services.errands import Errands, NoErrands
 from tutti.services.journal import Journal
 
 UPLOADS_PER_TASK = 256
@@ -24,6 +25,7 @@ class Access:
     def __init__(self, journal: Journal, live: Mapping[str, Sized]) -> None:
         self._journal = journal
         self._live = live
+        self.errands: Errands = NoErrands()
         self._uploads: dict[tuple[NodeId, str], tuple[tuple[int, int], int]] = {}  # of the newest task: how many
 
     def update_limit(self, node: NodeId) -> int:
@@ -39,17 +41,17 @@ class Access:
             begun = begun + 1 if before == owed else 1
             self._uploads[node, job_id] = owed, begun
             if begun <= UPLOADS_PER_TASK:
-                return running.largest_update
-        return 0
+                return max(running.largest_update, self.errands.update_limit(node))
+        return self.errands.update_limit(node)
 
     def may_read(self, node: NodeId, digest: Digest) -> bool:
-        """Whether a node may fetch a blob: the models of rounds that it takes part in, and nothing else."""
+        """Whether a node may fetch a blob: the models of rounds that it takes part in, the table of its compute job."""
         for job_id in self._live:
             job = self._journal.jobs[job_id]
             task = job.round.task_of(node) if job.round and node in job.round.members else job.working.get(node)
             if task is not None and task.fetched == digest:
                 return True
-        return False
+        return self.errands.may_read(node, digest)
 
     def over(self, job_id: str) -> None:
         """A job has ended: nothing of it need be remembered."""

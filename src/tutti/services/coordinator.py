@@ -24,6 +24,7 @@ from tutti.ports.training import datasets, models
 from tutti.services.access import Access
 from tutti.services.background import Background
 from tutti.services.driver import JobDriver
+from tutti.services.errands import Errands
 from tutti.services.history import attempts_of
 from tutti.services.inbox import HandedIn, Inbox, answer
 from tutti.services.journal import NODES, Journal
@@ -296,9 +297,14 @@ class Coordinator:
             except Exception:
                 log.exception("%s: cannot deal with %s", event.node, type(event).__name__)
 
+    def lend(self, errands: Errands) -> None:
+        """Let somebody else work with the nodes, too."""
+        self.access.errands = errands
+
     async def _on(self, event: FabricEvent) -> None:
         """Never waits for the disk: what one node does must not keep the others' heartbeats waiting."""
         now = self.clock()
+        self.access.errands.on(event)
         match event:
             case Arrived(node=node, registration=registration):
                 self.presence.arrived(node, registration, now)

@@ -22,21 +22,27 @@ from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered
 from tutti.ports.fabric import Link, LinkLost, LinkRefused
 from tutti.ports.machine import Host
 from tutti.ports.training import Data
+from tutti.services.market.worker import Worker
 from tutti.services.preflight import statistics_of
 from tutti.services.runner import TaskRunner, TrainerFor, backoff, key_of
 from tutti.services.work import failure
 from tutti.wire.messages import (
     PROTOCOL,
+    Compute,
     CoordinatorMessage,
+    Declined,
     Describe,
     Described,
     Failure,
     GlobalWeights,
     Halt,
     Heartbeat,
+    Measure,
+    Over,
     Refusal,
     Registered,
     Registration,
+    Show,
     Start,
     Verdict,
 )
@@ -61,6 +67,7 @@ class NodeRuntime:
         now: Callable[[], datetime] = datetime.now,
         clock: Callable[[], float] = perf_counter,
         on_connected: Callable[[], None] = lambda: None,
+        worker: Worker | None = None,
     ) -> None:
         self._on_connected = on_connected
         self._name, self._token, self._link, self._data = name, token, link, data
@@ -70,6 +77,9 @@ class NodeRuntime:
         self._statistics: Statistics | None = None
         self._rng = Random(name)  # noqa: S311 - spreads reconnects, guards nothing
         self._tasks = TaskRunner(name, link, data, workdir, trainer_for, self._rng, clock)
+        self._worker = worker
+        if worker is not None:
+            worker.begin(self._tasks)
 
     async def run(self) -> None:
         """Serve until cancelled; raises LinkRefused if the coordinator does not want this node. Runs once."""
@@ -88,6 +98,8 @@ class NodeRuntime:
                 await asyncio.sleep(next(delays))
         finally:
             self._tasks.close()
+            if self._worker is not None:
+                self._worker.close()
 
     # -- one connection ----------------------------------------------------------------------------------
 
@@ -115,6 +127,7 @@ class NodeRuntime:
             capabilities=self._capabilities,
             data=self._summary,
             terms=terms(self._policy, self._now()),
+            offer=self._worker.offer if self._worker is not None else None,
         )
 
     def _on_registered(self, welcome: Registered) -> None:
@@ -159,6 +172,8 @@ class NodeRuntime:
                     self._tasks.release(f"round {round} is closed")
             case Describe():
                 await self._describe(message)
+            case Compute() | Show() | Over() | Measure():
+                await self._on_market(message)
             case Refusal(detail=detail, fatal=True):
                 raise LinkRefused(detail)
             case Refusal(code=code, detail=detail):
@@ -167,6 +182,13 @@ class NodeRuntime:
                 pass
             case _:
                 assert_never(message)
+
+    async def _on_market(self, message: Compute | Show | Over | Measure) -> None:
+        if self._worker is not None and (not isinstance(message, Compute) or is_open(self._policy, self._now())):
+            self._worker.obey(message)
+        elif isinstance(message, Compute):
+            reason = "outside its owner's hours" if self._worker else "is no worker of the compute market"
+            await self._tasks.say(Declined(job=message.job, attempt=message.attempt, reason=reason))
 
     async def _describe(self, asked: Describe) -> None:
         """Tell statistics, as far as the owner allows: always the same, so that asking again tells nothing new."""

@@ -258,17 +258,17 @@ class TaskRunner:
         if self._model[0] != digest:
             self._model = ("", b"")  # two large ones may not fit
             try:
-                blob = await self._insist(lambda: self._link.fetch(digest))
+                blob = await self.insist(lambda: self._link.fetch(digest))
             except CorruptBlob as corrupt:
                 log.warning("%s; loading it once more", corrupt)
-                blob = await self._insist(lambda: self._link.fetch(digest))
+                blob = await self.insist(lambda: self._link.fetch(digest))
             self._model = (digest, blob)
         return self._model[1]
 
     async def _store(self, blob: bytearray, digest: Digest) -> None:
-        await self._insist(lambda: self._link.store(memoryview(blob), digest))
+        await self.insist(lambda: self._link.store(memoryview(blob), digest))
 
-    async def _insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try again whenever the coordinator was away, once it is back."""
         delays = backoff(self._rng)
         while True:

@@ -45,10 +45,19 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 # -- node to coordinator -----------------------------------------------------------------------------
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a node that also is a worker on the compute market asks and offers; see `WorkerRegistered`."""
+
+    stake: Annotated[int, Meta(ge=1, le=2**53)]
+    price: Annotated[int, Meta(ge=1, le=2**53)] = 1
+    kinds: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
+    owner: Annotated[str, Meta(max_length=100)] = ""
+
+
 class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
     """The first message of a connection: who, with what proof, on what machine, with what data.
 
-    `attached`: the largest blob in bytes that this node takes attached to a message.
+    `attached`: the largest blob in bytes that this node takes attached to a message. `offer`: it is a worker, too.
     """
 
     protocol: int
@@ -58,6 +67,7 @@ class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
     data: DataSummary
     terms: Terms = Terms()
     attached: _Size = 0
+    offer: Offer | None = None
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag="device:heartbeat"):
@@ -117,7 +127,58 @@ class Described(Message, frozen=True, kw_only=True, tag="data:described"):
     reason: Annotated[str, Meta(max_length=1000)] = ""
 
 
-NodeMessage: TypeAlias = Registration | Heartbeat | Progress | Submission | Failure | Described
+class Computing(Message, frozen=True, kw_only=True, tag="compute:progress"):
+    """Work on a compute job goes on: this renews the lease."""
+
+    job: JobId
+    attempt: int
+
+
+class Committed(Message, frozen=True, kw_only=True, tag="compute:commit"):
+    """There is a result. `commitment` is the SHA-256 of the lines job, attempt, node, digest and nonce."""
+
+    job: JobId
+    attempt: int
+    commitment: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+
+
+class Computed(Message, frozen=True, kw_only=True, tag="compute:result"):
+    """The result is stored under `digest`, or attached; `nonce` opens the commitment."""
+
+    job: JobId
+    attempt: int
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+    nonce: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+
+
+class Declined(Message, frozen=True, kw_only=True, tag="compute:failed"):
+    """This node will not deliver: its owner forbids it, or the work broke."""
+
+    job: JobId
+    attempt: int
+    reason: Annotated[str, Meta(max_length=1000)]
+
+
+class Measured(Message, frozen=True, kw_only=True, tag="compute:measured"):
+    """The answer to Measure: the coefficients that solve its problem, and intercept and error behind them."""
+
+    id: str
+    values: Annotated[tuple[float, ...], Meta(max_length=1024)]
+
+
+NodeMessage: TypeAlias = (
+    Registration
+    | Heartbeat
+    | Progress
+    | Submission
+    | Failure
+    | Described
+    | Computing
+    | Committed
+    | Computed
+    | Declined
+    | Measured
+)
 
 
 # -- coordinator to node -----------------------------------------------------------------------------
@@ -216,7 +277,48 @@ class Describe(Message, frozen=True, kw_only=True, tag="data:describe"):
     columns: Annotated[int, Meta(ge=1, le=16)] = 16
 
 
-CoordinatorMessage: TypeAlias = Registered | Start | Halt | GlobalWeights | Verdict | Refusal | Describe
+class Compute(Message, frozen=True, kw_only=True, tag="compute:start"):
+    """Do this compute job on the table `data`, and commit to the result. Told twice of the same attempt, do it once."""
+
+    job: JobId
+    attempt: int
+    kind: Choice
+    data: Digest
+    seed: int
+
+
+class Show(Message, frozen=True, kw_only=True, tag="compute:reveal"):
+    """All workers have committed: store the result, and say so."""
+
+    job: JobId
+    attempt: int
+
+
+class Over(Message, frozen=True, kw_only=True, tag="compute:over"):
+    """This attempt is over: it was `accepted`, or why not. `paid` is what it earned."""
+
+    job: JobId
+    attempt: int
+    accepted: bool = False
+    paid: int = 0
+    reason: str = ""
+
+
+class Measure(Message, frozen=True, kw_only=True, tag="compute:measure"):
+    """Solve `linear_regression` on the random table of this seed and size, at once: the time until the answer counts.
+
+    x is drawn row by row by numpy's PCG64 as uniform numbers, then y likewise.
+    """
+
+    id: str
+    seed: int
+    rows: Annotated[int, Meta(ge=2, le=100_000)]
+    columns: Annotated[int, Meta(ge=1, le=1000)]
+
+
+CoordinatorMessage: TypeAlias = (
+    Registered | Start | Halt | GlobalWeights | Verdict | Refusal | Describe | Compute | Show | Over | Measure
+)
 
 
 class BadMessage(UserError):

@@ -21,6 +21,7 @@ from tutti.wire.messages import (
     MAX_ATTACHED,
     PROTOCOL,
     BadMessage,
+    Computed,
     CoordinatorMessage,
     NodeMessage,
     Refusal,
@@ -320,9 +321,9 @@ def _understood(frame: str | bytes) -> tuple[NodeMessage, bytes]:
         return decode_from_node(frame), b""
     text, blob = detach(frame)
     message = decode_from_node(text)
-    if len(blob) > MAX_ATTACHED or not isinstance(message, Submission):
+    if len(blob) > MAX_ATTACHED or not isinstance(message, Submission | Computed):
         raise BadMessage(
-            f"expected a submission with at most {MAX_ATTACHED} bytes of an update attached, "
+            f"expected a submission or a result with at most {MAX_ATTACHED} bytes attached, "
             f"came {type(message).__name__.lower()} with {len(blob)}"
         )
     return message, blob

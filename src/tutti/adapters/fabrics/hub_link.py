@@ -32,6 +32,7 @@ from tutti.wire.messages import (
     MAX_FRAME,
     MAX_MESSAGE,
     BadMessage,
+    Computed,
     CoordinatorMessage,
     NodeMessage,
     Refusal,
@@ -174,7 +175,7 @@ class HubLink:
         if self._socket is None or self._socket.closed:
             raise LinkLost("there is no connection to the coordinator")
         kind = WSMsgType.TEXT
-        if isinstance(message, Submission) and message.digest and message.digest == self._goes_along[0]:
+        if isinstance(message, Submission | Computed) and message.digest and message.digest == self._goes_along[0]:
             frame, kind = attach(message, self._goes_along[1]), WSMsgType.BINARY
         with _lost_when_broken("send a message"):
             async with asyncio.timeout(self._times.stall):

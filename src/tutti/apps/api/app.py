@@ -16,7 +16,7 @@ from tutti.adapters.fabrics.hub import HubFabric
 from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.adapters.partitioners import partitioners
 from tutti.apps.api import accounts as account_routes
-from tutti.apps.api import dashboard, documented, jobs, ledger, live, nodes, status, transfer
+from tutti.apps.api import dashboard, documented, documented_market, jobs, ledger, live, market, nodes, status, transfer
 from tutti.apps.api.auth import Failures, Guard
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
@@ -31,6 +31,8 @@ from tutti.core.strategy import strategies
 from tutti.ports.training import datasets, models
 from tutti.services.accounts import Accounts
 from tutti.services.coordinator import Coordinator
+from tutti.services.market.desk import MarketDesk
+from tutti.services.market.floor import MarketFloor
 from tutti.services.rewards import RewardDesk
 from tutti.version import __version__
 
@@ -61,10 +63,12 @@ TAGS = [
     {"name": "models", "description": "Models with their lineage, and their files."},
     {"name": "nodes", "description": "Who takes part, and how others join."},
     {"name": "ledger", "description": "Tokens, what they were paid for, and the proofs."},
+    {"name": market.TAG, "description": "Compute jobs, who does them, who pays, and what came out."},
     {"name": "coordinator", "description": "Health, status, events, metrics, and what there is to choose from."},
     {"name": account_routes.TAG, "description": "Who may do what, and who did."},
     {"name": documented.TRAINING, "description": "Aliases for the calls of a training dashboard."},
     {"name": documented.FLEET, "description": "Aliases for the calls of a device-fleet client."},
+    {"name": documented_market.MARKET, "description": "Aliases for the calls of a compute market."},
 ]
 
 
@@ -75,6 +79,7 @@ def create_app(
     accounts: Accounts,
     settings: ApiSettings,
     tokens: tuple[RewardDesk, SqliteLedger],
+    compute: tuple[MarketDesk, MarketFloor],
     registries: Mapping[str, Registry[Any]] = REGISTRIES,
 ) -> FastAPI:
     """The caller starts and stops the coordinator, loads and closes the accounts, and closes the ledger."""
@@ -93,7 +98,10 @@ def create_app(
     api = Api(app, transfer.OPENAPI_PATHS)
     _add_routes(api, coordinator, settings, identify, registries, failures)
     account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures))
-    ledger.add_routes(api, ledger.LedgerRoutes(*tokens))
+    ledger.add_routes(api, ledger.LedgerRoutes(*tokens, compute[1]))
+    its_market = market.MarketRoutes(*compute)
+    market.add_routes(api, its_market)
+    documented_market.add_routes(api, its_market)
     live.add_routes(app, live.LiveRoutes(coordinator))
     app.router.routes += dashboard.routes()
     # Every round waits for these, and routes are tried in order: they come first.

@@ -10,6 +10,7 @@ from tutti.apps.api.schema import Answer, Api, Body, Limit
 from tutti.domain.contributions import Proof, prove
 from tutti.domain.ledger import Claim, Entry, Mint, Order
 from tutti.domain.ledger.operations import AccountName, Amount, Key
+from tutti.services.market.floor import MarketFloor
 from tutti.services.rewards import RewardDesk
 from tutti.services.views.base import Page
 from tutti.services.views.ledger import (
@@ -33,8 +34,8 @@ class MintRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LedgerRoutes:
-    def __init__(self, desk: RewardDesk, ledger: SqliteLedger) -> None:
-        self._desk, self._ledger = desk, ledger
+    def __init__(self, desk: RewardDesk, ledger: SqliteLedger, market: MarketFloor) -> None:
+        self._desk, self._ledger, self._market = desk, ledger, market
 
     async def show(self) -> Answer[LedgerView]:
         """The sums over all accounts, the key that signs entries, and the newest entry's hash."""
@@ -58,6 +59,7 @@ class LedgerRoutes:
         """Make new tokens, for instance for a sponsor of rewards."""
         await self._ledger.post(Order(wish.key, Mint(to=wish.to, amount=wish.amount)))
         self._desk.poke()
+        self._market.raise_stakes()
         return await self.account(wish.to)
 
     async def rewards(self, job: str) -> Answer[RewardsView]:

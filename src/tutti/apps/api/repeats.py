@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutti.apps.api.problems import problem
 
-LASTING = frozenset({"/api/v1/jobs"})
+LASTING = frozenset({"/api/v1/jobs", "/api/v1/market/jobs", "/job/submit"})
 """Paths whose handlers see to their keys themselves."""
 
 KEPT, KEPT_SECONDS = 1000, 86_400.0

@@ -100,7 +100,8 @@ def read_job(
             raise _unknown(name, [*PLACES, *REMARKS])
         elif value is not None:
             _put(raw, place, value)
-    held = Counter(node.registration.data.name for node in nodes if node.connected and node.registration)
+    here = (node.registration.data for node in nodes if node.connected and node.registration)
+    held = Counter(data.name for data in here if data.examples)
     raw.setdefault("dataset", _likely_dataset(held))
     raw.setdefault("model", "mlp")
     raw["dataset"] = _known(raw["dataset"], [*held, *registries["datasets"]])

@@ -55,7 +55,18 @@ def kmeans(
     def check(table: Table, result: Result, seed: int, check_seed: int) -> Verdict:
         return _check(table.x, result, _start(table.x, clusters, seed), iterations, check_seed)
 
-    return Workload(admit=admit, solve=solve, shapes=shapes, check=check)
+    def replay(table: Table, result: Result, _: int) -> Verdict:
+        return _replay(table.x, result["history"])
+
+    return Workload(
+        admit=admit,
+        solve=solve,
+        shapes=shapes,
+        check=check,
+        replay=replay,
+        work=lambda n, d: 2.0 * n * d * clusters * (iterations + clusters),
+        detection=min(1.0, 2 / max(1, iterations - 2)),
+    )
 
 
 def _start(x: Floats, k: int, seed: int) -> Floats:
@@ -105,6 +116,15 @@ def _check(x: Floats, result: Result, start: Floats, cap: int, seed: int) -> Ver
     if steps < cap and np.abs(history[-1] - history[-2]).max() > near:
         return Verdict(False, f"it stopped after {steps} of {cap} steps, before the centres stood still")
     return _check_end(x, result, near)
+
+
+def _replay(x: Floats, history: Floats) -> Verdict:
+    """Every step; where the run begins and how it ends, the check has seen already."""
+    near = ROUNDING * max(float(np.abs(x).max()), 1e-300)
+    for t in range(len(history) - 1):
+        if not _follows(x, history[t], history[t + 1], near):
+            return Verdict(False, f"step {t + 1} does not follow from the one before it")
+    return Verdict(True, measures={"steps": float(len(history) - 1)})
 
 
 def _follows(x: Floats, before: Floats, after: Floats, near: float) -> bool:

@@ -40,13 +40,31 @@ def pca(components: Annotated[int, Meta(ge=1, le=4096)] = 2) -> Workload:
     def shapes(table: Table) -> dict[str, tuple[int, ...]]:
         return {"components": (components, table.x.shape[1]), "explained_variance": (components,)}
 
-    return Workload(admit=admit, solve=lambda t, _: _solve(t, components), shapes=shapes, check=_check)
+    return Workload(
+        admit=admit,
+        solve=lambda t, _: _solve(t, components),
+        shapes=shapes,
+        check=_check,
+        replay=lambda t, r, _: _replay(t, r, components),
+        work=lambda n, d: 2.0 * n * d * d + 10.0 * d**3,
+        detection=0.75,
+    )
 
 
 def _solve(table: Table, k: int) -> Result:
     centred = table.x - table.x.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred / (len(centred) - 1))
     return {"components": vectors.T[::-1][:k].copy(), "explained_variance": np.maximum(values[::-1][:k], 0.0)}
+
+
+def _replay(table: Table, result: Result, k: int) -> Verdict:
+    """The variances are unique, the vectors are not; that these belong to them, the check has found already."""
+    mine = _solve(table, k)["explained_variance"]
+    largest = max(float(mine[0]), 1e-300)
+    off = float(np.abs(np.sort(result["explained_variance"])[::-1] - mine).max()) / largest
+    if not off <= RESIDUAL + _noise(table, float(table.x.var(axis=0).sum())) / largest:
+        return Verdict(False, f"the variances are not the largest: off by {off:.1e}", {"off": off})
+    return Verdict(True, measures={"off": off})
 
 
 def _check(table: Table, result: Result, _: int, seed: int) -> Verdict:

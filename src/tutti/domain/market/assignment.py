@@ -1,0 +1,78 @@
+"""Who gets a job: drawn among all who can do it, with weights, so that nobody can count on getting any.
+
+The weight is reputation^2 x free stake: splitting a stake over several names gains nothing, for each of them begins
+without a reputation. Of small jobs, some are drawn with equal weights, so that newcomers can earn one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tutti.core.workload import workloads
+from tutti.domain.market.jobs import ComputeJob
+from tutti.domain.market.rules import Rules
+from tutti.domain.market.standing import Market, Worker
+
+SPARE = 2.0
+"""How much longer than by its measured speed a worker may be expected to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A worker, with the chance that it had among so many candidates."""
+
+    worker: Worker
+    bond: int
+    candidates: int
+    share: float
+    explored: bool
+
+
+def why_not(worker: Worker, job: ComputeJob, slot: int, bond: int, stake: int, rules: Rules) -> str:
+    """Why a worker cannot be given this; empty if it can. `stake` is all that it has staked, locked or not."""
+    submitted, offer = job.submitted, worker.offer
+    if stake < rules.min_stake:
+        return f"has {stake} tokens at stake, the least is {rules.min_stake}"
+    if worker.gflops <= 0:
+        return "has not been measured yet"
+    if offer.kinds and submitted.kind.name not in offer.kinds:
+        return f"does not take {submitted.kind.name}"
+    if offer.price > job.share(slot):
+        return f"asks {offer.price} tokens, this pays {job.share(slot)}"
+    if worker.owner == submitted.client:
+        return "belongs to the client"
+    if any(a.owner == worker.owner or a.worker == worker.name for a in job.attempts):
+        return "its owner has had a part in this job"
+    work = workloads.build(submitted.kind).work(submitted.rows, submitted.columns)
+    if SPARE * work / (1e9 * worker.gflops) > job.patience(rules):
+        return f"takes more than {job.patience(rules):g} s by its measured speed"
+    return ""
+
+
+def draw(
+    market: Market,
+    job: ComputeJob,
+    slot: int,
+    free: Sequence[str],
+    stakes: Mapping[str, int],
+    chance: Callable[[], float],
+) -> Drawn | None:
+    """A worker of `free` for a slot, or none that can. `chance` gives numbers from 0 to 1 that nobody can foresee."""
+    rules = market.rules
+    bond = rules.bond(job.share(slot), workloads.build(job.submitted.kind).detection)
+    able: list[Worker] = []
+    weights: list[float] = []
+    for name in free:
+        worker, stake = market.workers[name], stakes.get(name, 0)
+        spare = stake - market.locked.get(name, 0)
+        if spare >= bond and not why_not(worker, job, slot, bond, stake, rules):
+            able.append(worker)
+            weights.append(worker.record(job.submitted.kind.name).bound ** rules.esteem * spare)
+    if not able:
+        return None
+    explored = job.share(slot) <= rules.small and chance() < rules.exploration
+    cumulated = np.cumsum(np.ones(len(able)) if explored else np.array(weights))
+    at = min(int(np.searchsorted(cumulated, chance() * cumulated[-1], side="right")), len(able) - 1)
+    share = float((cumulated[at] - (cumulated[at - 1] if at else 0)) / cumulated[-1])
+    return Drawn(able[at], bond, len(able), share, explored)

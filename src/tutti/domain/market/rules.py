@@ -1,0 +1,43 @@
+"""The numbers of the market, in one place."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Tokens are whole units, times seconds.
+
+    Attributes:
+        min_stake: What an identity costs: a worker with less at risk gets no work.
+        bond_floor: The least part of a stake that is at risk with an attempt.
+        lease: How long a worker may give no sign of its work; each sign renews it.
+        away: How long a worker may be away before its work is given to another.
+        attempts: Attempts at one replica of a job before it is given up.
+        spot: The share of results that are replayed in full, drawn after they were committed to.
+        exploration: The share of small jobs that go to anybody who can do them, whatever the reputation.
+        small: Up to which reward for one replica a job is small.
+        esteem: The power of the reputation in the weight with which workers are drawn.
+        lost: How much of a failure it is not to deliver.
+    """
+
+    min_stake: int = 100
+    bond_floor: int = 10
+    lease: float = 30.0
+    away: float = 10.0
+    attempts: int = 5
+    spot: float = 0.1
+    exploration: float = 0.1
+    small: int = 100
+    esteem: float = 2.0
+    lost: float = 0.25
+
+    def bond(self, share: int, detection: float) -> int:
+        """What must be at risk so that cheating on a reward does not pay: S / R > 1 / p - 1 (docs/market.md).
+
+        `detection` is the least chance with which a check of this kind finds a wrong result; spot checks add theirs.
+        """
+        found = 1 - (1 - detection) * (1 - self.spot)
+        return max(self.bond_floor, share, -int(-share * (1 / found - 1) // 1))
+
+
+RULES = Rules()

@@ -1,0 +1,113 @@
+"""What is known of workers and clients: a fold over all events of the market, changed in place by `apply` alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from tutti.domain.market import events as e
+from tutti.domain.market.jobs import ComputeJob, at_risk, begin, evolve
+from tutti.domain.market.reputation import Record
+from tutti.domain.market.rules import RULES, Rules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """`offer` is its newest registration; `records` are by kind of job, `overall` of all kinds together."""
+
+    offer: e.WorkerRegistered
+    since: float
+    gflops: float = 0.0
+    records: dict[str, Record] = field(default_factory=dict)
+    overall: Record = field(default_factory=Record)
+    completed: int = 0
+    failed: int = 0
+    lost: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.offer.worker
+
+    @property
+    def owner(self) -> str:
+        """Whose machine it says it is: its own, unless it says otherwise."""
+        return self.offer.owner or self.name
+
+    def record(self, kind: str) -> Record:
+        return self.records.get(kind, Record())
+
+    def after(self, kind: str, *, success: float = 0.0, failure: float = 0.0) -> "Worker":
+        records = {**self.records, kind: self.record(kind).after(success=success, failure=failure)}
+        return replace(self, records=records, overall=self.overall.after(success=success, failure=failure))
+
+
+@dataclass(slots=True, eq=False)
+class Market:
+    """Everything that is known. `busy`: which job and attempt each worker is at; `open`: jobs that are not settled."""
+
+    rules: Rules = RULES
+    workers: dict[str, Worker] = field(default_factory=dict)
+    clients: dict[str, e.ClientRegistered] = field(default_factory=dict)
+    jobs: dict[str, ComputeJob] = field(default_factory=dict)
+    coordinating: bool = True
+    busy: dict[str, tuple[str, int]] = field(default_factory=dict)
+    open: dict[str, None] = field(default_factory=dict)
+    locked: dict[str, int] = field(default_factory=dict)
+    """Of each worker's stake, what is at risk with the jobs that are not settled."""
+
+    def apply(self, event: e.MarketEvent, job_id: str = "") -> None:
+        match event:
+            case e.WorkerRegistered(worker=name):
+                known = self.workers.get(name)
+                self.workers[name] = replace(known, offer=event) if known else Worker(offer=event, since=event.at)
+            case e.WorkerMeasured(worker=name, gflops=gflops):
+                self.workers[name] = replace(self.workers[name], gflops=gflops)
+            case e.ClientRegistered(client=client):
+                self.clients.setdefault(client, event)
+            case e.CoordinationStopped() | e.CoordinationStarted():
+                self.coordinating = isinstance(event, e.CoordinationStarted)
+            case e.ComputeSubmitted():
+                self.jobs[event.job] = begin(event)
+                self.open[event.job] = None
+            case _:
+                self._evolve(self.jobs[job_id], event)
+
+    def _evolve(self, before: ComputeJob, event: e.ComputeEvent) -> None:
+        job = self.jobs[before.id] = evolve(before, event)
+        self._lock(before, -1)
+        self._lock(job, +1)
+        self._note(job, event)
+        for attempt in before.attempts:
+            if self.busy.get(attempt.worker) == (job.id, attempt.number):
+                del self.busy[attempt.worker]
+        if not job.final:
+            self.busy |= {a.worker: (job.id, a.number) for a in job.live if a.holds is None and not a.result}
+        if job.settled:
+            self.open.pop(job.id, None)
+
+    def _lock(self, job: ComputeJob, sign: int) -> None:
+        for attempt in at_risk(job):
+            self.locked[attempt.worker] = self.locked.get(attempt.worker, 0) + sign * attempt.bond
+
+    def _note(self, job: ComputeJob, event: e.ComputeEvent) -> None:
+        """What an event does to the reputation of a worker. A result that is judged again counts again only if it
+        turns out wrong."""
+        kind = job.submitted.kind.name
+        match event:
+            case e.ComputeJudged(attempt=number, holds=holds):
+                worker = self.workers[job.attempt(number).worker]
+                if not holds:
+                    self.workers[worker.name] = replace(worker.after(kind, failure=1), failed=worker.failed + 1)
+                elif not job.disputed or job.attempt(number).slot == job.slots[-1]:
+                    self.workers[worker.name] = replace(worker.after(kind, success=1), completed=worker.completed + 1)
+            case e.ComputeReleased(attempt=number, ours=False):
+                worker = self.workers[job.attempt(number).worker]
+                worker = worker.after(kind, failure=self.rules.lost)
+                self.workers[worker.name] = replace(worker, lost=worker.lost + 1)
+            case _:
+                pass
+
+    def waiting(self) -> Iterator[tuple[ComputeJob, int]]:
+        """Slots that want a worker, those of the oldest job first."""
+        for job_id in self.open:
+            job = self.jobs[job_id]
+            for slot in job.open_slots(self.rules):
+                yield job, slot

@@ -1,0 +1,327 @@
+"""The market's desk on the coordinator: who takes part, which jobs there are, and what people may ask of it.
+
+A projection of the event log, like every reader of it: `observe` is told every event. Nothing is done to tokens but by
+orders with keys of their own, so whatever a crash leaves undone is done again without harm.
+"""
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from blake3 import blake3
+from msgspec.structs import replace
+
+from tutti.core.errors import Conflict, Forbidden, NotFound, UserError
+from tutti.core.registry import Choice
+from tutti.core.workload import workloads
+from tutti.domain.events import Digest, MarketEvent
+from tutti.domain.ledger import InsufficientFunds, Mint, Order, Stake, StillUnbonding, Unstake, Withdraw
+from tutti.domain.market import events as e
+from tutti.domain.market import jobs as j
+from tutti.domain.market.jobs import ComputeJob
+from tutti.domain.market.money import client_account, worker_account
+from tutti.domain.market.rules import RULES, Rules
+from tutti.domain.market.standing import Market, Worker
+from tutti.ports import BlobStore, Recorded
+from tutti.ports.ledger import Ledger
+from tutti.services.journal import Journal
+from tutti.services.market.judging import admit
+from tutti.services.market.tables import sample
+
+STREAM = "market"
+KEEP_TABLES = 86_400.0
+"""Seconds for which an uploaded table waits for a job."""
+
+TABLES_AT_MOST = 200
+
+
+def _suffix(who: str, key: str) -> str:
+    """Of a job's id: the same for the same wish of the same person."""
+    return blake3(f"{who}\n{key}".encode()).hexdigest()[:16] if key else secrets.token_hex(4)
+
+
+def stream_of(job: str) -> str:
+    return f"compute:{job}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Who:
+    """Who asks; an `admin` may make tokens, and speak for everybody."""
+
+    name: str
+    admin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A compute job as a client asks for it; without `data`, it is on a bundled sample. See `ComputeSubmitted`."""
+
+    client: str
+    kind: Choice
+    reward: int
+    data: Digest = ""
+    seed: int = 0
+    replicas: int = 1
+    seconds: float = 3600.0
+    window: float = 0.0
+
+
+class MarketDesk:
+    """Made before the journal is loaded, so that it sees every event from the first on.
+
+    Attributes:
+        market: What is known; changed by events alone.
+        stakes: What each worker has staked, as the ledger last said.
+        reserved: Bonds of assignments that are being recorded.
+        changed: Called with the id of a compute job, or nothing, after each event.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        blobs: BlobStore,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        rules: Rules = RULES,
+    ) -> None:
+        self.market = Market(rules)
+        self.ledger, self.blobs, self.clock = ledger, blobs, clock
+        self.stakes: dict[str, int] = {}
+        self.reserved: dict[str, int] = {}
+        self.changed: Callable[[str], None] = lambda _: None
+        self._journal = journal
+        self._tables: dict[Digest, float] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        journal.projections.append(self.observe)
+
+    @property
+    def rules(self) -> Rules:
+        return self.market.rules
+
+    def observe(self, recorded: Recorded) -> None:
+        if isinstance(recorded.event, MarketEvent):
+            job = recorded.stream.removeprefix("compute:") if recorded.stream != STREAM else ""
+            self.market.apply(recorded.event, job)
+            self.changed(job)
+
+    def retained(self) -> set[Digest]:
+        """Blobs that must stay: tables of jobs that go on or are about to come, and results."""
+        now = self.clock()
+        self._tables = {digest: at for digest, at in self._tables.items() if now - at < KEEP_TABLES}
+        kept = set(self._tables)
+        for job in self.market.jobs.values():
+            if not job.settled:
+                kept.add(job.submitted.data)
+            kept |= {
+                attempt.result for attempt in job.attempts if attempt.result and (attempt.holds or not job.settled)
+            }
+        return kept
+
+    # -- looking things up -------------------------------------------------------------------------------
+
+    def worker(self, name: str) -> Worker:
+        if name not in self.market.workers:
+            raise NotFound(f"there is no worker {name!r}: `tutti join <link> --worker --stake N` makes one")
+        return self.market.workers[name]
+
+    def client(self, name: str) -> e.ClientRegistered:
+        if name not in self.market.clients:
+            raise NotFound(f"there is no client {name!r}: register it first (POST /api/v1/market/clients)")
+        return self.market.clients[name]
+
+    def job(self, job_id: str) -> ComputeJob:
+        if job_id not in self.market.jobs:
+            raise NotFound(f"there is no compute job {job_id!r}")
+        return self.market.jobs[job_id]
+
+    async def balance(self, client: str) -> int:
+        """The free tokens of a client."""
+        self.client(client)
+        return (await self.ledger.account(client_account(client))).free
+
+    # -- taking part -------------------------------------------------------------------------------------
+
+    async def register_worker(self, offer: e.WorkerRegistered, who: Who, *, grant: bool = False) -> Worker:
+        """Take a worker on, or change its offer; and stake what it says, if it has the tokens.
+
+        With `grant` an admin makes the tokens that it lacks, once; without, InsufficientFunds is raised if it lacks
+        any, and nothing is changed.
+        """
+        if offer.stake < self.rules.min_stake:
+            raise UserError(
+                f"insufficient stake: a worker stakes {self.rules.min_stake} tokens or more, came {offer.stake}"
+            )
+        if unknown := sorted(set(offer.kinds) - set(workloads)):
+            raise UserError(f"there is no kind of compute job {unknown[0]!r}; there are: {', '.join(workloads)}")
+        async with self._turns[offer.worker]:
+            held = await self.ledger.account(worker_account(offer.worker))
+            lacking = offer.stake - held.staked - held.free
+            if lacking > 0:
+                if not (grant and who.admin):
+                    raise InsufficientFunds(
+                        f"node:{offer.worker} has {held.free} free tokens and {held.staked} staked, "
+                        f"to stake {offer.stake} it lacks {lacking}: an admin can give it some (`tutti ledger mint`)"
+                    )
+                mint = Mint(to=worker_account(offer.worker), amount=lacking)
+                await self.ledger.post(Order(f"market/grant/{offer.worker}/{offer.stake}", mint))
+            await self._offer(offer, who.name)
+        return self.worker(offer.worker)
+
+    async def take_offer(self, offer: e.WorkerRegistered) -> str:
+        """A connected node offers its work: note it, and stake what it can; returns what it lacks, in words."""
+        async with self._turns[offer.worker]:
+            await self._offer(offer, offer.worker)
+        staked = self.stakes[offer.worker]
+        if staked >= offer.stake:
+            return ""
+        return f"has {staked} of {offer.stake} tokens at stake: it lacks {offer.stake - staked} in node:{offer.worker}"
+
+    async def _offer(self, offer: e.WorkerRegistered, by: str) -> None:
+        known = self.market.workers.get(offer.worker)
+        news = replace(offer, at=self.clock(), by=by)
+        if known is None or replace(known.offer, at=news.at, by=by) != news:
+            await self._journal.market(STREAM, lambda: [news])
+        await self.raise_stake(offer.worker)
+
+    async def raise_stake(self, worker: str) -> None:
+        """Stake what the worker's offer says, as far as its free tokens go."""
+        held, wanted = await self.ledger.account(worker_account(worker)), self.worker(worker).offer.stake
+        more = min(wanted - held.staked, held.free)
+        if more > 0:
+            key = f"market/stake/{worker}/{secrets.token_hex(8)}"  # to a target: asking again adds nothing
+            await self.ledger.post(Order(key, Stake(account=worker_account(worker), amount=more)))
+        self.stakes[worker] = held.staked + max(more, 0)
+        self.changed("")
+
+    async def unstake(self, worker: str, amount: int, key: str) -> int:
+        """Take stake back, as far as it is not at risk with work that goes on; returns what stays staked."""
+        self.worker(worker)
+        async with self._turns[worker]:
+            held = await self.ledger.account(worker_account(worker))
+            free = held.staked - self.market.locked.get(worker, 0) - self.reserved.get(worker, 0)
+            if amount > free:
+                raise InsufficientFunds(
+                    f"{worker} has {held.staked} tokens at stake, {held.staked - free} of them with jobs that go on: "
+                    f"at most {free} can be taken back now"
+                )
+            self.stakes[worker] = max(0, held.staked - amount)
+            await self.ledger.post(Order(key, Unstake(account=worker_account(worker), amount=amount)))
+            with suppress(StillUnbonding):  # there is an unbonding period: it can be withdrawn later
+                await self.ledger.post(Order(f"{key}/withdraw", Withdraw(account=worker_account(worker))))
+            await self._refresh(worker)
+        return self.stakes[worker]
+
+    async def register_client(self, name: str, balance: int, who: Who) -> e.ClientRegistered:
+        """Take a client on; an admin may give it a first balance, which is made once. Again: the same again."""
+        if balance > 0 and not who.admin:
+            raise Forbidden(
+                f"only an admin makes tokens: register {name!r} with the balance 0, and have an admin give some"
+            )
+        known = self.market.clients.get(name)
+        if known is None:
+            event = e.ClientRegistered(at=self.clock(), client=name, by=who.name)
+            await self._journal.market(STREAM, lambda: [] if name in self.market.clients else [event])
+        if balance > 0:
+            mint = Mint(to=client_account(name), amount=balance)
+            await self.ledger.post(Order(f"market/client/{name}", mint))
+        return self.client(name)
+
+    async def coordinate(self, on: bool, by: str) -> None:
+        """Assign jobs, or stop doing so; what is assigned goes on."""
+        event = e.CoordinationStarted(at=self.clock(), by=by) if on else e.CoordinationStopped(at=self.clock(), by=by)
+        await self._journal.market(STREAM, lambda: [] if self.market.coordinating == on else [event])
+
+    # -- jobs --------------------------------------------------------------------------------------------
+
+    async def keep_table(self, data: bytes) -> Digest:
+        """Store a table for jobs to come."""
+        if len(self._tables) >= TABLES_AT_MOST:
+            self.retained()
+        if len(self._tables) >= TABLES_AT_MOST:
+            raise Conflict(f"{TABLES_AT_MOST} tables wait for jobs already: submit these first")
+        digest = await self.blobs.put(data)
+        self._tables[digest] = self.clock()
+        return digest
+
+    async def submit(self, wish: Wish, who: Who, key: str = "") -> ComputeJob:
+        """Take a job on: its reward is put in escrow, and a worker is looked for.
+
+        With a `key`, asking again gives the same job, after a restart too; Conflict if the job differs.
+        """
+        client = self.client(wish.client)
+        if not (who.admin or who.name == client.by):
+            raise Forbidden(f"{wish.client!r} was registered by {client.by}: {who.name} cannot spend its tokens")
+        if wish.reward < wish.replicas:
+            raise UserError(
+                f"{wish.replicas} replicas need a reward of {wish.replicas} tokens or more, came {wish.reward}"
+            )
+        job_id = f"{wish.kind.name.replace('_', '-')[:40]}-{_suffix(who.name, key)}"
+        data = wish.data or await self.keep_table(sample())
+        if job_id not in self.market.jobs:
+            await self._submit(job_id, wish, data, who)
+        return self._same(self.job(job_id), wish, data, key)
+
+    async def _submit(self, job_id: str, wish: Wish, data: Digest, who: Who) -> None:
+        rows, columns = await asyncio.to_thread(admit, wish.kind, await self.blobs.read(data))
+        if (free := await self.balance(wish.client)) < wish.reward:
+            raise InsufficientFunds(f"{wish.client!r} has {free} tokens, the reward is {wish.reward}")
+        event = e.ComputeSubmitted(
+            at=self.clock(),
+            job=job_id,
+            client=wish.client,
+            kind=wish.kind,
+            data=data,
+            rows=rows,
+            columns=columns,
+            seed=wish.seed,
+            reward=wish.reward,
+            replicas=wish.replicas,
+            seconds=wish.seconds,
+            window=wish.window,
+            by=who.name,
+        )
+        await self._journal.market(stream_of(job_id), lambda: [] if job_id in self.market.jobs else [event])
+        self._tables.pop(data, None)
+
+    def _same(self, job: ComputeJob, wish: Wish, data: Digest, key: str) -> ComputeJob:
+        s = job.submitted
+        asked = (wish.client, wish.kind, wish.reward, data, wish.seed, wish.replicas, wish.seconds, wish.window)
+        if (s.client, s.kind, s.reward, s.data, s.seed, s.replicas, s.seconds, s.window) != asked:
+            raise Conflict(f"the key {key!r} was used for another compute job, {job.id}: choose a new key")
+        return job
+
+    async def dispute(self, job_id: str, who: Who, reason: str) -> ComputeJob:
+        """Have a result made again by a further worker, at the client's cost, and replayed in full."""
+        job = self.job(job_id)
+        client = self.client(job.submitted.client)
+        if not (who.admin or who.name == client.by):
+            raise Forbidden(f"only {client.by}, who speaks for the client {client.client!r}, can dispute its jobs")
+        deposit = job.share(len(job.slots))
+        if (free := await self.balance(client.client)) < deposit:
+            raise InsufficientFunds(f"{client.client!r} has {free} tokens, a further worker takes {deposit}")
+        await self.do(job_id, j.Dispute(by=who.name, reason=reason))
+        return self.job(job_id)
+
+    async def do(self, job_id: str, command: j.Command) -> list[e.ComputeEvent]:
+        """Carry out a command on a compute job; raises Conflict with the reason for a refusal."""
+        found: list[e.ComputeEvent] = []
+
+        def decide() -> list[e.ComputeEvent]:
+            found[:] = j.decide(self.job(job_id), command, self.rules, now=self.clock())
+            return found
+
+        await self._journal.market(stream_of(job_id), decide)
+        return found
+
+    async def note(self, event: e.StandingEvent) -> None:
+        await self._journal.market(STREAM, lambda: [event])
+
+    async def refresh_stakes(self) -> None:
+        for worker in self.market.workers:
+            await self._refresh(worker)
+
+    async def _refresh(self, worker: str) -> None:
+        self.stakes[worker] = (await self.ledger.account(worker_account(worker))).staked

@@ -1,0 +1,529 @@
+"""The market's floor: hands jobs to workers, hears them, has results judged, and pays; the desk keeps the books.
+
+Everything here follows from the events and may be done again: after a crash every open job is looked at once, and
+goes on. Leases are kept in memory; a worker gets a whole one from a coordinator that has just started.
+"""
+
+import asyncio
+import heapq
+import logging
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from random import SystemRandom
+
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError
+from tutti.core.workload import Verdict
+from tutti.domain.events import Digest, NodeId
+from tutti.domain.ledger import InsufficientFunds, Order
+from tutti.domain.market import events as e
+from tutti.domain.market import jobs as j
+from tutti.domain.market import money
+from tutti.domain.market.assignment import Drawn, draw
+from tutti.domain.market.jobs import Attempt, ComputeJob
+from tutti.ports import Arrived, Fabric, FabricEvent, Left, Said
+from tutti.ports.blobs import Mapped
+from tutti.services.market.desk import MarketDesk
+from tutti.services.market.judging import MEASURE_COLUMNS, MEASURE_ROWS, judge, speed
+from tutti.wire.messages import (
+    Committed,
+    Compute,
+    Computed,
+    Computing,
+    CoordinatorMessage,
+    Declined,
+    Heartbeat,
+    Measure,
+    Measured,
+    Offer,
+    Over,
+    Registration,
+    Show,
+)
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2.0
+LARGEST_RESULT = 64 << 20
+UPLOADS_PER_ATTEMPT = 64
+WAITING_OF_ONE = 8
+"""Messages of one worker that wait; an honest one has one or two."""
+
+AT_ONCE = 64
+"""Jobs that are looked at, and messages that are dealt with, at the same time: they share what they write."""
+
+CHECKS_AT_ONCE = 2
+FASTER = 0.2
+"""A new measurement of a worker is noted if it differs by more than this share."""
+
+
+@dataclass(slots=True)
+class Present:
+    """A connected worker. `asked`: what measures it, and when it was asked; `lacks`: tokens for its stake, in words."""
+
+    registration: Registration
+    open: bool = True
+    asked: tuple[Measure, float] | None = None
+    lacks: str = ""
+
+
+class MarketFloor:
+    """Errands of a coordinator. `drained` tells whether a node is to have no more work; `chance` cannot be foreseen."""
+
+    def __init__(
+        self,
+        desk: MarketDesk,
+        fabric: Fabric,
+        *,
+        drained: Callable[[NodeId], bool] = lambda _: False,
+        chance: Callable[[], float] | None = None,
+    ) -> None:
+        self.desk, self.market = desk, desk.market
+        self.trouble: dict[str, str] = {}
+        """What keeps a job from going on, such as a full disk."""
+        self.present: dict[NodeId, Present] = {}
+        self._fabric, self._drained = fabric, drained
+        self._chance = chance or SystemRandom().random
+        self._started = desk.clock()
+        self._left: dict[NodeId, float] = {}
+        self._heard: dict[tuple[str, int], float] = {}
+        self._uploads: Counter[tuple[str, int]] = Counter()
+        self._posted: defaultdict[str, set[str]] = defaultdict(set)
+        self._news: asyncio.Queue[tuple[NodeId, object, bytes]] = asyncio.Queue()
+        self._waiting: Counter[NodeId] = Counter()
+        self._poked: asyncio.Queue[str] = asyncio.Queue()
+        self._poked_now: set[str] = set()
+        self._looked_at: set[str] = set()
+        self._alarms: list[tuple[float, str]] = []
+        self._wake = asyncio.Event()
+        self._checks = ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="checks")
+        desk.changed = self._changed
+
+    # -- errands of the coordinator ------------------------------------------------------------------------
+
+    def on(self, event: FabricEvent) -> None:
+        match event:
+            case Arrived(node=node, registration=registration):
+                self._left.pop(node, None)
+                self.present[node] = Present(registration, registration.terms.open)
+                self._say_again(node)
+                if registration.offer is not None:
+                    self._hear(node, registration.offer, b"")
+                self._wake.set()
+            case Left(node=node):
+                if self.present.pop(node, None) is not None:
+                    self._left[node] = self.desk.clock()
+                    if (busy := self.market.busy.get(node)) is not None:
+                        self.poke(busy[0])
+            case Said(node=node, message=Heartbeat(open=opened)) if node in self.present:
+                self.present[node].open = opened
+                self._wake.set() if opened else None
+            case Said(node=node, message=Computing(job=job, attempt=attempt)):
+                if self.market.busy.get(node) == (job, attempt):
+                    self._heard[job, attempt] = self.desk.clock()
+            case Said(node=node, message=Committed() | Computed() | Declined() | Measured() as message, blob=blob):
+                self._hear(node, message, blob)
+            case _:
+                pass
+
+    def may_read(self, node: NodeId, digest: Digest) -> bool:
+        busy = self.market.busy.get(node)
+        return busy is not None and self.market.jobs[busy[0]].submitted.data == digest
+
+    def update_limit(self, node: NodeId) -> int:
+        busy = self.market.busy.get(node)
+        if busy is None or busy[1] not in j.to_reveal(self.market.jobs[busy[0]], self.desk.rules):
+            return 0
+        self._uploads[busy] += 1
+        return LARGEST_RESULT if self._uploads[busy] <= UPLOADS_PER_ATTEMPT else 0
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled: drive every job that is not settled."""
+        await self.desk.refresh_stakes()
+        for job_id in self.market.open:
+            self.poke(job_id)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(self._look_at_all())
+                    group.create_task(self._deal_with_all())
+                group.create_task(self._assign_all())
+                group.create_task(self._ring_alarms())
+        finally:
+            self._checks.shutdown(wait=False, cancel_futures=True)
+
+    def poke(self, job_id: str = "") -> None:
+        """Look at a job soon; without one, at whether somebody can be given work."""
+        self._wake.set()
+        if job_id and job_id not in self._poked_now:
+            self._poked_now.add(job_id)
+            self._poked.put_nowait(job_id)
+
+    def raise_stakes(self) -> None:
+        """Somebody was given tokens: perhaps a worker, for its stake."""
+        for node, present in self.present.items():
+            if present.lacks and node in self.market.workers:
+                self._hear(node, present.registration.offer, b"")
+
+    def _changed(self, job_id: str) -> None:
+        """After each event: the job is looked at, and whoever was assigned is told."""
+        if (job := self.market.jobs.get(job_id)) is None:
+            self._wake.set()
+            return
+        if job.attempts and not job.final:
+            newest = job.attempts[-1]
+            if newest.live and not newest.commitment and (job_id, newest.number) not in self._heard:
+                self._heard[job_id, newest.number] = self.desk.clock()
+                self._say(newest.worker, _start(job, newest))
+        self.poke(job_id)
+
+    def _say(self, node: NodeId, message: CoordinatorMessage) -> None:
+        self._fabric.send(node, message)
+
+    def _say_again(self, node: NodeId) -> None:
+        """A worker has come back: it may not know what it was given."""
+        if (busy := self.market.busy.get(node)) is None:
+            return
+        job, attempt = self.market.jobs[busy[0]], self.market.jobs[busy[0]].attempt(busy[1])
+        self._heard[busy] = self.desk.clock()
+        self._say(node, _start(job, attempt))
+        self.poke(job.id)
+
+    # -- what workers say ----------------------------------------------------------------------------------
+
+    def _hear(self, node: NodeId, message: object, blob: bytes) -> None:
+        if self._waiting[node] < WAITING_OF_ONE:
+            self._waiting[node] += 1
+            self._news.put_nowait((node, message, blob))
+
+    async def _deal_with_all(self) -> None:
+        while True:
+            node, message, blob = await self._news.get()
+            try:
+                await self._deal_with(node, message, blob)
+            except TuttiError as error:
+                log.warning("worker %s: %s: %s", node, type(message).__name__, error)
+                if isinstance(message, Committed | Computed):
+                    refused = Over(job=message.job, attempt=message.attempt, reason=str(error)[:500])
+                    self._say(node, refused) if isinstance(error, Conflict | NotFound) else self.poke(message.job)
+            finally:
+                self._waiting[node] -= 1
+                if not self._waiting[node]:
+                    del self._waiting[node]
+
+    async def _deal_with(self, node: NodeId, message: object, blob: bytes) -> None:
+        match message:
+            case Offer():
+                await self._on_offer(node, message)
+            case Committed(job=job, attempt=attempt, commitment=commitment):
+                self._touch(node, job, attempt)
+                await self.desk.do(job, j.Commit(worker=node, attempt=attempt, commitment=commitment))
+                self._ask_to_show(self.desk.job(job), {node})
+            case Computed():
+                await self._on_computed(node, message, blob)
+            case Declined(job=job, attempt=attempt, reason=reason):
+                if self.market.busy.get(node) == (job, attempt):
+                    await self.desk.do(job, j.Release(attempt=attempt, reason=f"given back: {reason}"))
+            case Measured():
+                await self._on_measured(node, message)
+
+    async def _on_computed(self, node: NodeId, message: Computed, blob: bytes) -> None:
+        job = self.desk.job(message.job)
+        self._touch(node, message.job, message.attempt)
+        if blob:
+            await self.desk.blobs.put(blob, digest=message.digest)
+        else:
+            try:
+                await self.desk.blobs.read(message.digest)
+            except NotFound:  # it was not stored after all: have it stored again
+                if self.market.busy.get(node) == (message.job, message.attempt):
+                    self._ask_to_show(job, {node})
+                return
+        command = j.Reveal(worker=node, attempt=message.attempt, result=message.digest, nonce=message.nonce)
+        await self.desk.do(message.job, command)
+
+    def _touch(self, node: NodeId, job: str, attempt: int) -> None:
+        if self.market.busy.get(node) == (job, attempt):
+            self._heard[job, attempt] = self.desk.clock()
+
+    async def _on_offer(self, node: NodeId, offer: Offer) -> None:
+        present = self.present.get(node)
+        if present is None:
+            return
+        machine = present.registration.capabilities
+        known = self.market.workers.get(node)
+        registered = e.WorkerRegistered(
+            at=0,
+            worker=node,
+            stake=offer.stake,
+            owner=offer.owner,
+            gpu=machine.gpus[0][:100] if machine.gpus else known.offer.gpu if known else "",
+            claimed=known.offer.claimed if known else 0.0,
+            price=offer.price,
+            kinds=offer.kinds,
+        )
+        present.lacks = await self.desk.take_offer(registered)
+        if present.lacks:
+            log.warning("worker %s: %s", node, present.lacks)
+        if present.asked is None and node in self.present:
+            asked = Measure(
+                id=secrets.token_hex(8), seed=secrets.randbits(48), rows=MEASURE_ROWS, columns=MEASURE_COLUMNS
+            )
+            present.asked = (asked, self.desk.clock())
+            self._say(node, asked)
+
+    async def _on_measured(self, node: NodeId, answer: Measured) -> None:
+        present = self.present.get(node)
+        if present is None or present.asked is None or present.asked[0].id != answer.id:
+            return
+        asked, at = present.asked
+        seconds = self.desk.clock() - at
+        gflops = await asyncio.get_running_loop().run_in_executor(self._checks, speed, asked, answer, seconds)
+        known = self.desk.worker(node).gflops
+        if gflops == 0 or abs(gflops - known) > FASTER * known:
+            await self.desk.note(e.WorkerMeasured(at=self.desk.clock(), worker=node, gflops=round(gflops, 3)))
+
+    # -- assigning -----------------------------------------------------------------------------------------
+
+    async def _assign_all(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while await self.assign():
+                    pass
+            except TuttiError as error:
+                log.error("cannot assign compute jobs: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                self._wake.set()
+
+    async def assign(self) -> int:
+        """Give out what can be given out now, at most one slot of each job; returns how many."""
+        if not self.market.coordinating:
+            return 0
+        free, drawn, seen = self._free(), list[tuple[ComputeJob, int, Drawn]](), set[str]()
+        for job, slot in self.market.waiting():
+            if not free:
+                break
+            if job.id in seen:
+                continue
+            seen.add(job.id)
+            found = draw(self.market, job, slot, free, self.desk.stakes, self._chance)
+            if found is not None:
+                free.remove(found.worker.name)
+                self.desk.reserved[found.worker.name] = found.bond
+                drawn.append((job, slot, found))
+        try:
+            await asyncio.gather(*(self._assign(*each) for each in drawn))
+        finally:
+            for _, _, found in drawn:
+                self.desk.reserved.pop(found.worker.name, None)
+        return len(drawn)
+
+    def _free(self) -> list[NodeId]:
+        """Workers that are here and have nothing to do."""
+        return [
+            node
+            for node, present in self.present.items()
+            if present.open
+            and present.registration.offer is not None
+            and node in self.market.workers
+            and node not in self.market.busy
+            and node not in self.desk.reserved
+            and not self._drained(node)
+        ]
+
+    async def _assign(self, job: ComputeJob, slot: int, drawn: Drawn) -> None:
+        command = j.Assign(
+            slot=slot,
+            worker=drawn.worker.name,
+            owner=drawn.worker.owner,
+            bond=drawn.bond,
+            candidates=drawn.candidates,
+            share=round(drawn.share, 6),
+            explored=drawn.explored,
+        )
+        with suppress(Conflict):  # the job has ended meanwhile
+            await self.desk.do(job.id, command)
+
+    # -- driving a job -------------------------------------------------------------------------------------
+
+    async def _ring_alarms(self) -> None:
+        """Look at jobs when something of theirs runs out."""
+        while True:
+            now = self.desk.clock()
+            while self._alarms and self._alarms[0][0] <= now:
+                self.poke(heapq.heappop(self._alarms)[1])
+            await asyncio.sleep(min(1.0, self._alarms[0][0] - now) if self._alarms else 1.0)
+
+    async def _look_at_all(self) -> None:
+        while True:
+            job_id = await self._poked.get()
+            self._poked_now.discard(job_id)
+            if job_id in self._looked_at:  # whoever looks at it will look again
+                asyncio.get_running_loop().call_later(0.01, self.poke, job_id)
+                continue
+            self._looked_at.add(job_id)
+            try:
+                while await self._advance(self.market.jobs[job_id]):
+                    pass
+                self.trouble.pop(job_id, None)
+                self._set_alarm(self.market.jobs[job_id])
+            except (TuttiError, OSError) as error:
+                log.error("compute job %s waits: %s", job_id, error)
+                self.trouble[job_id] = str(error)
+                heapq.heappush(self._alarms, (self.desk.clock() + RETRY_SECONDS, job_id))
+            finally:
+                self._looked_at.discard(job_id)
+
+    def _set_alarm(self, job: ComputeJob) -> None:
+        if not job.settled:
+            soonest = min([j.due(job), *(self._expiry(job, a)[0] for a in job.live if not a.result and not job.final)])
+            heapq.heappush(self._alarms, (soonest, job.id))
+
+    async def _advance(self, job: ComputeJob) -> bool:
+        """Do the next thing that is due; True if there may be more."""
+        if job.settled:
+            return False
+        if not await self._funded(job):
+            return bool(await self.desk.do(job.id, j.Conclude(reason="its reward could not be set aside")))
+        if not job.funded:
+            return bool(await self.desk.do(job.id, j.Fund()))
+        if await self._penalise(job):
+            return True
+        if job.final:
+            return await self._end(job)
+        if await self._release(job):
+            return True
+        if numbers := j.to_judge(job):
+            await asyncio.gather(*(self._judge(job, number) for number in numbers))
+            return True
+        self._ask_to_show(job)
+        return bool(await self.desk.do(job.id, j.Conclude(late=self._late(job))))
+
+    def _late(self, job: ComputeJob) -> bool:
+        """Time that this coordinator was not there does not count against anybody."""
+        return self.desk.clock() >= max(job.expires, self._started + self.desk.rules.lease)
+
+    async def _funded(self, job: ComputeJob) -> bool:
+        """Set the reward aside, and after a dispute what the further worker gets."""
+        if job.failed:
+            return True
+        try:
+            await self._post(job, money.funding(job))
+        except InsufficientFunds as error:
+            log.warning("compute job %s: %s", job.id, error)
+            return bool(job.funded)  # a dispute whose deposit is gone: the replay decides alone
+        return True
+
+    async def _penalise(self, job: ComputeJob) -> bool:
+        fresh = [order for order in money.penalties(job) if order.key not in self._posted[job.id]]
+        await self._post(job, fresh)
+        for attempt in job.attempts:
+            if attempt.holds is False and f"market/{job.id}/slash/{attempt.number}" in {order.key for order in fresh}:
+                await self.desk.raise_stake(attempt.worker)
+                self._tell(job, attempt)
+        return bool(fresh)
+
+    async def _release(self, job: ComputeJob) -> bool:
+        """End attempts that nothing is heard of, and all that go on when the job's time is up."""
+        now, late, released = self.desk.clock(), self._late(job), False
+        for attempt in job.live:
+            until, reason = self._expiry(job, attempt)
+            if not attempt.result and (late or now >= until):
+                reason = f"no result within {job.submitted.seconds:g} s" if late else reason
+                released |= bool(await self.desk.do(job.id, j.Release(attempt=attempt.number, reason=reason)))
+                self._tell(self.desk.job(job.id), self.desk.job(job.id).attempt(attempt.number))
+        return released
+
+    def _expiry(self, job: ComputeJob, attempt: Attempt) -> tuple[float, str]:
+        """Until when to wait for an attempt, and why not longer."""
+        rules = self.desk.rules
+        began = max(attempt.at, self._started)
+        heard = max(began, self._heard.get((job.id, attempt.number), began))
+        until, reason = heard + rules.lease, f"no sign of its work for {rules.lease:g} s"
+        if not attempt.commitment and began + job.patience(rules) < until:
+            until, reason = began + job.patience(rules), f"no result for {job.patience(rules):g} s"
+        if attempt.worker not in self.present:
+            gone = self._left.get(attempt.worker, self._started) + rules.away
+            if gone < until:
+                return gone, f"disconnected for {rules.away:g} s"
+        return until, reason
+
+    def _ask_to_show(self, job: ComputeJob, who: Iterable[NodeId] | None = None) -> None:
+        for number in j.to_reveal(job, self.desk.rules):
+            worker = job.attempt(number).worker
+            if who is None or worker in who:
+                self._say(worker, Show(job=job.id, attempt=number))
+
+    async def _judge(self, job: ComputeJob, number: int) -> None:
+        attempt, submitted = job.attempt(number), job.submitted
+        opens = j.commitment_of(job.id, number, attempt.worker, attempt.result, attempt.nonce)
+        if opens != attempt.commitment:
+            reason = "the result is not the one that was committed to"
+            await self.desk.do(job.id, j.Judge(attempt=number, holds=False, reason=reason))
+            return
+        try:
+            data, result = await self.desk.blobs.read(submitted.data), await self.desk.blobs.read(attempt.result)
+        except (NotFound, CorruptBlob) as error:
+            await self.desk.do(job.id, j.Release(attempt=number, reason=f"lost here: {error}"[:500], ours=True))
+            return
+        seed = secrets.randbits(48)  # drawn now that the result cannot be changed any more
+        replay = bool(job.disputed) or j.differ(job) or self._chance() < self.desk.rules.spot
+        verdict = await self._check(submitted, data, result, seed, replay)
+        command = j.Judge(
+            attempt=number,
+            holds=verdict.holds,
+            reason=verdict.reason,
+            check_seed=seed,
+            measures=dict(verdict.measures),
+            replayed=replay,
+        )
+        await self.desk.do(job.id, command)
+
+    async def _check(self, job: e.ComputeSubmitted, data: Mapped, result: Mapped, seed: int, replay: bool) -> Verdict:
+        def work() -> Verdict:
+            return judge(job, data, result, seed, replay=replay)
+
+        return await asyncio.get_running_loop().run_in_executor(self._checks, work)
+
+    async def _end(self, job: ComputeJob) -> bool:
+        """Pay, or give back, once nobody can dispute the result any more."""
+        if job.verified is not None and self.desk.clock() < job.verified_at + job.submitted.window:
+            return False
+        for order in money.settlement(job):
+            with suppress(NotFound):  # nothing could be set aside for it
+                await self._post(job, [order])
+        await self.desk.do(job.id, j.Settle())
+        for attempt in job.live:
+            self._tell(job, attempt)
+        self._posted.pop(job.id, None)
+        for attempt in job.attempts:
+            self._heard.pop((job.id, attempt.number), None)
+            self._uploads.pop((job.id, attempt.number), None)
+        return False
+
+    async def _post(self, job: ComputeJob, orders: Iterable[Order]) -> None:
+        posted = self._posted[job.id]
+        for order in orders:
+            if order.key not in posted:
+                await self.desk.ledger.post(order)
+                posted.add(order.key)
+
+    def _tell(self, job: ComputeJob, attempt: Attempt) -> None:
+        good = bool(attempt.holds) and job.verified is not None
+        reason = attempt.reason or (job.failed if not good else "")
+        paid = job.share(attempt.slot) if good else 0
+        self._say(
+            attempt.worker, Over(job=job.id, attempt=attempt.number, accepted=good, paid=paid, reason=reason[:500])
+        )
+
+
+def _start(job: ComputeJob, attempt: Attempt) -> Compute:
+    s = job.submitted
+    return Compute(job=job.id, attempt=attempt.number, kind=s.kind, data=s.data, seed=s.seed)

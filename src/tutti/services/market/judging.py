@@ -1,0 +1,63 @@
+"""What is computed on the coordinator: checks of results, and the problem by which a worker's speed is measured."""
+
+import numpy as np
+
+from tutti.core.registry import Choice
+from tutti.core.workload import BadTable, Floats, Table, Verdict, Workload, verify, workloads
+from tutti.domain.market.events import ComputeSubmitted
+from tutti.wire.messages import Measure, Measured
+from tutti.wire.tables import Data, decode, decode_table
+from tutti.wire.tensors import BadTensors
+
+MEASURE_ROWS, MEASURE_COLUMNS = 6000, 128
+"""A problem of a fifth of a GFLOP, which a core solves in about 20 ms: its check takes a fraction of that."""
+
+
+def admit(kind: Choice, data: Data) -> tuple[int, int]:
+    """Rows and columns of a table that this kind of job can be done on; raises UserError with the reason if not."""
+    table = decode_table(data)
+    workloads.build(kind).admit(table)
+    return len(table.x), table.x.shape[1]
+
+
+def solve(kind: Choice, data: Data, seed: int) -> dict[str, Floats]:
+    """What an honest worker does."""
+    workload, table = workloads.build(kind), decode_table(data)
+    workload.admit(table)
+    return dict(workload.solve(table, seed))
+
+
+def judge(job: ComputeSubmitted, data: Data, result: Data, check_seed: int, *, replay: bool) -> Verdict:
+    """Whether a result holds. Anything may come as a result; nothing in it is executed."""
+    try:
+        arrays = decode(result)
+    except BadTensors as error:
+        return Verdict(False, f"not a result: {error}")
+    return verify(workloads.build(job.kind), decode_table(data), arrays, job.seed, check_seed, replay=replay)
+
+
+def problem(asked: Measure) -> Table:
+    rng = np.random.Generator(np.random.PCG64(asked.seed))
+    return Table(rng.random((asked.rows, asked.columns)), rng.random(asked.rows))
+
+
+def solution(asked: Measure) -> Measured:
+    result = _measured_by().solve(problem(asked), asked.seed)
+    values = (*result["coefficients"].tolist(), float(result["intercept"]), float(result["mse"]))
+    return Measured(id=asked.id, values=values)
+
+
+def speed(asked: Measure, answer: Measured, seconds: float) -> float:
+    """GFLOP/s of a worker that answered after so many seconds; 0 if the answer is wrong. Raises BadTable."""
+    values = np.asarray(answer.values, np.float64)
+    if len(values) != asked.columns + 2:
+        raise BadTable(f"expected {asked.columns + 2} numbers, came {len(values)}")
+    workload = _measured_by()
+    result = {"coefficients": values[:-2], "intercept": np.asarray(values[-2]), "mse": np.asarray(values[-1])}
+    if not verify(workload, problem(asked), result, asked.seed, asked.seed).holds:
+        return 0.0
+    return workload.work(asked.rows, asked.columns) / max(seconds, 1e-6) / 1e9
+
+
+def _measured_by() -> Workload:
+    return workloads.build(Choice("linear_regression"))

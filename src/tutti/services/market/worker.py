@@ -1,0 +1,175 @@
+"""The node's half of the market: does compute jobs, one at a time, commits to results, and shows them when asked to.
+
+A result is on the disk before it is committed to, so that a worker that is killed shows the same one later. The nonce
+that hides it is made from the node's secret: nothing else has to be kept.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from blake3 import blake3
+
+from tutti.core.registry import Choice
+from tutti.core.workload import Floats
+from tutti.domain.market.jobs import commitment_of
+from tutti.ports.blobs import Buffer
+from tutti.ports.fabric import Link
+from tutti.services.market.judging import solution
+from tutti.services.market.judging import solve as solve_honestly
+from tutti.services.runner import TaskRunner
+from tutti.services.work import reason_of
+from tutti.wire.messages import Committed, Compute, Computed, Computing, Declined, Measure, Offer, Over, Show
+from tutti.wire.tables import Data, encode
+
+log = logging.getLogger(__name__)
+
+Solve: TypeAlias = Callable[[Choice, Data, int], Mapping[str, Floats]]
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """The job at hand; `result` once there is one."""
+
+    asked: Compute
+    activity: "asyncio.Task[None] | None" = None
+    result: bytes = b""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.asked.job, self.asked.attempt
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """Says through the runner's link what it does; `begin` gives it the runner. `solve` is for tests of cheats."""
+
+    name: str
+    secret: str
+    offer: Offer
+    link: Link
+    folder: Path
+    solve: Solve = solve_honestly
+    held: Held | None = field(default=None, init=False)
+    _tasks: TaskRunner | None = field(default=None, init=False)
+    _measuring: "asyncio.Task[None] | None" = field(default=None, init=False)
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="market"), init=False
+    )
+
+    def begin(self, tasks: TaskRunner) -> None:
+        self._tasks = tasks
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def tasks(self) -> TaskRunner:
+        assert self._tasks is not None
+        return self._tasks
+
+    def obey(self, message: Compute | Show | Over | Measure) -> None:
+        match message:
+            case Compute():
+                self._on_compute(message)
+            case Show():
+                if self.held is not None and self.held.key == (message.job, message.attempt) and self.held.result:
+                    self._do(self.held, self._show(self.held))
+            case Over():
+                log.info("compute job %s: over: %s", message.job, message.reason or f"earned {message.paid} tokens")
+                if self.held is not None and self.held.key == (message.job, message.attempt):
+                    self._drop()
+                self._file(message.job, message.attempt).unlink(missing_ok=True)
+            case Measure():
+                self._measuring = asyncio.ensure_future(self._measure(message))
+
+    async def _measure(self, asked: Measure) -> None:
+        loop = asyncio.get_running_loop()
+        await self.tasks.say(await loop.run_in_executor(self._thread, solution, asked))
+
+    def close(self) -> None:
+        self._drop()
+        if self._measuring is not None:
+            self._measuring.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _on_compute(self, asked: Compute) -> None:
+        held = self.held
+        if held is not None and held.key == (asked.job, asked.attempt):
+            if held.result:
+                self._do(held, self._commit(held))
+            return
+        self._drop()
+        for file in set(self.folder.glob("*.safetensors")) - {self._file(asked.job, asked.attempt)}:
+            file.unlink(missing_ok=True)  # of attempts whose end was never heard of
+        self.held = Held(asked)
+        self._do(self.held, self._work(self.held))
+
+    def _do(self, held: Held, work: Coroutine[None, None, None]) -> None:
+        if held.activity is not None and not held.activity.done():
+            held.activity.cancel()
+        held.activity = asyncio.create_task(work)
+
+    def _drop(self) -> None:
+        held, self.held = self.held, None
+        if held is not None and held.activity is not None:
+            held.activity.cancel()
+
+    async def _work(self, held: Held) -> None:
+        """Fetch, compute, keep, commit; what goes wrong is said, and the worker stays."""
+        asked, file = held.asked, self._file(*held.key)
+        renewal = asyncio.create_task(self._renew(asked))
+        try:
+            if file.exists():
+                held.result = file.read_bytes()
+            else:
+                data = await self.tasks.insist(lambda: self.link.fetch(asked.data))
+                loop = asyncio.get_running_loop()
+                held.result = await loop.run_in_executor(self._thread, self._compute, asked, data)
+                await asyncio.to_thread(_keep, file, held.result)
+            await self._commit(held)
+        except Exception as error:
+            reason = reason_of(error)
+            log.warning("compute job %s: failed: %s", asked.job, reason)
+            await self.tasks.say(Declined(job=asked.job, attempt=asked.attempt, reason=reason[:1000]))
+        finally:
+            renewal.cancel()
+
+    def _compute(self, asked: Compute, data: Buffer) -> bytes:
+        return encode(self.solve(asked.kind, data, asked.seed))
+
+    async def _renew(self, asked: Compute) -> None:
+        while True:
+            await asyncio.sleep(self.tasks.progress_every)
+            await self.tasks.say(Computing(job=asked.job, attempt=asked.attempt))
+
+    async def _commit(self, held: Held) -> None:
+        job, attempt = held.key
+        said = commitment_of(job, attempt, self.name, blake3(held.result).hexdigest(), self._nonce(held))
+        await self.tasks.say(Committed(job=job, attempt=attempt, commitment=said))
+
+    async def _show(self, held: Held) -> None:
+        job, attempt = held.key
+        digest = blake3(held.result).hexdigest()
+        try:
+            await self.tasks.insist(lambda: self.link.store(memoryview(held.result), digest))
+        except Exception as error:
+            log.warning("compute job %s: its result is not taken: %s", job, reason_of(error))
+            return
+        await self.tasks.say(Computed(job=job, attempt=attempt, digest=digest, nonce=self._nonce(held)))
+
+    def _nonce(self, held: Held) -> str:
+        job, attempt = held.key
+        key = blake3(self.secret.encode(), derive_key_context="tutti market nonce").digest()
+        return blake3(f"{job}/{attempt}".encode(), key=key).hexdigest()
+
+    def _file(self, job: str, attempt: int) -> Path:
+        return self.folder / f"{job}-{attempt}.safetensors"
+
+
+def _keep(file: Path, result: bytes) -> None:
+    partial = file.with_suffix(".part")
+    partial.write_bytes(result)
+    partial.replace(file)
