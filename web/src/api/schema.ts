@@ -816,6 +816,294 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/market": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show
+         * @description The market in one look: what its dashboard shows.
+         */
+        get: operations["show_api_v1_market_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/clients": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Clients
+         * @description The clients, by name.
+         */
+        get: operations["list_clients_api_v1_market_clients_get"];
+        put?: never;
+        /**
+         * Register Client
+         * @description Register a client. An admin may give it a first balance, which is made once.
+         */
+        post: operations["register_client_api_v1_market_clients_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/clients/{client}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show Client
+         * @description A client and its balance.
+         */
+        get: operations["show_client_api_v1_market_clients__client__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/coordination/start": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Start
+         * @description Assign jobs to workers, as it does from the beginning.
+         */
+        post: operations["start_api_v1_market_coordination_start_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/coordination/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop
+         * @description Assign no further job; what is assigned goes on.
+         */
+        post: operations["stop_api_v1_market_coordination_stop_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/coordination/trigger": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Trigger
+         * @description Assign now what can be assigned now; there is no need to, for that happens by itself.
+         */
+        post: operations["trigger_api_v1_market_coordination_trigger_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/jobs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Jobs
+         * @description Compute jobs, the newest first.
+         */
+        get: operations["list_jobs_api_v1_market_jobs_get"];
+        put?: never;
+        /**
+         * Submit
+         * @description Ask for work; its reward goes into escrow. The same `Idempotency-Key` again gives the same job.
+         */
+        post: operations["submit_api_v1_market_jobs_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/jobs/{job}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Show Job */
+        get: operations["show_job_api_v1_market_jobs__job__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/jobs/{job}/dispute": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Dispute
+         * @description Doubt a result, within the job's window: a further worker makes it again, and all of it is replayed.
+         */
+        post: operations["dispute_api_v1_market_jobs__job__dispute_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/jobs/{job}/result": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Result
+         * @description The verified result of a job.
+         */
+        get: operations["result_api_v1_market_jobs__job__result_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/tables": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Upload
+         * @description Upload a table for jobs to come: CSV with a line of names, or NPZ with the arrays `x` and perhaps `y`.
+         *
+         *     `target` names the CSV column that linear regression is to predict. A table waits a day for its job.
+         */
+        post: operations["upload_api_v1_market_tables_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/workers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Workers
+         * @description The workers, by name.
+         */
+        get: operations["list_workers_api_v1_market_workers_get"];
+        put?: never;
+        /**
+         * Register Worker
+         * @description Register a worker with its stake. An admin may register one that has no tokens yet: they are made.
+         */
+        post: operations["register_worker_api_v1_market_workers_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/workers/{worker}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Show Worker */
+        get: operations["show_worker_api_v1_market_workers__worker__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/workers/{worker}/unstake": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Unstake
+         * @description Take stake back, as far as it is not at risk with work that goes on.
+         */
+        post: operations["unstake_api_v1_market_workers__worker__unstake_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/metrics": {
         parameters: {
             query?: never;
@@ -1308,6 +1596,66 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/client/register": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Register Client
+         * @description Register a client. An admin may give it a first balance, which is made once.
+         */
+        post: operations["register_client_client_register_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/client/{client}/balance": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show Client
+         * @description A client and its balance.
+         */
+        get: operations["show_client_client__client__balance_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/clients": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Clients
+         * @description The clients, by name.
+         */
+        get: operations["list_clients_clients_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/health": {
         parameters: {
             query?: never;
@@ -1317,6 +1665,83 @@ export interface paths {
         };
         /** Health */
         get: operations["health_health_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/job/submit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Submit
+         * @description Ask for work; its reward goes into escrow. The same `Idempotency-Key` again gives the same job.
+         */
+        post: operations["submit_job_submit_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/job/{job}/status": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Show Job */
+        get: operations["show_job_job__job__status_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/jobs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Jobs
+         * @description Compute jobs, the newest first.
+         */
+        get: operations["list_jobs_jobs_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/jobs/pending": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Pending
+         * @description Compute jobs that wait for a worker.
+         */
+        get: operations["list_pending_jobs_pending_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1337,6 +1762,143 @@ export interface paths {
          * @description Metrics for Prometheus.
          */
         get: operations["exposition_metrics_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/network/coordination/start": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Start
+         * @description Assign jobs to workers, as it does from the beginning.
+         */
+        post: operations["start_network_coordination_start_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/network/coordination/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop
+         * @description Assign no further job; what is assigned goes on.
+         */
+        post: operations["stop_network_coordination_stop_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/network/coordination/trigger": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Trigger
+         * @description Assign now what can be assigned now; there is no need to, for that happens by itself.
+         */
+        post: operations["trigger_network_coordination_trigger_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/network/stats": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show
+         * @description The market in one look: what its dashboard shows.
+         */
+        get: operations["show_network_stats_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/worker/register": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Register Worker
+         * @description Register a worker with its stake. An admin may register one that has no tokens yet: they are made.
+         */
+        post: operations["register_worker_worker_register_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/worker/{worker}/status": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Show Worker */
+        get: operations["show_worker_worker__worker__status_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/workers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Workers
+         * @description The workers, by name.
+         */
+        get: operations["list_workers_workers_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1373,19 +1935,6 @@ export interface components {
             organisation: string;
             /** @enum {unknown} */
             role: "" | "admin" | "operator" | "viewer";
-        };
-        /**
-         * AttemptView
-         * @description One attempt, node by node. `left_out_more` counts, by reason, further nodes that were not asked.
-         */
-        AttemptView: {
-            /** @default {} */
-            left_out_more?: {
-                [key: string]: number;
-            };
-            nodes: components["schemas"]["PartView"][];
-            refusals: components["schemas"]["RefusalView"][];
-            round: components["schemas"]["RoundView"];
         };
         /**
          * AuditEntry
@@ -1475,6 +2024,26 @@ export interface components {
             type: "Claim";
         };
         /**
+         * ClientRequest
+         * @description Registers a client; only an admin gives it a first balance.
+         */
+        ClientRequest: {
+            client_address: string;
+            /** @default 0 */
+            initial_balance?: number;
+        };
+        /**
+         * ClientView
+         * @description A client. `balance` is free to use, `escrowed` are the rewards of its jobs that go on; `by` speaks for it.
+         */
+        ClientView: {
+            balance: number;
+            by: string;
+            client_address: string;
+            escrowed: number;
+            jobs: number;
+        };
+        /**
          * CohortRules
          * @description Who takes part in a round, and when it closes.
          *
@@ -1542,6 +2111,59 @@ export interface components {
             quantiles: number[];
         };
         /**
+         * ComputeJobView
+         * @description A compute job. `status`: pending, assigned, completed (its results are here), verified, or failed.
+         *
+         *         `settled`: everything is paid. `worker_id`: whose result it has. `trouble` says what keeps it from going on.
+         */
+        ComputeJobView: {
+            attempts: components["schemas"]["tutti.services.views.market.AttemptView"][];
+            client_address: string;
+            columns: number;
+            data: string;
+            disputed: string;
+            expires_at: number;
+            job_id: string;
+            kind: string;
+            model_type: string;
+            reason: string;
+            replicas: number;
+            result: string;
+            reward: number;
+            rows: number;
+            settled: boolean;
+            status: string;
+            submitted_at: number;
+            trouble: string;
+            worker_id: string;
+        };
+        /**
+         * ComputeRequest
+         * @description Asks for work. `data`: the digest of an uploaded table; without, a bundled sample is used.
+         *
+         *         `replicas` workers of different owners share the reward. The job fails after `seconds` without a result; one that
+         *         was verified can be disputed for `window` seconds, and is paid after that.
+         */
+        ComputeRequest: {
+            client_address: string;
+            /** @default  */
+            data?: string;
+            model_type: string;
+            /** @default {} */
+            options?: {
+                [key: string]: boolean | number | string | number[];
+            };
+            /** @default 1 */
+            replicas?: number;
+            reward: number;
+            /** @default 3600 */
+            seconds?: number;
+            /** @default 0 */
+            seed?: number;
+            /** @default 0 */
+            window?: number;
+        };
+        /**
          * Configuration
          * @description How this coordinator is set up, and what a job gets that does not say otherwise.
          */
@@ -1597,6 +2219,16 @@ export interface components {
             weight: number;
         };
         /**
+         * CoordinationView
+         * @description `assigned`: jobs that this very request gave to workers.
+         */
+        CoordinationView: {
+            /** @default 0 */
+            assigned?: number;
+            coordinating: boolean;
+            status: string;
+        };
+        /**
          * DataSchema
          * @description What the rows of a data set look like; two nodes can train together only if `mismatch` of theirs is None.
          *
@@ -1621,6 +2253,11 @@ export interface components {
             shape: number[];
             /** @enum {unknown} */
             task: "classification" | "regression";
+        };
+        /** DisputeRequest */
+        DisputeRequest: {
+            /** @default  */
+            reason?: string;
         };
         /**
          * Distribute
@@ -2050,6 +2687,16 @@ export interface components {
             secret: string;
         };
         /**
+         * KindView
+         * @description A kind of compute job, and the JSON schema of its options.
+         */
+        KindView: {
+            description: string;
+            name: string;
+            needs_target: boolean;
+            options: Record<string, never>;
+        };
+        /**
          * LedgerView
          * @description The ledger as a whole. `head` is the newest entry's hash: whoever notes it sees if the chain is cut short.
          */
@@ -2104,6 +2751,33 @@ export interface components {
             versions: {
                 [key: string]: string;
             };
+        };
+        /**
+         * MarketView
+         * @description The market in one look. `success_rate`: verified among the jobs that are over; null while none is.
+         *
+         *         `contract_balance` is what lies in escrow, `staked` what workers have at risk, `burned` what was slashed for nobody.
+         */
+        MarketView: {
+            burned: number;
+            clients: number;
+            contract_balance: number;
+            coordinating: boolean;
+            gpus: {
+                [key: string]: number;
+            };
+            jobs: number;
+            jobs_by_status: {
+                [key: string]: number;
+            };
+            jobs_completed: number;
+            kinds: components["schemas"]["KindView"][];
+            min_stake: number;
+            minted: number;
+            staked: number;
+            success_rate: number | null;
+            workers: number;
+            workers_active: number;
         };
         /**
          * MetricPoint
@@ -2255,6 +2929,24 @@ export interface components {
             next?: string | null;
         };
         /**
+         * Page[ClientView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_ClientView_: {
+            items: components["schemas"]["ClientView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
+         * Page[ComputeJobView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_ComputeJobView_: {
+            items: components["schemas"]["ComputeJobView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
          * Page[ContributionView]
          * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
          */
@@ -2332,6 +3024,15 @@ export interface components {
          */
         Page_TokenView_: {
             items: components["schemas"]["TokenView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
+         * Page[WorkerView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_WorkerView_: {
+            items: components["schemas"]["WorkerView"][];
             /** @default null */
             next?: string | null;
         };
@@ -2427,6 +3128,20 @@ export interface components {
             node: string;
             reason: string;
             selected: boolean;
+        };
+        /**
+         * ResultView
+         * @description What came out, as lists of numbers: `coefficients`, `intercept` and `mse`, and so on, by kind.
+         *
+         *         Long ones (labels, the steps of a run) are cut after 10,000 numbers and named in `cut`: the blob `digest` has all.
+         */
+        ResultView: {
+            cut: string[];
+            digest: string;
+            job_id: string;
+            model_type: string;
+            values: Record<string, never>;
+            worker_id: string;
         };
         /**
          * Reward
@@ -2633,6 +3348,16 @@ export interface components {
             stopped: components["schemas"]["JobView"][];
         };
         /**
+         * TableView
+         * @description An uploaded table; jobs name it by `data`.
+         */
+        TableView: {
+            columns: number;
+            data: string;
+            rows: number;
+            target: boolean;
+        };
+        /**
          * Terms
          * @description The part of the owner's policy that a coordinator should know, so as not to ask in vain.
          *
@@ -2743,6 +3468,10 @@ export interface components {
             /** @enum {unknown} */
             type: "Unstake";
         };
+        /** UnstakeRequest */
+        UnstakeRequest: {
+            amount: number;
+        };
         /**
          * Usage
          * @description What a job took so far, in the terms of its forecast.
@@ -2759,7 +3488,7 @@ export interface components {
          * @description Who took part in a round, who did not and why, and what each contributed, for every attempt at it.
          */
         WhyView: {
-            attempts: components["schemas"]["AttemptView"][];
+            attempts: components["schemas"]["tutti.services.views.rounds.AttemptView"][];
             base: string;
             job: string;
             model: string;
@@ -2773,6 +3502,87 @@ export interface components {
             account: string;
             /** @enum {unknown} */
             type: "Withdraw";
+        };
+        /**
+         * WorkerRequest
+         * @description Registers a worker; it works once the node of this name joins with `--worker`.
+         *
+         *         `compute_capacity`: GFLOP/s that it claims; shown, and measured.
+         */
+        WorkerRequest: {
+            /** @default 0 */
+            compute_capacity?: number;
+            /** @default  */
+            gpu_type?: string;
+            /** @default [] */
+            kinds?: string[];
+            /** @default  */
+            owner?: string;
+            /** @default 1 */
+            price?: number;
+            stake_amount: number;
+            worker_id: string;
+        };
+        /**
+         * WorkerView
+         * @description A worker. `gflops` is measured, `claimed` is only what it says; `reputation` is from 0 to 100, by kind too.
+         *
+         *         `trust` is what its results hold with at least, with 95 % certainty: what jobs are assigned by. `locked` of its
+         *         `staked` tokens are at risk with the work that goes on. `note` says why it gets none, if so.
+         */
+        WorkerView: {
+            claimed: number;
+            connected: boolean;
+            gflops: number;
+            gpu_type: string;
+            job: string;
+            jobs_completed: number;
+            jobs_failed: number;
+            jobs_lost: number;
+            kinds: string[];
+            locked: number;
+            note: string;
+            owner: string;
+            price: number;
+            reputation: number;
+            reputation_by_kind: {
+                [key: string]: number;
+            };
+            since: number;
+            stake: number;
+            staked: number;
+            trust: number;
+            worker_id: string;
+        };
+        /**
+         * AttemptView
+         * @description One worker's work on one replica: `holds` is null until the result was judged.
+         */
+        "tutti.services.views.market.AttemptView": {
+            at: number;
+            attempt: number;
+            bond: number;
+            committed: boolean;
+            holds: boolean | null;
+            paid: number;
+            reason: string;
+            replayed: boolean;
+            replica: number;
+            result: string;
+            worker_id: string;
+        };
+        /**
+         * AttemptView
+         * @description One attempt, node by node. `left_out_more` counts, by reason, further nodes that were not asked.
+         */
+        "tutti.services.views.rounds.AttemptView": {
+            /** @default {} */
+            left_out_more?: {
+                [key: string]: number;
+            };
+            nodes: components["schemas"]["PartView"][];
+            refusals: components["schemas"]["RefusalView"][];
+            round: components["schemas"]["RoundView"];
         };
     };
     responses: never;
@@ -4451,6 +5261,554 @@ export interface operations {
             };
         };
     };
+    show_api_v1_market_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MarketView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_clients_api_v1_market_clients_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_ClientView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    register_client_api_v1_market_clients_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ClientRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClientView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_client_api_v1_market_clients__client__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                client: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClientView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    start_api_v1_market_coordination_start_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CoordinationView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    stop_api_v1_market_coordination_stop_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CoordinationView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    trigger_api_v1_market_coordination_trigger_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CoordinationView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_jobs_api_v1_market_jobs_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+                status?: string;
+                client?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_ComputeJobView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    submit_api_v1_market_jobs_post: {
+        parameters: {
+            query?: never;
+            header?: {
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ComputeRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ComputeJobView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_job_api_v1_market_jobs__job__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ComputeJobView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    dispute_api_v1_market_jobs__job__dispute_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["DisputeRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ComputeJobView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    result_api_v1_market_jobs__job__result_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ResultView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    upload_api_v1_market_tables_post: {
+        parameters: {
+            query?: {
+                target?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TableView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_workers_api_v1_market_workers_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_WorkerView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    register_worker_api_v1_market_workers_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["WorkerRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkerView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_worker_api_v1_market_workers__worker__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                worker: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkerView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    unstake_api_v1_market_workers__worker__unstake_post: {
+        parameters: {
+            query?: never;
+            header: {
+                "Idempotency-Key": string;
+            };
+            path: {
+                worker: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["UnstakeRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkerView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     metrics_api_v1_metrics_get: {
         parameters: {
             query?: never;
@@ -5351,6 +6709,104 @@ export interface operations {
             };
         };
     };
+    register_client_client_register_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ClientRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClientView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_client_client__client__balance_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                client: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClientView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_clients_clients_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_ClientView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     health_health_get: {
         parameters: {
             query?: never;
@@ -5380,6 +6836,142 @@ export interface operations {
             };
         };
     };
+    submit_job_submit_post: {
+        parameters: {
+            query?: never;
+            header?: {
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ComputeRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ComputeJobView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_job_job__job__status_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ComputeJobView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_jobs_jobs_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+                status?: string;
+                client?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_ComputeJobView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_pending_jobs_pending_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_ComputeJobView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     exposition_metrics_get: {
         parameters: {
             query?: never;
@@ -5395,6 +6987,220 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    start_network_coordination_start_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CoordinationView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    stop_network_coordination_stop_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CoordinationView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    trigger_network_coordination_trigger_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CoordinationView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_network_stats_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MarketView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    register_worker_worker_register_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["WorkerRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkerView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_worker_worker__worker__status_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                worker: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkerView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_workers_workers_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_WorkerView_"];
+                };
             };
             /** @description What went wrong. */
             default: {
