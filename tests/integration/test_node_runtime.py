@@ -402,6 +402,20 @@ async def test_the_same_start_twice_is_done_once(tmp_path: Path) -> None:
     assert len(bench.trainer.tasks) == 1
 
 
+async def test_one_more_attempt_at_a_round_is_handed_in_without_training_again(tmp_path: Path) -> None:
+    async with a_bench(tmp_path) as bench:
+        start = await bench.start()
+        bench.script.tell(start)
+        first = await bench.script.hear(Submission)
+        bench.script.tell(msgspec.structs.replace(start, attempt=1, cohort=5))
+        again = await bench.script.hear(Submission, 2)
+        assert again == msgspec.structs.replace(first, attempt=1)  # the seconds too
+        assert len(bench.trainer.tasks) == 1
+        bench.script.tell(msgspec.structs.replace(start, attempt=2, seed=8))
+        await bench.script.hear(Submission, 3)
+        assert len(bench.trainer.tasks) == 2
+
+
 async def test_training_goes_on_through_a_lost_connection(tmp_path: Path) -> None:
     async with a_bench(tmp_path) as bench:
         bench.trainer.gate.clear()
@@ -783,7 +797,7 @@ async def test_the_last_model_is_not_fetched_again(tmp_path: Path) -> None:
             bench.script.tell(start := await bench.start(round=round, value=float(round)))
             await bench.script.hear(Submission, round)
         await bench.blobs.delete(start.weights)
-        bench.script.tell(msgspec.structs.replace(start, attempt=1))
+        bench.script.tell(msgspec.structs.replace(start, attempt=1, seed=8))
         await bench.script.hear(Submission, 3)
 
 

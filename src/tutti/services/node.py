@@ -215,13 +215,14 @@ class NodeRuntime:
             return
         if held is not None and held.busy and held.start.job != start.job:
             await tasks.say(failure(held.start, f"given up for job {start.job} round {start.round}"))
+        outcome = tasks.outcome_for(start)
         tasks.release(f"job {start.job} round {start.round} comes instead")
         if reason := allows(self._policy, start, self._now()):
             log.warning("job %s round %d node %s: refused: %s", start.job, start.round, self._name, reason)
             await tasks.say(failure(start, reason))
             return
         log.info("job %s round %d node %s: %s", start.job, start.round, self._name, start.task)
-        tasks.take(start, start.training.batch_size or batch_size_for(self._capabilities.memory))
+        tasks.take(start, start.training.batch_size or batch_size_for(self._capabilities.memory), outcome)
 
     async def _on_verdict(self, verdict: Verdict) -> None:
         job, round, held = verdict.job, verdict.round, self._tasks.held

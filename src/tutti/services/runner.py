@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import TypeAlias, TypeVar
 
+import msgspec
+
 from tutti.core.errors import CorruptBlob
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest
@@ -108,10 +110,20 @@ class TaskRunner:
         self._progress: Progress | None = None
         self._progressed = asyncio.Event()
 
-    def take(self, start: Start, batch_size: int) -> None:
-        """Begin this task; whatever was held before must have been released."""
-        self.held = Assignment(start, batch_size, backoff(self._rng))
-        self.held.activity = asyncio.create_task(self._work(self.held))
+    def take(self, start: Start, batch_size: int, outcome: Outcome | None = None) -> None:
+        """Begin this task, or hand its outcome in if there is one; what was held before must have been released."""
+        held = self.held = Assignment(start, batch_size, backoff(self._rng), outcome=outcome)
+        held.activity = asyncio.create_task(self._work(held) if outcome is None else self._deliver(held))
+
+    def outcome_for(self, start: Start) -> Outcome | None:
+        """What was handed in, if this is one more attempt at the same work: it would come out the same again."""
+        held = self.held
+        if held is None or held.outcome is None or not isinstance(held.outcome.message, Submission):
+            return None
+        if msgspec.structs.replace(start, attempt=held.start.attempt, cohort=held.start.cohort) != held.start:
+            return None
+        message = msgspec.structs.replace(held.outcome.message, attempt=start.attempt)
+        return Outcome(message, held.outcome.blob)
 
     def hand_in_again(self) -> None:
         """Deliver the outcome once more, in a while, unless the work or a delivery is still going on."""
