@@ -52,6 +52,11 @@ def memory() -> float:
     return sum(process.memory_full_info().pss for process in [me, *me.children(recursive=True)]) / 2**20
 
 
+def resident_kb() -> float:
+    """KB that this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
 def samples(options: argparse.Namespace) -> int:
     """How many examples nodes train on in a round."""
     return COHORT * 600 * int(options.epochs)
@@ -189,9 +194,12 @@ def no_op(parameters: int, rounds: int, nodes: int) -> list[dict[str, Any]]:
     for registered, cohort in ((nodes, 10), (nodes, 100), (100 * nodes, 10)):
         federation = Federation.of({f"node-{i}": one for i in range(registered)})
         raw = {**job("idle", 1, rounds), "dataset": "none", "cohort": {"min_nodes": registered, "size": cohort}}
-        seconds = [record.seconds for record in simulate(raw, federation, engine="sequential").rounds[2:]]
-        each = 1000 * median(seconds)
-        rows.append({"registered": registered, "cohort": cohort, "ms/round": each, "ms/node": each / cohort})
+        held: list[float] = []
+        watch = lambda record, held=held: held.append(resident_kb())  # noqa: E731
+        seconds = [record.seconds for record in simulate(raw, federation, engine="sequential", watch=watch).rounds[2:]]
+        each, grown = 1000 * median(seconds), (held[-1] - held[rounds // 2]) / (rounds - rounds // 2)
+        row = {"registered": registered, "cohort": cohort, "ms/round": each, "ms/node": each / cohort}
+        rows.append({**row, "KB/round": grown})
     return rows
 
 

@@ -465,7 +465,7 @@ def test_sgd_linear_refuses_other_optimizers() -> None:
             trainer.train(trainer.init(0), rows, task(**training), silent)
 
 
-@pytest.mark.parametrize(("model", "data"), [("mlp", FLAT), ("cnn", IMAGE)])
+@pytest.mark.parametrize(("model", "data"), [("mlp", FLAT), ("mlp:hidden=4096", FLAT), ("cnn", IMAGE)])
 def test_mixed_precision_is_nearly_the_same_and_without_bfloat16_exactly(model: str, data: DataSchema) -> None:
     trainer, rows = build(model, data), rows_for(data)
     start = trainer.init(0)

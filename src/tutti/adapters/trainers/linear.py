@@ -2,11 +2,12 @@
 
 The gradient of a layer's weights is the product d'x of two far smaller matrices, with a row for each example: the
 gradient d of the layer's outputs, and its inputs x. Subtracted from the weights at once, w - lr * d'x, it is never
-written to memory, where a large one would cost more time than the product itself.
+written to memory, where a large one would cost more time than the product itself. For the same reason such layers stay
+in float32 in a CPU's mixed precision, which would round their weights anew in every step.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -65,9 +66,12 @@ def _is_large(layer: nn.Linear) -> bool:
 def _forward(layer: nn.Linear, weight: Tensor, steps: LinearSteps) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         replaced = layer.weight is not weight  # by torch.func.functional_call, for example
-        if replaced or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        half, device = torch.is_autocast_enabled(x.device.type), x.device.type
+        if replaced or torch.compiler.is_compiling() or (half and device != "cpu"):
             return nn.functional.linear(x, layer.weight, layer.bias)
-        y: Tensor = _Linear.apply(layer, steps, x.reshape(-1, x.shape[-1]), weight, layer.bias)  # type: ignore[no-untyped-call]
+        rows = x.reshape(-1, x.shape[-1])
+        with torch.autocast(device, enabled=False) if half else nullcontext():
+            y: Tensor = _Linear.apply(layer, steps, rows.float() if half else rows, weight, layer.bias)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], y.shape[-1])
 
     return forward

@@ -77,7 +77,10 @@ class TorchTrainer:
 
     @contextmanager
     def _network(self) -> Iterator[Network]:
-        network = self._idle.pop() if self._idle else self._new(seed=0)
+        try:
+            network = self._idle.pop()
+        except IndexError:
+            network = self._new(seed=0)
         try:
             yield network
         finally:

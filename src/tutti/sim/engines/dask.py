@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 AHEAD = 2
-"""Tasks that a worker has at once: it works on one while the update of the other is folded in."""
+"""Tasks at once for each thread of a worker: it works on one while the update of the other is folded in."""
 
 TRIES = 3
 """How often a node is computed again after its worker, or the model that was sent to it, was lost."""
@@ -110,7 +110,7 @@ class Dask:
         model = self._send(encoded)
         try:
             while waiting or running:
-                while waiting and len(running) < AHEAD * max(1, len(self._client.scheduler_info()["workers"])):
+                while waiting and len(running) < AHEAD * self._threads():
                     assignment = waiting.popleft()
                     order = order_for(assignment.task, self._federation.train[assignment.node])
                     future = self._client.submit(_train, msgspec.msgpack.encode(order), model, pure=False)
@@ -140,6 +140,10 @@ class Dask:
             self._client.close()
             if self._local is not None:
                 self._local.close()
+
+    def _threads(self) -> int:
+        """Of all workers that are there now; a while without any is no reason to hand out nothing."""
+        return max(1, sum(worker["nthreads"] for worker in self._client.scheduler_info()["workers"].values()))
 
     def _send(self, encoded: bytearray) -> Any:
         return self._client.scatter([bytes(encoded)], broadcast=True, hash=False)[0]

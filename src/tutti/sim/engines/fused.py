@@ -60,7 +60,7 @@ class Fused:
         self._free: list[Vector] = []
 
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
-        waiting = iter(assignments)
+        waiting = iter(sorted(assignments, key=lambda a: (-len(self._federation.train[a.node]), a.node)))
         running: dict[Future[Trained | Failed], Vector] = {}
         try:
             while True:
