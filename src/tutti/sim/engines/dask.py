@@ -143,7 +143,7 @@ class Dask:
 
     def _threads(self) -> int:
         """Of all workers that are there now; a while without any is no reason to hand out nothing."""
-        return max(1, sum(worker["nthreads"] for worker in self._client.scheduler_info()["workers"].values()))
+        return max(1, sum(int(worker["nthreads"]) for worker in self._client.scheduler_info()["workers"].values()))
 
     def _send(self, encoded: bytearray) -> Any:
         return self._client.scatter([bytes(encoded)], broadcast=True, hash=False)[0]
