@@ -7,6 +7,7 @@ import pytest
 
 from tutti.core.errors import Conflict
 from tutti.core.registry import Choice
+from tutti.core.sampling import Pool
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
@@ -430,6 +431,26 @@ def test_of_many_candidates_those_not_drawn_are_counted_and_a_hundred_named():
     assert opened.candidates == 5_000
     assert list(opened.left_out) == [node for node in everyone if node not in opened.cohort][:100]
     assert opened.left_out_more == {"not drawn": 5_000 - 3 - 100}
+
+
+class Counted(Pool):
+    """Counts how many of its nodes are looked at one after another."""
+
+    looked = 0
+
+    def __iter__(self):
+        for node in super().__iter__():
+            Counted.looked += 1
+            yield node
+
+
+def test_opening_a_round_does_not_look_at_every_candidate():
+    story = Story(cohort=CohortRules(min_nodes=2, size=3)).begin()
+    Counted.looked = 0
+    story.tell(c.Open(candidates=Counted(f"n{number:05}" for number in range(50_000))))
+    assert story.state.round is not None
+    assert story.state.round.opened.candidates == 50_000
+    assert 0 < Counted.looked <= jobs.LEFT_OUT_NAMED + 3
 
 
 def test_reasons_are_counted_up_to_a_number_of_them():
