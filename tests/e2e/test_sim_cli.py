@@ -35,6 +35,7 @@ def test_the_same_seed_gives_the_same_model_and_json(tmp_path):
     ("arguments", "message"),
     [
         (("--engine", "warp"), "there is no engine 'warp'"),
+        (("--held-out", 1), "node-1 has no rows to train on (nor has any of 5 others): hold out less"),
         (("--partition", "fair"), "there is no partitioner 'fair'"),
         (("--out", "history.csv"), "expected a name that ends in .parquet or .json"),
         (("--set", "training.speed=9"), "speed"),

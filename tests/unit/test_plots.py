@@ -43,7 +43,7 @@ def test_targets_are_counted_in_ranges() -> None:
 def test_nodes_of_one_id_have_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUTTI_DATA_DIR", str(SHARED))
     said = titles(drawn(who_holds_what(Choice.parse("heart-disease:partition=natural-id"), 4)))
-    assert "switzerland: 30 of class 1" in said
+    assert "switzerland: 30 of class diseased" in said
 
 
 @needs("letter")

@@ -58,7 +58,8 @@ def who_holds_what(dataset: Choice, nodes: int) -> Holdings:
     if isinstance(partition, Vertical):
         raise CannotPlot(f"partition {carving.partition!r} divides features: every node holds all rows")
     parts = partition(population_of(rows, pool), nodes, carving.seed)
-    table, names = counts(rows.y[pool], parts)
+    table, numbers = counts(rows.y[pool], parts)
+    names = list(rows.schema.classes) or numbers
     nodes_named = _node_names(parts, None if rows.ids is None else rows.ids[pool])
     return Holdings(f"{dataset.name}, {carving.partition}, seed {carving.seed}", nodes_named, names, table)
 

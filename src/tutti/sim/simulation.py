@@ -428,6 +428,9 @@ def _check(spec: JobSpec, federation: Federation) -> None:
     check_composition(spec)
     if spec.dataset != federation.name:
         raise BadSpec(f"the job trains on {spec.dataset!r}, the nodes of this federation hold {federation.name!r}")
+    if empty := [node for node, rows in federation.train.items() if len(rows) == 0]:
+        more = f" (nor has any of {len(empty) - 1} others)" if len(empty) > 1 else ""
+        raise BadSpec(f"{empty[0]} has no rows to train on{more}: hold out less, or make fewer parts")
     needed, there = spec.cohort.min_nodes, len(federation.train)
     if there < needed:
         raise BadSpec(f"the job needs {needed} nodes, this federation has {there}: it could never start")
