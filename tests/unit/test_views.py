@@ -12,6 +12,7 @@ from tutti.domain.spec import DataSchema, load_spec
 from tutti.ports import Recorded
 from tutti.services import views
 from tutti.services.history import attempts_of
+from tutti.services.journal import Journal
 from tutti.services.members import NodeStatus
 from tutti.services.presence import Presence
 from tutti.wire.messages import Heartbeat, Progress, Registration
@@ -125,14 +126,18 @@ async def test_attempts_that_the_state_has_forgotten_come_from_the_log(job):
         for number in range(2, KEPT_IN_FULL + 2)
         for event in (*SECOND_ATTEMPT, *CLOSING[:2])
     ]
-    await log.append("job:other", 0, HISTORY)
-    await log.append("job:job-1", 0, [*HISTORY, *later])
+    other = [msgspec.structs.replace(HISTORY[0], job="other"), *HISTORY[1:]]
+    await log.append("job:job-1", 0, [*HISTORY, *later[:-3]])
+    await log.append("job:other", 0, other)
+    await log.append("job:job-1", len(HISTORY) + len(later) - 3, later[-3:])
     grown = replay([*HISTORY, *later])
+    journal = Journal(log, lambda: 0.0)
+    await journal.load()
     assert grown.past[0].detail is None
-    found = await attempts_of(log, grown, (1,))
+    found = await attempts_of(journal, grown, (1,))
     assert found == attempts_at(HISTORY, (1,)) == list(job.past)
-    assert await attempts_of(log, job, (1,)) == found
-    assert await attempts_of(log, grown, (KEPT_IN_FULL + 1,)) == [grown.past[-1]]
+    assert await attempts_of(journal, job, (1,)) == found
+    assert await attempts_of(journal, grown, (KEPT_IN_FULL + 1,)) == [grown.past[-1]]
     assert views.why_view(grown, 1, found) == views.why_view(job, 1, job.past)
     (model,) = views.model_views(grown, (1,), found)
     assert [part.node for part in model.made_from] == ["ada", "bob"]

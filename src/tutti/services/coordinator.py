@@ -219,7 +219,7 @@ class Coordinator:
     async def manifest(self, job_id: str) -> Manifest:
         """What it takes to make a job's model again, from the log; raises NotFound."""
         job = self.job(job_id)
-        attempts = await attempts_of(self.log, job, range(1, job.rounds_done + 2))
+        attempts = await attempts_of(self.journal, job, range(1, job.rounds_done + 2))
         arrivals: list[e.NodeConnected] = []
         after = 0
         while batch := await self.log.read(after, stream=NODES):

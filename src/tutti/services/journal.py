@@ -49,6 +49,8 @@ class Journal:
         self.register = nodes.Register()
         self.joined_at: dict[str, float] = {}
         self.offset = 0
+        self.openings: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        """Of each job, the rounds that were opened, in order, and at which offset of the log."""
         self.projections: list[Callable[[Recorded], None]] = []
         """Told every event in order, from the first on: functions that return at once and never raise."""
         self._versions: defaultdict[str, int] = defaultdict(int)
@@ -155,6 +157,8 @@ class Journal:
             self._apply_to_nodes(event)  # type: ignore[arg-type]  # a stream holds events of its own kind
         else:
             job_id = stream.removeprefix("job:")
+            if isinstance(event, e.RoundOpened):
+                self.openings[job_id].append((event.round, recorded.offset))
             self.jobs[job_id] = jobs.evolve(self.jobs[job_id], event)  # type: ignore[arg-type]  # likewise
         for told in self.projections:
             told(recorded)

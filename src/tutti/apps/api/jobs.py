@@ -158,7 +158,7 @@ class JobRoutes:
     async def show_round(self, job: str, round: int) -> Answer[WhyView]:
         """Who took part in a round, who did not and why, and what each contributed."""
         found = self._coordinator.job(job)
-        why = why_view(found, round, await attempts_of(self._coordinator.log, found, (round,)))
+        why = why_view(found, round, await attempts_of(self._coordinator.journal, found, (round,)))
         if why is None:
             raise NotFound(f"job {job} has no round {round}: {found.rounds_done} of {found.spec.rounds} are done")
         return Answer(why)
@@ -169,7 +169,7 @@ class JobRoutes:
         """What every node measured of a model, and how evenly it serves them; by default the newest measured."""
         found = self._coordinator.job(job)
         wanted = max(found.evaluations, default=0) if round is None else round
-        attempts = await attempts_of(self._coordinator.log, found, (wanted, wanted + 1))
+        attempts = await attempts_of(self._coordinator.journal, found, (wanted, wanted + 1))
         return Answer(job_evaluation(found, wanted, attempts))
 
     async def list_metrics(self, job: str, limit: Limit = 1000, after: After = "") -> Answer[Page[MetricPoint]]:
@@ -193,7 +193,7 @@ class JobRoutes:
         return Answer(Page(items=models, next=found.next))
 
     async def _models(self, job: Job, rounds: Sequence[int]) -> list[ModelView]:
-        return model_views(job, rounds, await attempts_of(self._coordinator.log, job, rounds))
+        return model_views(job, rounds, await attempts_of(self._coordinator.journal, job, rounds))
 
     async def download_model(self, job: str, round: Annotated[int | None, Query(ge=0)] = None) -> Response:
         """The job's current model, or the one that a round made, as a safetensors file that says what it is."""
