@@ -1,9 +1,12 @@
-"""How the members of a ring reach one another."""
+"""How the members of a ring reach one another, and where each keeps what they have agreed on."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from tutti.ring.consensus import AnyMessage, Durable
 from tutti.ring.identifiers import Peer
 from tutti.ring.member import View
+from tutti.ring.record import Record
 
 
 class Peers(Protocol):
@@ -13,4 +16,27 @@ class Peers(Protocol):
 
     async def tell(self, peer: Peer, me: Peer) -> None:
         """Tell the peer that `me` exists; no error if it does not hear."""
+        ...
+
+
+class ChainStore(Protocol):
+    """Where a member keeps its chain, and what it has promised. All methods block on the disk."""
+
+    def load(self) -> tuple[list[Record], Durable]:
+        """Everything that was saved."""
+        ...
+
+    def save(self, records: Sequence[Record], durable: Durable, *, anew: bool = False) -> None:
+        """Append records (`anew`: in place of all that are there), and replace what was promised: both or neither.
+
+        They survive loss of power once this returns. Raises StorageError.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Voices(Protocol):
+    async def agree(self, address: str, message: AnyMessage) -> None:
+        """Send a message of agreement to a member; it may be lost."""
         ...

@@ -1,0 +1,49 @@
+/**
+ * What members of a ring say to one another while they train, and what clients ask of them. A member serves these calls
+ * at the same address as those of compute_node.thrift. docs/ring.md explains them.
+ */
+
+include "compute_node.thrift"
+
+namespace py tutti.training_node
+
+/** Where a job stands, and its newest model. */
+struct Progress {
+  /** JSON: the JobView of docs/openapi.json. */
+  1: required binary job
+  /** JSON: a list of RoundViews. */
+  2: required binary rounds
+}
+
+service TrainingNode extends compute_node.ComputeNode {
+  /** A message of agreement: MessagePack of one of the messages of tutti.ring.consensus. It may be lost. */
+  void agree(1: i32 protocol, 2: compute_node.Peer sender, 3: binary message) throws (1: compute_node.Refused refused)
+
+  /**
+   * A member's connection to the leader: the frame is a `device:register` of docs/protocol.md, the answer names the
+   * session. Refused if this member does not lead.
+   */
+  i64 attach(1: i32 protocol, 2: compute_node.Peer sender, 3: binary registration)
+    throws (1: compute_node.Refused refused)
+
+  /** From the member to the leader: a message of docs/protocol.md. Refused if there is no such session (any more). */
+  void say(1: i64 session, 2: binary message) throws (1: compute_node.Refused refused)
+
+  /** From the leader to the member, on its own port. */
+  void hear(1: compute_node.Peer leader, 2: i64 session, 3: binary message) throws (1: compute_node.Refused refused)
+
+  /** The member is to train on the rows of this blob, which is stored here; they are part of a data set. */
+  void place(1: i32 protocol, 2: binary digest) throws (1: compute_node.Refused refused)
+
+  /** Submit a job (JSON: the JobSpec of docs/openapi.json). The same key again gives the same job, whoever is asked. */
+  string submit(1: i32 protocol, 2: string key, 3: binary job) throws (1: compute_node.Refused refused)
+
+  /** Where a job stands, as far as this member knows. */
+  Progress progress(1: i32 protocol, 2: string job) throws (1: compute_node.NotFound absent)
+
+  /** This member, as JSON: its place in the ring, what it has agreed to, and whether all is well. */
+  binary show(1: i32 protocol)
+
+  /** Go on without a majority, with the members that are here. Only a person can know that the others are gone. */
+  void reform(1: i32 protocol) throws (1: compute_node.Refused refused)
+}
