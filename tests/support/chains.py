@@ -109,7 +109,7 @@ class Process:
                 self.world.send(self.name, to, ("ring", message))
             case SendRecords(to, height, tip):
                 lacking = consensus.lacking(self.disk.chain, height, tip)
-                message = consensus.Records(**consensus._from(self.replica), records=lacking)
+                message = consensus.Records(**consensus.header(self.replica), records=lacking)
                 self.world.send(self.name, to, ("ring", message))
             case Verify(vote):
                 self.verifying = vote
@@ -159,7 +159,7 @@ class Process:
         self.world.after(0.2, self._tick, self)
 
     def _fetch(self) -> consensus.Fetch:
-        return consensus.Fetch(**consensus._from(self.replica))
+        return consensus.Fetch(**consensus.header(self.replica))
 
     def receive(self, sender: str, message: tuple) -> None:
         match message:

@@ -361,7 +361,7 @@ def _lead_on(state: Replica, role: Leading, now: float) -> Step:
 def _beats(state: Replica, ballot: Ballot) -> tuple[Instruction, ...]:
     tip = state.tip
     assert tip is not None
-    beat = Beat(**_from(state), ballot=ballot)
+    beat = Beat(**header(state), ballot=ballot)
     return tuple(Send(other, beat) for other in tip.addresses if other != state.me)
 
 
@@ -376,7 +376,7 @@ def _elect(state: Replica, now: float) -> Step:
     if len(state.order) == 1:
         return _elected(state, now)
     return state, tuple(
-        Send(other, Prepare(**_from(state), ballot=ballot)) for other in state.order if other != state.me
+        Send(other, Prepare(**header(state), ballot=ballot)) for other in state.order if other != state.me
     )
 
 
@@ -387,9 +387,9 @@ def _on_prepare(state: Replica, message: Prepare, now: float) -> Step:
         case Following(leader, since) if leader not in ("", message.sender) and now - since <= LEASE:
             return state, ()
     if message.ballot <= state.durable.promised:
-        return state, (Send(message.sender, Nack(**_from(state), promised=state.durable.promised)),)
+        return state, (Send(message.sender, Nack(**header(state), promised=state.durable.promised)),)
     state = _promising(state, message.ballot, now)
-    return state, (Send(message.sender, Promise(**_from(state), ballot=message.ballot, vote=state.durable.vote)),)
+    return state, (Send(message.sender, Promise(**header(state), ballot=message.ballot, vote=state.durable.vote)),)
 
 
 def _promising(state: Replica, ballot: Ballot, now: float) -> Replica:
@@ -475,13 +475,13 @@ def _ask_for_votes(state: Replica) -> tuple[Instruction, ...]:
     role = state.role
     if not isinstance(role, Leading) or role.proposal is None:
         return ()
-    accept = Accept(**_from(state), ballot=role.ballot, record=role.proposal)
+    accept = Accept(**header(state), ballot=role.ballot, record=role.proposal)
     return tuple(Send(other, accept) for other in state.order if other not in role.votes)
 
 
 def _on_accept(state: Replica, message: Accept, now: float) -> Step:
     if message.ballot < state.durable.promised:
-        return state, (Send(message.sender, Nack(**_from(state), promised=state.durable.promised)),)
+        return state, (Send(message.sender, Nack(**header(state), promised=state.durable.promised)),)
     vote = Vote(message.ballot, message.record)
     state, wishes = _heard(state, message.ballot, now)
     if state.durable.vote == vote:
@@ -498,16 +498,16 @@ def _verified(state: Replica, vote: Vote, fault: str, now: float) -> Step:
     state = replace(state, verifying=None)
     if fault:
         state = replace(state, wrong=state.wrong | {vote.record.digest})
-        said = Rejected(**_from(state), ballot=vote.ballot, record=vote.record.digest, reason=fault[:500])
+        said = Rejected(**header(state), ballot=vote.ballot, record=vote.record.digest, reason=fault[:500])
         return state, (Send(vote.ballot.owner, said),)
     if vote.ballot < state.durable.promised:
-        return state, (Send(vote.ballot.owner, Nack(**_from(state), promised=state.durable.promised)),)
+        return state, (Send(vote.ballot.owner, Nack(**header(state), promised=state.durable.promised)),)
     state = replace(state, durable=Durable(_height(state), vote.ballot, vote))
     return state, (_accepted(state, vote),)
 
 
 def _accepted(state: Replica, vote: Vote) -> Instruction:
-    return Send(vote.ballot.owner, Accepted(**_from(state), ballot=vote.ballot, record=vote.record.digest))
+    return Send(vote.ballot.owner, Accepted(**header(state), ballot=vote.ballot, record=vote.record.digest))
 
 
 def _on_accepted(state: Replica, message: Accepted, now: float) -> Step:
@@ -541,7 +541,7 @@ def _chosen(state: Replica, record: Record, now: float) -> Step:
     hearers = dict.fromkeys((*tip.addresses, *record.addresses))
     led = isinstance(state.role, Leading)
     state, wishes = _adopted(state, (record,), now, by=state.me)
-    commit = Commit(**_from(state), record=record)
+    commit = Commit(**header(state), record=record)
     told = tuple(Send(other, commit) for other in hearers if other != state.me)
     if led and not isinstance(state.role, Leading) and state.me in state.order and ballot.number:
         state, more = _elect(state, now)  # whose record it was does not answer, or it would have led itself
@@ -640,14 +640,14 @@ def _catch_up(state: Replica, message: AnyMessage) -> Step:
         return state, (SendRecords(message.sender, message.height, message.tip),)
     if state.tip is not None and message.tip == state.tip.digest:
         return state, ()
-    return state, (Send(message.sender, Fetch(**_from(state))),)
+    return state, (Send(message.sender, Fetch(**header(state))),)
 
 
 def _on_beat(state: Replica, sender: str, ballot: Ballot, now: float) -> Step:
     if ballot < state.durable.promised:
-        return state, (Send(sender, Nack(**_from(state), promised=state.durable.promised)),)
+        return state, (Send(sender, Nack(**header(state), promised=state.durable.promised)),)
     state, wishes = _heard(state, ballot, now)
-    return state, (*wishes, Send(sender, Ack(**_from(state))))
+    return state, (*wishes, Send(sender, Ack(**header(state))))
 
 
 def _heard(state: Replica, ballot: Ballot, now: float) -> Step:
@@ -670,8 +670,8 @@ def _height(state: Replica) -> int:
     return -1 if state.tip is None else state.tip.height
 
 
-def _from(state: Replica) -> dict[str, Any]:
-    """The fields that every message has."""
+def header(state: Replica) -> dict[str, Any]:
+    """The fields that every message of this member has."""
     tip = state.tip
     if tip is None:
         return {"sender": state.me, "generation": 0, "height": -1, "tip": ""}

@@ -26,12 +26,20 @@ class RingMember:
         me: Its peer; the incarnation must be higher than in any earlier life of this address.
         seeds: Members through which it joins, and through which a ring that was cut in two finds itself; none
             for the first member. They may be out of date.
+        founds: Begin a ring, though there are seeds: none of them is there now.
     """
 
     def __init__(
-        self, me: Peer, peers: Peers, seeds: tuple[Peer, ...] = (), *, every: float = STABILISE_EVERY, bits: int = BITS
+        self,
+        me: Peer,
+        peers: Peers,
+        seeds: tuple[Peer, ...] = (),
+        *,
+        founds: bool = False,
+        every: float = STABILISE_EVERY,
+        bits: int = BITS,
     ) -> None:
-        self.member = Member(me, bits=bits) if seeds else found(me, bits)
+        self.member = found(me, bits) if founds or not seeds else Member(me, bits=bits)
         self._seeds, self._peers, self._every = seeds, peers, every
         self._rng = Random(me.address)  # noqa: S311 - chooses whom to ask, guards nothing
         self._changed = asyncio.Condition()

@@ -10,7 +10,12 @@ from tutti.wire.thrift import MAX_FRAME, BadFrame, Kind, Message, decode, encode
 
 
 class Unreachable(TuttiError):
-    """No answer in time: the process is dead, the network is cut, or it does not speak this protocol."""
+    """No answer in time: the process is dead, the network is cut, or it does not speak this protocol.
+
+    `refused`: nobody listens there.
+    """
+
+    refused = False
 
 
 class UnknownCall(UserError):
@@ -41,7 +46,9 @@ class Channel:
         except TimeoutError:
             raise Unreachable(f"{self._host}:{self._port} gave no answer to {name!r} within {within:g} s") from None
         except (OSError, ssl.SSLError) as error:
-            raise Unreachable(f"cannot reach {self._host}:{self._port}: {error}") from None
+            unreachable = Unreachable(f"cannot reach {self._host}:{self._port}: {error}")
+            unreachable.refused = isinstance(error, ConnectionRefusedError)
+            raise unreachable from None
         finally:
             self._waiting.pop(seqid, None)
         return _outcome(message, result_of)

@@ -13,6 +13,7 @@ from tutti.ring.roster import EMPTY, ROOM, Claim
 _HERE = Path(__file__).parent
 supernode: Any = thriftpy2.load(str(_HERE / "supernode.thrift"), "tutti_supernode_thrift")
 compute_node: Any = supernode.compute_node
+training_node: Any = thriftpy2.load(str(_HERE / "training_node.thrift"), "tutti_training_node_thrift")
 
 PROTOCOL: int = compute_node.PROTOCOL
 CHUNK: int = compute_node.CHUNK

@@ -16,6 +16,7 @@ from tutti.adapters.thrift.idl import (
     key_from,
     peer_from,
     peer_struct,
+    training_node,
     view_from,
     view_struct,
 )
@@ -23,7 +24,7 @@ from tutti.core.errors import Conflict, NotFound, TuttiError
 from tutti.ring.identifiers import Peer, identifier
 from tutti.ring.member import View
 
-MAX_UPLOADS = 8
+MAX_UPLOADS = 64
 SILENT = 60.0
 OWNER = "ring"  # all uploads of a blob are one: whoever sends next continues it
 MAX_DIGESTS = 4096
@@ -131,14 +132,18 @@ class ThriftPeers:
         """A blob in chunks; raises NotFound, Unreachable. The bytes are not verified here."""
         size, offset = 1, 0
         while offset < size:
-            try:
-                part = await self._call(peer, "fetch", digest, offset)
-            except compute_node.NotFound as error:
-                raise NotFound(f"{peer.address}: {error.reason}") from None
+            part = await self.part(peer, digest, offset)
             if part.size > offset and not part.data:
                 raise Unreachable(f"{peer.address} sends no more than {offset} of {part.size} bytes")
             size, offset = part.size, offset + len(part.data)
             yield part.data
+
+    async def part(self, peer: Peer, digest: bytes, offset: int) -> Any:
+        """The part of a blob that begins at `offset`; raises NotFound, Unreachable."""
+        try:
+            return await self._call(peer, "fetch", digest, offset)
+        except compute_node.NotFound as error:
+            raise NotFound(f"{peer.address}: {error.reason}") from None
 
     async def store(self, peer: Peer, digest: bytes, data: bytes | memoryview) -> None:
         """Store a blob at a peer; raises compute_node.Refused, Unreachable."""
@@ -149,13 +154,47 @@ class ThriftPeers:
         for channel in self._channels.values():
             await channel.close()
 
+    # -- training: these raise Unreachable, UnknownCall, compute_node.Refused -------------------------------
+
+    async def agree(self, peer: Peer, me: Peer, message: bytes) -> None:
+        await self._call(peer, "agree", PROTOCOL, peer_struct(me), message)
+
+    async def attach(self, peer: Peer, me: Peer, session: int, registration: bytes) -> None:
+        await self._call(peer, "attach", PROTOCOL, peer_struct(me), session, registration)
+
+    async def say(self, peer: Peer, session: int, message: bytes) -> None:
+        await self._call(peer, "say", session, message)
+
+    async def hear(self, peer: Peer, me: Peer, session: int, message: bytes) -> None:
+        await self._call(peer, "hear", peer_struct(me), session, message)
+
+    async def place(self, peer: Peer, digest: bytes) -> None:
+        await self._call(peer, "place", PROTOCOL, digest)
+
+    async def submit(self, peer: Peer, key: str, job: bytes) -> str:
+        return str(await self._call(peer, "submit", PROTOCOL, key, job))
+
+    async def progress(self, peer: Peer, job: str) -> tuple[bytes, bytes]:
+        """The job and its rounds, as JSON; raises NotFound too."""
+        try:
+            found = await self._call(peer, "progress", PROTOCOL, job)
+        except compute_node.NotFound as error:
+            raise NotFound(f"{peer.address}: {error.reason}") from None
+        return found.job, found.rounds
+
+    async def show(self, peer: Peer) -> bytes:
+        return bytes(await self._call(peer, "show", PROTOCOL))
+
+    async def reform(self, peer: Peer) -> None:
+        await self._call(peer, "reform", PROTOCOL)
+
     async def _call(self, peer: Peer, name: str, *arguments: Any) -> Any:
         channel = self._channels.get(peer.address)
         if channel is None:
             host, _, port = peer.address.rpartition(":")
             if not host or not port.isdecimal() or not 0 < int(port) < 65536:
                 raise Unreachable(f"expected an address such as 127.0.0.1:5001, came {peer.address!r}")
-            channel = self._channels[peer.address] = Channel(compute_node.ComputeNode, host, int(port), tls=self._tls)
+            channel = self._channels[peer.address] = Channel(training_node.TrainingNode, host, int(port), tls=self._tls)
         return await channel.call(name, *arguments, within=self._within)
 
 

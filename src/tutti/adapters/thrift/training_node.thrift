@@ -20,10 +20,10 @@ service TrainingNode extends compute_node.ComputeNode {
   void agree(1: i32 protocol, 2: compute_node.Peer sender, 3: binary message) throws (1: compute_node.Refused refused)
 
   /**
-   * A member's connection to the leader: the frame is a `device:register` of docs/protocol.md, the answer names the
-   * session. Refused if this member does not lead.
+   * A member connects to the leader: the frame is a `device:register` of docs/protocol.md, `session` a random number
+   * that names the connection from now on. Refused if the member that is asked does not lead.
    */
-  i64 attach(1: i32 protocol, 2: compute_node.Peer sender, 3: binary registration)
+  void attach(1: i32 protocol, 2: compute_node.Peer sender, 3: i64 session, 4: binary registration)
     throws (1: compute_node.Refused refused)
 
   /** From the member to the leader: a message of docs/protocol.md. Refused if there is no such session (any more). */

@@ -24,7 +24,7 @@ MEANING: Mapping[Exit, str] = {
     Exit.OK: "done",
     Exit.BUG: "a mistake of Tutti: please report what was printed",
     Exit.USAGE: "an option, file, name or job that cannot be used as given",
-    Exit.UNREACHABLE: "no coordinator answers at that address",
+    Exit.UNREACHABLE: "no coordinator, supernode or ring answers at that address",
     Exit.REFUSED: "the token is missing, expired, used up, or does not allow this",
     Exit.JOB_FAILED: "the job failed or was stopped",
     Exit.STORAGE: "a disk is full, read-only or corrupt; nothing was recorded",
@@ -58,6 +58,7 @@ def exit_for(error: Exception) -> Exit:
 
 def _codes() -> tuple[tuple[type[Exception], Exit], ...]:
     """The first that fits counts."""
+    from tutti.adapters.thrift.client import Unreachable as RingUnreachable
     from tutti.apps.client import Unreachable
     from tutti.ports.fabric import LinkLost, LinkRefused
 
@@ -68,6 +69,7 @@ def _codes() -> tuple[tuple[type[Exception], Exit], ...]:
         (StorageError, Exit.STORAGE),
         (UserError, Exit.USAGE),
         (Unreachable, Exit.UNREACHABLE),
+        (RingUnreachable, Exit.UNREACHABLE),
         (LinkLost, Exit.UNREACHABLE),
         (JobNotDone, Exit.JOB_FAILED),
     )

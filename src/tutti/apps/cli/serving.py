@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -122,10 +122,20 @@ def _announce(ready: "Ready", as_json: bool) -> None:
 @click.option("--state-dir", type=Folder, help="Where the node's secret is kept.  [default: ~/.local/state/tutti/…]")
 @click.option("--ca", type=ExistingFile, help="Certificate authority of the coordinator's certificate.")
 @click.option("--compress", is_flag=True, help="Compress updates on the way.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="On a ring: where to listen."
+)
 @as_json
 @until_eof
 def join(
-    link: str, source: str, name: str | None, state_dir: Path | None, as_json: bool, until_eof: bool, **rest: Any
+    link: str,
+    source: str,
+    name: str | None,
+    state_dir: Path | None,
+    port: int,
+    as_json: bool,
+    until_eof: bool,
+    **rest: Any,
 ) -> None:
     """Take part with this machine's data, which stays on it.
 
@@ -138,12 +148,16 @@ def join(
       tutti join 'http://host:8000/join#token' --data digits:part=0/4,partition=dirichlet:0.3
       tutti join 'https://host:8000/join#token' --data csv:path=mine.csv,target=died --name clinic-a
       tutti join 'https://host:8000/join#token' --data npz:path=scans.npz --policy policy.toml
+      tutti join thrift://127.0.0.1:9091 --data csv:path=mine.csv,target=died --port 5001
     """
     import asyncio
 
     from tutti.apps.bootstrap import NodeSettings, run_node, split_link
     from tutti.core.registry import Choice
 
+    if link.startswith("thrift:"):
+        _join_ring(link, source, name, state_dir, port, as_json, rest)
+        return
     url, _ = split_link(link)
     name = name or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._") or "node"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
@@ -160,6 +174,37 @@ def join(
     if until_eof:
         _end_at_eof()
     asyncio.run(until_signalled(run_node(settings)))
+
+
+def _join_ring(
+    link: str, source: str, name: str | None, state_dir: Path | None, port: int, as_json: bool, rest: Mapping[str, Any]
+) -> None:
+    """Be a member of a ring, as `tutti ring node` is."""
+    from tutti.apps.cli.ring import run_member
+    from tutti.apps.ringclient import named
+
+    try:
+        host, supernode_port = urlsplit(link).hostname, urlsplit(link).port
+    except ValueError:
+        host = None
+    if not host or not supernode_port:
+        raise UserError(f"expected a ring's supernode such as thrift://127.0.0.1:9091, came {link!r}")
+    if name or rest["ca"] or rest["compress"]:
+        raise click.UsageError("--name, --ca and --compress are not for rings; see `tutti ring node --help` for TLS")
+    run_member(
+        port,
+        (named(host, supernode_port),),
+        host=None,
+        source=source,
+        policy=rest["policy"],
+        allow_modules=rest["allow_modules"],
+        state_dir=state_dir,
+        insecure=False,
+        as_json=as_json,
+        tls_cert=None,
+        tls_key=None,
+        tls_ca=None,
+    )
 
 
 def _state_dir(name: str, url: str) -> Path:

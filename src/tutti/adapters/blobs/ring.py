@@ -1,0 +1,112 @@
+"""A member's blobs, and those of the others: what is not here is fetched by its digest from whoever has it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.thrift.client import UnknownCall, Unreachable
+from tutti.adapters.thrift.idl import CHUNK, compute_node
+from tutti.adapters.thrift.node import ThriftPeers, peer_at
+from tutti.core.errors import CorruptBlob, NotFound
+from tutti.domain.events import Digest
+from tutti.ports.blobs import Buffer, Mapped
+
+STRIPES = 4
+"""Members from which the parts of one blob are fetched at a time."""
+
+UNAVAILABLE = (Unreachable, UnknownCall, NotFound, compute_node.Refused, compute_node.NotFound)
+
+
+class RingBlobs:
+    """A BlobStore. `holders`: addresses of members that may have a blob, the likeliest first, without this one."""
+
+    def __init__(self, here: DirectoryBlobs, peers: ThriftPeers, holders: Callable[[], list[str]]) -> None:
+        self.here, self._peers, self._holders = here, peers, holders
+
+    async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
+        return await self.here.put(data, digest=digest, sync=sync)
+
+    async def read(self, digest: Digest) -> Mapped:
+        try:
+            return await self.here.read(digest)
+        except CorruptBlob:
+            await self.here.delete(digest)
+        except NotFound:
+            pass
+        await self.obtain(digest)
+        return await self.here.read(digest)
+
+    @asynccontextmanager
+    async def file(self, digest: Digest) -> AsyncIterator[Path]:
+        await self.obtain(digest)
+        async with self.here.file(digest) as path:
+            yield path
+
+    async def delete(self, *digests: Digest) -> None:
+        await self.here.delete(*digests)
+
+    async def digests(self) -> list[Digest]:
+        """None: what a leader does not know of yet may be an update of the open round. Members tidy up by record."""
+        return []
+
+    async def obtain(self, digest: Digest) -> None:
+        """Have the blob here; raises NotFound if no member that can be reached has it."""
+        try:
+            self.here.path(digest)
+        except NotFound:
+            await self.here.put(await collect(self._peers, self._holders(), digest), digest=digest)
+
+    async def spread(self, digest: Digest, data: Buffer, to: list[str]) -> int:
+        """Store a blob at members that lack it, at once; how many have it then."""
+        return sum(await asyncio.gather(*(self._give(address, digest, data) for address in to)))
+
+    async def _give(self, address: str, digest: Digest, data: Buffer) -> bool:
+        peer, name = peer_at(address), bytes.fromhex(digest)
+        try:
+            if await self._peers.missing(peer, [name]):
+                await self._peers.store(peer, name, memoryview(data))
+        except (Unreachable, UnknownCall, compute_node.Refused):
+            return False
+        return True
+
+
+async def _first(peers: ThriftPeers, holders: list[str], name: bytes) -> Any:
+    """The first part of a blob, if the first of these holders has it."""
+    try:
+        return await peers.part(peer_at(holders[0]), name, 0) if holders else None
+    except UNAVAILABLE:
+        return None
+
+
+async def collect(peers: ThriftPeers, holders: list[str], digest: Digest) -> bytearray:
+    """A blob's bytes, its parts from several holders at a time; raises NotFound. They are not verified."""
+    name, number = bytes.fromhex(digest), 0
+    first = await _first(peers, holders, name)
+    while first is None and number + 1 < len(holders):
+        number += 1
+        first = await _first(peers, holders[number:], name)
+    if first is None:
+        raise NotFound(f"no member of the ring that can be reached has blob {digest}")
+    blob = bytearray(first.size)
+    blob[: len(first.data)] = first.data
+    offsets = list(range(first.size - first.size % CHUNK, 0, -CHUNK)) if len(first.data) < first.size else []
+
+    async def take(address: str) -> None:
+        while offsets:
+            offset = offsets.pop()
+            if offset >= first.size:
+                continue
+            try:
+                part = await peers.part(peer_at(address), name, offset)
+            except UNAVAILABLE:
+                offsets.append(offset)
+                return
+            blob[offset : offset + len(part.data)] = part.data
+
+    await asyncio.gather(*(take(address) for address in holders[number : number + STRIPES]))
+    if offsets:
+        raise NotFound(f"the members that have blob {digest} went away while it was fetched")
+    return blob

@@ -1,0 +1,204 @@
+"""A client of a ring: places data, submits jobs and fetches results, through any of its members."""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from tutti.adapters.blobs.ring import collect
+from tutti.adapters.datasets import parts
+from tutti.adapters.thrift.client import UnknownCall, Unreachable
+from tutti.adapters.thrift.idl import compute_node
+from tutti.adapters.thrift.node import ThriftPeers, peer_at
+from tutti.apps.ringnode import Tls, _contexts, members_of
+from tutti.core.errors import Conflict, CorruptBlob, NotFound
+from tutti.domain.spec import JobSpec
+from tutti.ports.training import Data, Examples
+from tutti.ring.identifiers import Peer
+from tutti.services.views import JobView, RoundView
+from tutti.services.views.ring import RingView
+
+T = TypeVar("T")
+
+LOOK_EVERY = 0.2
+PATIENCE = 30.0
+"""Seconds in which a ring that is between two leaders, or whose nodes load their data, must become ready."""
+
+REPLICAS = 3
+FAILED = (Unreachable, UnknownCall)
+
+
+class RingClient:
+    """`address` is that of a supernode or of any member. Close it."""
+
+    def __init__(self, address: str, tls: Tls | None = None) -> None:
+        self._address, self._tls = address, tls
+        self._peers = ThriftPeers(within=10.0, tls=_contexts(tls)[1])
+        self._members: tuple[Peer, ...] = ()
+
+    async def close(self) -> None:
+        await self._peers.close()
+
+    async def members(self) -> tuple[Peer, ...]:
+        """Who is in the ring now, by identifier; raises Unreachable, NotFound for a ring without members."""
+        try:
+            found = await members_of(self._address, self._tls)
+        except UnknownCall:  # a member, then
+            view = await self._view(peer_at(self._address))
+            found = tuple(map(peer_at, {self._address, *view.known}))
+        except Unreachable:
+            if not self._members:
+                raise
+            found = self._members  # the supernode is gone; the ring is not
+        if not found:
+            raise NotFound(f"the ring at {self._address} has no members yet: start some with `tutti ring node`")
+        self._members = tuple(sorted(found))
+        return self._members
+
+    async def views(self) -> list[RingView]:
+        """Every member that answers, around the ring."""
+        found = await asyncio.gather(*map(self._view, await self.members()), return_exceptions=True)
+        for error in found:
+            if isinstance(error, BaseException) and not isinstance(error, Unreachable):
+                raise error
+        return [view for view in found if isinstance(view, RingView)]
+
+    async def watch(self) -> AsyncIterator[list[RingView]]:
+        """The members' views, again and again."""
+        while True:
+            yield await self.views()
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _view(self, peer: Peer) -> RingView:
+        return msgspec.json.decode(await self._peers.show(peer), type=RingView)
+
+    async def place(self, data: Data) -> Mapping[str, int]:
+        """Divide the training rows among the members by consistent hashing; how many rows each got, by address."""
+        members = await self.members()
+        owned = parts.owners(data.name, len(data.train), members)
+        await asyncio.gather(*(self._place(members, peer, data, rows) for peer, rows in owned.items() if len(rows)))
+        return {peer.address: len(rows) for peer, rows in owned.items()}
+
+    async def _place(self, members: tuple[Peer, ...], owner: Peer, data: Data, rows: NDArray[np.int64]) -> None:
+        """At the owner, and a copy at the next members."""
+        mine = Data(data.name, data.schema, Examples(data.train.x[rows], data.train.y[rows]), data.held_out)
+        blob = parts.encode(mine)
+        digest = blake3(blob).digest()
+        at = members.index(owner)
+        around = members[at:] + members[:at]
+        for peer in around[:REPLICAS]:
+            if await self._peers.missing(peer, [digest]):
+                await self._peers.store(peer, digest, blob)
+        try:
+            await self._peers.place(owner, digest)
+        except compute_node.Refused as refused:
+            raise Conflict(refused.reason) from None
+
+    async def until_held(self, dataset: str, nodes: int) -> None:
+        """Wait until so many nodes with these data are connected to the leader; raises Conflict after a while."""
+        held = 0
+        try:
+            async with asyncio.timeout(PATIENCE):
+                async for views in self.watch():
+                    held = max((view.holders.get(dataset, 0) for view in views), default=0)
+                    if held >= nodes:
+                        return
+        except TimeoutError:
+            raise Conflict(f"{held} nodes that hold {dataset!r} are connected, {nodes} were expected") from None
+
+    async def submit(self, spec: JobSpec) -> str:
+        """The job's id. Asked again, also of other members, until one answers; the job is made once."""
+        key, job = secrets.token_hex(16), msgspec.json.encode(spec)
+
+        async def ask(peer: Peer) -> str:
+            return await self._peers.submit(peer, key, job)
+
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    try:
+                        return await self._any(ask)
+                    except compute_node.Refused as refused:
+                        if "try again" not in refused.reason:
+                            raise Conflict(f"the ring refuses the job: {refused.reason}") from None
+                        await asyncio.sleep(LOOK_EVERY)
+        except TimeoutError:
+            raise Unreachable("nobody leads the ring: a majority of its committee does not answer") from None
+
+    async def progress(self, job: str) -> tuple[JobView, list[RoundView]]:
+        """Raises NotFound if no member knows the job."""
+        found, rounds = await self._any(lambda peer: self._peers.progress(peer, job), passing=(NotFound,))
+        return msgspec.json.decode(found, type=JobView), msgspec.json.decode(rounds, type=list[RoundView])
+
+    async def follow(self, job: str) -> AsyncIterator[tuple[JobView, list[RoundView]]]:
+        """The job as it changes, to its end; whichever members die meanwhile."""
+        before = None
+        while True:
+            view, rounds = await self.progress(job)
+            if view != before:
+                yield view, rounds
+            if view.status in ("completed", "stopped", "failed"):
+                return
+            before = view
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def model(self, digest: str) -> bytearray:
+        """A model's bytes, from whoever has it; raises NotFound, CorruptBlob."""
+        blob = await collect(self._peers, [peer.address for peer in await self.members()], digest)
+        if blake3(blob).hexdigest() != digest:
+            raise CorruptBlob(f"the model that came is not {digest}: fetch it again")
+        return blob
+
+    async def reform(self) -> None:
+        """Make the member with the longest chain go on without a majority; raises Conflict if there is a leader."""
+        views = await self.views()
+        best = max(views, key=lambda view: (view.generation, view.height))
+        try:
+            await self._peers.reform(peer_at(best.address))
+        except compute_node.Refused as refused:
+            raise Conflict(refused.reason) from None
+
+    async def _any(self, ask: Callable[[Peer], Awaitable[T]], passing: tuple[type[Exception], ...] = ()) -> T:
+        """What the first member answers that can be reached, of those known before or else of those there now."""
+        last: Exception = NotFound(f"the ring at {self._address} has no members")
+        for members in (self._members, None):
+            for peer in members if members is not None else await self.members():
+                try:
+                    return await ask(peer)
+                except Exception as error:
+                    if not isinstance(error, FAILED + passing):
+                        raise
+                    last = error
+        raise last
+
+
+def named(host: str, port: int) -> str:
+    """An address as one word; IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def address_towards(address: str) -> str:
+    """This machine's own address on the way to another, under which that one can call back."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family, *_, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise Unreachable(f"there is no way to {address}: {error.strerror or error}") from None
+
+
+def default_state(address: str) -> Path:
+    """Where a member keeps its state: by address, so that several on one machine have their own."""
+    root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return root / "tutti" / "ring" / address.replace(":", "_").replace("[", "").replace("]", "")

@@ -1,0 +1,504 @@
+"""The composition root of a ring: a member that keeps its place, agrees, trains and, when it is its turn, leads."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.ring import RingBlobs
+from tutti.adapters.chains.sqlite import SqliteChain
+from tutti.adapters.datasets import known_schema, parts
+from tutti.adapters.fabrics.ring import RingFabric, RingLink, node_of
+from tutti.adapters.logs.chain import Agreed, ChainLog, events_of
+from tutti.adapters.machine import Machine, apply_limits
+from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
+from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_from, peer_struct, supernode, training_node
+from tutti.adapters.thrift.node import ThriftPeers, peer_at
+from tutti.adapters.thrift.server import Server
+from tutti.adapters.thrift.supernode import Supernode
+from tutti.adapters.thrift.tls import client_context, server_context
+from tutti.adapters.thrift.training import ThriftVoices, TrainingNode
+from tutti.adapters.workbench import ProcessWorkbench
+from tutti.apps.bootstrap import load_data, read_policy, sole_use, steady_clock, trainers
+from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, UserError
+from tutti.core.registry import Choice
+from tutti.domain.events import Digest, NodeId
+from tutti.domain.policy import Policy
+from tutti.domain.spec import DataSchema, JobSpec, Training
+from tutti.ports.fabric import LinkLost
+from tutti.ports.training import Data, Examples, Task, models
+from tutti.ring.consensus import AnyMessage
+from tutti.ring.identifiers import Peer
+from tutti.ring.member import View
+from tutti.ring.record import Record, Seat
+from tutti.services.chain import ChainMember, LostLead
+from tutti.services.coordinator import Coordinator
+from tutti.services.node import NodeRuntime
+from tutti.services.ring import RingMember
+from tutti.services.verify import Verifier
+from tutti.services.views import job_view, round_views
+from tutti.services.views.ring import RingView, ring_view
+
+log = logging.getLogger(__name__)
+
+WITHIN = 2.0
+"""Seconds for one call; a member that takes longer counts as dead."""
+
+ENROL_EVERY = 5.0
+"""Seconds after which a member tells its supernodes again that it is there: one that was restarted knows nobody."""
+
+SUPERNODE_PATIENCE = 10.0
+"""Seconds in which a supernode that is started with its members must come up."""
+
+LOOK_EVERY = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Files for TLS: a certificate of one's own, its key, and the authority that signs everybody's."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupernodeSettings:
+    host: str = "127.0.0.1"
+    port: int = 9091
+    members: tuple[str, ...] = ()
+    tls: Tls | None = None
+    on_ready: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingNodeSettings:
+    """What `tutti ring node` needs to know. `host` is the address under which the others reach this member.
+
+    `data`: what it trains on; None for what clients place here.
+    """
+
+    port: int
+    supernodes: tuple[str, ...]
+    state_dir: Path
+    host: str = "127.0.0.1"
+    data: Choice | None = None
+    policy: Path | None = None
+    allow_modules: tuple[str, ...] = ()
+    tls: Tls | None = None
+    on_ready: Callable[[str], None] | None = None
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """What a member keeps beside its chain: which life this is, and whom it has met."""
+
+    incarnation: int = 0
+    peers: tuple[str, ...] = ()
+
+
+async def serve_supernode(settings: SupernodeSettings) -> None:
+    """Run a supernode until cancelled; raises PortTaken."""
+    server_tls, tls = _contexts(settings.tls)
+    peers = ThriftPeers(within=WITHIN, tls=tls)
+    server = Server(supernode.Supernode, Supernode(peers, time.monotonic, settings.members), tls=server_tls)
+    port = await server.start(settings.host, settings.port)
+    try:
+        if settings.on_ready is not None:
+            settings.on_ready(f"{settings.host}:{port}")
+        await asyncio.Event().wait()
+    finally:
+        await server.close()
+        await peers.close()
+
+
+async def run_ring_node(settings: RingNodeSettings) -> None:
+    """Run a member until cancelled; raises UserError, StorageError or Unreachable if it cannot be one."""
+    with sole_use(settings.state_dir):
+        policy = read_policy(settings.policy)
+        policy = msgspec.structs.replace(policy, allow_modules=(*policy.allow_modules, *settings.allow_modules))
+        apply_limits(policy)
+        node = RingNode(settings, policy)
+        try:
+            await node.run()
+        finally:
+            await node.close()
+
+
+class RingNode:
+    """One member: host of the Thrift calls (adapters.thrift.training.Host), and everything behind them."""
+
+    def __init__(self, settings: RingNodeSettings, policy: Policy) -> None:
+        self._settings, self._policy, folder = settings, policy, settings.state_dir
+        self.ring: RingMember | None = None
+        self.address = f"{settings.host}:{settings.port}"
+        server_tls, tls = _contexts(settings.tls)
+        self._tls = tls
+        self._peers = ThriftPeers(within=WITHIN, tls=tls)
+        self._here = DirectoryBlobs(folder / "blobs")
+        self._blobs = RingBlobs(self._here, self._peers, self._holders)
+        self._server = Server(training_node.TrainingNode, TrainingNode(self, self._here), tls=server_tls)
+        self._store = SqliteChain(folder / "chain.sqlite")
+        self._memory = folder / "ring.json"
+        remembered = _recall(self._memory)
+        self._remembered = msgspec.structs.replace(remembered, incarnation=remembered.incarnation + 1)
+        self._remember()
+        self.me = peer_at(self.address, self._remembered.incarnation)
+        self.voices = ThriftVoices(self.me, self._peers)
+        self.voices.lost = self._on_lost
+        self.chain = ChainMember(
+            self.address,
+            self._store,
+            self.voices,
+            verify=self._verify,
+            roster=self._roster,
+            clock=time.monotonic,
+        )
+        self.agreed = Agreed(self.chain)
+        self.agreed.forgotten = self._forget
+        self._verifier = Verifier(self._blobs, lambda: self.agreed.jobs)
+        self._link = RingLink(self.chain, self._peers, self._blobs, time.monotonic)
+        self.core: Coordinator | None = None
+        self._fabric: RingFabric | None = None
+        self._data: Data | None = None
+        self._data_changed = asyncio.Event()
+        self._tidying: set[asyncio.Task[None]] = set()
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        await self._load_data()
+        await asyncio.to_thread(_warm_up)
+        await self._server.start(self._settings.host, self._settings.port)
+        contacts, first = await self._contacts()
+        self.ring = RingMember(self.me, self._peers, contacts, founds=first)
+        founder = Seat(self.address, self.me.incarnation) if first and not contacts else None
+        chain = asyncio.create_task(self.chain.run(founder))
+        ring = asyncio.create_task(self.ring.run())
+        others = [asyncio.create_task(work) for work in (self._lead(), self._train(), self._enrol_again())]
+        try:
+            if self._settings.on_ready is not None:
+                self._settings.on_ready(self.address)
+            done, _ = await asyncio.wait((chain, ring, *others), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # none of them ends but by an error
+        finally:
+            for tasks in (others, (chain, ring)):  # a leader resigns while its chain still runs
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+
+    async def close(self) -> None:
+        await self._server.close()
+        await self._link.close()
+        await self._peers.close()
+        self._store.close()
+
+    async def _contacts(self) -> tuple[tuple[Peer, ...], bool]:
+        """Members to join through, and whether this one begins the ring; waits a moment for a supernode to come."""
+        known = tuple(peer_at(address) for address in self._remembered.peers if address != self.address)
+        deadline = time.monotonic() + (0.0 if known else SUPERNODE_PATIENCE)
+        while True:
+            try:
+                found = await self._enrol_anywhere()
+                return (found, False) if found else (known, True)
+            except Unreachable as error:
+                if known:
+                    log.warning("%s; joining through members of before", error)
+                    return known, False
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _enrol_anywhere(self) -> tuple[Peer, ...]:
+        """What the first supernode says that answers; raises Unreachable, or Conflict if it refuses this member."""
+        failures = []
+        for address in self._settings.supernodes:
+            try:
+                return await _enrol(address, self.me, self._tls)
+            except Unreachable as error:
+                failures.append(str(error))
+            except compute_node.Refused as refused:
+                raise Conflict(f"the supernode {address} refuses {self.address}: {refused.reason}") from None
+        raise Unreachable(f"no supernode answers, and no member is known from before: {'; '.join(failures)}")
+
+    async def _enrol_again(self) -> None:
+        while True:
+            await asyncio.sleep(ENROL_EVERY)
+            self._remember()
+            for address in self._settings.supernodes:
+                with contextlib.suppress(Unreachable, UnknownCall, compute_node.Refused):
+                    await _enrol(address, self.me, self._tls)
+
+    def _remember(self) -> None:
+        """The cache of peers: who is known now, and who was."""
+        known = [] if self.ring is None else [peer.address for peer in self.ring.member.roster.alive]
+        peers = tuple(dict.fromkeys((*known, *self._remembered.peers)))[:64]
+        self._remembered = Remembered(self._remembered.incarnation, peers)
+        partial = self._memory.with_suffix(".tmp")
+        try:
+            partial.write_bytes(msgspec.json.encode(self._remembered))
+            partial.replace(self._memory)
+        except OSError as error:
+            raise StorageError(f"cannot write {self._memory}: {error.strerror or error}") from None
+
+    def _roster(self) -> tuple[Seat, ...]:
+        if self.ring is None:
+            return (Seat(self.address, self.me.incarnation),)
+        me, alive = self.ring.member.me, self.ring.member.roster.alive
+        return tuple(sorted(Seat(peer.address, peer.incarnation) for peer in {*alive, me} if peer.address))
+
+    def _holders(self) -> list[str]:
+        """Who may have a blob: the leader, its committee, then everybody."""
+        tip = self.chain.replica.tip
+        everybody = (self.chain.leader, *self.chain.replica.order, *(() if tip is None else tip.addresses))
+        return [address for address in dict.fromkeys(everybody) if address and address != self.address]
+
+    async def _verify(self, record: Record) -> str | None:
+        try:
+            return await self._verifier.fault(events_of(record))
+        except StorageError as error:
+            log.error("cannot verify record %d: %s", record.height, error)
+            return None
+
+    def _forget(self, digests: set[Digest]) -> None:
+        if digests:
+            task = asyncio.create_task(self._here.delete(*digests))
+            self._tidying.add(task)
+            task.add_done_callback(self._tidying.discard)
+
+    def _on_lost(self, address: str) -> None:
+        if self._fabric is not None:
+            self._fabric.lost(address)
+
+    # -- leading -------------------------------------------------------------------------------------------
+
+    async def _lead(self) -> None:
+        while True:
+            await self.chain.until(lambda chain: chain.leading)
+            async with self._leading() as (core, log_of_chain, term):
+                await self._until_deposed(core, log_of_chain, term)
+
+    @asynccontextmanager
+    async def _leading(self) -> AsyncIterator[tuple[Coordinator, ChainLog, int]]:
+        """An ordinary coordinator, on the ring's log, blobs and fabric."""
+        term, log_of_chain = self.chain.term, ChainLog(self.chain, self.agreed)
+        fabric = RingFabric(self._peers, self.address, lambda node: _admit(core, node))
+        core = Coordinator(
+            event_log=log_of_chain,
+            blobs=self._blobs,
+            fabric=fabric,
+            workbench=ProcessWorkbench(self._policy.allow_modules),
+            known_schema=known_schema,
+            clock=steady_clock(),
+        )
+        try:
+            await core.start()
+            self.core, self._fabric = core, fabric
+            yield core, log_of_chain, term
+        finally:
+            self.core = self._fabric = None
+            log_of_chain.give_up(LostLead("this member does not lead any more"))
+            fabric.close()
+            await core.stop()
+
+    async def _until_deposed(self, core: Coordinator, log_of_chain: ChainLog, term: int) -> None:
+        """Look after the sessions and the roster until another leads."""
+        fabric = self._fabric
+        assert fabric is not None
+        while self.chain.leading and self.chain.term == term:
+            if core.failed.done():
+                raise core.failed.result()
+            fabric.end_silent()
+            tip = self.chain.replica.tip
+            between = all(job.round is None for job in core.jobs.values() if not job.final)
+            if tip is not None and between and not log_of_chain.busy and tip.roster != self._roster():
+                with contextlib.suppress(StorageError):
+                    await log_of_chain.flush()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self.chain.until(lambda chain: not chain.leading or chain.term != term)
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    async def _load_data(self) -> None:
+        file = self._settings.state_dir / "part"
+        if self._settings.data is not None:
+            self._data = await asyncio.to_thread(load_data, self._settings.data)
+        elif file.exists():
+            self._data = parts.decode(file.read_bytes())
+        if self._data is not None:
+            self._data_changed.set()
+
+    async def _train(self) -> None:
+        """The ordinary node runtime, on the data that are here; anew when others are placed here."""
+        while True:
+            await self._data_changed.wait()
+            self._data_changed.clear()
+            assert self._data is not None
+            runtime = asyncio.create_task(self._runtime(self._data).run())
+            changed = asyncio.create_task(self._data_changed.wait())
+            try:
+                await asyncio.wait((runtime, changed), return_when=asyncio.FIRST_COMPLETED)
+                if runtime.done():
+                    runtime.result()
+            finally:
+                for task in (runtime, changed):
+                    task.cancel()
+                await asyncio.wait((runtime, changed))
+
+    def _runtime(self, data: Data) -> NodeRuntime:
+        return NodeRuntime(
+            name=node_of(self.address),
+            token="",
+            link=self._link,
+            data=data,
+            policy=self._policy,
+            machine=Machine(),
+            workdir=self._settings.state_dir / "work",
+            trainer_for=trainers(self._policy),
+        )
+
+    # -- calls of others (adapters.thrift.training.Host) ---------------------------------------------------
+
+    async def asked(self, key: int, asker: Peer | None) -> View | None:
+        return None if self.ring is None else await self.ring.asked(key, asker)
+
+    async def told(self, peer: Peer) -> None:
+        if self.ring is not None:
+            await self.ring.told(peer)
+
+    async def agree(self, message: AnyMessage) -> None:
+        await self.chain.heard(message)
+
+    async def attach(self, address: str, session: int, frame: bytes) -> None:
+        if self._fabric is None:
+            raise LinkLost(f"{self.address} does not lead")
+        await self._fabric.attach(address, session, frame)
+
+    async def say(self, session: int, frame: bytes) -> None:
+        if self._fabric is None:
+            raise LinkLost(f"{self.address} does not lead any more")
+        await self._fabric.say(session, frame)
+
+    def hear(self, leader: str, session: int, frame: bytes) -> None:
+        self._link.hear(leader, session, frame)
+
+    async def place(self, digest: bytes) -> None:
+        if self._settings.data is not None:
+            raise Forbidden(f"{self.address} trains on data of its own, {self._settings.data}")
+        blob = bytes(await self._here.read(digest.hex()))
+        data = parts.decode(blob)
+        file = self._settings.state_dir / "part"
+        partial = file.with_suffix(".tmp")
+        partial.write_bytes(blob)
+        partial.replace(file)
+        self._data = data
+        self._data_changed.set()
+
+    async def submit(self, key: str, job: bytes) -> str:
+        """At the leader, or through it."""
+        spec = _job_from(job)
+        if self.core is not None:
+            return (await self.core.submit(spec, key=key, by="ring")).id
+        leader = self.chain.leader
+        if not leader or leader == self.address:
+            raise Conflict("nobody leads the ring at the moment: try again")
+        try:
+            return await self._peers.submit(peer_at(leader), key, job)
+        except compute_node.Refused as refused:
+            raise Conflict(refused.reason) from None
+        except (Unreachable, UnknownCall) as error:
+            raise Conflict(f"the leader cannot be reached: {error}; try again") from None
+
+    async def progress(self, job: str) -> tuple[bytes, bytes]:
+        found = self.agreed.jobs.get(job)
+        if found is None:
+            raise NotFound(f"there is no job {job!r} in this ring, as far as {self.address} knows")
+        return msgspec.json.encode(job_view(found)), msgspec.json.encode(round_views(found))
+
+    def show(self) -> bytes:
+        return msgspec.json.encode(self.view())
+
+    def view(self) -> RingView:
+        sessions = () if self.core is None else tuple(self.core.node_statuses())
+        return ring_view(
+            self.me if self.ring is None else self.ring.member.me,
+            None if self.ring is None else self.ring.member,
+            self.chain,
+            self.agreed.jobs,
+            sessions,
+        )
+
+    async def reform(self) -> None:
+        if self.chain.leader and time.monotonic() - self.chain.leader_heard_at < 2 * WITHIN:
+            raise Conflict(f"the ring is led by {self.chain.leader}: there is nothing to force")
+        await self.chain.reform()
+
+
+def _warm_up() -> None:
+    """Load the framework before anybody counts on this process: for seconds it answers nobody."""
+    schema = DataSchema("classification", (1,), 2)
+    rows = Examples(np.zeros((1, 1), np.float32), np.zeros(1, np.int64))
+    with contextlib.suppress(UserError):  # it is not installed; a job that needs it will say so
+        trainer = models.build(Choice("linear"), data=schema)
+        trainer.train(trainer.init(0), rows, Task(Training(), 0, 1, 0.1), lambda *_: None)
+
+
+def _job_from(job: bytes) -> JobSpec:
+    """Raises UserError."""
+    try:
+        return msgspec.json.decode(job, type=JobSpec)
+    except msgspec.DecodeError as error:
+        raise UserError(f"not a job: {error}") from None
+
+
+async def _admit(core: Coordinator, node: NodeId) -> None:
+    """Members of the ring need no invitation."""
+    if node not in core.register.nodes:
+        await core.admit(await core.invite(uses=1, seconds=60.0, by="ring"), node, secrets.token_urlsafe(32))
+
+
+async def _enrol(address: str, me: Peer, tls: Any) -> tuple[Peer, ...]:
+    host, _, port = address.rpartition(":")
+    channel = Channel(supernode.Supernode, host, int(port), tls=tls)
+    try:
+        found = await channel.call("enrol", PROTOCOL, peer_struct(me), within=3 * WITHIN)
+        return tuple(peer_from(each) for each in found)
+    finally:
+        await channel.close()
+
+
+async def members_of(address: str, tls: Tls | None) -> tuple[Peer, ...]:
+    """The members that a supernode knows; raises Unreachable."""
+    host, _, port = address.rpartition(":")
+    channel = Channel(supernode.Supernode, host, int(port), tls=_contexts(tls)[1])
+    try:
+        found = await channel.call("members", PROTOCOL, within=3 * WITHIN)
+        return tuple(peer_from(each) for each in found)
+    finally:
+        await channel.close()
+
+
+def _contexts(tls: Tls | None) -> tuple[Any, Any]:
+    """For a server that only members may call, and for its calls to others."""
+    if tls is None:
+        return None, None
+    server = server_context(tls.certificate, tls.key, clients=tls.authority)
+    return server, client_context(tls.authority, certificate=tls.certificate, key=tls.key)
+
+
+def _recall(file: Path) -> Remembered:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Remembered) if file.exists() else Remembered()
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StorageError(f"cannot read {file}: {error}; remove it, and the member joins anew") from None

@@ -1,0 +1,220 @@
+"""A member's part in agreement: time, disk and messages around the pure core in tutti.ring.consensus."""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from random import Random
+
+from tutti.core.errors import StorageError
+from tutti.ports.ring import ChainStore, Voices
+from tutti.ring import consensus
+from tutti.ring.consensus import (
+    AnyMessage,
+    Append,
+    Fetch,
+    Follow,
+    Following,
+    Found,
+    Lead,
+    Leading,
+    Propose,
+    Received,
+    Records,
+    Reform,
+    Replica,
+    Send,
+    SendRecords,
+    Tick,
+    Verified,
+    Verify,
+    Vote,
+)
+from tutti.ring.record import Record, Seat, after
+
+log = logging.getLogger(__name__)
+
+TICK = 0.1
+WAITING = 64
+"""Messages that may wait for one member; more are lost, which the protocol bears."""
+
+RECORDS_AT_ONCE = 16
+
+
+class LostLead(StorageError):
+    """Another member leads, or a majority is not there: what was to be recorded was not, as far as is known here."""
+
+
+class ChainMember:
+    """Keeps a chain with the other members.
+
+    Args:
+        verify: Looks at a record before this member votes for it: why it is wrong, empty if it is right, None if that
+            cannot be found out now.
+        roster: Who the members are now, this one included.
+        clock: Seconds, of a clock that does not go back.
+    """
+
+    def __init__(
+        self,
+        me: str,
+        store: ChainStore,
+        voices: Voices,
+        *,
+        verify: Callable[[Record], Awaitable[str | None]],
+        roster: Callable[[], tuple[Seat, ...]],
+        clock: Callable[[], float],
+    ) -> None:
+        self.me = me
+        self.records: list[Record] = []
+        self.appended: list[Callable[[Sequence[Record], bool], None]] = []
+        """Told of all records in order; with True, of a whole chain that replaces the one before."""
+        self._store, self._voices, self._verify, self._roster, self._clock = store, voices, verify, roster, clock
+        self.replica = Replica(me)
+        self.leading = False
+        self.term = 0
+        """How often this member began to lead."""
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._rng = Random(me)  # noqa: S311 - chooses whom to ask, guards nothing
+        self._queues: defaultdict[str, asyncio.Queue[AnyMessage]] = defaultdict(lambda: asyncio.Queue(WAITING))
+        self._tasks: asyncio.TaskGroup | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def run(self, founder: Seat | None) -> None:
+        """Take part until cancelled. `founder`: begin a chain, if there is none on disk. Raises StorageError."""
+        records, durable = await asyncio.to_thread(self._store.load)
+        tip, seed = (records[-1], records[0].digest) if records else (None, "")
+        self.replica = consensus.restored(self.me, tip, seed, durable, self._clock())
+        if records:
+            self._append(records, anew=True)
+        async with asyncio.TaskGroup() as self._tasks:
+            if founder is not None:
+                await self.tell(Found(founder))
+            while True:
+                await self.tell(Tick())
+                self._catch_up()
+                await asyncio.sleep(TICK)
+
+    def _catch_up(self) -> None:
+        """Who is on no roster hears nothing, and asks somebody now and then."""
+        tip = self.replica.tip
+        others = [seat.address for seat in self._roster() if seat.address != self.me]
+        if others and (tip is None or self.me not in tip.addresses) and self._rng.random() < TICK * 4:
+            self._say(self._rng.choice(others), Fetch(**consensus.header(self.replica)))
+
+    async def tell(self, event: consensus.Event) -> None:
+        """Carry out an event: first the disk, then everything else."""
+        async with self._turn:
+            before = self.replica
+            after, wishes = consensus.handle(before, event, self._clock())
+            appends = [wish for wish in wishes if isinstance(wish, Append)]
+            if appends or after.durable != before.durable:
+                records = [record for wish in appends for record in wish.records]
+                anew = any(wish.anew for wish in appends)
+                await asyncio.to_thread(self._store.save, records, after.durable, anew=anew)
+            self.replica = after
+            for wish in wishes:
+                self._carry_out(wish)
+        if after.role is not before.role or appends:
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _carry_out(self, wish: consensus.Instruction) -> None:
+        match wish:
+            case Send(to, message):
+                self._say(to, message)
+            case SendRecords(to, height, tip):
+                lacking = consensus.lacking(self.records, height, tip)
+                for at in range(0, len(lacking), RECORDS_AT_ONCE):
+                    some = lacking[at : at + RECORDS_AT_ONCE]
+                    self._say(to, Records(**consensus.header(self.replica), records=some))
+            case Append(records, anew):
+                self._append(records, anew=anew)
+            case Verify(vote):
+                self._spawn(self._look_at(vote))
+            case Lead():
+                log.info("leading from record %d on", self.height)
+                self.leading, self.term = True, self.term + 1
+            case Follow(reason):
+                log.warning("not leading any more: %s", reason)
+                self.leading = False
+
+    def _append(self, records: Sequence[Record], *, anew: bool) -> None:
+        if anew:
+            self.records.clear()
+        self.records += records
+        for told in self.appended:
+            told(records, anew)
+
+    async def _look_at(self, vote: Vote) -> None:
+        """Until it is known whether the record is right, or another one came first."""
+        while self.replica.verifying == vote:
+            fault = await self._verify(vote.record)
+            if fault is not None:
+                if fault:
+                    log.error("not voting for record %d of %s: %s", vote.record.height, vote.record.leader, fault)
+                await self.tell(Verified(vote, fault))
+                return
+            await asyncio.sleep(TICK)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        assert self._tasks is not None
+        self._tasks.create_task(work)
+
+    def _say(self, to: str, message: AnyMessage) -> None:
+        new = to not in self._queues
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queues[to].put_nowait(message)
+        if new:
+            self._spawn(self._deliver(to))
+
+    async def _deliver(self, to: str) -> None:
+        while True:
+            await self._voices.agree(to, await self._queues[to].get())
+
+    # -- what others say and ask ---------------------------------------------------------------------------
+
+    async def heard(self, message: AnyMessage) -> None:
+        await self.tell(Received(message))
+
+    async def propose(self, body: bytes) -> None:
+        """Make this the next record; raises LostLead if that did not happen, as far as is known here."""
+        tip = self.replica.tip
+        if not self.leading or tip is None:
+            raise LostLead("this member does not lead")
+        roster = self._roster()
+        wanted = after(tip, self.me, roster, body)
+        await self.tell(Propose(roster, body))
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.height >= wanted.height or not self._proposing(wanted))
+        if self.height < wanted.height or self.records[wanted.height].digest != wanted.digest:
+            raise LostLead(f"record {wanted.height} was not agreed on as this member proposed it")
+
+    def _proposing(self, record: Record) -> bool:
+        role = self.replica.role
+        return isinstance(role, Leading) and role.proposal is not None and role.proposal.digest == record.digest
+
+    async def reform(self) -> None:
+        await self.tell(Reform(self._roster()))
+
+    async def until(self, condition: Callable[["ChainMember"], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: condition(self))
+
+    @property
+    def height(self) -> int:
+        return len(self.records) - 1
+
+    @property
+    def leader(self) -> str:
+        """Who leads, as far as is known; empty if nobody does."""
+        return self.replica.leader
+
+    @property
+    def leader_heard_at(self) -> float:
+        """When the leader was last heard, on this member's clock."""
+        role = self.replica.role
+        return self._clock() if isinstance(role, Leading) else role.since if isinstance(role, Following) else 0.0

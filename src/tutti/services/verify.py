@@ -1,0 +1,78 @@
+"""Before a member votes for a record, it does the leader's work again: the sum is exact, so it comes out the same."""
+
+from collections.abc import Callable, Sequence
+
+from tutti.core.errors import NotFound, TuttiError
+from tutti.core.strategy import compose
+from tutti.domain import events as e
+from tutti.domain import jobs
+from tutti.domain.events import AnyEvent, Digest
+from tutti.domain.jobs import Job
+from tutti.ports import BlobStore
+from tutti.services.aggregation import Aggregation, UnreadableUpdate
+
+
+class Verifier:
+    """Verifies the events of a record against the jobs as they were agreed on before it.
+
+    Args:
+        blobs: Gets what is not here from other members.
+        jobs: Those jobs, by id.
+    """
+
+    def __init__(self, blobs: BlobStore, jobs: Callable[[], dict[str, Job]]) -> None:
+        self._blobs, self._jobs = blobs, jobs
+
+    async def fault(self, events: Sequence[tuple[str, AnyEvent]]) -> str | None:
+        """Why the events are wrong; empty if they are right, None if their blobs cannot be had now."""
+        after = dict(self._jobs())
+        try:
+            for stream, event in events:
+                if not stream.startswith("job:") or isinstance(event, e.JobSubmitted):
+                    if isinstance(event, e.JobSubmitted):
+                        after[event.job] = jobs.begin(event)
+                    continue
+                job = after[stream.removeprefix("job:")]
+                if fault := await self._fault(job, event):
+                    return fault
+                after[job.id] = jobs.evolve(job, event)  # type: ignore[arg-type]  # of a job's stream
+        except (NotFound, UnreadableUpdate):
+            return None
+        except (KeyError, AssertionError, TuttiError) as error:  # events in an order that cannot be
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    async def _fault(self, job: Job, event: AnyEvent) -> str:
+        match event:
+            case e.JobInitialised(model=model, state=state):
+                await self._have(model, state)
+            case e.RoundClosed() if job.round is not None and job.round.opened.task == "train":
+                return await self._compute(job, job.round.accepted, job.round.opened, event)
+        return ""
+
+    async def _compute(
+        self, job: Job, accepted: Sequence[e.UpdateAccepted], opened: e.RoundOpened, closed: e.RoundClosed
+    ) -> str:
+        """The models that this round makes are stored here too, by the way."""
+        if job.spec.trusted is not None:  # part of it was learnt from the leader's own rows
+            await self._have(closed.model, closed.state)
+            return ""
+        strategy = compose(job.spec.strategy, job.spec.reducer)
+        sums = Aggregation(strategy, self._blobs, job.spec.cohort.largest_weight)
+        await sums.restore(job.model, job.state, job.rounds_done)
+        fold = sums.begin((opened.round, opened.attempt), len(opened.cohort))
+        await self._have(*(update.digest for update in accepted))
+        await sums.add(fold, accepted)
+        result = await sums.finish(fold, opened.candidates)
+        if result.counted != closed.counted:
+            return f"round {opened.round} counts {closed.counted}, accepted were {result.counted}"
+        if (result.model, result.state) != (closed.model, closed.state):
+            return f"round {opened.round} makes model {result.model[:12]}, not {closed.model[:12]}"
+        await sums.store(result)
+        return ""
+
+    async def _have(self, *digests: Digest) -> None:
+        """Have these blobs here; raises NotFound."""
+        for digest in digests:
+            async with self._blobs.file(digest):
+                pass

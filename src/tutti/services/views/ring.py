@@ -1,0 +1,145 @@
+"""What a member of a ring shows of itself: its place, its fingers, what it has agreed to, and whether all is well."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from tutti.domain.events import NodeId
+from tutti.domain.jobs import Job
+from tutti.ring.identifiers import Peer
+from tutti.ring.member import Member, in_full, list_length, size
+from tutti.services.views.base import View
+from tutti.services.views.jobs import JobView, job_view
+
+if TYPE_CHECKING:
+    from tutti.services.chain import ChainMember
+    from tutti.services.coordinator import NodeStatus
+
+
+class FingerView(View, frozen=True, kw_only=True):
+    """The owner of the keys from `start` on; one line stands for all fingers that point to one member."""
+
+    first: int
+    last: int
+    start: str
+    owner: str
+
+
+class Light(View, frozen=True, kw_only=True):
+    """One thing that should be so."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class RingView(View, frozen=True, kw_only=True):
+    """One member. Identifiers are in hex; it owns the keys of (`owns_after`, `id`].
+
+    Attributes:
+        replicas: Who keeps copies of what it owns.
+        height, generation: Of its newest record; a generation above 0 was forced without a majority.
+        holders: At the leader: by data set, how many nodes that hold it are connected.
+    """
+
+    id: str
+    address: str
+    incarnation: int
+    joined: bool
+    predecessor: str
+    successors: tuple[str, ...]
+    owns_after: str
+    replicas: tuple[str, ...]
+    fingers: tuple[FingerView, ...]
+    known: tuple[str, ...]
+    height: int
+    generation: int
+    digest: str
+    leader: str
+    committee: tuple[str, ...]
+    roster: tuple[str, ...]
+    holders: dict[str, int]
+    jobs: tuple[JobView, ...]
+    lights: tuple[Light, ...]
+
+
+def ring_view(
+    me: Peer,
+    member: Member | None,
+    chain: "ChainMember",
+    jobs: Mapping[str, Job],
+    nodes: "Iterable[NodeStatus]" = (),
+) -> RingView:
+    member = member or Member(me)
+    tip = chain.replica.tip
+    before = member.predecessor
+    nodes = tuple(nodes)
+    return RingView(
+        id=f"{me.id:040x}",
+        address=me.address,
+        incarnation=me.incarnation,
+        joined=member.joined,
+        predecessor=before.address if before else "",
+        successors=tuple(peer.address for peer in member.successors),
+        owns_after=f"{(before or me).id:040x}",
+        replicas=tuple(p.address for p in member.successors[: list_length(size(member)) - 1] if p.address),
+        fingers=finger_views(member),
+        known=tuple(peer.address for peer in member.roster.alive),
+        height=chain.height,
+        generation=tip.generation if tip else 0,
+        digest=tip.digest if tip else "",
+        leader=chain.leader,
+        committee=chain.replica.order,
+        roster=tip.addresses if tip else (),
+        holders=_holders(nodes),
+        jobs=tuple(job_view(job, nodes) for job in jobs.values()),
+        lights=lights(member, chain),
+    )
+
+
+def finger_views(member: Member) -> tuple[FingerView, ...]:
+    """The finger table; neighbouring fingers with one owner are one line."""
+    lines: list[FingerView] = []
+    for exponent, owner in sorted(member.fingers.items()):
+        if lines and lines[-1].owner == owner.address and lines[-1].last == exponent - 1:
+            lines[-1] = FingerView(first=lines[-1].first, last=exponent, start=lines[-1].start, owner=owner.address)
+        else:
+            start = (member.me.id + (1 << exponent)) % (1 << member.bits)
+            lines.append(FingerView(first=exponent, last=exponent, start=f"{start:040x}", owner=owner.address))
+    return tuple(lines)
+
+
+def lights(member: Member, chain: "ChainMember") -> tuple[Light, ...]:
+    """The invariants as far as one member can see them."""
+    living = [peer for peer in member.successors if peer.address and not member.roster.refuses(peer)]
+    alone = not member.roster.alive
+    ahead = [member.after(peer.id) for peer in member.successors]
+    tip = chain.replica.tip
+    degraded = tip is not None and tip.generation > 0
+    return (
+        Light(name="joined", ok=member.joined, detail="" if member.joined else "looks for its place"),
+        Light(name="one live successor", ok=bool(living) or alone, detail=f"{len(living)} are believed alive"),
+        Light(
+            name="ordered successor list",
+            ok=ahead == sorted(set(ahead)),
+            detail="in order, without duplicates" if ahead == sorted(set(ahead)) else "out of order",
+        ),
+        Light(
+            name="sufficient principals",
+            ok=True,
+            detail="small ring: everybody knows everybody" if in_full(member) else f"about {size(member)} members",
+        ),
+        Light(name="leader", ok=bool(chain.leader), detail=chain.leader or "nobody leads: no majority answers"),
+        Light(
+            name="whole",
+            ok=not degraded,
+            detail=f"went on without a majority {tip.generation} times" if tip and degraded else "never forced",
+        ),
+    )
+
+
+def _holders(nodes: "Iterable[NodeStatus]") -> dict[str, int]:
+    held: dict[str, set[NodeId]] = {}
+    for node in nodes:
+        if node.connected and node.registration is not None:
+            held.setdefault(node.registration.data.name, set()).add(node.node)
+    return {name: len(found) for name, found in sorted(held.items())}

@@ -1,0 +1,155 @@
+"""A ring of real processes: the documented commands, the hub's very model, and deaths that cost no update."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+
+import pytest
+
+import tutti
+from support.commands import Running, running
+from support.commands import tutti as command
+from tutti.adapters.datasets import parts
+from tutti.adapters.fabrics.ring import node_of
+from tutti.adapters.thrift.node import peer_at
+from tutti.apps.bootstrap import load_data
+from tutti.apps.ringclient import RingClient
+from tutti.core.registry import Choice
+from tutti.ports.training import Data, Examples
+from tutti.services.views.ring import RingView
+from tutti.sim.federation import Federation
+
+MEMBERS = 3
+JOB = ("--model", "linear", "--rounds", "4", "--seed", "3", "--batch-size", "32", "--lr", "0.1")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Ring:
+    """A supernode and members in processes of their own."""
+
+    folder: Path
+    stack: ExitStack
+    port: int
+    supernode: Running
+    members: dict[str, Running] = field(default_factory=dict)
+
+    def start(self, port: int) -> str:
+        address = f"127.0.0.1:{port}"
+        state = self.folder / str(port)
+        arguments = ("ring", "node", port, "127.0.0.1", self.port, "--state-dir", state)
+        self.members[address] = self.stack.enter_context(running(*arguments, cwd=self.folder))
+        return address
+
+    def views(self, at: str | None = None) -> list[RingView]:
+        async def ask() -> list[RingView]:
+            client = RingClient(at or f"127.0.0.1:{self.port}")
+            try:
+                return await client.views()
+            finally:
+                await client.close()
+
+        return asyncio.run(ask())
+
+    async def until(self, condition, at: str | None = None) -> list[RingView]:
+        client = RingClient(at or f"127.0.0.1:{self.port}")
+        try:
+            async with asyncio.timeout(60):
+                async for views in client.watch():
+                    if condition(views):
+                        return views
+        finally:
+            await client.close()
+
+    def until_all_are_there(self) -> list[RingView]:
+        count = len(self.members)
+        return asyncio.run(
+            self.until(lambda views: len(views) == count and all(len(view.roster) == count for view in views))
+        )
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[Ring]:
+    with ExitStack() as stack:
+        port = free_port()
+        supernode = stack.enter_context(running("ring", "supernode", "--port", port, cwd=tmp_path))
+        ring = Ring(tmp_path, stack, port, supernode)
+        for _ in range(MEMBERS):
+            ring.start(free_port())
+        ring.until_all_are_there()
+        yield ring
+
+
+def federation_of(addresses: list[str]) -> Federation:
+    """The same rows at the same nodes, for the same round machine in one process."""
+    whole = load_data(Choice("digits", {"held_out": 0}))
+    owned = parts.owners("digits", len(whole.train), [peer_at(address) for address in addresses])
+    none = Examples(whole.train.x[:0], whole.train.y[:0])
+    return Federation.of(
+        {
+            node_of(peer.address): Data(
+                "digits", whole.schema, Examples(whole.train.x[rows], whole.train.y[rows]), none
+            )
+            for peer, rows in owned.items()
+            if len(rows)
+        }
+    )
+
+
+def spec_of(nodes: int) -> dict:
+    return {
+        "name": "digits",
+        "dataset": "digits",
+        "model": "linear",
+        "rounds": 4,
+        "seed": 3,
+        "training": {"batch_size": 32, "lr": 0.1},
+        "evaluation": {"nodes": False},
+        "cohort": {"min_nodes": nodes},
+    }
+
+
+def test_a_ring_trains_to_the_model_of_a_hub_and_a_dead_leader_does_not_change_it(ring):
+    holders = len(federation_of(list(ring.members)).nodes)
+    train = ("ring", "train", "127.0.0.1", ring.port, "--data", "digits", *JOB, "--nodes", holders)
+    everybody = ("--set", f"cohort.quorum={holders}", "--set", "cohort.grace=60")
+    done = command(*train, *everybody, "--json", cwd=ring.folder)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    expected = tutti.simulate(spec_of(holders), federation_of(list(ring.members)), engine="sequential")
+    assert said["model"] == expected.model
+    assert said["error_rate"] < 0.2
+
+    # a job of which the leader dies, and the supernode and the client too
+    detached = command(*train, "--rounds", "40", "--detach", "--json", "--nodes", "1", cwd=ring.folder)
+    assert detached.returncode == 0, detached.stderr
+    job = json.loads(detached.stdout)["job"]
+    views = asyncio.run(ring.until(lambda views: any(j.id == job and j.rounds_done > 2 for v in views for j in v.jobs)))
+    leader = next(view.leader for view in views if view.leader)
+    ring.supernode.end(SIGKILL)
+    ring.members.pop(leader).end(SIGKILL)
+    survivor = next(iter(ring.members))
+    host, port = survivor.split(":")
+    fetched = command("ring", "result", job, host, port, "--json", cwd=ring.folder)
+    assert fetched.returncode == 0, fetched.stderr
+    assert json.loads(fetched.stdout)["rounds"] == 40
+    views = asyncio.run(ring.until(lambda views: len({view.digest for view in views}) == 1, survivor))
+    assert {view.address for view in views} == set(ring.members)
+    assert {next(j.model_digest for j in view.jobs if j.id == job) for view in views} == {
+        json.loads(fetched.stdout)["model"]
+    }
+    shown = command("ring", "show", host, port, cwd=ring.folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "BAD" not in shown.stdout
+    for member in ring.members.values():
+        assert member.end(SIGTERM) == 0
