@@ -22,7 +22,7 @@ from thrift.transport.TTransport import TFramedTransport
 from support.thrift_nodes import Running, in_order, ring
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import CHUNK, PROTOCOL, compute_node, key_bytes, peer_struct, supernode
-from tutti.adapters.thrift.node import peer_at
+from tutti.adapters.thrift.node import MAX_UPLOADS, peer_at
 from tutti.adapters.thrift.server import PortTaken
 from tutti.adapters.thrift.tls import BadCertificate, client_context, server_context
 from tutti.core.errors import NotFound, UserError
