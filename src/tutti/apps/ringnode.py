@@ -316,8 +316,8 @@ class RingNode:
         fabric = self._fabric
         assert fabric is not None
         while self.chain.leading and self.chain.term == term:
-            if core.failed.done():
-                raise core.failed.result()
+            if core.background.failed.done():
+                raise core.background.failed.result()
             fabric.end_silent()
             tip = self.chain.replica.tip
             between = all(job.round is None for job in core.jobs.values() if not job.final)
@@ -430,13 +430,12 @@ class RingNode:
         return msgspec.json.encode(self.view())
 
     def view(self) -> RingView:
-        sessions = () if self.core is None else tuple(self.core.node_statuses())
         return ring_view(
             self.me if self.ring is None else self.ring.member.me,
             None if self.ring is None else self.ring.member,
             self.chain,
             self.agreed.jobs,
-            sessions,
+            {} if self.core is None else self.core.offers(),
         )
 
     async def reform(self) -> None:
@@ -465,7 +464,9 @@ def _job_from(job: bytes) -> JobSpec:
 async def _admit(core: Coordinator, node: NodeId) -> None:
     """Members of the ring need no invitation."""
     if node not in core.register.nodes:
-        await core.admit(await core.invite(uses=1, seconds=60.0, by="ring"), node, secrets.token_urlsafe(32))
+        await core.members.admit(
+            await core.members.invite(uses=1, seconds=60.0, by="ring"), node, secrets.token_urlsafe(32)
+        )
 
 
 async def _enrol(address: str, me: Peer, tls: Any) -> tuple[Peer, ...]:

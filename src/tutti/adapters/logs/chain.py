@@ -20,7 +20,7 @@ from tutti.domain.jobs import Job
 from tutti.ports.log import Recorded
 from tutti.ring.record import Record
 from tutti.services.chain import ChainMember
-from tutti.services.driver import kept_blobs
+from tutti.services.keeping import kept_blobs
 
 KEPT = 1000
 Body = tuple[tuple[str, AnyEvent], ...]

@@ -1,9 +1,10 @@
 """What a member of a ring shows of itself: its place, its fingers, what it has agreed to, and whether all is well."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from tutti.domain.events import NodeId
 from tutti.domain.jobs import Job
 from tutti.ring.identifiers import Peer
 from tutti.ring.member import Member, in_full, list_length, size
@@ -12,7 +13,7 @@ from tutti.services.views.jobs import JobView, job_view
 
 if TYPE_CHECKING:
     from tutti.services.chain import ChainMember
-    from tutti.services.coordinator import NodeStatus
+    from tutti.services.presence import Offer
 
 
 class FingerView(View, frozen=True, kw_only=True):
@@ -67,12 +68,12 @@ def ring_view(
     member: Member | None,
     chain: "ChainMember",
     jobs: Mapping[str, Job],
-    nodes: "Iterable[NodeStatus]" = (),
+    offers: "Mapping[Offer, int]" = MappingProxyType({}),
 ) -> RingView:
+    """`offers` is what the nodes that are connected to this member, if it leads, offer to train on."""
     member = member or Member(me)
     tip = chain.replica.tip
     before = member.predecessor
-    nodes = tuple(nodes)
     return RingView(
         id=f"{me.id:040x}",
         address=me.address,
@@ -90,8 +91,8 @@ def ring_view(
         leader=chain.leader,
         committee=chain.replica.order,
         roster=tip.addresses if tip else (),
-        holders=_holders(nodes),
-        jobs=tuple(job_view(job, nodes) for job in jobs.values()),
+        holders=_holders(offers),
+        jobs=tuple(job_view(job, offers) for job in jobs.values()),
         lights=lights(member, chain),
     )
 
@@ -137,9 +138,8 @@ def lights(member: Member, chain: "ChainMember") -> tuple[Light, ...]:
     )
 
 
-def _holders(nodes: "Iterable[NodeStatus]") -> dict[str, int]:
-    held: dict[str, set[NodeId]] = {}
-    for node in nodes:
-        if node.connected and node.registration is not None:
-            held.setdefault(node.registration.data.name, set()).add(node.node)
-    return {name: len(found) for name, found in sorted(held.items())}
+def _holders(offers: "Mapping[Offer, int]") -> dict[str, int]:
+    held: Counter[str] = Counter()
+    for (data, _), count in offers.items():
+        held[data.name] += count
+    return dict(sorted(held.items()))
