@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from support.browser import PATIENCE_MS, Visitor, chromium
 from support.commands import Running, running, tutti
+from support.line import line_to
 from tutti.apps.client import Client
 
 pytestmark = [pytest.mark.xdist_group("dashboard"), pytest.mark.timeout(600)]
@@ -20,9 +21,10 @@ PASSWORD = "correct horse battery"
 JOB = {"dataset": "digits", "model": "mlp", "cohort": {"min_nodes": 2}, "training": {"lr": 0.1}}
 SCREENS = {
     "light": {"width": 1280, "height": 900, "scheme": "light"},
-    "dark": {"width": 1280, "height": 900, "scheme": "dark"},
-    "phone": {"width": 390, "height": 844, "scheme": "light"},
-    "wide": {"width": 2200, "height": 1200, "scheme": "dark"},
+    "phone-light": {"width": 390, "height": 844, "scheme": "light"},
+    "phone-dark": {"width": 390, "height": 844, "scheme": "dark"},
+    "wide-light": {"width": 2200, "height": 1200, "scheme": "light"},
+    "wide-dark": {"width": 2200, "height": 1200, "scheme": "dark"},
 }
 
 expect.set_options(timeout=PATIENCE_MS)
@@ -180,6 +182,26 @@ def test_a_coordinator_that_is_killed_leaves_no_gap(visitor, site):
     visitor.said = [said for said in visitor.said if "WebSocket" not in said]  # that it was away is no mistake
 
 
+def test_a_connection_that_dies_without_a_word_leaves_no_gap(browser, site):
+    """As behind a closed lid: the page finds out by itself that it hears nothing, and asks for what it missed."""
+    with site.client() as client, line_to(site.url) as line:
+        job = client.submit({**JOB, "name": "lid", "rounds": 40, "training": {"lr": 0.05, "epochs": 3}})
+        visitor = Visitor(browser, line.url)
+        page = visitor.goto(f"/dashboard/job/{job.id}")
+        expect(page.get_by_role("button", name=re.compile("^Round 2: closed"))).to_be_visible()
+        assert line.go_dead() == 1
+        with page.expect_websocket() as again:
+            client.wait(job.id)
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        missed = int(again.value.url.rpartition("after=")[2])
+        assert 0 < missed < client.status().offset
+        expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        expect(page.locator(".title .badge")).to_have_text("completed")
+        for round in range(1, 41):
+            expect(page.get_by_role("button", name=re.compile(f"^Round {round}: closed"))).to_have_count(1)
+        visitor.close()
+
+
 def test_what_is_wrong_with_a_job_is_said_before_it_is_sent(visitor):
     page = visitor.goto("/dashboard/new")
     page.get_by_label("Data set").fill("digits")
@@ -189,8 +211,107 @@ def test_what_is_wrong_with_a_job_is_said_before_it_is_sent(visitor):
     expect(page.get_by_role("button", name="Start training")).to_be_disabled()
     page.get_by_label("Quorum").fill("")
     expect(page.get_by_role("button", name="Start training")).to_be_enabled()
-    page.get_by_label("Lr", exact=True).fill("lots")
+    forecast = page.get_by_role("region", name="Forecast")
+    expect(forecast.locator(".figure", has_text="Sent by nodes")).to_contain_text("kB")
+    page.get_by_label("Min nodes").fill("3")
+    page.get_by_label("Strategy", exact=True).select_option("scaffold")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Reducer", exact=True).select_option("median")
+    expect(page.get_by_role("alert")).to_contain_text("which reducer median cannot judge")
+    page.get_by_label("Reducer", exact=True).select_option("mean")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.get_by_label("Learning rate", exact=True).fill("lots")
     expect(page.get_by_role("alert")).to_contain_text("Expected `float`")
+
+
+def test_the_forms_choices_are_those_of_the_registries(visitor, site):
+    page = visitor.goto("/dashboard/new")
+    with site.client() as client:
+        for label, kind in (("Model", "models"), ("Strategy", "strategies"), ("Reducer", "reducers")):
+            offered = page.get_by_label(label, exact=True).locator("option").all_text_contents()
+            assert offered == list(client.registry(kind)), label
+    page.get_by_label("Strategy", exact=True).select_option("fedadam")
+    for option in ("Server learning rate", "Beta1", "Beta2"):
+        expect(page.get_by_label(option, exact=True)).to_have_count(1)
+
+
+def test_nodes_tell_of_their_data_what_their_owners_allow(visitor):
+    page = visitor.goto("/dashboard/nodes")
+    page.get_by_role("button", name="clinic-a").click()
+    dialog = page.get_by_role("dialog", name="clinic-a")
+    dialog.get_by_role("button", name="Summarise the data").click()
+    expect(dialog).to_contain_text("Its owner allows figures of 10 rows or more")
+    expect(dialog.get_by_role("list", name="Rows by class").get_by_role("listitem")).to_have_count(10)
+    expect(dialog.get_by_role("region", name="Columns of clinic-a").get_by_role("row")).to_have_count(65)
+    assert visitor.violations() == []
+    visitor.picture("data-light")
+    dialog.get_by_role("button", name="Close").click()
+    page.get_by_role("region", name="digits", exact=True).get_by_role("button", name="Summarise the data").click()
+    expect(page.get_by_text("1,151 rows on 2 nodes, added up without a row leaving its node.")).to_be_visible()
+    assert visitor.violations() == []
+    visitor.picture("data-all-light")
+
+
+def test_an_update_that_is_not_used_is_listed_with_the_reason(visitor, site):
+    with site.client() as client:
+        link = client.invite().link
+        join = ("join", link, "--data", "digits:part=0/2", "--name", "leaver", "--state-dir", "leaver")
+        with running(*join, cwd=site.folder):
+            cohort, training = {"min_nodes": 3, "quorum": 2}, {"epochs": 2000}
+            job = client.submit({**JOB, "name": "left", "rounds": 1, "cohort": cohort, "training": training})
+            for event in client.follow(job.id):
+                if event.type == "RoundOpened":
+                    break
+            page = visitor.goto(f"/dashboard/job/{job.id}")
+            expect(page.get_by_text("None: every update that was sent counted.")).to_be_visible()
+            client.remove_node("leaver")
+            row = page.get_by_role("region", name="Excluded updates, newest first").get_by_role("row", name="leaver")
+            expect(row).to_contain_text("removed")
+            client.stop(job.id)
+
+
+def test_everything_can_be_done_by_keyboard(visitor, site):
+    with site.client() as client:
+        for name in ("to-compare", "keys"):
+            client.wait(client.submit({**JOB, "name": name, "rounds": 2}).id)
+    page = visitor.goto("/")
+    expect(page.get_by_role("link", name="keys").first).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="New job").last).to_be_focused()
+    page.get_by_role("link", name="keys").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="keys")).to_be_visible()
+    expect(page.locator("main")).to_be_focused()  # not lost with the page that went away
+    page.get_by_role("button", name=re.compile("^Round 1: closed")).press("Enter")
+    expect(page.get_by_role("region", name="Nodes in round 1")).to_be_visible()
+    page.get_by_text("Compare", exact=True).press("Enter")
+    expect(page.locator(".menu > div")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".menu > div")).to_be_hidden()
+
+    page.get_by_role("link", name="Nodes").press("Enter")
+    opener = page.get_by_role("button", name="clinic-a")
+    opener.press("Enter")
+    expect(page.get_by_role("dialog", name="clinic-a")).to_be_visible()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('dialog')")
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    expect(opener).to_be_focused()
+    opener.press("Enter")
+    page.get_by_role("button", name="Close").press("Enter")
+    expect(opener).to_be_focused()
+
+    page.get_by_role("link", name="New job").press("Enter")
+    page.get_by_label("Rounds").press_sequentially("1")
+    expect(page.get_by_text("Waits for nodes").or_(page.get_by_text("Starts at once"))).to_be_visible()
+    page.get_by_label("Rounds").press("Enter")
+    expect(page.locator(".title .badge")).to_have_text("completed")
 
 
 def test_a_node_is_drained_and_removed(visitor, site):
@@ -309,6 +430,78 @@ def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
             assert visitor.said == []
 
 
+# -- nothing there, not yet, or not at all -------------------------------------------------------------------
+
+EMPTY = {
+    "/": ["No node has joined yet.", "No job yet."],
+    "/dashboard/nodes": ["No node has joined yet."],
+    "/dashboard/new": ["No node is connected yet"],
+    "/dashboard/metrics": ["No job yet."],
+    "/dashboard/ledger": ["Nobody holds a token yet.", "No job pays for contributions yet"],
+    "/dashboard/users": ["Nobody has an account", "Nobody has done anything yet."],
+}
+WAITING = ["No round has closed yet.", "No round has been opened yet.", "No update has been counted yet."]
+
+
+def test_a_page_with_nothing_to_show_says_so(browser, tmp_path):
+    with a_site(tmp_path, nodes=0) as site:
+        visitor = Visitor(browser, site.url)
+        for path, texts in EMPTY.items():
+            page = visitor.goto(path)
+            for text in texts:
+                expect(page.get_by_text(text).first).to_be_visible()
+        visitor.goto("/dashboard/ledger")
+        visitor.picture("ledger-empty")
+        with site.client() as client:
+            job = client.submit(JOB, paused=True).id
+        page = visitor.goto(f"/dashboard/job/{job}")
+        for text in WAITING:
+            expect(page.get_by_text(text)).to_be_visible()
+        visitor.picture("job-empty")
+        visitor.close()
+        assert visitor.said == []
+
+
+READS = ["/", "/dashboard/nodes", "/dashboard/new", "/dashboard/metrics", "/dashboard/ledger", "/dashboard/users"]
+READS += ["/dashboard/settings", "/dashboard/job/{job}"]
+
+
+def test_a_page_says_that_it_loads_and_what_went_wrong_and_tries_again(browser, site):
+    with site.client() as client:
+        job = client.submit({**JOB, "name": "read", "rounds": 1}).id
+        client.wait(job)
+    visitor = Visitor(browser, site.url)
+    page, held, mode = visitor.page, [], ""
+
+    def stand_between(route: Route) -> None:
+        if mode == "hold":
+            held.append(route)
+        elif mode == "fail":
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/api/v1/**", stand_between)
+    for path in READS:
+        mode = "hold"
+        visitor.goto(path.format(job=job))
+        expect(page.get_by_text("Loading…").first).to_be_visible()
+        mode = "fail"
+        while held:
+            held.pop().abort()
+        trouble = page.get_by_role("alert", name="").filter(has_text="The coordinator does not answer.")
+        expect(trouble.first).to_be_visible()
+        expect(page.get_by_text("Reconnecting…")).to_be_visible()
+        assert visitor.violations() == [], path
+        mode = "pass"
+        while trouble.count():
+            trouble.first.get_by_role("button", name="Try again").click()
+            page.wait_for_load_state("networkidle")
+        expect(page.get_by_text("Loading…")).to_have_count(0)
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+    visitor.close()
+
+
 # -- every page ----------------------------------------------------------------------------------------------
 
 
@@ -316,10 +509,14 @@ def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
 def lived_in(site) -> dict[str, str]:
     """Paths of pages on a coordinator that has done something."""
     with site.client() as client:
+        client.mint("treasury", 100_000, key="for-the-pictures")
         done = client.submit({**JOB, "name": "digits-fedadam", "rounds": 12, "strategy": "fedadam:server_lr=0.02"})
         client.wait(done.id)
-        shown = client.submit({**JOB, "name": "digits-fedavg", "rounds": 12})
-        client.wait(shown.id)
+        rewards = {"pool": 1000, "data": "digits:split=test"}
+        shown = client.submit({**JOB, "name": "digits-fedavg", "rounds": 12, "rewards": rewards})
+        for event in client.follow():
+            if event.type == "RewardsSettled":
+                break
     return {
         "home": "/",
         "job": f"/dashboard/job/{shown.id}",
@@ -327,6 +524,7 @@ def lived_in(site) -> dict[str, str]:
         "new": f"/dashboard/new?from={shown.id}",
         "join": "/dashboard/join",
         "metrics": "/dashboard/metrics",
+        "ledger": "/dashboard/ledger",
         "settings": "/dashboard/settings",
         "users-before": "/dashboard/users",
         "unknown-job": "/dashboard/job/nonsense",
@@ -347,6 +545,9 @@ def test_every_page_is_accessible_and_fits(browser, site, lived_in, screen):
             page.get_by_label("digits-fedadam").check()
             page.get_by_text("Compare", exact=True).click()
             expect(page.locator(".u-legend").first).to_contain_text("digits-fedadam")
+            expect(page.get_by_role("list", name="Why each node earned what it did in round 12")).to_contain_text(
+                re.compile(r"clinic-[ab] earned \d+ of 1000 in round 12")
+            )
         assert visitor.violations() == [], (name, screen)
         assert visitor.overflow() <= 0, (name, screen)
         visitor.picture(f"{name}-{screen}")

@@ -6,6 +6,7 @@ import { live, useLink } from "./live";
 import { Home } from "./pages/home";
 import { Invited, Join } from "./pages/join";
 import { Job } from "./pages/job";
+import { Ledger } from "./pages/ledger";
 import { Metrics } from "./pages/metrics";
 import { NewJob } from "./pages/new-job";
 import { Nodes } from "./pages/nodes";
@@ -26,6 +27,7 @@ const PLACES: Place[] = [
   { path: "/new", label: "New job", icon: "plus", role: "operator" },
   { path: "/join", label: "Join", icon: "link", role: "operator" },
   { path: "/metrics", label: "Metrics", icon: "chart", role: "viewer" },
+  { path: "/ledger", label: "Ledger", icon: "ledger", role: "viewer" },
   { path: "/users", label: "Users", icon: "users", role: "admin" },
   { path: "/settings", label: "Settings", icon: "settings", role: "viewer" },
 ];
@@ -79,11 +81,16 @@ function Inside({ session, path, reload }: { session: Session; path: string; rel
         </ul>
         <Connection />
       </nav>
-      <main id="main" tabIndex={-1} key={path}>
+      <main id="main" tabIndex={-1} key={path} ref={takeFocus}>
         <Page path={path} session={session} reload={reload} />
       </main>
     </div>
   );
+}
+
+/** A new page takes the focus if the link that led to it went away with the old one. */
+function takeFocus(main: HTMLElement | null): void {
+  if (main && document.activeElement === document.body && history.state === "followed") main.focus({ preventScroll: true });
 }
 
 function Page({ path, session, reload }: { path: string; session: Session; reload: () => void }) {
@@ -112,6 +119,8 @@ function Page({ path, session, reload }: { path: string; session: Session; reloa
       return <Join />;
     case "/metrics":
       return <Metrics />;
+    case "/ledger":
+      return <Ledger session={session} />;
     case "/users":
       return <Users session={session} />;
     case "/settings":

@@ -53,6 +53,20 @@ export function useGrowing<T>(key: string, page: (after: string) => Promise<{ it
 }
 
 const CHANGING = 3;
+
+/** A list whose items never change and whose cursors are the items' own: only what is new is read. */
+export function useTail<T>(key: string, page: (after: string) => Promise<{ items: T[]; next?: string | null }>, cursor: (item: T) => number, on: (event: Event) => boolean): Resource<T[]> {
+  const known = useRef<{ key: string; items: T[] }>({ key, items: [] });
+  const read = async () => {
+    const kept = known.current.key === key ? known.current.items : [];
+    const last = kept.at(-1);
+    const items = [...kept, ...(await everything(page, last ? String(cursor(last)) : "0"))];
+    known.current = { key, items };
+    return items;
+  };
+  return useResource(key, read, on);
+}
+
 const MARKS = new Set(["RoundClosed", "ModelEvaluated", "JobInitialised", "JobCompleted"]);
 
 /** The points of a job's history. */

@@ -6,7 +6,7 @@ const tell = () => watchers.forEach((watcher) => watcher());
 window.addEventListener("popstate", tell);
 
 export function navigate(to: string): void {
-  history.pushState(null, "", to);
+  history.pushState("followed", "", to);
   window.scrollTo(0, 0);
   tell();
 }

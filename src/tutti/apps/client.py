@@ -13,21 +13,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 import msgspec
 
 from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError, UserError
+from tutti.domain.accounts import Role
 from tutti.domain.forecast import Forecast, Usage
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.manifest import Manifest
 from tutti.services.views import (
     CheckView,
+    Configuration,
     ContributionView,
     EvaluationView,
     EventView,
+    Health,
     Invitation,
     JobView,
     MetricPoint,
@@ -40,6 +43,7 @@ from tutti.services.views import (
     StatusView,
     WhyView,
 )
+from tutti.services.views.accounts import AccountView, AuditView, Grant, IssuedToken, SessionView, TokenView
 from tutti.services.views.ledger import BalanceView, Entry, LedgerView, Proof, RewardsView, ScoredView
 
 T = TypeVar("T")
@@ -49,6 +53,7 @@ LAST_EVENTS = frozenset({"JobCompleted", "JobStopped", "JobFailed"})
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 STEADY_SECONDS = 5.0
 """A live connection that lasted so long was a good one, even if nothing happened meanwhile."""
+ROOT = "/api/v1"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -174,11 +179,11 @@ class Client:
 
     def entries(self) -> Iterator[Entry]:
         """Every entry of the ledger, from its founding on."""
-        after: str | None = "-1"
-        while after is not None:
-            page = self._call("GET", "/ledger/entries", Page[Entry], query={"after": after})
-            yield from page.items
-            after = page.next
+        return self._pages("/ledger/entries", Entry, first="-1")
+
+    def holders(self) -> Iterator[BalanceView]:
+        """Who holds tokens, by name."""
+        return self._pages("/ledger/accounts", BalanceView)
 
     def account(self, name: str) -> BalanceView:
         return self._call("GET", f"/ledger/accounts/{quote(name)}", BalanceView)
@@ -191,6 +196,10 @@ class Client:
         """Take everything that is owed to an account."""
         path = f"/ledger/accounts/{quote(name)}/claim"
         return self._call("POST", path, BalanceView, headers={"idempotency-key": key})
+
+    def all_rewards(self) -> Iterator[RewardsView]:
+        """The jobs that pay for contributions, newest first."""
+        return self._pages("/rewards", RewardsView)
 
     def rewards(self, job: str) -> RewardsView:
         return self._call("GET", f"/jobs/{quote(job)}/rewards", RewardsView)
@@ -211,13 +220,14 @@ class Client:
 
     def download(self, job: str, path: str | Path, round: int | None = None) -> Path:
         """Write the job's current model, or that of a round, to a safetensors file: whole, or not at all."""
-        target = Path(path)
+        return self._save(f"/jobs/{quote(job)}/model", Path(path), {} if round is None else {"round": str(round)})
+
+    def _save(self, path: str, target: Path, query: Mapping[str, str]) -> Path:
         partial = target.with_name(f".{target.name}.part")
-        query = {} if round is None else {"round": round}
         try:
             with (
                 self._errors(),
-                self._http.stream("GET", f"/api/v1/jobs/{quote(job)}/model", params=query) as response,
+                self._http.stream("GET", f"{ROOT}{path}", params=query) as response,
                 partial.open("wb") as file,
             ):
                 if response.is_error:
@@ -267,14 +277,92 @@ class Client:
         """Join under a name, with the secret that the node will show from now on; asking again is harmless."""
         self._request("POST", "/nodes", body={"token": token, "node": node, "secret": secret})
 
+    # -- accounts ------------------------------------------------------------------------------------------
+
+    def session(self) -> SessionView:
+        """Who this client is to the coordinator, and whether one must sign in."""
+        return self._call("GET", "/auth/session", SessionView, root="")
+
+    def sign_up(self, name: str, password: str, *, role: Role | None = None, organisation: str = "") -> AccountView:
+        """Make an account; only an admin may give a role or name an organisation."""
+        wish = {"name": name, "password": password, "role": role, "organisation": organisation or None}
+        return self._call("POST", "/auth/signup", AccountView, body=wish, root="")
+
+    def sign_in(self, name: str, password: str) -> Grant:
+        """Begin a session, in which this client speaks from now on."""
+        grant = self._call("POST", "/auth/signin", Grant, body={"name": name, "password": password}, root="")
+        return self._speak_as(grant)
+
+    def refresh(self, grant: Grant) -> Grant:
+        """Go on with a session before its access token expires; the old grant is void."""
+        body = {"refresh_token": grant.refresh_token}
+        return self._speak_as(self._call("POST", "/auth/refresh", Grant, body=body, root=""))
+
+    def sign_out(self, grant: Grant) -> None:
+        """End a session."""
+        self._request("POST", "/auth/revoke", body={"refresh_token": grant.refresh_token}, root="")
+
+    def change_password(self, current: str, new: str) -> None:
+        """Set one's own password; other sessions and all tokens of the account end."""
+        self._request("POST", "/auth/password", body={"current": current, "new": new}, root="")
+
+    def accounts(self, **filters: str) -> Iterator[AccountView]:
+        """The accounts that the caller looks after; filter by role or organisation."""
+        return self._pages("/accounts", AccountView, **filters)
+
+    def change_account(
+        self, name: str, *, role: Role | None = None, disabled: bool | None = None, password: str | None = None
+    ) -> AccountView:
+        """Give a role, lock out or let in, or set a password; what is left out stays."""
+        wish = {"role": role, "disabled": disabled, "password": password}
+        return self._call("PATCH", f"/accounts/{quote(name)}", AccountView, body=wish)
+
+    def remove_account(self, name: str) -> None:
+        self._request("DELETE", f"/accounts/{quote(name)}")
+
+    def tokens(self) -> Iterator[TokenView]:
+        """One's own tokens for programs."""
+        return self._pages("/tokens", TokenView)
+
+    def issue_token(self, label: str, role: Role = "viewer", *, days: float | None = None) -> IssuedToken:
+        """A token for a program; its secret is shown this once."""
+        return self._call("POST", "/tokens", IssuedToken, body={"label": label, "role": role, "days": days})
+
+    def revoke_token(self, token: str) -> None:
+        self._request("DELETE", f"/tokens/{quote(token)}")
+
+    def audit(self, **filters: str) -> Iterator[AuditView]:
+        """Who did what, when and from where, in order; filter by who."""
+        return self._pages("/audit", AuditView, first="0", **filters)
+
+    def export_audit(self, path: str | Path, format: Literal["csv", "jsonl"] = "csv") -> Path:
+        """Write the whole audit log to a file: whole, or not at all."""
+        return self._save("/audit/export", Path(path), {"format": format})
+
+    def _speak_as(self, grant: Grant) -> Grant:
+        self._headers = {"authorization": f"Bearer {grant.access_token}"}
+        self._http.headers.update(self._headers)
+        return grant
+
     # -- the coordinator -----------------------------------------------------------------------------------
 
     def status(self) -> StatusView:
         return self._call("GET", "/status", StatusView)
 
+    def health(self) -> Health:
+        return self._call("GET", "/health", Health, root="")
+
+    def configuration(self) -> Configuration:
+        """How the coordinator is set up, and what a job gets that does not say otherwise."""
+        return self._call("GET", "/config", Configuration)
+
     def overview(self) -> MetricsView:
         """Counters since the coordinator started, and where every job stands."""
         return self._call("GET", "/metrics", MetricsView)
+
+    def registries(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """All registries, by kind."""
+        return self._call("GET", "/registry", dict[str, dict[str, dict[str, Any]]])
 
     def registry(self, kind: str) -> dict[str, dict[str, Any]]:
         """The names in a registry, such as strategies or models, with the schema of their options."""
@@ -284,6 +372,10 @@ class Client:
         """What has happened since `after`, in order; streams are `nodes` and `job:<id>`."""
         query = {"after": after, "stream": stream, "limit": limit}
         return self._call("GET", "/events", Page[EventView], query=query).items
+
+    def events_of(self, *types: str, stream: str = "") -> Iterator[EventView]:
+        """Every event so far of these types, such as `UpdateRefused`, in order."""
+        return self._pages("/events", EventView, first="0", stream=stream, type=types)
 
     def follow(self, job: str | None = None, after: int = 0, patience: float = 60.0) -> Iterator[EventView]:
         """Events from `after` on, as they happen: of a job until it is over, or of everything for ever.
@@ -354,8 +446,9 @@ class Client:
         body: object = None,
         headers: Mapping[str, str] = MappingProxyType({}),
         query: Mapping[str, object] = MappingProxyType({}),
+        root: str = ROOT,
     ) -> T:
-        answer = self._request(method, path, body=body, headers=headers, query=query)
+        answer = self._request(method, path, body=body, headers=headers, query=query, root=root)
         try:
             return msgspec.json.decode(answer, type=type)
         except msgspec.DecodeError as error:
@@ -369,18 +462,19 @@ class Client:
         body: object = None,
         headers: Mapping[str, str] = MappingProxyType({}),
         query: Mapping[str, object] = MappingProxyType({}),
+        root: str = ROOT,
     ) -> bytes:
         content = None if body is None else msgspec.json.encode(body)
         its_headers = {**headers, **({"content-type": "application/json"} if content else {})}
-        params = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in query.items()}
+        params = {name: _written(value) for name, value in query.items()}
         with self._errors():
-            response = self._http.request(method, f"/api/v1{path}", content=content, headers=its_headers, params=params)
+            response = self._http.request(method, f"{root}{path}", content=content, headers=its_headers, params=params)
         if response.is_error:
             raise _error_of(response.status_code, response.content)
         return response.content
 
-    def _pages(self, path: str, type: type[T], **query: object) -> Iterator[T]:
-        after: str | None = ""
+    def _pages(self, path: str, type: type[T], /, *, first: str = "", **query: object) -> Iterator[T]:
+        after: str | None = first
         while after is not None:
             page = self._call("GET", path, Page[type], query={**query, "after": after})  # type: ignore[valid-type]
             yield from page.items
@@ -398,6 +492,13 @@ class Client:
         if "CERTIFICATE_VERIFY_FAILED" in what:
             return Unreachable(f"the certificate of {self.url} is not trusted ({what}): name its authority with --ca")
         return Unreachable(f"no coordinator answers at {self.url} ({what}): is it running (`tutti up`)?")
+
+
+def _written(value: object) -> str | list[str]:
+    """A value of a query; a tuple is said item by item."""
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def trust(ca: Path | None) -> ssl.SSLContext:

@@ -10,7 +10,9 @@ type Answer<P extends keyof paths, M extends keyof paths[P]> = paths[P][M] exten
 type Wish<P extends keyof paths, M extends keyof paths[P]> = paths[P][M] extends { requestBody?: infer B }
   ? B extends { content: { "application/json": infer T } } ? T : never
   : never;
-type Values = Record<string, string | number | boolean | undefined>;
+type Value = string | number | boolean | undefined;
+type Values = Record<string, Value>;
+type Query = Record<string, Value | string[]>;
 
 export class Problem extends Error {
   constructor(readonly status: number, detail: string) {
@@ -18,10 +20,12 @@ export class Problem extends Error {
   }
 }
 
-export function url(path: string, place: Values = {}, query: Values = {}): string {
+export function url(path: string, place: Values = {}, query: Query = {}): string {
   const filled = path.replace(/\{(\w+)\}/g, (_, name: string) => encodeURIComponent(String(place[name])));
-  const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
-  const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)]));
+  const given = Object.entries(query)
+    .filter(([, value]) => value !== undefined && value !== "")
+    .flatMap(([name, value]) => (Array.isArray(value) ? value : [value]).map((each) => [name, String(each)]));
+  const search = new URLSearchParams(given);
   return given.length ? `${filled}?${search}` : filled;
 }
 
@@ -36,7 +40,7 @@ async function request(method: string, address: string, body?: unknown, headers:
 async function send(method: string, address: string, headers: Record<string, string>, body?: string): Promise<Response> {
   let response: Response;
   try {
-    response = await fetch(address, { method, headers, body, signal: AbortSignal.timeout(30_000) });
+    response = await fetch(address, { method, headers, body, signal: AbortSignal.timeout(method === "GET" ? 30_000 : 90_000) });
   } catch {
     throw new Problem(0, "The coordinator does not answer.");
   }
@@ -71,7 +75,7 @@ async function getUnlessKnown(address: string): Promise<unknown> {
   return data;
 }
 
-export function get<P extends With<"get">>(path: P, place: Values = {}, query: Values = {}): Promise<Answer<P, "get" & keyof paths[P]>> {
+export function get<P extends With<"get">>(path: P, place: Values = {}, query: Query = {}): Promise<Answer<P, "get" & keyof paths[P]>> {
   return getUnlessKnown(url(path, place, query)) as never;
 }
 

@@ -3,10 +3,10 @@ import { get, newKey, post, url, type Views } from "../api/client";
 import { useResource } from "../data";
 import { href, navigate, useQuery } from "../router";
 import { ChoiceField, StructFields, Value, refersTo, resolve, without, type Choice, type Fields, type Registry, type Schema, type Schemas } from "../ui/form";
-import { plural } from "../ui/format";
-import { Card, Field, Loaded, Trouble, useDoing } from "../ui/parts";
+import { bytes, list, number, plural, seconds } from "../ui/format";
+import { Card, Field, Figure, Loaded, Trouble, useDoing } from "../ui/parts";
 
-type Known = { schemas: Schemas; registries: Record<string, Registry>; datasets: string[]; from?: Fields };
+type Known = { schemas: Schemas; registries: Record<string, Registry>; held: string[]; datasets: string[]; from?: Fields };
 
 /** Which registry a choice of a job is from. */
 const REGISTRY_OF: Record<string, string> = { model: "models", strategy: "strategies", reducer: "reducers", lr_schedule: "schedules" };
@@ -20,7 +20,9 @@ async function read(from: string | null): Promise<Known> {
     from ? get("/api/v1/jobs/{job}", { job: from }) : undefined,
   ]);
   const held = [...new Set(nodes.items.map((node) => node.dataset).filter(Boolean))].sort();
-  return { schemas: document.components.schemas, registries: registries as Record<string, Registry>, datasets: held, from: job?.spec as Fields | undefined };
+  const known = registries as Record<string, Registry>;
+  const bundled = Object.entries(known.datasets ?? {}).filter(([name, schema]) => !schema.required?.length && !held.includes(name));
+  return { schemas: document.components.schemas, registries: known, held, datasets: [...held, ...bundled.map(([name]) => name)], from: job?.spec as Fields | undefined };
 }
 
 export function NewJob() {
@@ -36,7 +38,7 @@ export function NewJob() {
 
 function Form({ known }: { known: Known }) {
   const { schemas, registries } = known;
-  const [spec, setSpec] = useState<Fields>(() => known.from ?? { dataset: known.datasets[0] ?? "", model: { name: "mlp", options: {} } });
+  const [spec, setSpec] = useState<Fields>(() => known.from ?? { dataset: known.held[0] ?? "", model: { name: "mlp", options: {} } });
   const [key] = useState(newKey);
   const { busy, problem, run } = useDoing();
   const set = (name: string, value: unknown) => setSpec((old) => without({ ...old, [name]: value }));
@@ -68,7 +70,7 @@ function Form({ known }: { known: Known }) {
       <div>
         <Card title="What to train">
           <div className="fields">
-            <Field label="Data set" hint={known.datasets.length ? `Connected nodes hold ${known.datasets.join(", ")}.` : "No node is connected yet; a bundled data set such as digits works all the same."}>
+            <Field label="Data set" hint={known.held.length ? `Connected nodes hold ${list(known.held)}.` : "No node is connected yet; a bundled data set such as digits works all the same."}>
               {(id, described) => (
                 <>
                   <input id={id} aria-describedby={described} list="datasets" required value={String(spec.dataset ?? "")} onChange={(event) => set("dataset", event.target.value)} />
@@ -160,6 +162,7 @@ function Verdict({ spec, busy, problem }: { spec: Fields; busy: boolean; problem
           )}
           {!said.data && !said.problem && <p className="quiet">Checking…</p>}
         </div>
+        {said.data && <Foreseen key={settled} spec={settled} />}
         {problem && <Trouble problem={problem} />}
         <button className="main" disabled={busy || !said.data}>
           Start training
@@ -172,6 +175,36 @@ function Verdict({ spec, busy, problem }: { spec: Fields; busy: boolean; problem
     </aside>
   );
 }
+
+/** What the job will take. */
+function Foreseen({ spec }: { spec: string }) {
+  const forecast = useResource(`forecast ${spec}`, () => post("/api/v1/jobs/forecast", {}, JSON.parse(spec) as Views["JobSpec"]));
+  if (forecast.problem) return <Trouble problem={forecast.problem} />;
+  if (!forecast.data) return <p className="quiet" role="status">Forecasting…</p>;
+  const it = forecast.data;
+  return (
+    <section aria-label="Forecast" className="stack">
+      <h3>It will take about</h3>
+      <dl className="figures small two">
+        <Figure label="Time" value={seconds(it.seconds)} />
+        <Figure label="Sent by nodes" value={bytes(it.bytes_up)} />
+        <Figure label="Sent to nodes" value={bytes(it.bytes_down)} />
+        <Figure label="Energy" value={energy(it.joules)} hint={`At ${it.watts} W a node`} />
+        <Figure label="Memory here" value={bytes(it.coordinator_memory)} hint="Of the coordinator, for aggregation" />
+        <Figure label="Memory of a node" value={bytes(it.node_memory)} hint="Of the largest, beside activations" />
+      </dl>
+      <p className="quiet">
+        {number(it.parameters)} parameters, {plural(it.updates, "update")}.{" "}
+        {it.measured ? `${plural(it.measured, "node has", "nodes have")} trained this model before.` : it.scaled ? "Scaled from other models that these nodes trained." : "No node has trained here yet: speeds are assumed."}
+      </p>
+      {(it.notes ?? []).map((note) => (
+        <p key={note} className="quiet">{note[0]!.toUpperCase() + note.slice(1)}.</p>
+      ))}
+    </section>
+  );
+}
+
+const energy = (joules: number): string => (joules < 3_600_000 ? (joules < 36_000 ? `${joules < 100 ? joules.toPrecision(2) : Math.round(joules)} J` : `${(joules / 3600).toFixed(1)} Wh`) : `${(joules / 3_600_000).toFixed(1)} kWh`);
 
 /** A value once it has not changed for a moment. */
 function useSettled(value: string, pause = 300): string {

@@ -3,8 +3,9 @@ import { everything, get, post, remove, type Views } from "../api/client";
 import { ofNodes, useResource } from "../data";
 import { Link } from "../router";
 import { ago, bytes, number, percent, plural } from "../ui/format";
-import { Badge, Bar, Dialog, Empty, Field, Figure, Loaded, Sure, Trouble, may, useDoing, type Session } from "../ui/parts";
+import { Badge, Bar, Card, Dialog, Empty, Field, Figure, Loaded, Sure, Trouble, may, useDoing, type Session } from "../ui/parts";
 import { VirtualTable, type Column } from "../ui/table";
+import { DataSummary } from "./data-summary";
 
 type Node = Views["NodeView"];
 
@@ -47,6 +48,7 @@ export function Nodes({ session }: { session: Session }) {
                 </p>
               </div>
               <VirtualTable label="Nodes" rows={shown} columns={columns(choose)} keyOf={(node) => node.name} />
+              <Datasets nodes={all} steers={may(session, "operator")} />
             </>
           ) : (
             <Empty>No node has joined yet. {may(session, "operator") && <Link to="/join">Make a join link.</Link>}</Empty>
@@ -58,6 +60,25 @@ export function Nodes({ session }: { session: Session }) {
   );
 }
 
+/** What the connected nodes hold together. */
+function Datasets({ nodes, steers }: { nodes: Node[]; steers: boolean }) {
+  const held = new Map<string, Node[]>();
+  for (const node of nodes) if (node.connected && node.dataset) held.set(node.dataset, [...(held.get(node.dataset) ?? []), node]);
+  if (!held.size) return null;
+  return (
+    <Card title="Data sets">
+      {[...held].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, of]) => (
+        <section key={name} className="stack" aria-label={name}>
+          <p>
+            <b>{name}</b> <span className="quiet">{number(of.reduce((sum, node) => sum + node.examples, 0))} examples on {plural(of.length, "node")}</span>
+          </p>
+          {steers && <DataSummary dataset={name} />}
+        </section>
+      ))}
+    </Card>
+  );
+}
+
 function columns(choose: (name: string) => void): Column<Node>[] {
   const share = (value: number | null | undefined, label: string) => (value == null ? "–" : <><Bar share={value} label={label} /> {percent(value, 0)}</>);
   return [
@@ -66,8 +87,8 @@ function columns(choose: (name: string) => void): Column<Node>[] {
     { name: "Work", width: "1.5 1 8rem", show: "middle", cell: (node) => (node.task && node.done != null ? share(node.done, `Work of ${node.name}`) : node.task || "–") },
     { name: "Data", width: "1.5 1 8rem", show: "middle", cell: (node) => (node.dataset ? <>{node.dataset} <small className="quiet">{number(node.examples)}</small></> : "–") },
     { name: "Hardware", width: "1.5 1 9rem", show: "wide", cell: (node) => (node.machine ? hardware(node.machine) : "–") },
-    { name: "CPU", width: "1 1 6rem", show: "wide", cell: (node) => (node.connected ? share(node.cpu, `CPU of ${node.name}`) : "–") },
-    { name: "Memory", width: "1 1 6rem", show: "wide", cell: (node) => (node.connected ? share(node.memory_used, `Memory of ${node.name}`) : "–") },
+    { name: "CPU", width: "1 1 7rem", show: "wide", cell: (node) => (node.connected ? share(node.cpu, `CPU of ${node.name}`) : "–") },
+    { name: "Memory", width: "1 1 7rem", show: "wide", cell: (node) => (node.connected ? share(node.memory_used, `Memory of ${node.name}`) : "–") },
     { name: "Seen", width: "1 1 5rem", cell: (node) => (node.last_seen ? ago(node.last_seen) : "never") },
   ];
 }
@@ -97,6 +118,7 @@ function Detail({ node, steers, close, changed }: { node: Node; steers: boolean;
           : "Not known until it connects."}{" "}
         This, and what its owner allows, is all that it tells of its data.
       </p>
+      {steers && node.connected && node.dataset && <DataSummary dataset={node.dataset} node={node.name} />}
       {terms && (
         <p>
           Its owner allows jobs named {terms.jobs?.length ? terms.jobs.join(", ") : "anything"}, models {terms.models?.length ? terms.models.join(", ") : "of any kind"}, and

@@ -36,7 +36,7 @@ export function notesOf(schema: Schema): Record<string, string> {
   return Object.fromEntries(found.map(([, name, text]) => [name, text!.replace(/\s+/g, " ").replaceAll("`", "")]));
 }
 
-export const inWords = (name: string): string => name.replaceAll("_", " ").replace(/^\w/, (first) => first.toUpperCase());
+export const inWords = (name: string): string => name.replaceAll("_", " ").replace(/\blr\b/, "learning rate").replace(/^\w/, (first) => first.toUpperCase());
 
 /** One value: `undefined` leaves it to the coordinator. */
 export function Value({ name, schema, value, set, hint, needed }: { name: string; schema: Schema; value: unknown; set: (value: unknown) => void; hint?: string; needed?: boolean }) {

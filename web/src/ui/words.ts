@@ -4,10 +4,13 @@ import type { Event } from "../live";
 import { plural, percent } from "./format";
 
 /** What is worth telling on its own: a round's single steps are not. */
-export const isNews = (event: Event): boolean => !["UpdateAccepted", "RoundOpened"].includes(event.type);
+export const isNews = (event: Event): boolean => !["UpdateAccepted", "RoundOpened", "ContributionsScored"].includes(event.type);
 
 /** The job that an event is about, if it is about one. */
-export const jobOf = (event: Event): string | undefined => (event.stream.startsWith("job:") ? event.stream.slice(4) : undefined);
+export function jobOf(event: Event): string | undefined {
+  if (event.stream.startsWith("job:")) return event.stream.slice(4);
+  return event.stream.startsWith("reward") ? String(event.data.job) : undefined;
+}
 
 type Data = {
   round?: number;
@@ -52,6 +55,10 @@ export function inWords(event: Event): string {
       const result = accuracy !== undefined ? `accuracy ${percent(accuracy)}` : loss !== undefined ? `loss ${loss.toFixed(4)}` : "measured";
       return `model of ${round}: ${result}`;
     }
+    case "ContributionsScored":
+      return `has the contributions to ${round} scored`;
+    case "RewardsSettled":
+      return "has paid for all rounds";
     case "JobPaused":
       return `was paused: ${it.reason}`;
     case "JobResumed":

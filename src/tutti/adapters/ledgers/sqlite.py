@@ -88,6 +88,12 @@ class SqliteLedger:
         async with self._turn:
             return (await self._present_books()).account(name)
 
+    async def holders(self) -> dict[str, Account]:
+        """What everybody holds, by name, of those who hold anything."""
+        async with self._turn:
+            books = await self._present_books()
+            return {name: books.account(name) for name in books.holders()}
+
     async def totals(self) -> Totals:
         async with self._turn:
             return (await self._present_books()).totals()

@@ -13,12 +13,21 @@ from starlette.responses import Response, StreamingResponse
 
 from tutti.apps.api.auth import TOO_MANY, Failures, client_of, from_our_page
 from tutti.apps.api.identify import ACCESS_SECONDS, Identify
-from tutti.apps.api.jobs import Text
+from tutti.apps.api.jobs import Text, page_by_name
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.core.errors import Conflict, Unproven
-from tutti.domain.accounts import Account, AccountName, ApiToken, AuditEntry, Identity, Label, OrganisationName, Role
+from tutti.domain.accounts import Account, AccountName, AuditEntry, Identity, Label, OrganisationName, Role
 from tutti.services.accounts import Accounts
-from tutti.services.views import Page, View
+from tutti.services.views import Page
+from tutti.services.views.accounts import (
+    AccountView,
+    AuditView,
+    Grant,
+    IssuedToken,
+    SessionView,
+    TokenView,
+    token_view,
+)
 
 TAG = "accounts"
 EXPORT_BATCH = 1000
@@ -69,63 +78,6 @@ class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: Label
     role: Literal["viewer", "operator", "admin"] = "viewer"
     days: Annotated[float, Meta(gt=0, le=3660)] | None = None
-
-
-class AccountView(View, frozen=True, kw_only=True):
-    """`role` is empty until an admin gives one; `host`: of the organisation that runs the coordinator."""
-
-    name: str
-    organisation: str
-    role: Role
-    host: bool
-    disabled: bool
-    created_at: float
-
-
-class Grant(View, frozen=True, kw_only=True):
-    """A session. Send the access token as `Authorization: Bearer`; empty with a cookie."""
-
-    access_token: str
-    token_type: str = "Bearer"  # noqa: S105
-    expires_in: int
-    refresh_token: str
-    account: AccountView
-
-
-class SessionView(View, frozen=True, kw_only=True):
-    """Who asks. `authentication`: whether one must sign in; `setup`: whether there are no accounts yet.
-
-    `account` is None for the operator, who has none, and for strangers, whose `role` is empty.
-    """
-
-    authentication: bool
-    setup: bool
-    name: str
-    role: Role
-    host: bool
-    account: AccountView | None
-
-
-class TokenView(View, frozen=True, kw_only=True):
-    id: str
-    label: str
-    role: Role
-    created_at: float
-    expires_at: float | None
-
-
-class IssuedToken(View, frozen=True, kw_only=True):
-    """`secret` is what to send as `Authorization: Bearer`; it is shown this once."""
-
-    secret: str
-    token: TokenView
-
-
-class AuditView(View, frozen=True, kw_only=True):
-    """Who did what, when and from where; `outcome` is the HTTP status."""
-
-    number: int
-    entry: AuditEntry
 
 
 def read_named(type: Any) -> Any:
@@ -289,10 +241,10 @@ class AccountRoutes:
 
     # -- tokens --------------------------------------------------------------------------------------------
 
-    async def list_tokens(self, request: Request) -> Answer[Page[TokenView]]:
+    async def list_tokens(self, request: Request, limit: Limit = 100, after: After = "") -> Answer[Page[TokenView]]:
         """One's own tokens for programs."""
-        tokens = self._accounts.tokens(request.state.identity)
-        return Answer(Page(items=[_token_view(token) for token in tokens]))
+        tokens = [token_view(token) for token in self._accounts.tokens(request.state.identity)]
+        return Answer(page_by_name(tokens, limit, after, lambda token: token.id))
 
     async def issue_token(
         self, request: Request, wish: Annotated[NewToken, Depends(Body(NewToken))]
@@ -300,7 +252,7 @@ class AccountRoutes:
         """A token for a program, with at most one's own role; takes a session, a token cannot make tokens."""
         seconds = None if wish.days is None else wish.days * 86_400.0
         token, secret = await self._accounts.issue_token(_person(request), wish.label, wish.role, seconds)
-        issued = IssuedToken(secret=secret, token=_token_view(token))
+        issued = IssuedToken(secret=secret, token=token_view(token))
         return Answer(issued, 201, {"location": f"/api/v1/tokens/{token.id}"})
 
     async def revoke_token(self, request: Request, token: str) -> Response:
@@ -350,16 +302,6 @@ def _cell(value: object) -> object:
 async def _json_lines(batches: AsyncIterator[list[AuditEntry]]) -> AsyncIterator[bytes]:
     async for batch in batches:
         yield b"".join(msgspec.json.encode(entry) + b"\n" for entry in batch)
-
-
-def _token_view(token: ApiToken) -> TokenView:
-    return TokenView(
-        id=token.id,
-        label=token.label,
-        role=token.role,
-        created_at=token.created_at,
-        expires_at=token.expires_at,
-    )
 
 
 def _person(request: Request) -> Identity:

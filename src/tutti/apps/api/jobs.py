@@ -62,6 +62,16 @@ def page(items: Sequence[T], limit: int, after: str) -> Page[T]:
     return Page(items=list(items[start:end]), next=str(end) if end < len(items) else None)
 
 
+def page_by_name(items: Sequence[T], limit: int, after: str, name: Callable[[T], str]) -> Page[T]:
+    """A part of a short list in which items may come and go anywhere; the cursor is the last item's name."""
+    names = [name(item) for item in items]
+    if after and after not in names:
+        raise HTTPException(422, f"after: there is no {after!r} in this list")
+    start = names.index(after) + 1 if after else 0
+    end = start + limit
+    return Page(items=list(items[start:end]), next=names[end - 1] if end < len(names) else None)
+
+
 class JobRoutes:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator

@@ -1,12 +1,14 @@
 """The ledger, and what nodes have earned: everything that is needed to check both."""
 
+from itertools import islice
 from typing import Annotated
 
 import msgspec
 from fastapi import Depends, Header, Query
 
 from tutti.adapters.ledgers.sqlite import SqliteLedger
-from tutti.apps.api.schema import Answer, Api, Body, Limit
+from tutti.apps.api.jobs import page_by_name
+from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.domain.contributions import Proof, prove
 from tutti.domain.ledger import Claim, Entry, Mint, Order
 from tutti.domain.ledger.operations import AccountName, Amount, Key
@@ -47,6 +49,12 @@ class LedgerRoutes:
         found = await self._ledger.read(after, limit)
         return Answer(Page(items=found, next=str(found[-1].seq) if len(found) == limit else None))
 
+    async def accounts(self, limit: Limit = 100, after: After = "") -> Answer[Page[BalanceView]]:
+        """Who holds tokens, by name."""
+        held = {name: account for name, account in (await self._ledger.holders()).items() if name > after}
+        found = [balance_view(name, account) for name, account in islice(held.items(), limit)]
+        return Answer(Page(items=found, next=found[-1].account if len(held) > limit else None))
+
     async def account(self, name: str) -> Answer[BalanceView]:
         return Answer(balance_view(name, await self._ledger.account(name)))
 
@@ -61,6 +69,12 @@ class LedgerRoutes:
         self._desk.poke()
         self._market.raise_stakes()
         return await self.account(wish.to)
+
+    async def all_rewards(self, limit: Limit = 100, after: After = "") -> Answer[Page[RewardsView]]:
+        """The jobs that pay for contributions, newest first."""
+        jobs = page_by_name([*reversed(self._desk.accounts)], limit, after, str)
+        views = [rewards_view(job, self._desk.accounts[job]) for job in jobs.items]
+        return Answer(Page(items=views, next=jobs.next))
 
     async def rewards(self, job: str) -> Answer[RewardsView]:
         """Which rounds of a job are scored and paid."""
@@ -80,8 +94,10 @@ def add_routes(api: Api, ledger: LedgerRoutes) -> None:
     api.add("GET", root, ledger.show, "ledger")
     api.add("GET", root + "/entries", ledger.entries, "ledger")
     api.add("POST", root + "/mint", ledger.mint, "ledger")
+    api.add("GET", root + "/accounts", ledger.accounts, "ledger")
     api.add("GET", root + "/accounts/{name}", ledger.account, "ledger")
     api.add("POST", root + "/accounts/{name}/claim", ledger.claim, "ledger")
+    api.add("GET", "/api/v1/rewards", ledger.all_rewards, "ledger")
     api.add("GET", "/api/v1/jobs/{job}/rewards", ledger.rewards, "ledger")
     api.add("GET", "/api/v1/jobs/{job}/rewards/{round}", ledger.scored, "ledger")
     api.add("GET", "/api/v1/jobs/{job}/rewards/{round}/proof/{node}", ledger.proof, "ledger")

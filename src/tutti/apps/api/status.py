@@ -19,11 +19,12 @@ from tutti.core.registry import Registry, describe
 from tutti.domain.spec import CohortRules, Evaluation, Training
 from tutti.services.coordinator import Coordinator
 from tutti.services.views import (
+    Configuration,
     EventView,
+    Health,
     MetricsView,
     Page,
     StatusView,
-    View,
     event_view,
     metrics_view,
     status_view,
@@ -34,20 +35,8 @@ Names = dict[str, dict[str, Any]]
 """Names of a registry, each with the JSON schema of its options."""
 
 
-class Health(View, frozen=True, kw_only=True):
-    status: str
-    timestamp: str
-
-
-class Configuration(View, frozen=True, kw_only=True):
-    """How this coordinator is set up, and what a job gets that does not say otherwise."""
-
-    host: str
-    port: int
-    authentication: bool
-    training: Training
-    cohort: CohortRules
-    evaluation: Evaluation
+LOOKED_THROUGH = 20
+"""Batches of a thousand events that one request by type looks through."""
 
 
 class StatusRoutes:
@@ -107,12 +96,36 @@ class StatusRoutes:
         return self._described[kind]
 
     async def events(
-        self, limit: Limit = 100, after: Annotated[int, Query(ge=0)] = 0, stream: Text = ""
+        self,
+        limit: Limit = 100,
+        after: Annotated[int, Query(ge=0)] = 0,
+        stream: Text = "",
+        kinds: Annotated[list[Text] | None, Query(alias="type", max_length=20)] = None,
     ) -> Answer[Page[EventView]]:
-        """What has happened, in order. Streams: `nodes`, and `job:<id>` for each job."""
+        """What has happened, in order. Streams: `nodes`, and `job:<id>` for each job.
+
+        `type`, which may be given several times, keeps events such as `UpdateRefused` only. At most 20,000 events are
+        looked through at once: then a page is short although it has a `next`.
+        """
+        if kinds:
+            return Answer(await self._events_of(frozenset(kinds), limit, after, stream or None))
         found = await self._coordinator.log.read(after, stream=stream or None, limit=limit)
         more = str(found[-1].offset) if len(found) == limit else None
         return Answer(Page(items=[event_view(recorded) for recorded in found], next=more))
+
+    async def _events_of(self, kinds: frozenset[str], limit: int, after: int, stream: str | None) -> Page[EventView]:
+        kept: list[EventView] = []
+        for _ in range(LOOKED_THROUGH):
+            batch = await self._coordinator.log.read(after, stream=stream)
+            for recorded in batch:
+                after = recorded.offset
+                if type(recorded.event).__name__ in kinds:
+                    kept.append(event_view(recorded))
+                    if len(kept) == limit:
+                        return Page(items=kept, next=str(after))
+            if not batch:
+                return Page(items=kept)
+        return Page(items=kept, next=str(after))
 
 
 def add_routes(api: Api, status: StatusRoutes) -> None:

@@ -86,6 +86,11 @@ class Books:
     def account(self, name: str) -> Account:
         return Account(*(self.of(f"{kind}:{name}") for kind in ("free", "stake", "unbonding", "owed")))
 
+    def holders(self) -> list[str]:
+        """Who holds anything, by name."""
+        held = (bucket.partition(":") for bucket, amount in self.balances.items() if amount)
+        return sorted({name for kind, _, name in held if kind in ("free", "stake", "unbonding", "owed")})
+
     def totals(self) -> Totals:
         """Added up anew, bucket by bucket."""
         sums = dict.fromkeys(("free", "stake", "unbonding", "owed", "escrow", "minted", "burned"), 0)

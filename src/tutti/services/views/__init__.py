@@ -26,8 +26,10 @@ from tutti.services.views.models import (
 )
 from tutti.services.views.nodes import Invitation, NodeView, node_view
 from tutti.services.views.overview import (
+    Configuration,
     Durations,
     EventView,
+    Health,
     JobScore,
     MetricsView,
     StatusView,
@@ -42,11 +44,13 @@ __all__ = [
     "AttemptView",
     "CheckView",
     "ColumnView",
+    "Configuration",
     "ContributionView",
     "Durations",
     "EvaluationView",
     "EventView",
     "FairnessView",
+    "Health",
     "Ingredient",
     "Invitation",
     "JobScore",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutti.domain.jobs import FINAL, Job, Status
+from tutti.domain.spec import CohortRules, Evaluation, Training
 from tutti.ports import Recorded
 from tutti.services.views.base import View
 from tutti.services.views.jobs import latest_score, status_of_job
@@ -61,6 +62,22 @@ def status_view(
         jobs=dict(counts),
         offset=offset,
     )
+
+
+class Health(View, frozen=True, kw_only=True):
+    status: str
+    timestamp: str
+
+
+class Configuration(View, frozen=True, kw_only=True):
+    """How this coordinator is set up, and what a job gets that does not say otherwise."""
+
+    host: str
+    port: int
+    authentication: bool
+    training: Training
+    cohort: CohortRules
+    evaluation: Evaluation
 
 
 class Durations(View, frozen=True, kw_only=True):
