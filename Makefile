@@ -5,7 +5,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types web bench docs clean services
+.PHONY: install demo test lint types web picture bench docs clean services
 .DEFAULT_GOAL := help
 
 help:
@@ -14,7 +14,7 @@ help:
 	@echo "make install  only build .venv (TORCH_ARGS='--index-url ...': another build of torch)"
 	@echo "make services  start PostgreSQL, RabbitMQ and an S3 store for tests, where none answers (Debian)"
 	@echo "make web      build the dashboard into the package (needs Node 20 or newer)"
-	@echo "make lint | types | bench | docs | clean"
+	@echo "make lint | types | picture | bench | docs | clean"
 
 install: $(STAMP)
 
@@ -52,6 +52,11 @@ web: web/node_modules/.installed
 web/node_modules/.installed: web/package-lock.json
 	npm --prefix web ci --silent
 	@touch $@
+
+# The picture in README.md and docs/dashboard.md.
+picture: $(STAMP)
+	TUTTI_SCREENSHOTS=build $(BIN)/pytest -q tests/e2e/test_dashboard.py -k 'every_page and light and not phone and not wide'
+	cp build/dashboard.png docs/dashboard.png
 
 bench: $(STAMP)
 	@for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

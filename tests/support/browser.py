@@ -81,9 +81,12 @@ class Visitor:
         """Pixels by which the page is wider than its window."""
         return int(self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
-    def picture(self, name: str) -> None:
+    def picture(self, name: str, *, whole: bool = True) -> None:
+        """Take one, of the whole page or of what is in the window, if anybody wants pictures."""
         if SCREENSHOTS:
-            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=True)
+            if not whole:
+                self.page.evaluate("scrollTo(0, 0)")
+            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=whole)
 
     def close(self) -> None:
         self.context.close()

@@ -7,6 +7,7 @@ import { Home } from "./pages/home";
 import { Invited, Join } from "./pages/join";
 import { Job } from "./pages/job";
 import { Ledger } from "./pages/ledger";
+import { Market } from "./pages/market";
 import { Metrics } from "./pages/metrics";
 import { NewJob } from "./pages/new-job";
 import { Nodes } from "./pages/nodes";
@@ -28,6 +29,7 @@ const PLACES: Place[] = [
   { path: "/join", label: "Join", icon: "link", role: "operator" },
   { path: "/metrics", label: "Metrics", icon: "chart", role: "viewer" },
   { path: "/ledger", label: "Ledger", icon: "ledger", role: "viewer" },
+  { path: "/market", label: "Market", icon: "market", role: "viewer" },
   { path: "/users", label: "Users", icon: "users", role: "admin" },
   { path: "/settings", label: "Settings", icon: "settings", role: "viewer" },
 ];
@@ -121,6 +123,8 @@ function Page({ path, session, reload }: { path: string; session: Session; reloa
       return <Metrics />;
     case "/ledger":
       return <Ledger session={session} />;
+    case "/market":
+      return <Market session={session} />;
     case "/users":
       return <Users session={session} />;
     case "/settings":

@@ -37,7 +37,7 @@ async function request(method: string, address: string, body?: unknown, headers:
   return response.status === 204 ? undefined : response.json();
 }
 
-async function send(method: string, address: string, headers: Record<string, string>, body?: string): Promise<Response> {
+async function send(method: string, address: string, headers: Record<string, string>, body?: string | Blob): Promise<Response> {
   let response: Response;
   try {
     response = await fetch(address, { method, headers, body, signal: AbortSignal.timeout(method === "GET" ? 30_000 : 90_000) });
@@ -86,6 +86,12 @@ export function post<P extends With<"post">>(
   key?: string,
 ): Promise<Answer<P, "post" & keyof paths[P]>> {
   return request("POST", url(path, place), body, key ? { "idempotency-key": key } : {}) as never;
+}
+
+/** A file as it is, where a path takes one. */
+export async function upload<P extends With<"post">>(path: P, file: Blob, query: Query = {}): Promise<Answer<P, "post" & keyof paths[P]>> {
+  const response = await send("POST", url(path, {}, query), { "content-type": "application/octet-stream" }, file);
+  return response.json() as never;
 }
 
 export function patch<P extends With<"patch">>(
