@@ -309,6 +309,9 @@ export interface paths {
         /**
          * Events
          * @description What has happened, in order. Streams: `nodes`, and `job:<id>` for each job.
+         *
+         *     `type`, which may be given several times, keeps events such as `UpdateRefused` only. At most 20,000 events are
+         *     looked through at once: then a page is short although it has a `next`.
          */
         get: operations["events_api_v1_events_get"];
         put?: never;
@@ -731,6 +734,26 @@ export interface paths {
          * @description The sums over all accounts, the key that signs entries, and the newest entry's hash.
          */
         get: operations["show_api_v1_ledger_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ledger/accounts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Accounts
+         * @description Who holds tokens, by name.
+         */
+        get: operations["accounts_api_v1_ledger_accounts_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1275,6 +1298,26 @@ export interface paths {
         };
         /** Registry Of */
         get: operations["registry_of_api_v1_registry__kind__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/rewards": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * All Rewards
+         * @description The jobs that pay for contributions, newest first.
+         */
+        get: operations["all_rewards_api_v1_rewards_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -2929,6 +2972,15 @@ export interface components {
             next?: string | null;
         };
         /**
+         * Page[BalanceView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_BalanceView_: {
+            items: components["schemas"]["BalanceView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
          * Page[ClientView]
          * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
          */
@@ -3006,6 +3058,15 @@ export interface components {
          */
         Page_NodeView_: {
             items: components["schemas"]["NodeView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
+         * Page[RewardsView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_RewardsView_: {
+            items: components["schemas"]["RewardsView"][];
             /** @default null */
             next?: string | null;
         };
@@ -4380,6 +4441,7 @@ export interface operations {
                 limit?: number;
                 after?: number;
                 stream?: string;
+                type?: string[] | null;
             };
             header?: never;
             path?: never;
@@ -5118,6 +5180,40 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["LedgerView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    accounts_api_v1_ledger_accounts_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_BalanceView_"];
                 };
             };
             /** @description What went wrong. */
@@ -6163,6 +6259,40 @@ export interface operations {
             };
         };
     };
+    all_rewards_api_v1_rewards_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_RewardsView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_jobs_api_v1_sessions_get: {
         parameters: {
             query?: {
@@ -6335,7 +6465,12 @@ export interface operations {
     };
     list_tokens_api_v1_tokens_get: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
             header?: never;
             path?: never;
             cookie?: never;
