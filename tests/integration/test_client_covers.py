@@ -46,7 +46,7 @@ def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]
     assert client.usage(job).updates == 2
     assert client.manifest(job).run == job
     assert client.evaluation(job).round == 2
-    other = client.submit(JOB, paused=True).id
+    other = client.submit({**JOB, "rounds": 100_000}, paused=True).id
     client.resume(other)
     client.pause(other)
     assert client.stop(other).status == "stopped"

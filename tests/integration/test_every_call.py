@@ -184,6 +184,9 @@ ONCE: dict[str, dict[str, Any] | None] = {
 }
 """Every POST that changes something, but for the KEYLESS."""
 
+STARTS = {"/api/v1/jobs", "/api/v1/training/start", "/api/v1/jobs/{live}/resume", "/api/jobs/{live}/start"}
+"""What lets a job run, which goes on by itself."""
+
 KEYLESS = {
     "/auth/signin": "whoever calls is not known yet",
     "/auth/refresh": "the token is its own key: it works once",
@@ -204,7 +207,7 @@ async def test_every_post_with_a_key_is_done_once(place):
             where, key = path.format(**place.ids, live=live), {"idempotency-key": f"key-{number}"}
             first = await ada.post(where, json=body, headers=key)
             assert first.status_code in (200, 201), (path, first.text)
-            if path in ("/api/v1/jobs", "/api/v1/training/start"):
+            if path in STARTS:
                 await place.world.finished(place.world.core.job(first.json()["id"]))
             before = await place.state()
             again = await ada.post(where, json=body, headers=key)

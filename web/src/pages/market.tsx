@@ -120,7 +120,7 @@ function Jobs({ jobs, choose }: { jobs: Resource<Views["ComputeJobView"][]>; cho
                         <button className="plain name" onClick={() => choose(job.job_id)}>
                           {job.model_type.replaceAll("_", " ")}
                         </button>{" "}
-                        <small className="quiet">{job.job_id}</small>
+                        <small className="quiet plainly">{job.job_id}</small>
                       </th>
                       <td><Badge status={job.status} /></td>
                       <td>{job.client_address}</td>
@@ -177,7 +177,7 @@ function Workers({ workers }: { workers: Resource<Views["WorkerView"][]> }) {
                       <td className="number">{number(worker.locked)}</td>
                       <td className="number">{number(worker.jobs_completed)}</td>
                       <td className="number">{number(worker.jobs_failed + worker.jobs_lost)}</td>
-                      <td className="long">{worker.note}</td>
+                      <td className="long">{worker.note.replaceAll("`", "")}</td>
                     </tr>
                   ))}
                 </tbody>
