@@ -5,7 +5,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types web picture bench docs clean services
+.PHONY: install demo test lint types web kernel picture bench docs clean services
 .DEFAULT_GOAL := help
 
 help:
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard src/tutti/core/*.c src/tutti
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tutti needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dask,ray,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dask,ray,audit,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch==2.13.0
 	@touch $@
 
@@ -48,6 +48,9 @@ types: $(STAMP)
 web: web/node_modules/.installed
 	npm --prefix web run --silent types > /dev/null
 	npm --prefix web run --silent build -- --logLevel warn
+
+kernel: # WebAssembly for the browser node, committed too (needs clang-14 and lld-14)
+	web/kernel/build.sh
 
 web/node_modules/.installed: web/package-lock.json
 	npm --prefix web ci --silent

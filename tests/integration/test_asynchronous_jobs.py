@@ -87,9 +87,9 @@ def made(events: list[e.JobEvent], job: Job) -> list[str]:
 def again(events: list[e.JobEvent], job: Job) -> list[str]:
     """The digests of all models, computed anew from who the log says was in which round, with which base."""
     from tutti.core.reduce import Update, fold
+    from tutti.core.sampling import node_seed
     from tutti.core.strategy import Folded
     from tutti.ports.training import Task, models
-    from tutti.services.telling import node_seed
 
     strategy, spec = strategies.build(job.spec.strategy), job.spec
     trainer = models.build(spec.model, data=job.data)

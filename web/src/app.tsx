@@ -4,7 +4,7 @@ import { get, post } from "./api/client";
 import { useResource } from "./data";
 import { live, useLink } from "./live";
 import { Home } from "./pages/home";
-import { Invited, Join } from "./pages/join";
+import { Join } from "./pages/join";
 import { Job } from "./pages/job";
 import { Ledger } from "./pages/ledger";
 import { Market } from "./pages/market";
@@ -42,7 +42,6 @@ export function App() {
     window.addEventListener("tutti:signed-out", reload);
     return () => window.removeEventListener("tutti:signed-out", reload);
   }, [reload]);
-  if (location.pathname === "/join" && location.hash) return <Invited />;
   if (session.problem) return <main className="alone">{<Trouble problem={session.problem} retry={reload} />}</main>;
   if (!session.data) return null;
   const it = session.data;

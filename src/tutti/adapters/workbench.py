@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
 from tutti.adapters._imports import importable
+from tutti.adapters.browser.kernel import Kernel, Step, shape_of
+from tutti.adapters.trainers.batches import batches
 from tutti.core.errors import StorageError, TuttiError, UserError
 from tutti.core.params import Params
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest
 from tutti.domain.modules import unlisted
+from tutti.domain.nodes import DataSummary
 from tutti.domain.spec import DataSchema, Metrics, mismatch
 from tutti.ports.training import Data, Examples, Task, Trainer, datasets, models, normalized
 from tutti.wire import tensors
@@ -80,6 +84,14 @@ class ProcessWorkbench:
         self.check(model)
         request = msgspec.json.encode((model, data, source, task, str(into), self._listed))
         return await self._run(_train, request, str(weights))
+
+    async def assign(self, source: Choice, into: Path) -> DataSummary:
+        return await self._run(_assign, msgspec.json.encode(source), str(into))
+
+    async def audit(
+        self, model: Choice, data: DataSchema, claimed: DataSummary, task: Task, weights: Path, update: Path
+    ) -> str | None:
+        return await self._run(_audit, msgspec.json.encode((model, data, claimed, task, str(update))), str(weights))
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -142,6 +154,14 @@ class ThreadWorkbench:
         self.check(model)
         request = msgspec.json.encode((model, data, source, task, str(into), self._listed))
         return await self._run(_train, request, str(weights))
+
+    async def assign(self, source: Choice, into: Path) -> DataSummary:
+        return await self._run(_assign, msgspec.json.encode(source), str(into))
+
+    async def audit(
+        self, model: Choice, data: DataSchema, claimed: DataSummary, task: Task, weights: Path, update: Path
+    ) -> str | None:
+        return await self._run(_audit, msgspec.json.encode((model, data, claimed, task, str(update))), str(weights))
 
     async def close(self) -> None:
         pass
@@ -207,6 +227,37 @@ def _train(request: bytes, weights: str) -> Digest:
     with _disk(into):
         Path(into).write_bytes(tensors.encode(delta))
     return _digest(msgspec.json.encode(source))
+
+
+def _assign(source: bytes, into: str) -> DataSummary:
+    data = _load(source)
+    named = str(msgspec.json.decode(source, type=Choice))
+    summary = DataSummary(data.name, data.schema, len(data.train), len(data.held_out), _digest(source), named)
+    arrays = {
+        f"{kind}.{axis}": getattr(rows, axis)
+        for kind, rows in (("train", data.train), ("held_out", data.held_out))
+        for axis in "xy"
+    }
+    encoded = tensors.encode(Params.from_arrays(arrays), {"summary": msgspec.json.encode(summary).decode()})
+    with _disk(into):
+        Path(into).write_bytes(encoded)
+    return summary
+
+
+def _audit(request: bytes, weights: str) -> str | None:
+    types = tuple[Choice, DataSchema, DataSummary, Task, str]
+    model, schema, claimed, task, update = msgspec.json.decode(request, type=types)
+    source = msgspec.json.encode(Choice.parse(claimed.source))
+    if _digest(source) != claimed.digest:
+        return f"its rows are not those of {claimed.source}"
+    with _disk(weights):
+        params, given = (tensors.decode(Path(file).read_bytes()) for file in (weights, update))
+    rows = normalized(_load(source).train, schema)
+    kernel, step = Kernel(), Step(task.lr, task.training.momentum, task.training.weight_decay, task.correction.pull)
+    order = [chosen for _, chosen in batches(len(rows), task)]
+    again = kernel.train(shape_of(model, schema), step, params, rows, order, len(order)).delta
+    differing = int((again.view(np.uint32) != given.buffer.view(np.uint32)).sum())
+    return f"computed again, {differing} of {len(again)} values are others" if differing else None
 
 
 def own_update(trainer: Trainer, params: Params, rows: Examples, task: Task) -> Params:

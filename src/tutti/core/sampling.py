@@ -1,10 +1,17 @@
-"""Cohort sampling: who is asked in a round, from a seed and nothing else."""
+"""Chance from a seed and nothing else: who is asked in a round, and the seed of each node's own work."""
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from hashlib import blake2b
 from math import ceil
 
 import numpy as np
+
+
+def node_seed(seed: int, round: int, node: str) -> int:
+    """A node's own seed for one round, the same however often the round is tried."""
+    digest = blake2b(f"{seed}/{round}/{node}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def cohort_size(eligible: int, size: int | None, fraction: float) -> int:

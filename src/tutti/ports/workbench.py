@@ -5,6 +5,7 @@ from typing import Protocol
 
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest
+from tutti.domain.nodes import DataSummary
 from tutti.domain.spec import DataSchema, Metrics
 from tutti.ports.training import Task
 
@@ -29,6 +30,19 @@ class Workbench(Protocol):
 
         Every epoch is over all rows, in batches drawn by the task's seed. Raises UserError if they do not fit together.
         """
+        ...
+
+    async def assign(self, source: Choice, into: Path) -> DataSummary:
+        """Write the rows of a part of a bundled set, for a node that has none of its own, as float32 tensors.
+
+        They are called train.x, train.y, held_out.x and held_out.y; the file's note `summary` is what is given back.
+        """
+        ...
+
+    async def audit(
+        self, model: Choice, data: DataSchema, claimed: DataSummary, task: Task, weights: Path, update: Path
+    ) -> str | None:
+        """Compute a browser's update again from the rows that it claims to have; says what differs, None if nothing."""
         ...
 
     async def close(self) -> None: ...

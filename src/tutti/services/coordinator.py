@@ -22,6 +22,7 @@ from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
 from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
 from tutti.ports.training import datasets, models
 from tutti.services.access import Access
+from tutti.services.audit import Auditor
 from tutti.services.background import Background
 from tutti.services.driver import JobDriver
 from tutti.services.errands import Errands
@@ -56,6 +57,7 @@ class Coordinator:
         workbench: Workbench,
         known_schema: Callable[[Choice], DataSchema | None],
         clock: Callable[[], float],
+        audited: float = 0.0,
     ) -> None:
         self.log = event_log
         self.blobs = blobs
@@ -69,7 +71,7 @@ class Coordinator:
         self.presence = Presence(clock())
         self.preflight = Preflight(fabric)
         self.members = Members(self.journal, self.presence)
-        self._known_schema = known_schema
+        self.known_schema = known_schema
         self._drivers: dict[str, JobDriver] = {}
         self.access = Access(self.journal, self._drivers)
         self._scheduler = Scheduler(self.journal, self.presence, self._drivers)
@@ -83,6 +85,7 @@ class Coordinator:
             scheduler=self._scheduler,
             workbench=workbench,
             background=self.background,
+            auditor=Auditor(workbench, self.keeper, self.presence, known_schema, self._quarantine, audited),
         )
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ class Coordinator:
     def _check_own(self, name: str, source: Choice) -> None:
         """Only bundled sets: a job must not make the coordinator read files or call code of its choice."""
         datasets.options(source)
-        if self._known_schema(source) is None:
+        if self.known_schema(source) is None:
             raise BadSpec(
                 f"{name} may be a bundled data set such as digits:split=test, came {source}: "
                 "without evaluation.data the nodes measure the model on their own held-out rows"
@@ -186,7 +189,7 @@ class Coordinator:
         """What the job's data look like: known for bundled sets, else as the connected nodes describe theirs."""
         if holders := self._scheduler.holders(spec.dataset):
             return nodes.common_schema(spec.dataset, {node: summary.data for node, summary in holders.items()})
-        known = self._known_schema(Choice(spec.dataset))
+        known = self.known_schema(Choice(spec.dataset))
         if known is None:
             raise BadSpec(
                 f"no connected node holds {spec.dataset!r}, and it is not a bundled data set: "
@@ -277,6 +280,9 @@ class Coordinator:
     def offers(self) -> Mapping[Offer, int]:
         """What the connected nodes that may be given work offer, and how many offer the same."""
         return self.presence.offers(but=self.register.drained)
+
+    async def _quarantine(self, node: NodeId) -> None:
+        await self.drain_node(node, by="an audit of its update")
 
     def node_statuses(self) -> list[NodeStatus]:
         """All registered nodes, by name."""

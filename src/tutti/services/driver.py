@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, TuttiError, UserError
 from tutti.core.params import Params
+from tutti.core.sampling import node_seed
 from tutti.core.schedules import schedules
 from tutti.core.strategy import compose
 from tutti.domain import commands, jobs
@@ -22,7 +23,7 @@ from tutti.services.aggregation import Aggregation, Fold, UnreadableUpdate
 from tutti.services.inbox import answer
 from tutti.services.judging import command_of, counts, still_owed, would_count
 from tutti.services.site import Site
-from tutti.services.telling import announce, assign, halt_last, halt_working, node_seed, owed
+from tutti.services.telling import announce, assign, halt_last, halt_working, owed
 from tutti.wire import tensors
 from tutti.wire.messages import Submission
 
@@ -335,7 +336,11 @@ class JobDriver:
     async def _examine(self, fold: Fold, node: NodeId, said: Submission, blob: bytes) -> tuple[str | None, int]:
         """What is wrong with the update, if anything is, and its size in bytes."""
         try:
-            return await self.aggregation.examine(fold, said.digest, said.weight, said.facts, blob)
+            fault, size = await self.aggregation.examine(fold, said.digest, said.weight, said.facts, blob)
+            task = self.job.task_of(node)
+            if fault is None and task is not None:
+                fault = await self._site.auditor.fault(self.job, task, node, said)
+            return fault, size
         except TuttiError:
             raise
         except MemoryError as error:

@@ -15,13 +15,13 @@ from tutti.core import scoring
 from tutti.core.errors import CorruptBlob, NotFound, UserError
 from tutti.core.params import Layout, Params, Role
 from tutti.core.registry import Choice
+from tutti.core.sampling import node_seed
 from tutti.core.strategy import Asynchrony, strategies
 from tutti.domain.contributions import Contribution, is_audited, portions
 from tutti.domain.events import Digest, UpdateAccepted
 from tutti.domain.jobs import Job
 from tutti.domain.spec import Training
 from tutti.ports import BlobStore, Task, Workbench
-from tutti.services.telling import node_seed
 from tutti.wire import tensors
 
 LEAVE_ONE_OUT_COHORT = 24

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tutti.ports import Fabric, Workbench
+from tutti.services.audit import Auditor
 from tutti.services.background import Background
 from tutti.services.journal import Journal
 from tutti.services.keeping import BlobKeeper
@@ -21,3 +22,4 @@ class Site:
     scheduler: Scheduler
     workbench: Workbench
     background: Background
+    auditor: Auditor

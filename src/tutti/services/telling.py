@@ -1,8 +1,8 @@
 """What a job tells its nodes: start, halt, and news of the model. A message that is lost costs vain work, no more."""
 
 from collections.abc import Iterable
-from hashlib import blake2b
 
+from tutti.core.sampling import node_seed
 from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.events import Digest, NodeId
@@ -12,12 +12,6 @@ from tutti.ports.blobs import Buffer
 from tutti.services.presence import Owed
 from tutti.services.site import Site
 from tutti.wire.messages import GlobalWeights, Halt, Start
-
-
-def node_seed(seed: int, round: int, node: NodeId) -> int:
-    """A node's own seed for one round, the same however often the round is tried."""
-    digest = blake2b(f"{seed}/{round}/{node}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def owed(job: Job, task: e.RoundOpened) -> Owed:

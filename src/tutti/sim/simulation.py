@@ -23,7 +23,7 @@ from tutti.core.errors import UserError
 from tutti.core.local import Demand, Handed, Memory, Request
 from tutti.core.params import Params
 from tutti.core.reduce import BadUpdate, Reducer, Update
-from tutti.core.sampling import Pool
+from tutti.core.sampling import Pool, node_seed
 from tutti.core.schedules import schedules
 from tutti.core.strategy import ServerState, compose, folded
 from tutti.domain import commands as c
@@ -34,7 +34,6 @@ from tutti.domain.jobs import Job
 from tutti.domain.spec import BadSpec, JobSpec, Metrics, check_composition, load_spec
 from tutti.ports.training import Task, models
 from tutti.services.driver import own_task
-from tutti.services.telling import node_seed
 from tutti.services.work import Diverged, check_finite, measure, reported
 from tutti.sim import checkpoint as saved
 from tutti.sim.engines.choose import DEMANDS, choose

@@ -1,7 +1,6 @@
 import qrcode from "qrcode-generator";
 import { useMemo, useState, type FormEvent } from "react";
 import { newKey, post, type Views } from "../api/client";
-import { Logo } from "../ui/icons";
 import { plural, seconds } from "../ui/format";
 import { Card, Copied, Field, Trouble, useDoing } from "../ui/parts";
 
@@ -74,6 +73,7 @@ export function Join() {
             <Copied text={made.link} label="Copy link" />
             <h3>Run this where the data are</h3>
             <Copied text={command(made.link, data)} label="Copy command" />
+            <h3>Or scan this with a phone, which then trains in its browser</h3>
             <Code text={made.link} />
           </Card>
         )}
@@ -97,34 +97,5 @@ function Code({ text }: { text: string }) {
       <rect x="-4" y="-4" width="100%" height="100%" fill="#fff" />
       <path d={code.path} fill="#000" />
     </svg>
-  );
-}
-
-/** What somebody sees who opens a join link in a browser. */
-export function Invited() {
-  const [data, setData] = useState(DATA[0]![1]);
-  return (
-    <main className="alone">
-      <Card>
-        <h1>
-          <Logo /> You are invited to train together
-        </h1>
-        <p>Your data stay on your machine: it gets a model, trains it on your data, and sends back an update. Run this where the data are:</p>
-        <Field label="What to train on">
-          {(id) => (
-            <select id={id} value={data} onChange={(event) => setData(event.target.value)}>
-              {DATA.map(([label, value]) => (
-                <option key={label} value={value}>
-                  {label}
-                </option>
-              ))}
-            </select>
-          )}
-        </Field>
-        <Copied text={command(location.href, data)} label="Copy command" />
-        <p className="quiet">If something does not work, this says what:</p>
-        <Copied text={`tutti doctor ${quote(location.href)}`} />
-      </Card>
-    </main>
   );
 }

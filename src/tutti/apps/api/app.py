@@ -16,7 +16,19 @@ from tutti.adapters.fabrics.hub import HubFabric
 from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.adapters.partitioners import partitioners
 from tutti.apps.api import accounts as account_routes
-from tutti.apps.api import dashboard, documented, documented_market, jobs, ledger, live, market, nodes, status, transfer
+from tutti.apps.api import (
+    browser,
+    dashboard,
+    documented,
+    documented_market,
+    jobs,
+    ledger,
+    live,
+    market,
+    nodes,
+    status,
+    transfer,
+)
 from tutti.apps.api.auth import Failures, Guard
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
@@ -103,7 +115,7 @@ def create_app(
     market.add_routes(api, its_market)
     documented_market.add_routes(api, its_market)
     live.add_routes(app, live.LiveRoutes(coordinator))
-    app.router.routes += dashboard.routes()
+    app.router.routes += [*dashboard.routes(), *browser.routes(browser.BrowserRoutes(coordinator))]
     # Every round waits for these, and routes are tried in order: they come first.
     app.router.routes[:0] = transfer.routes(
         fabric,

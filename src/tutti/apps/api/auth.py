@@ -27,17 +27,18 @@ from tutti.services.accounts import Accounts
 
 log = logging.getLogger(__name__)
 
-PAGES = re.compile(r"/|/join|/dashboard(/.*)?")
-"""Paths of the dashboard: it is the same page everywhere, and looks at the address itself."""
+PAGES = re.compile(r"/|/join|/node|/dashboard(/.*)?|/assets/.*\.js|/node-worker\.js")
+"""Paths of pages, and of scripts: a worker has the policy with which its script came."""
 
 READING = frozenset({"GET", "HEAD", "OPTIONS", "WS"})
 
 OPEN = re.compile(
-    r"(GET|HEAD) (/|/join|/dashboard(/.*)?|/assets/[\w.-]+|/favicon\.svg)|"
+    r"(GET|HEAD) (/|/join|/node|/dashboard(/.*)?|/assets/[\w.-]+|/favicon\.svg|"
+    r"/node-kernel\.wasm|/node-worker\.js|/node\.webmanifest)|"
     r"GET /auth/session|POST /auth/(signup|signin|refresh|revoke)|"
     r"GET /health|GET /docs|GET /static-offline-docs/[\w.-]+|GET /openapi\.json|"
     r"POST /api/v1/(nodes(/register)?|invites/check)|"  # prove themselves by a join token
-    r"WS /ws/node|(GET|HEAD|PUT) /api/v1/blobs/[^/]*"  # prove themselves by a node's secret
+    r"WS /ws/node|(GET|HEAD|PUT) /api/v1/blobs/[^/]*|GET /api/v1/browser/.*"  # prove themselves by a node's secret
 )
 
 ADMINS = re.compile(r"\w+ /api/v1/(accounts|audit)|POST /api/v1/ledger/mint")
@@ -55,7 +56,8 @@ DOCS_POLICY = (
 )
 PAGE_POLICY = (
     "default-src 'none'; base-uri 'none'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; "
-    "img-src 'self' data:; script-src 'self'; style-src 'self'"
+    "img-src 'self' data: blob:; manifest-src 'self'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
+    "worker-src 'self'"
 )
 HEADERS = {
     "x-content-type-options": "nosniff",

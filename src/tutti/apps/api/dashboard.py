@@ -1,4 +1,4 @@
-"""The dashboard's files, which `web/` builds into this package: one page for all its addresses, and its assets."""
+"""The files that `web/` builds into this package: the dashboard, one page for all its addresses; the browser node."""
 
 import gzip
 import mimetypes
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from tutti.adapters.browser.kernel import WASM
 from tutti.apps.api.problems import problem
 
 FOLDER = Path(__file__).parent.parent / "web"
@@ -25,10 +26,15 @@ class Asset:
     headers: dict[str, str]
 
 
+KERNEL = "node-kernel.wasm"
+WHOLE = {"/favicon.svg": "favicon.svg", "/node.webmanifest": "node.webmanifest", "/node-worker.js": "node-worker.js"}
+KINDS = {".wasm": "application/wasm", ".webmanifest": "application/manifest+json", ".js": "text/javascript"}
+
+
 @lru_cache(maxsize=64)
 def _asset(name: str) -> Asset:
-    data = (FOLDER / name).read_bytes()
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    data = (WASM if name == KERNEL else FOLDER / name).read_bytes()
+    kind = KINDS.get(Path(name).suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
     lasting = name.startswith("assets/")  # their names change with their content
     headers = {
         "content-type": f"{kind}; charset=utf-8" if kind.startswith("text/") else kind,
@@ -52,8 +58,16 @@ async def page(request: Request) -> Response:
     return _answer(request, "index.html")
 
 
-async def icon(request: Request) -> Response:
-    return _answer(request, "favicon.svg")
+async def node(request: Request) -> Response:
+    return _answer(request, "node.html")
+
+
+async def kernel(request: Request) -> Response:
+    return _answer(request, KERNEL)
+
+
+async def whole(request: Request) -> Response:
+    return _answer(request, WHOLE[request.url.path])
 
 
 async def asset(request: Request) -> Response:
@@ -69,9 +83,10 @@ def _names() -> frozenset[str]:
 
 
 def routes() -> list[BaseRoute]:
-    pages = ("/", "/join", "/dashboard", "/dashboard/{rest:path}")
     return [
-        *(Route(path, page) for path in pages),
-        Route("/favicon.svg", icon),
+        *(Route(path, page) for path in ("/", "/dashboard", "/dashboard/{rest:path}")),
+        *(Route(path, node) for path in ("/join", "/node")),
+        *(Route(path, whole) for path in WHOLE),
+        Route(f"/{KERNEL}", kernel),
         Route("/assets/{name}", asset),
     ]

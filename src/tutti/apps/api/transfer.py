@@ -122,12 +122,7 @@ class _Blobs:
 
     def _node(self, request: Request) -> NodeId:
         """The node that sends this; raises Forbidden."""
-        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-        node, colon, secret = credentials.partition(":")
-        if scheme.lower() != "bearer" or not colon:
-            raise Unproven("expected the header `Authorization: Bearer <node>:<secret>`")
-        self._doorkeeper.authenticate(node, secret)
-        return node
+        return proven_node(request, self._doorkeeper)
 
     def _reader(self, request: Request) -> NodeId | None:
         """The node that reads, or None for the operator; raises Forbidden for anybody else."""
@@ -215,6 +210,16 @@ class _Blobs:
             yield
         finally:
             self._large_uploads.release()
+
+
+def proven_node(request: Request, doorkeeper: Doorkeeper) -> NodeId:
+    """The node that sends a request, by the secret in its header; raises Forbidden."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    node, colon, secret = credentials.partition(":")
+    if scheme.lower() != "bearer" or not colon:
+        raise Unproven("expected the header `Authorization: Bearer <node>:<secret>`")
+    doorkeeper.authenticate(node, secret)
+    return node
 
 
 def _no_blob(digest: Digest) -> NotFound:

@@ -48,6 +48,13 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
 @click.option("--tls-cert", type=ExistingFile, help="Certificate chain (PEM).")
 @click.option("--tls-key", type=ExistingFile, help="Its private key (PEM), if it is in another file.")
 @click.option("--auth", is_flag=True, help="Ask for a token or an account on this machine too.")
+@click.option(
+    "--audited",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of browsers' updates on public rows that are computed again (needs the extra 'audit').",
+)
 @allow_module
 @as_json
 @until_eof

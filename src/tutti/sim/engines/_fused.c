@@ -129,13 +129,6 @@ static int check_rows(const Network *net, const Rows *rows, int64_t x_size, int6
     return 0;
 }
 
-static int64_t largest(const Rows *rows) {
-    int64_t found = 0;
-    for (int64_t s = 0; s < rows->batches; s++)
-        found = rows->sizes[s] > found ? rows->sizes[s] : found;
-    return found;
-}
-
 PyDoc_STRVAR(room_doc, "room(widths, batch, momentum, mu, lanes=0) -> bytes of workspace that `train` needs");
 
 static PyObject *room(PyObject *module, PyObject *arguments) {
@@ -150,7 +143,7 @@ static PyObject *room(PyObject *module, PyObject *arguments) {
     const Variant *variant = variant_of(lanes);
     if (!variant || get(object, &widths, sizeof(int64_t), PyBUF_SIMPLE, "widths") < 0)
         return NULL;
-    Network net = {(int)items(&widths) - 1, widths.buf, NULL};
+    Network net = {(int)items(&widths) - 1, widths.buf, NULL, 0};
     int64_t floats = net.layers > 0 && net.layers <= MAX_LAYERS ? variant->room(&net, &step, batch) : 0;
     PyBuffer_Release(&widths);
     return PyLong_FromLongLong(floats * (int64_t)sizeof(float) + ALIGNMENT);
@@ -162,7 +155,7 @@ static const Py_ssize_t item_size[] = {8, 4, 4, 0, 8, 8, 1, 4};
 
 static int train_in(const Py_buffer *view, int classes, Step *step, int64_t tallied, int lanes, Tally *tally) {
     const Variant *variant = variant_of(lanes);
-    Network net = {(int)items(&view[WIDTHS]) - 1, view[WIDTHS].buf, view[PARAMS].buf};
+    Network net = {(int)items(&view[WIDTHS]) - 1, view[WIDTHS].buf, view[PARAMS].buf, 0};
     Rows rows = {view[X].buf,     classes ? view[Y].buf : NULL, classes ? NULL : view[Y].buf, view[ORDER].buf,
                  view[SIZES].buf, items(&view[SIZES]),          tallied};
     if (!variant || check_network(&net, items(&view[WIDTHS]), items(&view[PARAMS])) < 0 ||

@@ -27,6 +27,7 @@ typedef struct {
     int layers;
     const int64_t *widths; /* layers + 1 of them */
     const float *params;
+    int through; /* whether the gradient of the inputs is wanted too */
 } Network;
 
 /* The step of torch.optim.SGD, with FedProx's pull of strength mu towards the parameters it started from. */
@@ -47,6 +48,13 @@ typedef struct {
     double loss; /* summed over rows */
     int64_t hits;
 } Tally;
+
+static int64_t largest(const Rows *rows) {
+    int64_t found = 0;
+    for (int64_t s = 0; s < rows->batches; s++)
+        found = rows->sizes[s] > found ? rows->sizes[s] : found;
+    return found;
+}
 
 /* Softmax and cross entropy: leaves the gradient of the batch's mean loss in d. */
 static void judge_classes(const Rows *rows, const int64_t *order, int64_t batch, int64_t outputs, int64_t stride,
@@ -253,12 +261,12 @@ typedef struct {
 
 static int64_t NAME(span)(const Network *net, int l) {
     int64_t inputs = net->widths[l], outputs = net->widths[l + 1];
-    return (inputs + 1) * padded(outputs) + (l ? outputs * padded(inputs) : 0);
+    return (inputs + 1) * padded(outputs) + (l || net->through ? outputs * padded(inputs) : 0);
 }
 
-/* Floats that `train` needs to work in, beside alignment. */
+/* Floats that a body of this network works in, beside alignment. */
 static int64_t NAME(room)(const Network *net, const Step *step, int64_t batch) {
-    int64_t size = 0, values = batch * padded(net->widths[0]);
+    int64_t size = 0, values = (1 + net->through) * batch * padded(net->widths[0]);
     for (int l = 0; l < net->layers; l++) {
         size += NAME(span)(net, l);
         values += 2 * batch * padded(net->widths[l + 1]);
@@ -273,7 +281,7 @@ static int64_t NAME(lay_out)(const Network *net, NAME(Layer) *layers, float *spa
         int64_t inputs = net->widths[l], outputs = net->widths[l + 1], stride = padded(outputs);
         float *w = space + size, *b = w + inputs * stride;
         layers[l] = (NAME(Layer)){
-            inputs, outputs, stride, params, NAME(span)(net, l), w, b, l ? b + stride : 0, 0, 0};
+            inputs, outputs, stride, params, NAME(span)(net, l), w, b, l || net->through ? b + stride : 0, 0, 0};
         NAME(pack)(net->params + params, inputs, outputs, w, b, layers[l].back);
         params += (inputs + 1) * outputs;
         size += layers[l].span;
@@ -297,56 +305,91 @@ static void NAME(move)(const NAME(Layer) *layer, const Step *step, int64_t batch
         NAME(follow)(step->lr, layer->span, layer->w, velocity);
 }
 
+/* A network in its workspace. `x` takes the rows of a batch, each `x_stride` floats long; `dx` is the gradient of the
+   batch's mean loss with respect to them, where the network says that it is wanted. */
+typedef struct {
+    NAME(Layer) layers[MAX_LAYERS];
+    int count;
+    int64_t x_stride;
+    float *weights, *anchor, *velocity, *x, *dx;
+} NAME(Body);
+
+/* Lay a network out in `space`, for batches of at most `most` rows. */
+static void NAME(open)(NAME(Body) *body, const Network *net, const Step *step, int64_t most, float *space) {
+    memset(space, 0, (size_t)NAME(room)(net, step, most) * sizeof *space);
+    int64_t size = NAME(lay_out)(net, body->layers, space), inputs = padded(net->widths[0]);
+    body->count = net->layers;
+    body->x_stride = inputs;
+    body->weights = space;
+    body->anchor = step->mu != 0 ? space += size : NULL;
+    body->velocity = step->momentum != 0 ? space += size : NULL;
+    body->x = space += size;
+    if (body->anchor)
+        memcpy(body->anchor, body->weights, (size_t)size * sizeof *space);
+    space += most * inputs;
+    body->dx = net->through ? space : NULL;
+    space += net->through * most * inputs;
+    for (int l = 0; l < body->count; l++, space += 2 * most * body->layers[l - 1].stride) {
+        body->layers[l].y = space;
+        body->layers[l].d = space + most * body->layers[l].stride;
+    }
+}
+
+/* What the network gives for the first `batch` rows of x, to the last layer's y. */
+static void NAME(infer)(NAME(Body) *body, int64_t batch) {
+    for (int l = 0; l < body->count; l++) {
+        const NAME(Layer) *layer = &body->layers[l];
+        const float *from = l ? body->layers[l - 1].y : body->x;
+        NAME(layer_forward)(batch, layer->inputs, from, l ? body->layers[l - 1].stride : body->x_stride, layer->w,
+                            layer->b, layer->y, layer->stride);
+        if (l < body->count - 1)
+            NAME(relu)(layer->y, batch * layer->stride);
+    }
+}
+
+/* One step of descent on the first `batch` rows of x, which are those of `order`. */
+static void NAME(descend)(NAME(Body) *body, const Step *step, const Rows *rows, const int64_t *order, int64_t batch,
+                          Tally *tally) {
+    const NAME(Layer) *last = &body->layers[body->count - 1];
+    NAME(infer)(body, batch);
+    (rows->classes ? judge_classes : judge_targets)(rows, order, batch, last->outputs, last->stride, last->y, last->d,
+                                                    tally);
+    for (int64_t l = body->count - 1; l >= 0; l--) {
+        const NAME(Layer) *layer = &body->layers[l];
+        const float *from = l ? body->layers[l - 1].y : body->x;
+        int64_t from_stride = l ? body->layers[l - 1].stride : body->x_stride, at = layer->w - body->weights;
+        if (layer->back)
+            NAME(layer_forward)(batch, layer->outputs, layer->d, layer->stride, layer->back, NULL,
+                                l ? body->layers[l - 1].d : body->dx, from_stride);
+        if (l)
+            NAME(gate)(body->layers[l - 1].d, from, batch * from_stride);
+        NAME(move)(layer, step, batch, from, from_stride, body->anchor ? body->anchor + at : NULL,
+                   body->velocity ? body->velocity + at : NULL);
+    }
+}
+
+/* How the parameters of the network have changed. */
+static void NAME(close)(const NAME(Body) *body, const Network *net, float *delta) {
+    for (int l = 0; l < body->count; l++) {
+        const NAME(Layer) *layer = &body->layers[l];
+        NAME(unpack)(layer->w, layer->b, layer->inputs, layer->outputs, net->params + layer->params,
+                     delta + layer->params);
+    }
+}
+
 static void NAME(train)(const Network *net, const Step *step, const Rows *rows, float *space, float *delta,
                         Tally *tally) {
-    NAME(Layer) layers[MAX_LAYERS];
-    int64_t most = 0, inputs = net->widths[0], x_stride = padded(inputs), count = net->layers;
-    for (int64_t s = 0; s < rows->batches; s++)
-        most = rows->sizes[s] > most ? rows->sizes[s] : most;
-    memset(space, 0, (size_t)NAME(room)(net, step, most) * sizeof *space);
-    int64_t size = NAME(lay_out)(net, layers, space);
-    float *weights = space, *anchor = step->mu != 0 ? space += size : NULL;
-    float *velocity = step->momentum != 0 ? space += size : NULL, *x = space + size;
-    if (anchor)
-        memcpy(anchor, weights, (size_t)size * sizeof *anchor);
-    space = x + most * x_stride;
-    for (int l = 0; l < count; l++, space += 2 * most * layers[l - 1].stride) {
-        layers[l].y = space;
-        layers[l].d = space + most * layers[l].stride;
-    }
-    const NAME(Layer) *last = &layers[count - 1];
-    const int64_t *order = rows->order;
+    NAME(Body) body;
+    NAME(open)(&body, net, step, largest(rows), space);
+    const int64_t *order = rows->order, inputs = net->widths[0];
     for (int64_t s = 0; s < rows->batches; s++) {
         int64_t batch = rows->sizes[s];
         for (int64_t r = 0; r < batch; r++)
-            memcpy(x + r * x_stride, rows->x + order[r] * inputs, (size_t)inputs * sizeof *x);
-        for (int l = 0; l < count; l++) {
-            const NAME(Layer) *layer = &layers[l];
-            const float *from = l ? layers[l - 1].y : x;
-            NAME(layer_forward)(batch, layer->inputs, from, l ? layers[l - 1].stride : x_stride, layer->w, layer->b,
-                                layer->y, layer->stride);
-            if (layer != last)
-                NAME(relu)(layer->y, batch * layer->stride);
-        }
-        (rows->classes ? judge_classes : judge_targets)(rows, order, batch, last->outputs, last->stride, last->y,
-                                                        last->d, s >= rows->tallied ? tally : NULL);
-        for (int64_t l = count - 1; l >= 0; l--) {
-            const NAME(Layer) *layer = &layers[l];
-            const float *from = l ? layers[l - 1].y : x;
-            int64_t from_stride = l ? layers[l - 1].stride : x_stride, at = layer->w - weights;
-            if (l) {
-                NAME(layer_forward)(batch, layer->outputs, layer->d, layer->stride, layer->back, NULL,
-                                    layers[l - 1].d, from_stride);
-                NAME(gate)(layers[l - 1].d, from, batch * from_stride);
-            }
-            NAME(move)(layer, step, batch, from, from_stride, anchor ? anchor + at : NULL,
-                       velocity ? velocity + at : NULL);
-        }
+            memcpy(body.x + r * body.x_stride, rows->x + order[r] * inputs, (size_t)inputs * sizeof *body.x);
+        NAME(descend)(&body, step, rows, order, batch, s >= rows->tallied ? tally : NULL);
         order += batch;
     }
-    for (int l = 0; l < count; l++)
-        NAME(unpack)(layers[l].w, layers[l].b, layers[l].inputs, layers[l].outputs, net->params + layers[l].params,
-                     delta + layers[l].params);
+    NAME(close)(&body, net, delta);
 }
 
 #undef vec

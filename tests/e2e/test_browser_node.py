@@ -1,0 +1,305 @@
+"""The browser node in a real Chromium: phones join by a link, and train in one round with Python nodes."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect
+
+from support.browser import PATIENCE_MS, Visitor, chromium
+from support.commands import Running, running
+from tutti.apps.client import Client
+from tutti.services.views import JobView, PartView
+
+pytestmark = [pytest.mark.xdist_group("browser-node"), pytest.mark.timeout(600)]
+expect.set_options(timeout=PATIENCE_MS)
+
+PHONE = {"width": 390, "height": 844}
+NAMED = "phone.test"
+"""A name for this machine that browsers do not trust as they trust loopback: an insecure origin, as on a LAN."""
+
+
+@dataclass
+class Site:
+    folder: Path
+    stack: ExitStack
+    up: Running
+    url: str
+    token: str
+    phones: list[Visitor] = field(default_factory=list)
+
+    def client(self) -> Client:
+        return Client(self.url, self.token)
+
+    def link(self, uses: int = 1) -> str:
+        with self.client() as client:
+            return client.invite(uses=uses).link
+
+    def phone(self, browser: Browser, scheme: str = "light", link: str = "") -> Visitor:
+        link = link or self.link()
+        visitor = Visitor(browser, link.partition("/join")[0], **PHONE, scheme=scheme)
+        visitor.context.set_default_timeout(PATIENCE_MS)
+        self.phones.append(visitor)
+        visitor.goto(link)
+        return visitor
+
+    def train(self, **fields: object) -> JobView:
+        job = {"dataset": "digits", "model": "mlp", "rounds": 3, "training": {"batch_size": 16}, **fields}
+        with self.client() as client:
+            return client.submit(job)
+
+    def wait(self, job: JobView) -> JobView:
+        with self.client() as client:
+            return client.wait(job.id)
+
+    def parts(self, job: JobView, round: int) -> dict[str, PartView]:
+        with self.client() as client:
+            return {part.node: part for part in client.why(job.id, round).attempts[-1].nodes}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium(f"--host-resolver-rules=MAP {NAMED} 127.0.0.1") as browser:
+        yield browser
+
+
+def up(folder: Path, port: int | str = 0, *options: str) -> tuple[str, ...]:
+    return ("up", "--port", str(port), "--data-dir", str(folder / "data"), "--audited", "1", *options)
+
+
+@pytest.fixture
+def site(tmp_path) -> Iterator[Site]:
+    with ExitStack() as stack:
+        started = stack.enter_context(running(*up(tmp_path), cwd=tmp_path))
+        yield Site(tmp_path, stack, started, started.ready["url"], "")
+
+
+def python_node(site: Site, name: str, part: str) -> None:
+    join = ("join", site.link(), "--data", f"digits:part={part}", "--name", name, "--state-dir", name)
+    site.stack.enter_context(running(*join, cwd=site.folder))
+
+
+def join(phone: Visitor, name: str) -> Page:
+    phone.page.get_by_label("What this device is called").fill(name)
+    phone.page.get_by_role("button", name="Join with this device").click()
+    expect(phone.page.get_by_role("heading", name="What shall it train on?")).to_be_visible()
+    return phone.page
+
+
+def take_a_part(page: Page) -> None:
+    page.get_by_role("button", name="A part of “digits”").click()
+    expect(page.get_by_role("status").first).to_contain_text("Connected, waiting for work.")
+
+
+def joined(site: Site, browser: Browser, name: str) -> Visitor:
+    phone = site.phone(browser)
+    take_a_part(join(phone, name))
+    return phone
+
+
+def draw(page: Page, strokes: list[tuple[float, float]]) -> None:
+    box = page.get_by_label("Draw a digit here").bounding_box()
+    assert box is not None
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in strokes]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+
+
+def counted(page: Page) -> int:
+    return int(page.locator("dt:has-text('Updates that counted') + dd").inner_text())
+
+
+def test_phones_and_python_nodes_train_in_one_round(site, browser):
+    for part in range(2):
+        python_node(site, f"clinic-{part}", f"{part}/5")
+    for name in ("ada", "grace"):
+        joined(site, browser, name)
+    phone = site.phone(browser, scheme="dark")
+    page = join(phone, "handwriting")
+    page.get_by_role("button", name="My own data for “digits”").click()
+    for _ in range(3):
+        draw(page, [(0.5, 0.1), (0.5, 0.9)])
+        page.get_by_role("button", name="1", exact=True).click()
+        draw(page, [(0.2, 0.15), (0.8, 0.15), (0.4, 0.9)])
+        page.get_by_role("button", name="7", exact=True).click()
+    phone.picture("node-draw")
+    page.get_by_role("button", name="Train on 6 digits").click()
+    expect(page.get_by_role("status").first).to_contain_text("Connected")
+
+    done = site.wait(site.train(rounds=12, training={"batch_size": 8}, cohort={"min_nodes": 5}))
+    assert done.status == "completed"
+    assert done.accuracy is not None
+    assert done.accuracy > 0.7
+    for round in range(1, 13):
+        parts = site.parts(done, round)
+        assert {name: part.outcome for name, part in parts.items()} == dict.fromkeys(parts, "counted")
+        assert len(parts) == 5
+    expect(page.get_by_text("Accuracy, round by round")).to_be_visible()
+    assert counted(page) >= 12
+
+    page.get_by_role("button", name="Draw more digits").click()
+    draw(page, [(0.5, 0.1), (0.5, 0.9)])
+    expect(page.get_by_text("The model takes this for")).to_be_visible()
+    for number, phone in enumerate(site.phones):
+        phone.picture(f"node-working-{number}")
+        assert phone.violations() == []
+        assert phone.overflow() == 0
+        assert phone.said == []
+
+
+def test_every_update_comes_out_to_the_bit_in_an_audit(site, browser):
+    joined(site, browser, "ada")
+    fields = {"dataset": "digits", "model": "linear", "strategy": "fedprox:mu=0.1", "cohort": {"min_nodes": 1}}
+    for model in ("linear", "2nn", "mlp:hidden=20x10"):
+        done = site.wait(site.train(**{**fields, "model": model}, rounds=1))
+        assert done.status == "completed"
+        assert site.parts(done, 1)["ada"].outcome == "counted"
+
+
+def test_a_tab_that_is_closed_costs_only_its_share_and_a_reloaded_one_goes_on(site, browser):
+    python_node(site, "clinic", "0/5")
+    leaves, stays = joined(site, browser, "leaves"), joined(site, browser, "stays")
+    job = site.train(rounds=30, training={"epochs": 20, "batch_size": 4}, cohort={"min_nodes": 2, "grace": 1.0})
+    expect(leaves.page.get_by_role("status").first).to_contain_text("round 2")
+    leaves.page.close()
+    stays.page.reload()
+    expect(stays.page.get_by_role("status").first).to_contain_text("of 30")
+    done = site.wait(job)
+    assert done.status == "completed"
+    last = site.parts(done, 30)
+    assert last["stays"].outcome == last["clinic"].outcome == "counted"
+    assert last["leaves"].outcome != "counted"
+
+
+def test_a_phone_comes_back_when_the_coordinator_was_killed_and_when_it_has_slept(site, browser):
+    phone = joined(site, browser, "ada")
+    port = site.url.rsplit(":", 1)[1]
+    site.up.end(signal.SIGKILL)
+    expect(phone.page.get_by_role("status").first).to_contain_text("No connection")
+    site.up = site.stack.enter_context(running(*up(site.folder, port), cwd=site.folder))
+    expect(phone.page.get_by_role("status").first).to_contain_text("Connected")
+
+    lifecycle = phone.context.new_cdp_session(phone.page)
+    lifecycle.send("Page.setWebLifecycleState", {"state": "frozen"})
+    job = site.train(rounds=1, cohort={"min_nodes": 1})
+    lifecycle.send("Page.setWebLifecycleState", {"state": "active"})
+    assert site.wait(job).status == "completed"
+
+    phone.context.set_offline(True)
+    phone.page.evaluate("dispatchEvent(new Event('online'))")  # nothing to be had yet
+    phone.context.set_offline(False)
+    assert site.wait(site.train(rounds=1, cohort={"min_nodes": 1})).status == "completed"
+
+
+def test_its_owner_can_pause_it(site, browser):
+    python_node(site, "clinic", "0/5")
+    phone = joined(site, browser, "ada")
+    phone.page.get_by_role("button", name="Pause").click()
+    expect(phone.page.get_by_role("status").first).to_contain_text("Not working now: paused by you.")
+    done = site.wait(site.train(cohort={"min_nodes": 1}))
+    assert "owner" in site.parts(done, 1)["ada"].reason
+    phone.page.get_by_role("button", name="Go on").click()
+    done = site.wait(site.train(cohort={"min_nodes": 2}))
+    assert site.parts(done, 3)["ada"].outcome == "counted"
+
+
+def test_an_insecure_origin_is_enough(tmp_path, browser):
+    with ExitStack() as stack:
+        started = stack.enter_context(running(*up(tmp_path, 0, "--auth"), cwd=tmp_path))
+        token = Path(started.ready["token_file"]).read_text().strip()
+        site = Site(tmp_path, stack, started, started.ready["url"], token)
+        phone = site.phone(browser, link=site.link().replace("127.0.0.1", NAMED))
+        assert phone.page.evaluate("[isSecureContext, typeof crypto.subtle]") == [False, "undefined"]
+        take_a_part(join(phone, "ada"))
+        done = site.wait(site.train(cohort={"min_nodes": 1}))
+        assert site.parts(done, 3)["ada"].outcome == "counted"
+
+
+# -- what goes wrong, in words ---------------------------------------------------------------------------
+
+
+def test_links_that_are_wrong_or_used_up_say_so(site, browser):
+    phone = site.phone(browser, link=f"{site.url}/join#{'x' * 32}")
+    phone.page.get_by_role("button", name="Join with this device").click()
+    expect(phone.page.get_by_role("alert")).to_contain_text("this join link is not known here")
+    phone.picture("node-refused")
+    nobody = Visitor(browser, site.url, **PHONE)
+    nobody.goto("/node")
+    expect(nobody.page.get_by_role("heading", name="An invitation is needed")).to_be_visible()
+    nobody.picture("node-uninvited")
+
+
+def test_a_model_that_browsers_do_not_have_leaves_the_phone_out(site, browser):
+    python_node(site, "clinic", "0/5")
+    joined(site, browser, "ada")
+    done = site.wait(site.train(model="sgd-linear", rounds=1, cohort={"min_nodes": 1}))
+    assert site.parts(done, 1)["ada"].reason == "its owner does not allow model 'sgd-linear'"
+
+
+def test_an_option_that_browsers_do_not_have_is_said_on_the_phone(site, browser):
+    python_node(site, "clinic", "0/5")
+    phone = joined(site, browser, "ada")
+    done = site.wait(site.train(model="mlp:activation=tanh", rounds=1, cohort={"min_nodes": 2, "quorum": 1}))
+    assert "this browser cannot train the model “mlp”" in site.parts(done, 1)["ada"].reason
+    expect(phone.page.get_by_role("alert")).to_contain_text("this browser cannot train the model “mlp”")
+
+
+def test_a_browser_that_keeps_nothing_says_so_and_trains(site, browser):
+    phone = Visitor(browser, site.url, **PHONE)
+    phone.page.add_init_script(
+        "Object.defineProperty(window, 'indexedDB', {value: {open() { throw new Error('denied'); }}})"
+    )
+    phone.goto(site.link())
+    take_a_part(join(phone, "ada"))
+    expect(phone.page.get_by_role("alert")).to_contain_text("does not let pages keep anything")
+    assert site.wait(site.train(rounds=1, cohort={"min_nodes": 1})).status == "completed"
+
+
+def test_a_coordinator_that_speaks_another_protocol_is_said_in_words(site, browser):
+    detail = "this node speaks protocol 1, the coordinator speaks 2: load the page again"
+
+    def refuse(socket: WebSocketRoute) -> None:
+        socket.on_message(
+            lambda _: (
+                socket.send(f'{{"type":"error","code":"protocol","detail":"{detail}","fatal":true}}') or socket.close()
+            )
+        )
+
+    phone = site.phone(browser)
+    phone.page.route_web_socket("**/ws/node", refuse)
+    page = join(phone, "ada")
+    page.get_by_role("button", name="A part of “digits”").click()
+    expect(page.get_by_role("status").first).to_contain_text("The coordinator does not want this device.")
+    expect(page.get_by_role("alert")).to_contain_text(detail)
+
+
+def test_a_phone_that_was_removed_stops(site, browser):
+    phone = joined(site, browser, "ada")
+    with site.client() as client:
+        client.remove_node("ada")
+    expect(phone.page.get_by_role("status").first).to_contain_text("The coordinator does not want this device.")
+
+
+def test_a_table_of_ones_own_is_checked_and_trained_on(site, browser):
+    (site.folder / "bad.csv").write_text("age,died\n40,0\nfifty,1\n")
+    lines = "\n".join(f"{age},{age % 2}" for age in range(40, 60))
+    (site.folder / "good.csv").write_text(f"age,died\n{lines}\n")
+    phone = site.phone(browser)
+    page = join(phone, "ada")
+    page.get_by_role("button", name="A CSV file for another job").click()
+    page.get_by_label("What the data set is called").fill("clinic")
+    page.get_by_label("CSV file", exact=True).set_input_files(site.folder / "bad.csv")
+    page.get_by_role("button", name="Train on this file").click()
+    expect(page.get_by_role("alert")).to_contain_text("row 3, column “age”: expected a number, came “fifty”")
+    phone.picture("node-csv")
+    page.get_by_label("CSV file", exact=True).set_input_files(site.folder / "good.csv")
+    page.get_by_role("button", name="Train on this file").click()
+    expect(page.get_by_role("status").first).to_contain_text("Connected")
+    done = site.wait(site.train(dataset="clinic", model="linear", cohort={"min_nodes": 1}))
+    assert site.parts(done, 3)["ada"].weight == 16

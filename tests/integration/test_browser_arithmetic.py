@@ -1,0 +1,220 @@
+"""What browsers compute, in JavaScript's own engine: the kernel to the bit, and its plain stand-in nearly so."""
+
+import base64
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.browser import missing
+from tutti.adapters.browser.kernel import WASM, Kernel, Step, shape_of
+from tutti.adapters.trainers.batches import batches
+from tutti.core.params import Params
+from tutti.core.registry import Choice
+from tutti.core.schedules import schedules
+from tutti.domain.spec import DataSchema, Training
+from tutti.ports.training import Examples, Task
+from tutti.wire import tensors
+
+pytestmark = pytest.mark.xdist_group("node")
+
+WEB = Path(__file__).parents[2] / "web"
+ROLLDOWN = WEB / "node_modules" / ".bin" / "rolldown"
+CLASSES = DataSchema("classification", (13,), 5)
+TARGETS = DataSchema("regression", (13,), 2)
+IMAGES = DataSchema("classification", (1, 12, 12), 4)
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory) -> Path:
+    if shutil.which("node") is None or not ROLLDOWN.exists():
+        missing("Node, and `npm ci` in web/")
+    out = tmp_path_factory.mktemp("script") / "arithmetic.mjs"
+    command = [str(ROLLDOWN), "tests/arithmetic.ts", "--file", str(out), "--format", "esm", "--platform", "node"]
+    subprocess.run(command, cwd=WEB, check=True, capture_output=True, timeout=120)
+    return out
+
+
+def ask(script: Path, *cases: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = "\n".join(json.dumps(case) for case in cases)
+    command = ["node", str(script), str(WASM)]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def text(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, np.float32).tobytes()).decode()
+
+
+def floats(said: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(said), np.float32)
+
+
+def vector(model: str, schema: DataSchema, **step: float) -> tuple[dict[str, Any], Any, np.ndarray]:
+    """A case, what wasmtime makes of it, and what it predicts."""
+    rng, n = np.random.default_rng(5), 41
+    shape = shape_of(Choice.parse(model), schema)
+    size = sum((a + 1) * b for a, b in zip(shape.widths, shape.widths[1:], strict=False))
+    size += (25 * shape.image[0] + 1) * 32 + (25 * 32 + 1) * 64 if shape.image[0] else 0
+    params = Params.from_arrays({"all": rng.normal(0, 0.1, size).astype(np.float32)})
+    x = rng.random((n, *schema.shape), dtype=np.float32)
+    y = rng.random((n, 2), dtype=np.float32) if schema.task == "regression" else rng.integers(0, schema.outputs, n)
+    examples, task = Examples(x, y), Task(Training(epochs=2), 2**40 + 3, 8, 0.1)
+    work, its = (
+        [chosen for _, chosen in batches(n, task)],
+        {"lr": 0.1, "momentum": 0.0, "decay": 0.0, "mu": 0.0, **step},
+    )
+    kernel = Kernel()
+    expected = kernel.train(shape, Step(**its), params, examples, work, len(work) // 2)
+    case = {
+        "what": "train",
+        "model": model,
+        "shape": schema.shape,
+        "outputs": schema.outputs,
+        "x": text(x),
+        "y": text(y),
+    }
+    case |= {"regression": schema.task == "regression", "count": n, "seed": str(task.seed), "epochs": 2, "batch": 8}
+    case |= {"step": its, "tallied": len(work) // 2, "params": text(params.buffer)}
+    return case, expected, kernel.predict(shape, params, x).ravel()
+
+
+VECTORS = {
+    "linear": ("linear", CLASSES, {}),
+    "mlp": ("mlp:hidden=9x8", CLASSES, {"momentum": 0.9, "decay": 0.01}),
+    "mlp pulled back": ("mlp:hidden=9", TARGETS, {"mu": 0.5}),
+    "cnn": ("cnn", IMAGES, {"momentum": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_the_kernel_gives_the_bits_that_it_gives_in_wasmtime(script, name):
+    model, schema, step = VECTORS[name]
+    case, expected, predicted = vector(model, schema, **step)
+    (said,) = ask(script, {**case, "kind": "kernel"})
+    answer = said["answer"]
+    assert floats(answer["delta"]).tobytes() == expected.delta.tobytes()
+    assert (answer["loss"], answer["hits"]) == (expected.loss, expected.hits)
+    assert floats(answer["predicted"]).tobytes() == predicted.tobytes()
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "mlp pulled back"])
+def test_plain_javascript_takes_the_same_steps(script, name):
+    model, schema, step = VECTORS[name]
+    case, expected, predicted = vector(model, schema, **step)
+    (said,) = ask(script, {**case, "kind": "plain"})
+    answer = said["answer"]
+    assert np.allclose(floats(answer["delta"]), expected.delta, rtol=1e-3, atol=1e-6)
+    assert answer["loss"] == pytest.approx(expected.loss, rel=1e-5)
+    assert answer["hits"] == expected.hits
+    assert np.allclose(floats(answer["predicted"]), predicted, rtol=1e-4, atol=1e-6)
+
+
+def test_plain_javascript_refuses_convolutions(script):
+    case, _, _ = vector("cnn", IMAGES)
+    (said,) = ask(script, {**case, "kind": "plain"})
+    assert "too old for models with convolutions" in said["error"]
+
+
+@pytest.mark.parametrize("kind", ["kernel", "plain"])
+def test_both_shuffle_as_numpy_does(script, kind):
+    cases = [(seed, epoch, n) for seed in (0, 2**32, 2**63 - 1) for epoch in (1, 2) for n in (1, 2, 17, 300)]
+    said = ask(script, *({"what": "shuffle", "kind": kind, "seed": str(s), "epoch": e, "n": n} for s, e, n in cases))
+    for (seed, epoch, n), each in zip(cases, said, strict=True):
+        assert each["answer"] == np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n).tolist()
+
+
+@pytest.mark.parametrize("kind", ["kernel", "plain"])
+def test_both_hash_as_the_coordinator_does(script, kind):
+    blobs = [np.random.default_rng(n).bytes(n) for n in (0, 1, 64, 65, 1024, 1025, 3000, 9000)]
+    said = ask(script, *({"what": "blake3", "kind": kind, "data": base64.b64encode(b).decode()} for b in blobs))
+    assert [each["answer"] for each in said] == [tensors.digest(blob) for blob in blobs]
+
+
+def test_learning_rates_follow_the_same_schedules(script):
+    names = [
+        "constant",
+        "step",
+        "step:every=3,gamma=0.5",
+        "exponential:gamma=0.9",
+        "cosine",
+        "cosine:floor=0.1",
+        "warmup",
+    ]
+    cases = [(name, round) for name in (*names, "warmup:length=3") for round in (1, 2, 7, 20)]
+    said = ask(script, *({"what": "scheduled", "schedule": name, "round": r, "rounds": 20} for name, r in cases))
+    for (name, round), each in zip(cases, said, strict=True):
+        assert each["answer"] == pytest.approx(schedules.build(Choice.parse(name))(round, 20))
+
+
+def test_files_are_written_as_they_are_read(script):
+    params = Params.from_arrays({"b.weight": np.ones((2, 3), np.float32), "a": np.zeros(5, np.float32)})
+    blob = bytes(tensors.encode(params, {"note": "kept"}))
+    (said,) = ask(script, {"what": "file", "data": base64.b64encode(blob).decode()})
+    again = base64.b64decode(said["answer"])
+    assert tensors.decode(again).layout == params.layout
+    assert tensors.decode(again).buffer.tobytes() == params.buffer.tobytes()
+    assert tensors.metadata(again) == tensors.metadata(blob)
+
+
+def test_tables_are_read_as_on_other_nodes(script, tmp_path):
+    from tutti.apps.bootstrap import load_data
+
+    table = "weight,age,died\n1.5,40,0\n2,50,1\n3,60,0\n4,70,2\n"
+    (tmp_path / "mine.csv").write_text(table)
+    data = load_data(Choice.parse(f"csv:path={tmp_path / 'mine.csv'},target=died,held_out=0"))
+    (said,) = ask(script, {"what": "csv", "text": table, "target": "died"})
+    kept = said["answer"]
+    schema = kept["summary"]["data"]
+    assert schema == {"task": "classification", "shape": [2], "outputs": 3, "features": ["age", "weight"]}
+    assert (schema["features"], schema["outputs"]) == (list(data.schema.features), data.schema.outputs)
+    assert kept["data"]["train"]["x"] == data.train.x.ravel().tolist()
+    assert kept["data"]["train"]["y"] == data.train.y.tolist()
+
+
+BAD_TABLES = {
+    "ragged": ("a,b\n1,2\n3\n", "b", "row 3: expected 2 columns, came 1"),
+    "words": ("a,b\nx,1\n", "b", "row 2, column “a”: expected a number, came “x”"),
+    "empty": ("", "b", "expected a header"),
+    "no target": ("a,b\n1,2\n", "c", "there is no column “c”; the columns are: a, b"),
+    "open quote": ('a,b\n"1,2\n', "b", "never closed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_tables_are_refused_with_the_row(script, name):
+    table, target, wanted = BAD_TABLES[name]
+    (said,) = ask(script, {"what": "csv", "text": table, "target": target})
+    assert wanted in said["error"]
+
+
+def test_a_table_must_fit_the_job(script):
+    schema = {"task": "classification", "shape": [1], "outputs": 2, "features": ["age"], "classes": ["no", "yes"]}
+    ask_it = {"what": "csv", "target": "died", "schema": schema}
+    fits, other, strange = ask(
+        script,
+        {**ask_it, "text": "age,died\n40,yes\n"},
+        {**ask_it, "text": "size,died\n40,yes\n"},
+        {**ask_it, "text": "age,died\n40,maybe\n"},
+    )
+    assert fits["answer"]["data"]["train"]["y"] == [1]
+    assert "the job is on the columns age; this file has size" in other["error"]
+    assert "“maybe” is none of the classes no, yes" in strange["error"]
+
+
+def test_quotes_and_semicolons_are_understood(script):
+    (said,) = ask(script, {"what": "cells", "text": '\ufeff"a;1";b\r\n"say ""hi""";2\r\n\r\n'})
+    assert said["answer"] == [["a;1", "b"], ['say "hi"', "2"]]
+
+
+def test_every_fifth_row_of_ones_own_is_held_out(script):
+    schema = {"task": "classification", "shape": [1], "outputs": 2}
+    rows = [[float(row)] for row in range(11)]
+    (said,) = ask(script, {"what": "own", "schema": schema, "x": rows, "y": [row % 2 for row in range(11)]})
+    assert said["answer"]["data"]["heldOut"]["x"] == [4, 9]
+    assert said["answer"]["summary"]["examples"] == 9

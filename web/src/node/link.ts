@@ -1,0 +1,141 @@
+// The way to the coordinator: one WebSocket for messages, HTTP for models and updates by digest.
+import { attach, MAX_ATTACHED, PROTOCOL, read, type FromCoordinator, type FromNode, type Registered, type Summary } from "./protocol";
+
+export type Member = { node: string; secret: string };
+export type Registration = { capabilities: Record<string, unknown>; data: Summary; terms: Record<string, unknown> };
+
+const STALL_MS = 30_000;
+
+/** The coordinator does not want this node, and says why. */
+export class Refused extends Error {}
+export class Lost extends Error {}
+
+/** Buy a secret with the token of a join link; the same request again gives the same answer. */
+export async function join(token: string, member: Member): Promise<void> {
+  const body = JSON.stringify({ node: member.node, token, secret: member.secret });
+  const response = await fetch("/api/v1/nodes", { method: "POST", headers: { "content-type": "application/json" }, body, signal: AbortSignal.timeout(STALL_MS) });
+  if (!response.ok) throw new Refused(await detailOf(response));
+}
+
+export async function detailOf(response: Response): Promise<string> {
+  try {
+    return ((await response.json()) as { detail: string }).detail;
+  } catch {
+    return `the coordinator answered with status ${response.status}`;
+  }
+}
+
+export class Link {
+  private socket?: WebSocket;
+  private taken = 0; // bytes that the coordinator takes with a message
+  private cameAlong?: { digest: string; blob: Uint8Array };
+  private readonly partial = new Map<string, Uint8Array[]>();
+
+  constructor(
+    private readonly member: Member,
+    private readonly hear: (message: FromCoordinator) => void,
+    private readonly closed: (why: Error) => void,
+  ) {}
+
+  get open(): boolean {
+    return this.socket?.readyState === WebSocket.OPEN;
+  }
+
+  /** Connect and register; what comes then is heard, until `closed` is called once. */
+  connect(registration: Registration): void {
+    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws/node`);
+    socket.binaryType = "arraybuffer";
+    this.socket = socket;
+    let refused: Error | undefined;
+    const stalled = setTimeout(() => socket.close(), STALL_MS);
+    socket.onopen = () => socket.send(JSON.stringify({ type: "device:register", protocol: PROTOCOL, node: this.member.node, token: this.member.secret, attached: MAX_ATTACHED, ...registration }));
+    socket.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) => {
+      clearTimeout(stalled);
+      const { message, blob } = read(data);
+      if (message.type === "device:registered") this.taken = (message as Registered).attached ?? 0;
+      if (message.type === "error" && message.fatal) refused = new Refused(message.detail);
+      if (message.type === "training:start" && blob) this.cameAlong = { digest: message.weights, blob };
+      this.hear(message);
+    };
+    socket.onclose = () => {
+      clearTimeout(stalled);
+      if (this.socket !== socket) return;
+      this.socket = undefined;
+      this.closed(refused ?? new Lost("the connection to the coordinator is lost"));
+    };
+  }
+
+  /** Give this connection up, as when the device has slept: it may be dead without knowing. `closed` is called. */
+  drop(): void {
+    const socket = this.socket;
+    this.socket = undefined;
+    if (!socket) return;
+    socket.onclose = null;
+    socket.close();
+    this.closed(new Lost("connecting again"));
+  }
+
+  /** Say goodbye: the coordinator does not wait for this node then. */
+  leave(): void {
+    const socket = this.socket;
+    this.socket = undefined;
+    socket?.close(1000);
+  }
+
+  say(message: FromNode): void {
+    if (this.open) this.socket!.send(JSON.stringify(message));
+  }
+
+  /** Hand in an update: with the message if it is small, else stored before. */
+  async deliver(message: FromNode & { digest: string }, blob: Uint8Array<ArrayBuffer>): Promise<void> {
+    if (blob.length <= this.taken && this.open) {
+      this.socket!.send(attach(message, blob));
+      return;
+    }
+    await this.store(message.digest, blob);
+    this.say(message);
+  }
+
+  /** A model by its digest; one that was interrupted goes on where it stopped. */
+  async fetch(digest: string): Promise<Uint8Array> {
+    if (this.cameAlong?.digest === digest) return this.cameAlong.blob;
+    const pieces = this.partial.get(digest) ?? [];
+    this.partial.clear();
+    this.partial.set(digest, pieces);
+    const have = pieces.reduce((sum, piece) => sum + piece.length, 0);
+    const response = await this.request("GET", digest, have ? { range: `bytes=${have}-` } : {});
+    if (response.status === 200) pieces.length = 0;
+    else if (response.status !== 206) throw new Lost(await detailOf(response));
+    const reader = response.body!.getReader();
+    for (;;) {
+      const { done, value } = await within(reader.read());
+      if (done) break;
+      pieces.push(value);
+    }
+    this.partial.delete(digest);
+    return new Uint8Array(await new Blob(pieces as Uint8Array<ArrayBuffer>[]).arrayBuffer());
+  }
+
+  private async store(digest: string, blob: Uint8Array<ArrayBuffer>): Promise<void> {
+    const there = await this.request("HEAD", digest);
+    if (there.status === 200) return;
+    const offset = there.status === 204 ? Number(there.headers.get("upload-offset") ?? 0) : 0;
+    const headers = { "upload-offset": String(offset), "upload-length": String(blob.length) };
+    const response = await this.request("PUT", digest, headers, blob.subarray(offset));
+    if (!response.ok) throw new Lost(await detailOf(response));
+  }
+
+  private async request(method: string, digest: string, headers: Record<string, string> = {}, body?: Uint8Array<ArrayBuffer>): Promise<Response> {
+    const authorization = `Bearer ${this.member.node}:${this.member.secret}`;
+    const response = await fetch(`/api/v1/blobs/${digest}`, { method, headers: { authorization, ...headers }, body, signal: body ? undefined : AbortSignal.timeout(10 * STALL_MS) });
+    if (response.status === 401 || response.status === 403) throw new Refused(await detailOf(response));
+    return response;
+  }
+}
+
+function within<T>(promise: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Lost("nothing came for 30 s")), STALL_MS);
+    promise.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
+}

@@ -1,0 +1,136 @@
+// Rows of the owner's own, as a file, as pictures, or drawn; they are kept on this device only.
+import { useState } from "react";
+import { plural } from "../ui/format";
+import { Card, Field, Trouble, useDoing } from "../ui/parts";
+import { fromCsv, fromPictures, imageShape, own, parseCsv, type Wanted } from "./data";
+import { Pad } from "./drawing";
+import type { Rows } from "./arithmetic";
+import type { Kept } from "./keep";
+import type { Schema } from "./protocol";
+
+type Props = { wanted: Wanted; before?: Kept; guess?: (row: Float32Array<ArrayBuffer>) => Promise<Float32Array | undefined>; done: (rows: Kept) => void; back: () => void };
+
+export function Own({ wanted, before, guess, done, back }: Props) {
+  const ways = waysFor(wanted.data);
+  const [way, setWay] = useState(before ? "draw" : ways[0]!);
+  return (
+    <Card title={wanted.name ? `My own data for “${wanted.name}”` : "A CSV file"} action={<button onClick={back}>Back</button>}>
+      {!before && ways.length > 1 && (
+        <div className="segments" role="radiogroup" aria-label="Where the rows come from">
+          {ways.map((each) => (
+            <label key={each}>
+              <input type="radio" name="way" checked={way === each} onChange={() => setWay(each)} />
+              {each}
+            </label>
+          ))}
+        </div>
+      )}
+      {way === "draw" && <Draw wanted={wanted} schema={wanted.data!} before={before} guess={guess} done={done} />}
+      {way === "csv" && <Csv wanted={wanted} done={done} />}
+      {way === "pictures" && <Pictures wanted={wanted} schema={wanted.data!} done={done} />}
+    </Card>
+  );
+}
+
+function waysFor(schema: Schema | null): string[] {
+  if (!schema) return ["csv"];
+  try {
+    imageShape(schema);
+  } catch {
+    return ["csv"];
+  }
+  if (schema.task !== "classification") return ["csv"];
+  return [...(schema.outputs === 10 ? ["draw"] : []), "pictures", ...(schema.shape.length === 1 ? ["csv"] : [])];
+}
+
+function split({ x, y, count }: Rows): { x: Float32Array[]; y: number[] } {
+  const width = count ? x.length / count : 0;
+  return { x: Array.from({ length: count }, (_, row) => x.slice(row * width, (row + 1) * width)), y: Array.from(y) };
+}
+
+function Draw({ wanted, schema, before, guess, done }: { wanted: Wanted; schema: Schema; before?: Kept; guess?: Props["guess"]; done: Props["done"] }) {
+  const [rows, setRows] = useState(() => {
+    const parts = before ? [split(before.data.train), split(before.data.heldOut)] : [];
+    return { x: parts.flatMap((part) => part.x), y: parts.flatMap((part) => part.y) };
+  });
+  const { problem, run } = useDoing();
+  return (
+    <>
+      <Pad schema={schema} guess={guess} add={(row, label) => setRows({ x: [...rows.x, row], y: [...rows.y, label] })} />
+      {problem && <Trouble problem={problem} />}
+      <button className="main" disabled={!rows.x.length} onClick={() => void run(async () => done(own(wanted.name, schema, rows.x, rows.y)))}>
+        Train on {plural(rows.x.length, "digit")}
+      </button>
+    </>
+  );
+}
+
+function Csv({ wanted, done }: { wanted: Wanted; done: Props["done"] }) {
+  const [name, setName] = useState(wanted.name);
+  const [text, setText] = useState("");
+  const [target, setTarget] = useState("");
+  const { busy, problem, run } = useDoing();
+  const columns = text ? (parseCsv(text)[0] ?? []) : [];
+  const read = (file?: File) =>
+    run(async () => {
+      const found = file ? await file.text() : "";
+      const header = found ? parseCsv(found)[0]! : [];
+      setText(found);
+      setTarget(header.at(-1)?.trim() ?? "");
+    });
+  return (
+    <form
+      className="stack"
+      onSubmit={(event) => {
+        event.preventDefault();
+        void run(async () => done(fromCsv(text, name.trim(), target, wanted.data)));
+      }}
+    >
+      {!wanted.name && <Field label="What the data set is called" hint="As in the job that is to train on it.">{(id, described) => <input id={id} aria-describedby={described} required value={name} onChange={(event) => setName(event.target.value)} />}</Field>}
+      <Field label="CSV file" hint="Numbers, with the names of the columns in the first row.">{(id, described) => <input id={id} aria-describedby={described} type="file" accept=".csv,text/csv,text/plain" required onChange={(event) => void read(event.target.files?.[0])} />}</Field>
+      {columns.length > 0 && (
+        <Field label="Column to predict">
+          {(id) => (
+            <select id={id} value={target} onChange={(event) => setTarget(event.target.value)}>
+              {columns.map((column) => (
+                <option key={column}>{column.trim()}</option>
+              ))}
+            </select>
+          )}
+        </Field>
+      )}
+      {problem && <Trouble problem={problem} />}
+      <button className="main" disabled={busy || !columns.length}>
+        Train on this file
+      </button>
+    </form>
+  );
+}
+
+function Pictures({ wanted, schema, done }: { wanted: Wanted; schema: Schema; done: Props["done"] }) {
+  const [picked, setPicked] = useState<{ file: File; label: number }[]>([]);
+  const [label, setLabel] = useState(0);
+  const { busy, problem, run } = useDoing();
+  const classes = Array.from({ length: schema.outputs }, (_, place) => schema.classes?.[place] ?? String(place));
+  return (
+    <div className="stack">
+      <Field label="Pictures of">
+        {(id) => (
+          <select id={id} value={label} onChange={(event) => setLabel(Number(event.target.value))}>
+            {classes.map((name, place) => (
+              <option key={place} value={place}>
+                {name}
+              </option>
+            ))}
+          </select>
+        )}
+      </Field>
+      <Field label="Add pictures">{(id) => <input id={id} type="file" accept="image/*" multiple onChange={(event) => setPicked([...picked, ...Array.from(event.target.files ?? [], (file) => ({ file, label }))])} />}</Field>
+      <p className="quiet">{classes.map((name, place) => `${name}: ${picked.filter((each) => each.label === place).length}`).join(" · ")}</p>
+      {problem && <Trouble problem={problem} />}
+      <button className="main" disabled={busy || !picked.length} onClick={() => void run(async () => done(await fromPictures(picked.map(({ file }) => file), picked.map((each) => each.label), wanted.name, schema)))}>
+        Train on {plural(picked.length, "picture")}
+      </button>
+    </div>
+  );
+}
