@@ -5,11 +5,11 @@ import type { Schema } from "./protocol";
 
 const SIZE = 280;
 const PEN = 22;
-const READ = { willReadFrequently: true };
+const contextOf = (canvas: HTMLCanvasElement): CanvasRenderingContext2D => canvas.getContext("2d", { willReadFrequently: true })!;
 
 /** The drawing as the rows of `schema` are: 8 x 8 blocks of ink, or 28 x 28 with a margin as in MNIST. */
 export function rowOf(canvas: HTMLCanvasElement, schema: Schema): Float32Array<ArrayBuffer> | undefined {
-  const { data } = canvas.getContext("2d", READ)!.getImageData(0, 0, SIZE, SIZE);
+  const { data } = contextOf(canvas).getImageData(0, 0, SIZE, SIZE);
   const ink = (x: number, y: number) => data[4 * (y * SIZE + x) + 3]! > 127;
   let [left, right, top, bottom] = [SIZE, -1, SIZE, -1];
   for (let y = 0; y < SIZE; y++)
@@ -36,7 +36,7 @@ export function Pad({ schema, add, guess }: { schema: Schema; add: (row: Float32
   const [belief, setBelief] = useState<Float32Array>();
   useEffect(() => {
     const pad = canvas.current!;
-    const context = pad.getContext("2d", READ)!;
+    const context = contextOf(pad);
     let last: [number, number] | undefined;
     const at = (event: PointerEvent): [number, number] => {
       const box = pad.getBoundingClientRect();
@@ -71,7 +71,7 @@ export function Pad({ schema, add, guess }: { schema: Schema; add: (row: Float32
     return () => over.abort();
   }, [schema, guess]);
   const clear = () => {
-    canvas.current!.getContext("2d", READ)!.clearRect(0, 0, SIZE, SIZE);
+    contextOf(canvas.current!).clearRect(0, 0, SIZE, SIZE);
     setDrawn(undefined);
     setBelief(undefined);
   };
