@@ -1,4 +1,4 @@
-"""How the dashboard is served: the built files are whole, small, safe to cache, and open to those who must sign in."""
+"""How the dashboard and the browser node are served: whole, small, safe to cache, and open to who must sign in."""
 
 import gzip
 import re
@@ -7,9 +7,10 @@ import pytest
 
 from support.served import OPEN_TO_THE_NETWORK, app_of, caller
 from support.worlds import World
-from tutti.apps.api.dashboard import FOLDER
+from tutti.adapters.browser.kernel import WASM
+from tutti.apps.api.dashboard import FOLDER, SMALL
 
-SCRIPT_LIMIT = 150_000
+SCRIPT_LIMIT, NODE_LIMIT = 150_000, 300_000
 
 
 @pytest.fixture
@@ -21,17 +22,27 @@ async def stranger(tmp_path):
     await world.close()
 
 
-def assets() -> list[str]:
-    return re.findall(r"/assets/[\w.-]+", (FOLDER / "index.html").read_text())
+def assets(page: str) -> set[str]:
+    """A page's files: those that it names, and those that these name."""
+    found = set(re.findall(r"/assets/([\w.-]+)", (FOLDER / page).read_text()))
+    for name in list(found):
+        found |= set(re.findall(r"[\w-]+\.js", (FOLDER / "assets" / name).read_text())) & ALL
+    return found
 
 
-def test_the_page_names_every_asset_and_its_script_is_small():
-    assert {name.rpartition("/")[2] for name in assets()} == {file.name for file in (FOLDER / "assets").iterdir()}
-    scripts = [file.read_bytes() for file in (FOLDER / "assets").glob("*.js")]
-    assert sum(len(gzip.compress(script)) for script in scripts) <= SCRIPT_LIMIT
+ALL = {file.name for file in (FOLDER / "assets").iterdir()}
+PAGES = {"index.html": SCRIPT_LIMIT, "node.html": NODE_LIMIT}
 
 
-@pytest.mark.parametrize("path", ["/", "/join", "/dashboard", "/dashboard/job/digits-1"])
+def test_the_pages_name_every_asset_and_their_scripts_are_small():
+    assert assets("index.html") | assets("node.html") == ALL
+    for page, limit in PAGES.items():
+        files = [(FOLDER / "assets" / name).read_bytes() for name in assets(page)]
+        files += [WASM.read_bytes()] if page == "node.html" else []
+        assert sum(len(gzip.compress(file)) for file in files) <= limit
+
+
+@pytest.mark.parametrize("path", ["/", "/dashboard", "/dashboard/job/digits-1"])
 async def test_every_address_is_the_same_page_under_a_strict_policy(stranger, path):
     answer = await stranger.get(path)
     assert (answer.status_code, answer.text) == (200, (FOLDER / "index.html").read_text())
@@ -42,11 +53,32 @@ async def test_every_address_is_the_same_page_under_a_strict_policy(stranger, pa
     assert (same.status_code, same.content) == (304, b"")
 
 
+@pytest.mark.parametrize("path", ["/join", "/node"])
+async def test_the_browser_node_is_a_page_that_may_run_the_kernel_and_nothing_inline(stranger, path):
+    answer = await stranger.get(path)
+    assert (answer.status_code, answer.text) == (200, (FOLDER / "node.html").read_text())
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "'unsafe-" not in policy
+    kernel = await stranger.get("/node-kernel.wasm")
+    assert (kernel.headers["content-type"], kernel.content) == ("application/wasm", WASM.read_bytes())
+    manifest = await stranger.get("/node.webmanifest")
+    assert manifest.headers["content-type"] == "application/manifest+json"
+    assert manifest.json()["start_url"] == "/node"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/browser/wanted", "/api/v1/browser/assigned/digits"])
+async def test_rows_to_try_out_with_are_for_nodes(stranger, path):
+    assert (await stranger.get(path)).status_code == 401
+    assert (await stranger.get(path, headers={"authorization": "Bearer ada:wrong"})).status_code == 403
+
+
 async def test_assets_are_packed_and_last(stranger):
-    for name in assets():
+    for name in (f"/assets/{name}" for name in ALL):
         answer = await stranger.get(name, headers={"accept-encoding": "gzip"})
         assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
-        assert answer.headers["content-encoding"] == "gzip"
+        if int(answer.headers["content-length"]) >= SMALL:
+            assert answer.headers["content-encoding"] == "gzip"
         plain = await stranger.get(name, headers={"accept-encoding": "identity"})
         assert plain.content == answer.content == (FOLDER / name[1:]).read_bytes()
     assert (await stranger.get("/favicon.svg")).headers["content-type"] == "image/svg+xml"

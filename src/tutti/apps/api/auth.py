@@ -27,8 +27,11 @@ from tutti.services.accounts import Accounts
 
 log = logging.getLogger(__name__)
 
-PAGES = re.compile(r"/|/join|/node|/dashboard(/.*)?|/assets/.*\.js|/node-worker\.js")
-"""Paths of pages, and of scripts: a worker has the policy with which its script came."""
+PAGES = re.compile(r"/|/dashboard(/.*)?")
+"""Paths of the dashboard: it is the same page everywhere, and looks at the address itself."""
+
+NODE_PAGES = re.compile(r"/join|/node|/assets/.*\.js|/node-worker\.js")
+"""Paths of the browser node, and of scripts: a worker has the policy with which its script came."""
 
 READING = frozenset({"GET", "HEAD", "OPTIONS", "WS"})
 
@@ -55,6 +58,10 @@ DOCS_POLICY = (
     "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'"
 )
 PAGE_POLICY = (
+    "default-src 'none'; base-uri 'none'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; "
+    "img-src 'self' data:; script-src 'self'; style-src 'self'"
+)
+NODE_POLICY = (
     "default-src 'none'; base-uri 'none'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; "
     "img-src 'self' data: blob:; manifest-src 'self'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
     "worker-src 'self'"
@@ -237,6 +244,9 @@ def from_our_page(connection: HTTPConnection) -> bool:
 
 
 def _policy(path: str) -> str | None:
+    """What a page may load, and run; None for what is no page."""
+    if NODE_PAGES.fullmatch(path):
+        return NODE_POLICY
     return DOCS_POLICY if path == "/docs" else PAGE_POLICY if PAGES.fullmatch(path) else None
 
 
