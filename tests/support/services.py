@@ -16,11 +16,17 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
+from tutti.adapters.fabrics import amqp
+from tutti.adapters.fabrics.amqp import Address
+from tutti.ports import LinkLost
+
 POSTGRES = os.environ.get("TUTTI_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
 
 S3 = os.environ.get("TUTTI_TEST_S3", "http://127.0.0.1:39400")
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "tutti-test", "AWS_SECRET_ACCESS_KEY": "tutti-test-secret"}
 """Of deploy/services.sh."""
+
+RABBITMQ = os.environ.get("TUTTI_TEST_RABBITMQ", "amqp://guest:guest@127.0.0.1:5672/")
 
 
 def missing(what: str, error: object) -> NoReturn:
@@ -69,6 +75,20 @@ async def bucket(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
         async for batch in store.list():
             await store.delete_async([meta["path"] for meta in batch])
         await client.delete(remove)
+
+
+@asynccontextmanager
+async def coordinator_uid(url: str = RABBITMQ) -> AsyncIterator[Address]:
+    """A broker's address with a coordinator's uid of its own; its queues are gone afterwards."""
+    address = Address(url, f"test-{secrets.token_hex(6)}")
+    try:
+        connection = await amqp.connect(address)
+    except LinkLost as error:
+        missing("RabbitMQ", error)
+    yield address
+    async with connection, connection.channel() as channel:
+        await channel.queue_delete(address.events)
+        await channel.queue_delete(address.dead)
 
 
 async def alone(url: str, statement: str) -> None:

@@ -11,12 +11,12 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -24,13 +24,14 @@ from tutti.core.errors import Conflict, StorageError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.policy import Policy, load_policy
 from tutti.domain.spec import DataSchema
-from tutti.ports import Data, Trainer
+from tutti.ports import Data, LinkLost, Trainer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from tutti.adapters.blobs.directory import DirectoryBlobs
-    from tutti.ports import EventLog
+    from tutti.adapters.fabrics.broker import BrokerFabric
+    from tutti.ports import EventLog, Link
     from tutti.ports.accounts import AccountStore
     from tutti.services.coordinator import Coordinator
     from tutti.wire.messages import Offer
@@ -43,12 +44,15 @@ SHUTDOWN_SECONDS = 3
 class Ready:
     """A coordinator that answers: its address, a link for one node, and where the operator's token lies.
 
+    `broker_link` is that link by way of the broker, without the name and password that the node needs there.
+
     No token is needed, and none is named, while it listens on loopback only and nobody has an account.
     """
 
     url: str
     join_link: str
     operator_token_file: Path | None
+    broker_link: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +61,8 @@ class CoordinatorSettings:
 
     `allow_modules`: glob patterns of Python modules that jobs may have imported. `auth`: ask callers to prove who
     they are on loopback too. `database` is a PostgreSQL address for events and accounts, `blobs` one of a bucket for
-    models; what is not given is kept in the data directory. `audited`: the share of browsers' updates on public rows
-    that are computed again, if wasmtime is installed.
+    models; what is not given is kept in the data directory. `broker` is an AMQP address by which nodes can come too.
+    `audited`: the share of browsers' updates on public rows that are computed again, if wasmtime is installed.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +70,8 @@ class CoordinatorSettings:
     data_dir: Path = Path("tutti-data")
     database: str = ""
     blobs: str = ""
+    broker: str = ""
+    broker_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     auth: bool = False
@@ -141,6 +147,7 @@ async def coordinator(
     from tutti.adapters.accounts.argon2 import Argon2Passwords
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric
+    from tutti.adapters.fabrics.joined import JoinedFabrics
     from tutti.adapters.identities.ed25519 import Ed25519Key
     from tutti.adapters.ledgers.sqlite import SqliteLedger
     from tutti.adapters.workbench import ProcessWorkbench
@@ -160,10 +167,12 @@ async def coordinator(
         lambda node, secret: core.members.authenticate(node, secret),
         turned_away=lambda *refused: core.members.turn_away(*refused),
     )
+    broker = _broker(settings, blobs, settings.url(port), lambda: core)
+    reached = fabric if broker is None else JoinedFabrics(fabric, broker)
     core = Coordinator(
         event_log=log,
         blobs=blobs,
-        fabric=fabric,
+        fabric=reached,
         workbench=ProcessWorkbench(settings.allow_modules),
         known_schema=known_schema,
         clock=steady_clock(),
@@ -176,7 +185,7 @@ async def coordinator(
     )
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
     market = MarketDesk(core.journal, blobs, ledger, clock)
-    floor = MarketFloor(market, fabric, drained=lambda node: node in core.register.drained)
+    floor = MarketFloor(market, reached, drained=lambda node: node in core.register.drained)
     core.lend(floor)
     core.keeper.retained = lambda: desk.retained() | market.retained()
     accounts = Accounts(await _open_accounts(settings, folder), Argon2Passwords(), core.clock)
@@ -189,15 +198,47 @@ async def coordinator(
         url=settings.url(port),
         key=_session_key(folder),
     )
-    await core.start()
-    core.background.spawn(desk.run())
-    core.background.spawn(floor.run())
-    try:
-        yield core, create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor))
-    finally:
-        await core.stop()
-        await ledger.close()
-        await accounts.close()
+    async with broker or contextlib.nullcontext():
+        await core.start()
+        core.background.spawn(desk.run())
+        core.background.spawn(floor.run())
+        if broker is not None:
+            core.background.spawn(broker.run())
+        try:
+            yield core, create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor))
+        finally:
+            await core.stop()
+            await ledger.close()
+            await accounts.close()
+
+
+def _broker(
+    settings: CoordinatorSettings, blobs: "DirectoryBlobs", url: str, core: "Callable[[], Coordinator]"
+) -> "BrokerFabric | None":
+    """Nodes of the broker go to the bucket for blobs, if there is one, else to the coordinator."""
+    if not settings.broker:
+        return None
+    from tutti.adapters.blobs.mirrored import MirroredBlobs
+    from tutti.adapters.fabrics.amqp import Address
+    from tutti.adapters.fabrics.broker import BrokerFabric
+    from tutti.adapters.fabrics.bucket import BucketDepot
+
+    depot = None
+    if isinstance(blobs, MirroredBlobs):
+        depot = BucketDepot(
+            blobs.far,
+            may_read=lambda node, digest: core().access.may_read(node, digest),
+            update_limit=lambda node: core().access.update_limit(node),
+        )
+    return BrokerFabric(
+        Address.parse(settings.broker),
+        lambda node, secret: core().members.authenticate(node, secret),
+        admit=lambda token, node, secret: core().members.admit(token, node, secret),
+        turned_away=lambda *a: core().members.turn_away(*a),
+        depot=depot,
+        blobs_url="" if depot else url,
+        ca=settings.broker_ca,
+    )
 
 
 async def _open_log(settings: CoordinatorSettings, folder: Path) -> "EventLog":
@@ -232,10 +273,10 @@ async def _open_blobs(settings: CoordinatorSettings, folder: Path) -> "Directory
 
 
 async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: int, token_file: Path | None) -> None:
-    url = settings.url(port)
-    link = f"{url}/join#{await core.members.invite(seconds=INVITE_SECONDS, by='tutti up')}"
+    url, token = settings.url(port), await core.members.invite(seconds=INVITE_SECONDS, by="tutti up")
+    broker_link = f"{split_link(settings.broker)[0]}#{token}" if settings.broker else ""
     if settings.on_ready is not None:
-        settings.on_ready(Ready(url, link, token_file))
+        settings.on_ready(Ready(url, f"{url}/join#{token}", token_file, broker_link))
 
 
 # -- nodes ---------------------------------------------------------------------------------------------
@@ -280,7 +321,6 @@ async def run_node(settings: NodeSettings) -> None:
 
 
 async def _run_node(settings: NodeSettings, policy: Policy) -> None:
-    from tutti.adapters.fabrics.hub_link import HubLink
     from tutti.adapters.machine import Machine, apply_limits
     from tutti.services.market.worker import Worker
     from tutti.services.node import NodeRuntime
@@ -288,7 +328,7 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
     apply_limits(policy)
     data = await asyncio.to_thread(load_data, settings.data) if settings.data else no_data()
     member = await membership(settings)
-    async with HubLink(member.url, member.node, member.secret, ca=settings.ca, compress=settings.compress) as link:
+    async with _link(settings, member) as link:
         market = settings.state_dir / "market"
         worker = Worker(member.node, member.secret, settings.offer, link, market) if settings.offer else None
         runtime = NodeRuntime(
@@ -304,6 +344,17 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
             worker=worker,
         )
         await runtime.run()
+
+
+def _link(settings: NodeSettings, member: Membership) -> "AbstractAsyncContextManager[Link]":
+    if is_broker(settings.link):
+        from tutti.adapters.fabrics.amqp import Address
+        from tutti.adapters.fabrics.broker_link import BrokerLink
+
+        return BrokerLink(Address.parse(settings.link), member.node, member.secret, ca=settings.ca)
+    from tutti.adapters.fabrics.hub_link import HubLink
+
+    return HubLink(member.url, member.node, member.secret, ca=settings.ca, compress=settings.compress)
 
 
 def trainers(policy: Policy) -> Callable[[Choice, DataSchema], Trainer]:
@@ -369,8 +420,8 @@ async def membership(settings: NodeSettings) -> Membership:
         write_secret(file, msgspec.json.encode(kept).decode())
     if token is not None:
         try:
-            await asyncio.to_thread(_join, kept, token, settings.ca)
-        except Unreachable:
+            await _join(settings, kept, token)
+        except (Unreachable, LinkLost):
             if not kept.joined:  # a member waits for its coordinator, as it does when it is running
                 raise
         else:
@@ -400,15 +451,37 @@ def sole_use(state_dir: Path) -> Iterator[None]:
         yield
 
 
+def is_broker(link: str) -> bool:
+    return urlsplit(link).scheme in ("amqp", "amqps")
+
+
 def split_link(link: str) -> tuple[str, str | None]:
-    """A join link's address and token; the token is None for a plain address. Raises UserError for anything else."""
+    """A join link's address and token; the token is None for a plain address. Raises UserError for anything else.
+
+    Of a broker's address, name and password are left out: they are not what tells one coordinator from another.
+    """
     parts = urlsplit(link)
+    if is_broker(link):
+        from tutti.adapters.fabrics.amqp import Address
+
+        Address.parse(link)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, parts.query, "")), parts.fragment or None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"expected a join link such as http://host:8000/join#token, came {link!r}")
     return f"{parts.scheme}://{parts.netloc}", parts.fragment or None
 
 
-def _join(member: Membership, token: str, ca: Path | None) -> None:
+async def _join(settings: NodeSettings, member: Membership, token: str) -> None:
+    if is_broker(settings.link):
+        from tutti.adapters.fabrics import broker_link
+        from tutti.adapters.fabrics.amqp import Address
+
+        return await broker_link.join(Address.parse(settings.link), token, member.node, member.secret, settings.ca)
+    await asyncio.to_thread(_join_by_http, member, token, settings.ca)
+
+
+def _join_by_http(member: Membership, token: str, ca: Path | None) -> None:
     from tutti.apps.client import Client
 
     with Client(member.url, ca=ca) as client:

@@ -12,7 +12,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -98,11 +98,15 @@ async def soon(items: AsyncIterator[_T]) -> _T:
 
 @dataclass
 class Setup:
-    """A fabric, the coordinator's blobs, and a way to make links by the node's name and token."""
+    """A fabric, the coordinator's blobs, and a way to make links by the node's name and token.
+
+    `damage` changes the bytes that are stored under a digest, where writing to the store's file does not.
+    """
 
     fabric: Fabric
     blobs: BlobStore
     make_link: Callable[[NodeId, str], Link]
+    damage: Callable[[Digest, bytes], Awaitable[None]] | None = None
     events: AsyncIterator[FabricEvent] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +134,9 @@ class Joined:
 
 
 class FabricSuite:
+    flood = 6000
+    """Messages of a node that come faster than the coordinator takes them: more than any queue on the way holds."""
+
     @pytest.fixture
     def setup(self, tmp_path: Path) -> Setup:
         raise NotImplementedError("yield a Setup without nodes")
@@ -251,7 +258,7 @@ class FabricSuite:
                 pass
 
     async def test_a_slow_coordinator_loses_nothing(self, setup: Setup) -> None:
-        count = 6000
+        count = self.flood
         node = await setup.join("n1")
 
         async def talk() -> None:
@@ -281,8 +288,11 @@ class FabricSuite:
     async def test_fetch_notices_damage(self, setup: Setup) -> None:
         node = await setup.join("n1")
         digest = await setup.blobs.put(pattern(100_000))
-        async with setup.blobs.file(digest) as path:
-            path.write_bytes(bytes(100_000))
+        if setup.damage is not None:
+            await setup.damage(digest, bytes(100_000))
+        else:
+            async with setup.blobs.file(digest) as path:
+                path.write_bytes(bytes(100_000))
         with pytest.raises(CorruptBlob):
             await node.link.fetch(digest)
 

@@ -1,37 +1,44 @@
 """Blobs in a directory, and what must last in a store far away too: for a coordinator that hands out files itself."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.s3 import S3Blobs
 from tutti.core.errors import NotFound
 from tutti.domain.events import Digest
-from tutti.ports import BlobStore
 from tutti.ports.blobs import Buffer, Mapped
 
 
 class MirroredBlobs(DirectoryBlobs):
     """A BlobStore. The directory may be lost, and with it only updates, which are stored without `sync`."""
 
-    def __init__(self, root: Path, far: BlobStore) -> None:
+    def __init__(self, root: Path, far: S3Blobs) -> None:
         super().__init__(root)
-        self._far = far
+        self.far = far
 
     async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
         if not sync:
             return await super().put(data, digest=digest, sync=False)
-        digest = await self._far.put(data, digest=digest)
+        digest = await self.far.put(data, digest=digest)
         return await super().put(data, digest=digest, sync=False)
 
     async def read(self, digest: Digest) -> Mapped:
         try:
             return await super().read(digest)
         except NotFound:
-            await super().put(memoryview(await self._far.read(digest)), digest=digest, sync=False)
+            await super().put(memoryview(await self.far.read(digest)), digest=digest, sync=False)
             return await super().read(digest)
 
+    @asynccontextmanager
+    async def file(self, digest: Digest) -> AsyncIterator[Path]:
+        await self.read(digest)
+        yield self.path(digest)
+
     async def delete(self, *digests: Digest) -> None:
-        await self._far.delete(*digests)
+        await self.far.delete(*digests)
         await super().delete(*digests)
 
     async def digests(self) -> list[Digest]:
-        return list({*await super().digests(), *await self._far.digests()})
+        return list({*await super().digests(), *await self.far.digests()})

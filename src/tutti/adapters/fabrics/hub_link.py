@@ -83,7 +83,7 @@ class HubLink:
     ) -> None:
         self._url = _base(url)
         self._headers = {"Authorization": f"Bearer {node}:{token}"}
-        self._ssl = _trust(ca) if ca else True
+        self._ssl = trust(ca) if ca else True
         self._compress = compress
         self._times = times or LinkTimes()
         self._session: aiohttp.ClientSession | None = None
@@ -122,7 +122,7 @@ class HubLink:
     async def connect(self, registration: Registration) -> AsyncIterator[CoordinatorMessage]:
         if self._socket is not None:
             await self._socket.close()
-        with _lost_when_broken(f"connect to {self._url}"):
+        with lost_when_broken(f"connect to {self._url}"):
             self._socket = socket = await self._open_socket()
             try:
                 async with asyncio.timeout(self._times.stall):
@@ -159,7 +159,7 @@ class HubLink:
         try:
             yield first
             while True:
-                with _lost_when_broken("receive a message"):
+                with lost_when_broken("receive a message"):
                     message = await self._receive(socket)
                 yield message
         except asyncio.CancelledError:
@@ -177,7 +177,7 @@ class HubLink:
         kind = WSMsgType.TEXT
         if isinstance(message, Submission | Computed) and message.digest and message.digest == self._goes_along[0]:
             frame, kind = attach(message, self._goes_along[1]), WSMsgType.BINARY
-        with _lost_when_broken("send a message"):
+        with lost_when_broken("send a message"):
             async with asyncio.timeout(self._times.stall):
                 await self._socket.send_frame(frame, kind)
 
@@ -273,9 +273,9 @@ class HubLink:
         if self._compress:
             headers |= {"Content-Encoding": "zstd", "Upload-Length": str(len(blob))}
             rest = memoryview(await asyncio.to_thread(zstandard.compress, rest, 1))
-        with _lost_when_broken(f"store blob {digest}"):
+        with lost_when_broken(f"store blob {digest}"):
             async with asyncio.timeout(self._times.stall) as deadline:
-                body = _Body(rest, lambda: deadline.reschedule(asyncio.get_running_loop().time() + self._times.stall))
+                body = Body(rest, lambda: deadline.reschedule(asyncio.get_running_loop().time() + self._times.stall))
                 async with self._request("PUT", digest, headers, body):
                     return
 
@@ -283,14 +283,14 @@ class HubLink:
 
     @asynccontextmanager
     async def _request(
-        self, method: str, digest: Digest, headers: Mapping[str, str], body: "_Body | None" = None
+        self, method: str, digest: Digest, headers: Mapping[str, str], body: "Body | None" = None
     ) -> AsyncIterator[ClientResponse]:
         """A response that is not an error; raises what the error means."""
-        with _lost_when_broken(f"{method} blob {digest}"):
+        with lost_when_broken(f"{method} blob {digest}"):
             url = self._url / "api/v1/blobs" / digest
             async with self._open_session().request(method, url, headers=headers, data=body) as response:
                 if response.status >= 400 and response.status != 416:
-                    raise _meaning(response.status, await _detail(response))
+                    raise meaning(response.status, await _detail(response))
                 yield response
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -309,7 +309,7 @@ class HubLink:
         return self._session
 
 
-class _Body(aiohttp.Payload):
+class Body(aiohttp.Payload):
     """Bytes sent in pieces, with a call after each: a small body is one write, a large one is never copied whole.
 
     aiohttp sends a body again by itself if the connection was dead; after more than one piece, resuming is cheaper.
@@ -345,7 +345,7 @@ _MEANINGS: dict[int, type[TuttiError]] = {
 }
 
 
-def _meaning(status: int, detail: str) -> TuttiError:
+def meaning(status: int, detail: str) -> TuttiError:
     """The error that an HTTP status stands for."""
     return _MEANINGS.get(status, UserError if status < 500 else LinkLost)(f"the coordinator answered: {detail}")
 
@@ -360,7 +360,7 @@ async def _detail(response: ClientResponse) -> str:
 
 
 @contextmanager
-def _lost_when_broken(what: str) -> Iterator[None]:
+def lost_when_broken(what: str) -> Iterator[None]:
     """Errors of sockets and deadlines, as LinkLost; a certificate that is not trusted, as LinkRefused."""
     try:
         yield
@@ -379,7 +379,7 @@ def _base(url: str) -> URL:
     return base
 
 
-def _trust(ca: Path) -> ssl.SSLContext:
+def trust(ca: Path) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:

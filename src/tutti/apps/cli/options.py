@@ -69,10 +69,12 @@ def with_client(command: Callable[..., None]) -> Callable[..., None]:
 
 def open_client(url: str, token_file: Path | None = None, ca: Path | None = None) -> "Client":
     """A client of the coordinator at `url`; raises UserError for what is no address."""
-    from tutti.apps.bootstrap import split_link
+    from tutti.apps.bootstrap import is_broker, split_link
     from tutti.apps.client import Client
 
     try:
+        if is_broker(url):
+            raise UserError("a broker has no API")
         address, _ = split_link(url)
     except (UserError, ValueError):
         raise UserError(f"expected a coordinator's address such as {DEFAULT_URL}, came {url!r}") from None

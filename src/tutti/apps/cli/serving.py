@@ -45,6 +45,15 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     help="Models in a bucket: s3://bucket/prefix?endpoint=https://host; its key comes from AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY.  [default: in the data directory]",
 )
+@click.option(
+    "--broker",
+    default="",
+    metavar="URL",
+    envvar="TUTTI_BROKER",
+    show_envvar=True,
+    help="Let nodes come by way of RabbitMQ too: amqps://user:password@host/vhost.",
+)
+@click.option("--broker-ca", type=ExistingFile, help="Certificate authority of the broker's certificate.")
 @click.option("--tls-cert", type=ExistingFile, help="Certificate chain (PEM).")
 @click.option("--tls-key", type=ExistingFile, help="Its private key (PEM), if it is in another file.")
 @click.option("--auth", is_flag=True, help="Ask for a token or an account on this machine too.")
@@ -70,6 +79,7 @@ def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
       tutti up
       tutti up --host 0.0.0.0 --tls-cert server.pem --tls-key server.key
       tutti up --port 0 --data-dir /srv/tutti --json
+      tutti up --broker 'amqps://user:password@broker/vhost?coordinator=main'
       tutti up --database postgresql://tutti@db/tutti --blobs 's3://models?endpoint=https://store:9000'
     """
     from tutti.apps.bootstrap import CoordinatorSettings
@@ -109,10 +119,13 @@ def _announce(ready: "Ready", as_json: bool) -> None:
     token_file = ready.operator_token_file
     if as_json:
         facts = {"url": ready.url, "join_link": ready.join_link, "token_file": token_file and str(token_file)}
+        facts |= {"broker_link": ready.broker_link} if ready.broker_link else {}
         click.echo(json.dumps(facts))
         return
     click.echo(f"coordinator  {ready.url}  (dashboard; API: {ready.url}/docs)")
     click.echo(f"join link    {ready.join_link}")
+    if ready.broker_link:
+        click.echo(f"broker link  {ready.broker_link}  (the same; put in the user and password of the node)")
     click.echo("             for one node, within a day; `tutti invite` makes more")
     if token_file is not None:
         click.echo(f"token file   {token_file}  (the operator's: give it to tutti with --token-file)")
@@ -156,6 +169,7 @@ def join(
       tutti join 'https://host:8000/join#token' --data csv:path=mine.csv,target=died --name clinic-a
       tutti join 'https://host:8000/join#token' --data npz:path=scans.npz --policy policy.toml
       tutti join thrift://127.0.0.1:9091 --data csv:path=mine.csv,target=died --port 5001
+      tutti join 'amqps://user:password@broker/vhost?coordinator=main#token' --data csv:path=mine.csv,target=died
     """
     import asyncio
 

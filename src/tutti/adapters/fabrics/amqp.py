@@ -1,0 +1,177 @@
+"""What both sides of the broker fabric share: connections, queues, and errors in words.
+
+Addresses are `amqp[s]://user:password@host:5671/vhost?coordinator=<uid>`; without a uid it is `main`.
+"""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aio_pika.exceptions import AuthenticationError, DeliveryError, ProbableAuthenticationError
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ConnectionNotAllowed,
+)
+from pamqp.common import FieldTable
+
+from tutti.core.errors import UserError
+from tutti.domain.events import NodeId
+from tutti.ports import LinkLost, LinkRefused
+from tutti.wire.broker import Letter, encode
+
+CONNECT_SECONDS = 10.0
+AMQP_HEARTBEAT = 20
+"""Seconds after which a connection without a sign of life is noticed."""
+
+WAITING_EVENTS = 100_000
+WAITING_COMMANDS = 4096
+"""Letters that a queue holds; the broker refuses more."""
+
+DELIVERIES = 5
+"""How often a letter is delivered before it goes to the dead letters."""
+
+DEAD_LETTERS = 10_000
+UNUSED_MILLISECONDS = 7 * 24 * 3600 * 1000
+NoSuchQueue = ChannelNotFoundEntity
+BROKEN = (aio_pika.exceptions.AMQPError, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
+"""What aio-pika raises when connection or channel are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A broker, and which coordinator is meant there."""
+
+    url: str
+    uid: str
+
+    @classmethod
+    def parse(cls, url: str) -> "Address":
+        """Raises UserError."""
+        parts = urlsplit(url)
+        query = parse_qs(parts.query)
+        uid = query.pop("coordinator", ["main"])[-1]
+        if parts.scheme not in ("amqp", "amqps") or not parts.hostname or query or not uid.replace("-", "").isalnum():
+            raise UserError(
+                f"expected a broker's address such as amqps://user:password@host/vhost?coordinator=main, "
+                f"came {shown(url)!r}"
+            )
+        return cls(urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")), uid)
+
+    @property
+    def events(self) -> str:
+        return f"coordinator.{self.uid}.events"
+
+    @property
+    def dead(self) -> str:
+        return f"coordinator.{self.uid}.dead"
+
+
+def commands_of(node: NodeId) -> str:
+    return f"peer.{node}.command"
+
+
+def shown(url: str) -> str:
+    """The address without its password."""
+    parts = urlsplit(url)
+    who, at, host = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, f"{who.partition(':')[0]}{at}{host}", parts.path, parts.query, ""))
+
+
+async def connect(address: Address, ca: Path | None = None) -> AbstractConnection:
+    """Raises LinkRefused for what only a person can mend, LinkLost if the broker does not answer."""
+    where = f"the broker {shown(address.url)}"
+    context = _trust(ca) if address.url.startswith("amqps:") else None
+    try:
+        return await aio_pika.connect(
+            address.url, timeout=CONNECT_SECONDS, ssl_context=context, heartbeat=AMQP_HEARTBEAT
+        )
+    except (AuthenticationError, ProbableAuthenticationError) as error:
+        raise LinkRefused(f"{where} does not know this user and password: {_said(error)}") from None
+    except ConnectionNotAllowed as error:
+        raise LinkRefused(f"{where} does not let this user in: {_said(error)}: make the virtual host first") from None
+    except ssl.SSLCertVerificationError as error:
+        raise LinkRefused(f"the certificate of {where} is not trusted ({error.verify_message})") from None
+    except BROKEN as error:
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            raise LinkRefused(f"the certificate of {where} is not trusted ({error.__cause__.verify_message})") from None
+        raise LinkLost(f"{where} does not answer: {_said(error)}") from error
+
+
+async def open_channel(connection: AbstractConnection) -> AbstractChannel:
+    """One that confirms what is published, and raises for what cannot be delivered."""
+    return await connection.channel(publisher_confirms=True, on_return_raises=True)
+
+
+async def declare_events(channel: AbstractChannel, address: Address) -> AbstractQueue:
+    """The coordinator's queue, and the one for what cannot be understood."""
+    await channel.declare_queue(
+        address.dead, durable=True, arguments={"x-queue-type": "quorum", "x-max-length": DEAD_LETTERS}
+    )
+    return await channel.declare_queue(address.events, durable=True, arguments=_arguments(address, WAITING_EVENTS))
+
+
+async def declare_commands(channel: AbstractChannel, address: Address, node: NodeId) -> AbstractQueue:
+    """A node's queue, new: what was in an older one was for an older session."""
+    name = commands_of(node)
+    await channel.queue_delete(name)
+    arguments = _arguments(address, WAITING_COMMANDS) | {"x-expires": UNUSED_MILLISECONDS}
+    return await channel.declare_queue(name, durable=True, arguments=arguments)
+
+
+def _arguments(address: Address, longest: int) -> FieldTable:
+    return {
+        "x-queue-type": "quorum",
+        "x-max-length": longest,
+        "x-overflow": "reject-publish",
+        "x-delivery-limit": DELIVERIES,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": address.dead,
+    }
+
+
+async def publish(channel: AbstractChannel, queue: str, letter: Letter, reply_to: str | None = None) -> None:
+    """Returns once the broker has it, for good where the queue lasts. Raises Undeliverable, or one of BROKEN."""
+    message = aio_pika.Message(
+        encode(letter),
+        content_type="application/json",
+        type=type(letter).__struct_config__.tag,  # type: ignore[arg-type]
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        reply_to=reply_to,
+    )
+    try:
+        await channel.default_exchange.publish(message, queue, mandatory=True, timeout=CONNECT_SECONDS)
+    except DeliveryError as error:
+        raise Undeliverable(f"the broker does not take a message for {queue}: it is full, or gone") from error
+
+
+class Undeliverable(LinkLost):
+    """The broker is well, and the queue is full or not there."""
+
+
+@contextmanager
+def lost_when_broken(what: str) -> Iterator[None]:
+    """Errors of the connection as LinkLost; what this user may not do as LinkRefused."""
+    try:
+        yield
+    except ChannelAccessRefused as error:
+        raise LinkRefused(f"cannot {what}: {_said(error)}") from None
+    except BROKEN as error:
+        raise LinkLost(f"cannot {what}: {_said(error)}") from error
+
+
+def _trust(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(f"expected certificates in PEM format in {ca}: {error}") from None
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__

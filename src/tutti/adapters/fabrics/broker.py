@@ -1,0 +1,417 @@
+"""The coordinator's side of a message broker (RabbitMQ): one queue for what nodes say; wire/broker.py tells more.
+
+What a node said is acknowledged once the coordinator has dealt with it, so it comes again after a crash of either; the
+numbers of a session show what came twice. The fabric reconnects by itself and keeps its sessions meanwhile: what it
+has to say waits.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, Self, TypeAlias
+
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+
+from tutti.adapters.fabrics import amqp
+from tutti.adapters.fabrics.amqp import Address, Undeliverable
+from tutti.adapters.fabrics.hub import Authenticate, TurnedAway
+from tutti.core.errors import Conflict, Forbidden, NotFound, TuttiError
+from tutti.domain.events import Digest, NodeId
+from tutti.ports import Arrived, FabricEvent, Left, LinkLost, LinkRefused, Said
+from tutti.ports.blobs import Buffer, TooLarge
+from tutti.version import __version__
+from tutti.wire import broker as wire
+from tutti.wire.messages import PROTOCOL, BadMessage, CoordinatorMessage, Registered, Registration, Start
+
+log = logging.getLogger(__name__)
+
+Admit: TypeAlias = Callable[[str, NodeId, str], Awaitable[object]]
+RECONNECT = (0.2, 15.0)
+"""Seconds between attempts to reach the broker again: they double from the first to the last."""
+
+
+class Depot(Protocol):
+    """How nodes reach blobs without the coordinator's carrying them."""
+
+    async def download(self, node: NodeId, digest: Digest) -> str:
+        """An address to read from; raises NotFound."""
+        ...
+
+    async def upload(self, node: NodeId, digest: Digest, size: int) -> str:
+        """An address to store to, empty if the blob is there; raises Conflict, TooLarge."""
+        ...
+
+    async def arrived(self, node: NodeId, digest: Digest) -> None:
+        """What the node has stored becomes a blob; raises NotFound, TooLarge."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerLimits:
+    """What one coordinator bears. A node that is silent for three heartbeats is taken for gone."""
+
+    heartbeat: float = 15.0  # seconds
+    pulse: float = 5.0  # seconds
+    nodes: int = 2000
+    events: int = 512  # given to the coordinator and not dealt with yet
+    outgoing: int = 256  # messages waiting for one node
+    early: int = 64  # letters of one session that came before an earlier one
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    """One session of a node."""
+
+    node: NodeId
+    session: str
+    own: str  # the queue that goes with its connection
+    registration: Registration
+    heard_at: float
+    seq: int = 0  # of the newest letter dealt with
+    said: int = 0  # of the newest letter sent
+    early: dict[int, tuple["wire.Counted", AbstractIncomingMessage]] = field(default_factory=dict)
+    incoming: "deque[tuple[wire.Counted, AbstractIncomingMessage]]" = field(default_factory=deque)
+    outgoing: "deque[CoordinatorMessage]" = field(default_factory=deque)
+    writer: "asyncio.Task[None] | None" = None
+    reader: "asyncio.Task[None] | None" = None
+
+
+class BrokerFabric:
+    """A Fabric; use it as a context, whose start raises LinkRefused or LinkLost if the broker cannot be used.
+
+    `depot` gives out addresses of blobs; without one nodes turn to the coordinator at `blobs_url`. `admit` takes in
+    a node that shows the token of a join link, and raises Forbidden.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        authenticate: Authenticate,
+        *,
+        admit: Admit | None = None,
+        turned_away: TurnedAway | None = None,
+        depot: Depot | None = None,
+        blobs_url: str = "",
+        limits: BrokerLimits | None = None,
+        ca: Path | None = None,
+    ) -> None:
+        self.address, self.limits = address, limits or BrokerLimits()
+        self._authenticate, self._admit, self._turned_away = authenticate, admit, turned_away
+        self._depot, self._blobs_url, self._ca = depot, blobs_url, ca
+        self._nodes: dict[NodeId, _Peer] = {}
+        self._sessions: dict[str, _Peer] = {}
+        self._events: asyncio.Queue[tuple[FabricEvent, AbstractIncomingMessage | None]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+        self._connected = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._tasks: asyncio.TaskGroup
+
+    async def __aenter__(self) -> Self:
+        await self._connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(*amqp.BROKEN):
+                await self._connection.close()
+
+    async def run(self) -> None:
+        """Hear and speak until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                for work in (self._keep_connected(), self._read_inbox(), self._watch()):
+                    self._tasks.create_task(work)
+        finally:
+            self._nodes.clear()
+            self._sessions.clear()
+
+    # -- the port ------------------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncIterator[FabricEvent]:
+        while True:
+            event, letter = await self._events.get()
+            yield event
+            if letter is not None:
+                await _acknowledge(letter)
+
+    def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:
+        peer = self._nodes.get(node)
+        if peer is None:
+            return False
+        if len(peer.outgoing) >= self.limits.outgoing:
+            self.disconnect(node, f"does not read: {self.limits.outgoing} messages wait for it")
+            return False
+        self._say(peer, message)
+        return True
+
+    def disconnect(self, node: NodeId, reason: str) -> None:
+        if (peer := self._nodes.get(node)) is not None:
+            self._end(peer, reason)
+
+    # -- the connection ------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        connection = await amqp.connect(self.address, self._ca)
+        try:
+            with amqp.lost_when_broken("use the broker"):
+                channel = await amqp.open_channel(connection)
+                listening = await connection.channel()
+                await listening.set_qos(prefetch_count=self.limits.events)
+                queue = await amqp.declare_events(listening, self.address)
+                await queue.consume(self._inbox.put, exclusive=True)
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection, self._channel = connection, channel
+        for closing in (connection.close_callbacks, channel.close_callbacks, listening.close_callbacks):
+            closing.add(self._on_closed)
+        self._connected.set()
+
+    def _on_closed(self, *_: object) -> None:
+        self._connected.clear()
+        self._lost.set()
+
+    async def _keep_connected(self) -> None:
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            if self._connected.is_set():
+                continue
+            if self._connection is not None:
+                with contextlib.suppress(*amqp.BROKEN):
+                    await self._connection.close()
+            await self._reconnect()
+
+    async def _reconnect(self) -> None:
+        wait, longest = RECONNECT
+        while True:
+            try:
+                await self._connect()
+            except (LinkLost, LinkRefused) as error:
+                log.warning("%s; trying again in %g s", error, wait)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, longest)
+            else:
+                log.info("connected to the broker again")
+                return
+
+    async def _publish(self, queue: str, letter: wire.Letter) -> None:
+        """Say it for sure, however long the broker is away; raises Undeliverable."""
+        while True:
+            await self._connected.wait()
+            assert self._channel is not None
+            try:
+                return await amqp.publish(self._channel, queue, letter)
+            except amqp.BROKEN as error:
+                log.info("not published to %s yet: %s", queue, error)
+                if self._connected.is_set():
+                    self._on_closed()
+
+    # -- what nodes say ------------------------------------------------------------------------------------
+
+    async def _read_inbox(self) -> None:
+        while True:
+            letter = await self._inbox.get()
+            try:
+                await self._read(letter)
+            except BadMessage as error:
+                log.warning("a letter that is none goes to %s: %s", self.address.dead, error)
+                with contextlib.suppress(*amqp.BROKEN):
+                    await letter.reject(requeue=False)
+
+    async def _read(self, letter: AbstractIncomingMessage) -> None:
+        match event := wire.decode_event(letter.body):
+            case wire.Register():
+                await self._on_register(event, letter)
+            case wire.Join():
+                await self._on_join(event, letter)
+            case _:
+                await self._on_counted(event, letter)
+
+    async def _on_register(self, said: wire.Register, letter: AbstractIncomingMessage) -> None:
+        node, own = said.registration.node, letter.reply_to or ""
+        if said.session not in self._sessions:
+            refused = await self._refusal(said)
+            if refused is not None:
+                await self._notify(own, refused)
+                return await _acknowledge(letter)
+            now = asyncio.get_running_loop().time()
+            self._sessions[said.session] = _Peer(node, said.session, own, said.registration, now)
+        await self._notify(own, wire.Enable(queue=self.address.events, pulse=self.limits.pulse, blobs=self._blobs_url))
+        await _acknowledge(letter)
+
+    async def _refusal(self, said: wire.Register) -> wire.Disable | None:
+        registration = said.registration
+        if registration.protocol != PROTOCOL:
+            theirs = registration.protocol
+            reason = f"this coordinator speaks protocol {PROTOCOL}, the node {theirs}: update the older one"
+            return wire.Disable(reason=reason, fatal=True)
+        if len(self._sessions) >= self.limits.nodes and registration.node not in self._nodes:
+            return wire.Disable(reason=f"all {self.limits.nodes} places are taken: try again later")
+        try:
+            if (verdict := self._authenticate(registration.node, registration.token)) is not None:
+                await verdict
+        except Forbidden as error:
+            if self._turned_away is not None:
+                await self._turned_away(registration.node, str(error))
+            return wire.Disable(reason=str(error), fatal=True)
+        return None
+
+    async def _on_join(self, said: wire.Join, letter: AbstractIncomingMessage) -> None:
+        try:
+            if self._admit is None:
+                raise Forbidden("this coordinator takes in nobody through the broker")
+            await self._admit(said.token, said.node, said.secret)
+            answer: wire.Notice = wire.Joined(node=said.node)
+        except TuttiError as error:
+            answer = wire.Disable(reason=str(error)[:1000], fatal=True)
+        await self._notify(letter.reply_to or "", answer)
+        await _acknowledge(letter)
+
+    async def _on_counted(self, said: wire.Counted, letter: AbstractIncomingMessage) -> None:
+        """In the order of their numbers, once each."""
+        peer = self._sessions.get(said.session)
+        if peer is None:
+            reason = "the coordinator does not know this session (any more): register again"
+            await self._notify(letter.reply_to or "", wire.Disable(reason=reason))
+            return await _acknowledge(letter)
+        peer.heard_at = asyncio.get_running_loop().time()
+        if said.seq <= peer.seq or said.seq in peer.early:
+            return await _acknowledge(letter)
+        peer.early[said.seq] = said, letter
+        while (following := peer.early.pop(peer.seq + 1, None)) is not None:
+            peer.seq += 1
+            peer.incoming.append(following)
+        if len(peer.early) > self.limits.early:
+            self._end(peer, "letters of this session were lost")
+        elif peer.incoming and (peer.reader is None or peer.reader.done()):
+            peer.reader = self._tasks.create_task(self._deal_with(peer))
+
+    async def _deal_with(self, peer: _Peer) -> None:
+        while peer.incoming:
+            said, letter = peer.incoming.popleft()
+            match said:
+                case wire.Enabled():
+                    self._arrive(peer)
+                case wire.Leave():
+                    self._end(peer, "the node closed the connection", took_leave=True)
+                case wire.Ask():
+                    await self._notify(peer.own, await self._answer(peer, said))
+                case wire.Beat() | wire.Done() | wire.Say() if self._nodes.get(peer.node) is peer:
+                    await self._hand_over(peer, said, letter)
+                    continue
+                case _:
+                    pass
+            await _acknowledge(letter)
+
+    async def _hand_over(
+        self, peer: _Peer, said: wire.Beat | wire.Done | wire.Say, letter: AbstractIncomingMessage
+    ) -> None:
+        if isinstance(said, wire.Done) and self._depot is not None and said.submission.digest:
+            try:
+                await self._depot.arrived(peer.node, said.submission.digest)
+            except TuttiError as error:  # the coordinator finds no such update, and says what to do about it
+                log.warning("update %s of %s: %s", said.submission.digest, peer.node, error)
+        self._events.put_nowait((Said(peer.node, wire.report_in(said)), letter))
+
+    async def _answer(self, peer: _Peer, asked: wire.Ask) -> wire.Answer:
+        try:
+            if self._depot is None:
+                raise Conflict("this coordinator hands out blobs itself")
+            if asked.store:
+                link = await self._depot.upload(peer.node, asked.digest, asked.size)
+            else:
+                link = await self._depot.download(peer.node, asked.digest)
+            return wire.Answer(id=asked.id, link=link)
+        except TuttiError as error:
+            status = next((code for kind, code in _STATUS if isinstance(error, kind)), 503)
+            return wire.Answer(id=asked.id, status=status, reason=str(error)[:1000])
+
+    def _arrive(self, peer: _Peer) -> None:
+        if (before := self._nodes.get(peer.node)) is not None:
+            reason = f"another process has connected as {peer.node}: give each node a name of its own"
+            self._end(before, reason, fatal=True)
+        self._nodes[peer.node] = peer
+        self._say(peer, Registered(node=peer.node, version=__version__, heartbeat=self.limits.heartbeat))
+        self._events.put_nowait((Arrived(peer.node, peer.registration), None))
+
+    def _end(self, peer: _Peer, reason: str, *, took_leave: bool = False, fatal: bool = False) -> None:
+        """A session is over; after the first time this does nothing."""
+        if self._sessions.pop(peer.session, None) is None:
+            return
+        if self._nodes.get(peer.node) is peer:
+            del self._nodes[peer.node]
+            self._events.put_nowait((Left(peer.node, reason, took_leave), None))
+        for _, letter in [*peer.early.values(), *peer.incoming]:
+            self._tasks.create_task(_acknowledge(letter))
+        peer.early.clear()
+        peer.incoming.clear()
+        peer.outgoing.clear()
+        if not took_leave:
+            self._tasks.create_task(self._notify(peer.own, wire.Disable(reason=reason[:1000], fatal=fatal)))
+
+    # -- what nodes are told -------------------------------------------------------------------------------
+
+    def _say(self, peer: _Peer, message: CoordinatorMessage) -> None:
+        peer.outgoing.append(message)
+        if peer.writer is None or peer.writer.done():
+            peer.writer = self._tasks.create_task(self._write(peer))
+
+    async def _write(self, peer: _Peer) -> None:
+        """One after another: the next goes once the broker has the one before."""
+        while peer.outgoing:
+            message = peer.outgoing.popleft()
+            peer.said += 1
+            link = await self._link_for(peer, message)
+            try:
+                letter = wire.commanded(peer.session, peer.said, message, link)
+                await self._publish(amqp.commands_of(peer.node), letter)
+            except Undeliverable as error:
+                self._end(peer, f"does not read: {error}")
+
+    async def _link_for(self, peer: _Peer, message: CoordinatorMessage) -> str:
+        """Where work's model is, which spares the node a question; it asks if this fails."""
+        if self._depot is None or not isinstance(message, Start):
+            return ""
+        try:
+            return await self._depot.download(peer.node, message.weights)
+        except TuttiError as error:
+            log.warning("no address of %s for %s yet: %s", message.weights, peer.node, error)
+            return ""
+
+    async def _notify(self, queue: str, notice: wire.Notice) -> None:
+        """On the node's own queue; one that is gone is noticed by the pulse."""
+        if queue:
+            with contextlib.suppress(Undeliverable):
+                await self._publish(queue, notice)
+
+    async def _watch(self) -> None:
+        """Feel every session's pulse."""
+        while True:
+            await asyncio.sleep(self.limits.pulse)
+            now = asyncio.get_running_loop().time()
+            for peer in list(self._sessions.values()):
+                if now - peer.heard_at > 3 * self.limits.heartbeat:
+                    self._end(peer, f"silent for {3 * self.limits.heartbeat:g} s")
+            await asyncio.gather(*(self._pulse(peer) for peer in list(self._sessions.values())))
+
+    async def _pulse(self, peer: _Peer) -> None:
+        try:
+            await self._publish(peer.own, wire.Pulse())
+        except Undeliverable:
+            self._end(peer, "the connection was lost")
+
+
+_STATUS: tuple[tuple[type[TuttiError], int], ...] = ((NotFound, 404), (TooLarge, 413), (Conflict, 409))
+
+
+async def _acknowledge(letter: AbstractIncomingMessage) -> None:
+    """A connection that is gone has given the letter back; it comes again, and its number is known."""
+    with contextlib.suppress(*amqp.BROKEN):
+        await letter.ack()
