@@ -87,8 +87,8 @@ async def coordinator_uid(url: str = RABBITMQ) -> AsyncIterator[Address]:
         missing("RabbitMQ", error)
     yield address
     async with connection, connection.channel() as channel:
-        await channel.queue_delete(address.events)
-        await channel.queue_delete(address.dead)
+        for queue in (address.events, address.dead, *(address.commands(f"n{i}") for i in range(20))):
+            await channel.queue_delete(queue)
 
 
 async def alone(url: str, statement: str) -> None:

@@ -2,10 +2,12 @@
 
 A node listens on `peer.<name>.command`, the coordinator on `coordinator.<uid>.events`. To come in, a node makes a queue
 that nobody else can use and that goes with its connection, and names it in REGISTER. There it hears ENABLE, with the
-queue to report to; it takes over its command queue and says ENABLED. From then on both count what they say (`seq`, from
-1 on, in one session), so that what comes twice or out of order is noticed, and put right. PULSE, on the node's own
-queue, says that the coordinator lives; the broker tells the coordinator when that queue is gone. Models and updates do
-not travel here: a node asks for an address (ASK, ANSWER), or is told one with the work (TRAIN).
+queue to report to; it listens on its command queue and says ENABLED. From then on both count what they say (`seq`, from
+1 on, in one session), so that what comes twice or out of order is noticed, and put right; names of sessions grow, so
+that what was for an older one is thrown away, and what is for a newer one tells of it. PULSE, on the node's own queue,
+says that the coordinator lives; the broker tells the coordinator when that queue is gone. Models and updates do not
+travel here: a node asks for an address (ASK, ANSWER), or is told one with the work (TRAIN). With a coordinator that is
+not called `main`, the node's queue is `peer.<name>@<uid>.command`.
 """
 
 from typing import Annotated, Literal, TypeAlias, TypeVar
@@ -70,7 +72,9 @@ class Counted(Letter, frozen=True, kw_only=True):
 
 
 class Enabled(Counted, frozen=True, kw_only=True, tag="ENABLED"):
-    """The node listens on its command queue, and nobody else does."""
+    """The node listens for commands on `queue`."""
+
+    queue: Annotated[str, Meta(max_length=255)]
 
 
 class Beat(Counted, frozen=True, kw_only=True, tag="HEARTBEAT"):

@@ -17,7 +17,7 @@ from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
-    ConnectionNotAllowed,
+    InvalidFrameError,
 )
 from pamqp.common import FieldTable
 
@@ -35,7 +35,7 @@ WAITING_COMMANDS = 4096
 """Letters that a queue holds; the broker refuses more."""
 
 DELIVERIES = 5
-"""How often a letter is delivered before it goes to the dead letters."""
+"""How often a letter is delivered before it goes to the dead letters, or is dropped."""
 
 DEAD_LETTERS = 10_000
 UNUSED_MILLISECONDS = 7 * 24 * 3600 * 1000
@@ -72,9 +72,10 @@ class Address:
     def dead(self) -> str:
         return f"coordinator.{self.uid}.dead"
 
-
-def commands_of(node: NodeId) -> str:
-    return f"peer.{node}.command"
+    def commands(self, node: NodeId, spare: int = 0) -> str:
+        """A node's queue, or a spare one: a broker that is killed may lose a young quorum queue, which hangs then."""
+        name = node if self.uid == "main" else f"{node}@{self.uid}"
+        return f"peer.{name}.command{f'.{spare}' if spare else ''}"
 
 
 def shown(url: str) -> str:
@@ -94,8 +95,8 @@ async def connect(address: Address, ca: Path | None = None) -> AbstractConnectio
         )
     except (AuthenticationError, ProbableAuthenticationError) as error:
         raise LinkRefused(f"{where} does not know this user and password: {_said(error)}") from None
-    except ConnectionNotAllowed as error:
-        raise LinkRefused(f"{where} does not let this user in: {_said(error)}: make the virtual host first") from None
+    except InvalidFrameError as error:  # it closes the connection instead of opening the virtual host
+        raise LinkRefused(f"{where} has no such virtual host, or not for this user: {_said(error)}") from None
     except ssl.SSLCertVerificationError as error:
         raise LinkRefused(f"the certificate of {where} is not trusted ({error.verify_message})") from None
     except BROKEN as error:
@@ -114,25 +115,26 @@ async def declare_events(channel: AbstractChannel, address: Address) -> Abstract
     await channel.declare_queue(
         address.dead, durable=True, arguments={"x-queue-type": "quorum", "x-max-length": DEAD_LETTERS}
     )
-    return await channel.declare_queue(address.events, durable=True, arguments=_arguments(address, WAITING_EVENTS))
+    arguments = _arguments(WAITING_EVENTS) | {
+        "x-single-active-consumer": True,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": address.dead,
+    }
+    return await channel.declare_queue(address.events, durable=True, arguments=arguments)
 
 
-async def declare_commands(channel: AbstractChannel, address: Address, node: NodeId) -> AbstractQueue:
-    """A node's queue, new: what was in an older one was for an older session."""
-    name = commands_of(node)
-    await channel.queue_delete(name)
-    arguments = _arguments(address, WAITING_COMMANDS) | {"x-expires": UNUSED_MILLISECONDS}
-    return await channel.declare_queue(name, durable=True, arguments=arguments)
+async def declare_commands(channel: AbstractChannel, queue: str) -> AbstractQueue:
+    """A node's queue."""
+    arguments = _arguments(WAITING_COMMANDS) | {"x-expires": UNUSED_MILLISECONDS}
+    return await channel.declare_queue(queue, durable=True, arguments=arguments)
 
 
-def _arguments(address: Address, longest: int) -> FieldTable:
+def _arguments(longest: int) -> FieldTable:
     return {
         "x-queue-type": "quorum",
         "x-max-length": longest,
         "x-overflow": "reject-publish",
         "x-delivery-limit": DELIVERIES,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": address.dead,
     }
 
 

@@ -71,6 +71,8 @@ class _Peer:
     own: str  # the queue that goes with its connection
     registration: Registration
     heard_at: float
+    commands: str = ""  # the queue on which it listens
+    channel: AbstractChannel | None = None  # a queue that does not answer holds up its own channel only
     seq: int = 0  # of the newest letter dealt with
     said: int = 0  # of the newest letter sent
     early: dict[int, tuple["wire.Counted", AbstractIncomingMessage]] = field(default_factory=dict)
@@ -113,7 +115,7 @@ class BrokerFabric:
         self._tasks: asyncio.TaskGroup
 
     async def __aenter__(self) -> Self:
-        await self._connect()
+        await self._connect(alone=True)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -156,26 +158,37 @@ class BrokerFabric:
 
     # -- the connection ------------------------------------------------------------------------------------
 
-    async def _connect(self) -> None:
+    async def _connect(self, *, alone: bool = False) -> None:
+        """`alone`: nobody else may listen; one that stopped listening without a word may still seem to, for a while."""
         connection = await amqp.connect(self.address, self._ca)
         try:
             with amqp.lost_when_broken("use the broker"):
-                channel = await amqp.open_channel(connection)
-                listening = await connection.channel()
-                await listening.set_qos(prefetch_count=self.limits.events)
-                queue = await amqp.declare_events(listening, self.address)
-                await queue.consume(self._inbox.put, exclusive=True)
+                async with asyncio.timeout(amqp.CONNECT_SECONDS):  # a queue that is being recovered answers late
+                    channels = await self._listen(connection, alone)
         except BaseException:
-            await connection.close()
+            with contextlib.suppress(*amqp.BROKEN):
+                await connection.close()
             raise
-        self._connection, self._channel = connection, channel
-        for closing in (connection.close_callbacks, channel.close_callbacks, listening.close_callbacks):
-            closing.add(self._on_closed)
+        self._connection, self._channel = connection, channels[0]
+        for closing in (connection, *channels):
+            closing.close_callbacks.add(lambda *_: self._on_closed(connection))
         self._connected.set()
 
-    def _on_closed(self, *_: object) -> None:
-        self._connected.clear()
-        self._lost.set()
+    async def _listen(self, connection: AbstractConnection, alone: bool) -> tuple[AbstractChannel, AbstractChannel]:
+        """A channel to publish by, and one by which events come."""
+        publishing, listening = await amqp.open_channel(connection), await connection.channel()
+        await listening.set_qos(prefetch_count=self.limits.events)
+        queue = await amqp.declare_events(listening, self.address)
+        if alone and queue.declaration_result.consumer_count:
+            raise LinkRefused(f"another coordinator listens to {self.address.events}: choose another uid")
+        await queue.consume(self._inbox.put)
+        return publishing, listening
+
+    def _on_closed(self, connection: AbstractConnection | None) -> None:
+        """Of an older connection this is no news."""
+        if connection is self._connection:
+            self._connected.clear()
+            self._lost.set()
 
     async def _keep_connected(self) -> None:
         while True:
@@ -205,13 +218,13 @@ class BrokerFabric:
         """Say it for sure, however long the broker is away; raises Undeliverable."""
         while True:
             await self._connected.wait()
-            assert self._channel is not None
+            connection, channel = self._connection, self._channel
+            assert channel is not None
             try:
-                return await amqp.publish(self._channel, queue, letter)
+                return await amqp.publish(channel, queue, letter)
             except amqp.BROKEN as error:
                 log.info("not published to %s yet: %s", queue, error)
-                if self._connected.is_set():
-                    self._on_closed()
+                self._on_closed(connection)
 
     # -- what nodes say ------------------------------------------------------------------------------------
 
@@ -297,7 +310,8 @@ class BrokerFabric:
         while peer.incoming:
             said, letter = peer.incoming.popleft()
             match said:
-                case wire.Enabled():
+                case wire.Enabled(queue=queue):
+                    peer.commands = queue
                     self._arrive(peer)
                 case wire.Leave():
                     self._end(peer, "the node closed the connection", took_leave=True)
@@ -353,6 +367,8 @@ class BrokerFabric:
         peer.early.clear()
         peer.incoming.clear()
         peer.outgoing.clear()
+        if peer.channel is not None:
+            self._tasks.create_task(_close(peer.channel))
         if not took_leave:
             self._tasks.create_task(self._notify(peer.own, wire.Disable(reason=reason[:1000], fatal=fatal)))
 
@@ -370,10 +386,32 @@ class BrokerFabric:
             peer.said += 1
             link = await self._link_for(peer, message)
             try:
-                letter = wire.commanded(peer.session, peer.said, message, link)
-                await self._publish(amqp.commands_of(peer.node), letter)
-            except Undeliverable as error:
-                self._end(peer, f"does not read: {error}")
+                await self._command(peer, wire.commanded(peer.session, peer.said, message, link))
+            except (Undeliverable, TimeoutError) as error:
+                self._end(peer, f"does not read: {error or 'its queue does not answer'}")
+
+    async def _command(self, peer: _Peer, letter: wire.Command) -> None:
+        """Say it for sure, however long the broker is away; raises Undeliverable, or TimeoutError for a dead queue."""
+        while True:
+            if peer.channel is None:
+                peer.channel = await self._open_channel()
+            try:
+                return await amqp.publish(peer.channel, peer.commands, letter)
+            except TimeoutError:
+                raise
+            except amqp.BROKEN as error:
+                log.info("not published to %s yet: %s", peer.commands, error)
+                peer.channel = None
+
+    async def _open_channel(self) -> AbstractChannel:
+        while True:
+            await self._connected.wait()
+            connection = self._connection
+            assert connection is not None
+            try:
+                return await amqp.open_channel(connection)
+            except amqp.BROKEN:
+                self._on_closed(connection)
 
     async def _link_for(self, peer: _Peer, message: CoordinatorMessage) -> str:
         """Where work's model is, which spares the node a question; it asks if this fails."""
@@ -409,6 +447,12 @@ class BrokerFabric:
 
 
 _STATUS: tuple[tuple[type[TuttiError], int], ...] = ((NotFound, 404), (TooLarge, 413), (Conflict, 409))
+
+
+async def _close(channel: AbstractChannel) -> None:
+    with contextlib.suppress(*amqp.BROKEN):
+        async with asyncio.timeout(amqp.CONNECT_SECONDS):
+            await channel.close()
 
 
 async def _acknowledge(letter: AbstractIncomingMessage) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,7 @@ class BrokerLink:
         self._http: aiohttp.ClientSession | None = None
         self._hub: HubLink | None = None
         self._download: Download | None = None
+        self._spare = 0  # command queues that the broker did not let us use
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,10 +72,18 @@ class BrokerLink:
         try:
             await session.register(registration)
             await self._turn_to(session.blobs)
+            await self._listen(session)
         except BaseException:
             await session.close(goodbye=False)
             raise
         return session.messages()
+
+    async def _listen(self, session: "_Session") -> None:
+        try:
+            await session.listen(self._address.commands(self._node, self._spare))
+        except LinkLost:
+            self._spare += 1
+            raise
 
     async def send(self, message: NodeMessage) -> None:
         if self._session is None:
@@ -134,7 +144,7 @@ class _Session:
 
     def __init__(self, address: Address, node: NodeId, times: LinkTimes, connection: AbstractConnection) -> None:
         self._address, self._node, self._times, self._connection = address, node, times, connection
-        self._name = secrets.token_hex(16)
+        self._name = f"{time.time_ns():016x}{secrets.token_hex(16)}"  # it grows with time
         self._own = ""
         self._reports_to = address.events
         self.blobs = ""
@@ -147,6 +157,7 @@ class _Session:
         self._enabled: asyncio.Future[wire.Enable | wire.Joined] = asyncio.get_running_loop().create_future()
         self._asked: dict[int, asyncio.Future[wire.Answer]] = {}
         self._over: LinkLost | LinkRefused | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._pulse: asyncio.TimerHandle | None = None
         self._pulse_seconds = times.stall
@@ -179,19 +190,24 @@ class _Session:
         await self._welcome()
 
     async def register(self, registration: Registration) -> None:
+        """Come in; `listen` comes next."""
         await self._publish(wire.Register(session=self._name, registration=registration))
         welcome = await self._welcome()
         if isinstance(welcome, wire.Joined):
             raise LinkRefused("the coordinator answered a registration as if it was a wish to join: update it")
         self._reports_to, self.blobs, self._pulse_seconds = welcome.queue, welcome.blobs, welcome.pulse
         self._feel_pulse()
-        with amqp.lost_when_broken("listen for commands"):
+
+    async def listen(self, queue: str) -> None:
+        """For commands, and say so."""
+        with amqp.lost_when_broken(f"listen to {queue}"):
             listening = await self._connection.channel()
             await listening.set_qos(prefetch_count=PREFETCH)
-            commands = await amqp.declare_commands(listening, self._address, self._node)
-            await commands.consume(self._on_command)
+            async with asyncio.timeout(self._times.connect):
+                commands = await amqp.declare_commands(listening, queue)
+                await commands.consume(self._on_command)
         listening.close_callbacks.add(self._on_closed)
-        await self._count(lambda seq: wire.Enabled(session=self._name, seq=seq))
+        await self._count(lambda seq: wire.Enabled(session=self._name, seq=seq, queue=queue))
 
     async def _welcome(self) -> "wire.Enable | wire.Joined":
         try:
@@ -248,8 +264,8 @@ class _Session:
                 async with asyncio.timeout(self._times.goodbye):
                     await self._count(lambda seq: wire.Leave(session=self._name, seq=seq))
         self._end(LinkLost("the connection to the coordinator was closed"))
-        with contextlib.suppress(*amqp.BROKEN):
-            await self._connection.close()
+        if self._closing is not None:
+            await self._closing
 
     # -- speaking ------------------------------------------------------------------------------------------
 
@@ -299,7 +315,9 @@ class _Session:
             with contextlib.suppress(*amqp.BROKEN):
                 await letter.reject(requeue=False)
             return self._end(LinkRefused(f"the coordinator said what this version does not understand: {error}"))
-        if command.session != self._name or command.seq <= self._heard or command.seq in self._early:
+        if command.session > self._name:  # closing gives the letter back, and the other one gets it
+            return self._end(LinkRefused(f"another process has connected as {self._node}: give each a name of its own"))
+        if command.session < self._name or command.seq <= self._heard or command.seq in self._early:
             with contextlib.suppress(*amqp.BROKEN):
                 await letter.ack()
             return
@@ -310,6 +328,10 @@ class _Session:
             if isinstance(command, wire.Train) and command.link:
                 self.links = {command.work.weights: command.link}
             self._arrived.put_nowait((wire.command_in(command), letter))
+
+    async def _disconnect(self) -> None:
+        with contextlib.suppress(*amqp.BROKEN):
+            await self._connection.close()
 
     def _on_closed(self, *_: object) -> None:
         self._end(LinkLost("the connection to the broker broke"))
@@ -323,10 +345,11 @@ class _Session:
             self._pulse = asyncio.get_running_loop().call_later(3 * self._pulse_seconds, self._end, lost)
 
     def _end(self, why: LinkLost | LinkRefused) -> None:
-        """After the first time this does nothing."""
+        """After the first time this does nothing. The broker gets back what was not dealt with, for who comes next."""
         if self._over is not None:
             return
         self._over = why
+        self._closing = asyncio.create_task(self._disconnect())
         if self._pulse is not None:
             self._pulse.cancel()
         self._arrived.put_nowait(None)
