@@ -22,6 +22,7 @@ SMALL = {
     "worlds.py": (["--quick"], "a round / small fleet's"),
     "rest.py": (["--quick"], "times bare"),
     "dashboard.py": (["--quick"], "p99 / at rest"),
+    "ring_faults.py": (["--simulated", "2"], None),
     "ring_calls.py": (["--quick"], "MB/s / apache"),
     "verification.py": (["--quick"], "solve / check"),
     "ledger.py": (["--jobs", "20"], "times bare"),

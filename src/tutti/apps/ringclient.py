@@ -18,7 +18,7 @@ from tutti.adapters.datasets import parts
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import compute_node
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
-from tutti.apps.ringnode import Tls, _contexts, members_of
+from tutti.apps.ringnode import ENROL_EVERY, Tls, _contexts, members_of
 from tutti.core.errors import Conflict, CorruptBlob, NotFound
 from tutti.domain.spec import JobSpec
 from tutti.ports.training import Data, Examples
@@ -48,20 +48,29 @@ class RingClient:
         await self._peers.close()
 
     async def members(self) -> tuple[Peer, ...]:
-        """Who is in the ring now, by identifier; raises Unreachable, NotFound for a ring without members."""
+        """Who is in the ring now, by identifier; raises Unreachable, NotFound for a ring without members.
+
+        A supernode that has just started knows nobody: members tell it in a moment.
+        """
+        deadline = asyncio.get_running_loop().time() + ENROL_EVERY + 1.0
+        while not (found := await self._ask_for_members() or self._members):
+            if asyncio.get_running_loop().time() > deadline:
+                raise NotFound(f"the ring at {self._address} has no members yet: start some with `tutti ring node`")
+            await asyncio.sleep(LOOK_EVERY)
+        self._members = tuple(sorted(found))
+        return self._members
+
+    async def _ask_for_members(self) -> tuple[Peer, ...]:
+        """Nobody, if whom this client knows is away but members are known from before."""
         try:
-            found = await members_of(self._address, self._tls)
+            return await members_of(self._address, self._tls)
         except UnknownCall:  # a member, then
             view = await self._view(peer_at(self._address))
-            found = tuple(map(peer_at, {self._address, *view.known}))
+            return tuple(map(peer_at, {self._address, *view.known}))
         except Unreachable:
             if not self._members:
                 raise
-            found = self._members  # the supernode is gone; the ring is not
-        if not found:
-            raise NotFound(f"the ring at {self._address} has no members yet: start some with `tutti ring node`")
-        self._members = tuple(sorted(found))
-        return self._members
+            return ()
 
     async def views(self) -> list[RingView]:
         """Every member that answers, around the ring."""

@@ -436,6 +436,7 @@ class RingNode:
             self.chain,
             self.agreed.jobs,
             {} if self.core is None else self.core.offers(),
+            (self._blobs.sent, self._blobs.resent),
         )
 
     async def reform(self) -> None:

@@ -46,6 +46,8 @@ class Verifier:
         match event:
             case e.JobInitialised(model=model, state=state):
                 await self._have(model, state)
+            case e.UpdateAccepted(node=node) if job.round is not None and job.round.members[node].update is not None:
+                return f"round {event.round} takes two updates of {node}"
             case e.RoundClosed() if job.round is not None and job.round.opened.task == "train":
                 return await self._compute(job, job.round.accepted, job.round.opened, event)
         return ""

@@ -17,6 +17,9 @@ from tutti.ports.blobs import Buffer, Mapped
 STRIPES = 4
 """Members from which the parts of one blob are fetched at a time."""
 
+GIVEN = 1000
+"""Newest gifts that are remembered, to notice one that is given twice."""
+
 UNAVAILABLE = (Unreachable, UnknownCall, NotFound, compute_node.Refused, compute_node.NotFound)
 
 
@@ -25,6 +28,9 @@ class RingBlobs:
 
     def __init__(self, here: DirectoryBlobs, peers: ThriftPeers, holders: Callable[[], list[str]]) -> None:
         self.here, self._peers, self._holders = here, peers, holders
+        self.sent = self.resent = 0
+        """Bytes given to other members, and those of them that the same member had been given before."""
+        self._given: dict[tuple[str, Digest], None] = {}
 
     async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
         return await self.here.put(data, digest=digest, sync=sync)
@@ -68,9 +74,17 @@ class RingBlobs:
         try:
             if await self._peers.missing(peer, [name]):
                 await self._peers.store(peer, name, memoryview(data))
+                self._count(address, digest, len(data))
         except (Unreachable, UnknownCall, compute_node.Refused):
             return False
         return True
+
+    def _count(self, address: str, digest: Digest, size: int) -> None:
+        self.sent += size
+        self.resent += size if (address, digest) in self._given else 0
+        self._given[address, digest] = None
+        if len(self._given) > GIVEN:
+            del self._given[next(iter(self._given))]
 
 
 async def _first(peers: ThriftPeers, holders: list[str], name: bytes) -> Any:

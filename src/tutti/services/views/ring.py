@@ -39,6 +39,7 @@ class RingView(View, frozen=True, kw_only=True):
     Attributes:
         replicas: Who keeps copies of what it owns.
         height, generation: Of its newest record; a generation above 0 was forced without a majority.
+        sent_bytes, resent_bytes: Of updates and models, by this process; `resent` to a member that had them before.
         holders: At the leader: by data set, how many nodes that hold it are connected.
     """
 
@@ -58,6 +59,8 @@ class RingView(View, frozen=True, kw_only=True):
     leader: str
     committee: tuple[str, ...]
     roster: tuple[str, ...]
+    sent_bytes: int
+    resent_bytes: int
     holders: dict[str, int]
     jobs: tuple[JobView, ...]
     lights: tuple[Light, ...]
@@ -69,8 +72,9 @@ def ring_view(
     chain: "ChainMember",
     jobs: Mapping[str, Job],
     offers: "Mapping[Offer, int]" = MappingProxyType({}),
+    sent: tuple[int, int] = (0, 0),
 ) -> RingView:
-    """`offers` is what the nodes that are connected to this member, if it leads, offer to train on."""
+    """One member's view. `offers`: of the nodes connected to it, if it leads. `sent`: bytes, and those again."""
     member = member or Member(me)
     tip = chain.replica.tip
     before = member.predecessor
@@ -91,6 +95,8 @@ def ring_view(
         leader=chain.leader,
         committee=chain.replica.order,
         roster=tip.addresses if tip else (),
+        sent_bytes=sent[0],
+        resent_bytes=sent[1],
         holders=_holders(offers),
         jobs=tuple(job_view(job, offers) for job in jobs.values()),
         lights=lights(member, chain),

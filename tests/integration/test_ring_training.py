@@ -1,0 +1,237 @@
+"""A member's chain: on disk, as a log, and its votes, for nothing that it has not computed itself."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+import msgspec
+import numpy as np
+import pytest
+
+from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.chains.sqlite import SqliteChain
+from tutti.adapters.datasets import parts
+from tutti.adapters.fabrics.ring import RingFabric, node_of
+from tutti.adapters.logs.chain import Agreed, ChainLog
+from tutti.adapters.thrift.client import Channel
+from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, training_node
+from tutti.adapters.thrift.node import ThriftPeers, peer_at
+from tutti.adapters.thrift.server import Server
+from tutti.adapters.thrift.training import TrainingNode
+from tutti.core.errors import Conflict, Forbidden, StorageError
+from tutti.core.params import Params
+from tutti.core.reduce import Update
+from tutti.core.strategy import compose
+from tutti.domain import commands as c
+from tutti.domain import events as e
+from tutti.domain import jobs
+from tutti.domain.spec import DataSchema, load_spec
+from tutti.ports.log import VersionConflict
+from tutti.ports.training import Data, Examples
+from tutti.ring.consensus import Ballot, Durable, Fetch, Vote
+from tutti.ring.record import Seat, after, first
+from tutti.services.chain import ChainMember, LostLead
+from tutti.services.verify import Verifier
+from tutti.wire import tensors
+from tutti.wire.messages import BadMessage
+
+SCHEMA = DataSchema("classification", (2,), 2)
+SPEC = load_spec({"name": "toy", "dataset": "toy", "model": "linear", "rounds": 2, "evaluation": {"nodes": False}})
+
+
+# -- the chain on disk --------------------------------------------------------------------------------------
+
+
+def test_a_chain_and_what_was_promised_are_kept(tmp_path):
+    store = SqliteChain(tmp_path / "chain.sqlite")
+    begin = first(Seat("a:1"))
+    second = after(begin, "a:1", [Seat("a:1"), Seat("b:1", 2)], b"body")
+    durable = Durable(0, Ballot(1, "b:1"), Vote(Ballot(1, "b:1"), second))
+    store.save([begin], durable)
+    store.close()
+    store = SqliteChain(tmp_path / "chain.sqlite")
+    assert store.load() == ([begin], durable)
+    store.save([second], Durable(1))
+    assert store.load() == ([begin, second], Durable(1))
+    with pytest.raises(StorageError, match="cannot write the ring's chain"):
+        store.save([second], Durable(7))  # its height is taken: nothing of this is kept
+    assert store.load() == ([begin, second], Durable(1))
+    store.save([first(Seat("b:1"))], Durable(0), anew=True)
+    assert store.load() == ([first(Seat("b:1"))], Durable(0))
+    store.close()
+
+
+def test_a_damaged_chain_is_said(tmp_path):
+    (tmp_path / "chain.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(StorageError, match="the ring's chain"):
+        SqliteChain(tmp_path / "chain.sqlite").load()
+
+
+# -- a ring of one, and its log -----------------------------------------------------------------------------
+
+
+class Silence:
+    async def agree(self, address, message):
+        raise AssertionError("there is nobody")
+
+
+@asynccontextmanager
+async def alone(folder, verify=None):
+    store = SqliteChain(folder / "chain.sqlite")
+    seat = Seat("127.0.0.1:1")
+    chain = ChainMember(seat.address, store, Silence(), verify=verify, roster=lambda: (seat,), clock=time.monotonic)
+    agreed = Agreed(chain)
+    running = asyncio.create_task(chain.run(seat))
+    async with asyncio.timeout(30):
+        await chain.until(lambda chain: chain.leading)
+        yield chain, agreed
+    running.cancel()
+    await asyncio.wait([running])
+    store.close()
+
+
+def submitted(at=1.0):
+    return jobs.submit("toy-1", SPEC, SCHEMA, now=at)
+
+
+async def test_what_ends_something_is_agreed_on_with_all_that_came_before(tmp_path):
+    note = e.CoordinatorStarted(at=0.5, version="1")
+    async with alone(tmp_path) as (chain, agreed):
+        log = ChainLog(chain, agreed)
+        (noted,) = await log.append("nodes", 0, [note])
+        assert (noted.offset, chain.height) == (1, 0)  # it waits
+        await log.append("job:toy-1", 0, [submitted()])
+        assert chain.height == 1
+        assert [r.event for r in await log.read()] == [note, submitted()]
+        await log.append("nodes", 1, [note])
+        assert [r.offset for r in await log.read(stream="nodes")] == [1, 3]
+        assert [r.offset for r in await log.read(2)] == [3]
+        with pytest.raises(VersionConflict):
+            await log.append("nodes", 1, [note])
+        log.give_up(LostLead("another leads"))
+        with pytest.raises(LostLead):
+            await log.append("job:toy-1", 1, [e.JobPaused(at=2.0)])
+    async with alone(tmp_path) as (chain, agreed):  # what waited is forgotten
+        log = ChainLog(chain, agreed)
+        assert [(r.stream, r.version) for r in await log.read()] == [("nodes", 1), ("job:toy-1", 1)]
+        assert list(agreed.jobs) == ["toy-1"]
+
+
+async def test_who_does_not_lead_records_nothing(tmp_path):
+    async with alone(tmp_path) as (chain, _):
+        chain.leading = False
+        with pytest.raises(LostLead):
+            await chain.propose(b"")
+
+
+# -- votes ----------------------------------------------------------------------------------------------------
+
+
+def model(*values):
+    return tensors.encode(Params.from_arrays({"w": np.array(values, np.float32)}))
+
+
+async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_path):
+    blobs = DirectoryBlobs(tmp_path)
+    base = await blobs.put(model(1.0, 2.0))
+    updates = {"a": (model(1.0, 0.0), 1), "b": (model(0.0, 4.0), 3)}
+    job = jobs.begin(submitted())
+    news: list[tuple[str, object]] = []
+
+    def happens(*events):
+        nonlocal job
+        for event in events:
+            news.append(("job:toy-1", event))
+            job = jobs.evolve(job, event)
+
+    happens(*jobs.decide(job, c.Initialise(model=base, state=base, parameters=2), now=1.0))
+    before = {job.id: job}
+    news.clear()
+    happens(*jobs.decide(job, c.Open(candidates=["a", "b"], settings={}, shares_state=False), now=2.0))
+    for node, (blob, weight) in updates.items():
+        digest = tensors.digest(blob)
+        submit = c.SubmitUpdate(round=1, attempt=0, node=node, digest=digest, weight=weight, metrics={})
+        happens(*jobs.decide(job, submit, now=3.0))
+    strategy = compose(SPEC.strategy, SPEC.reducer)
+    layout = tensors.decode(updates["a"][0]).layout
+    total = strategy.reducer.zero(layout, 2, SPEC.cohort.largest_weight)
+    strategy.reducer.add(total, *(Update(tensors.decode(blob), weight) for blob, weight in updates.values()))
+    mean = strategy.reducer.finish(total).buffer
+    right = tensors.digest(model(*(np.array([1.0, 2.0], np.float32) + mean)))
+
+    def closed(made):
+        counted = {"a": 1, "b": 3}
+        return jobs.decide(job, c.Close(round=1, attempt=0, counted=counted, model=made, state=made), now=4.0)
+
+    verifier = Verifier(blobs, lambda: before)
+    proposed = [*news, *(("job:toy-1", event) for event in closed(right))]
+    assert await verifier.fault(proposed) is None  # the updates are not here yet
+    for blob, _ in updates.values():
+        await blobs.put(blob)
+    assert await verifier.fault(proposed) == ""
+    assert right in await blobs.digests()
+    wrong = [*news, *(("job:toy-1", event) for event in closed(base))]
+    assert f"makes model {right[:12]}" in await verifier.fault(wrong)
+    doubled = [*news, news[-1], *proposed[len(news) :]]
+    assert "takes two updates of b" in await verifier.fault(doubled)
+    assert "KeyError" in await verifier.fault([("job:other", news[0][1])])
+
+
+# -- strangers ------------------------------------------------------------------------------------------------
+
+
+async def test_nobody_speaks_for_another(tmp_path):
+    class Nobody:
+        async def agree(self, message):
+            raise AssertionError("a forged message arrived")
+
+    server = Server(training_node.TrainingNode, TrainingNode(Nobody(), DirectoryBlobs(tmp_path)))
+    port = await server.start("127.0.0.1", 0)
+    channel = Channel(training_node.TrainingNode, "127.0.0.1", port)
+    said = msgspec.msgpack.encode(Fetch(sender="127.0.0.1:2", generation=0, height=0, tip=""))
+    try:
+        with pytest.raises(compute_node.Refused) as refused:
+            await channel.call("agree", PROTOCOL, peer_struct(peer_at("127.0.0.1:3")), said, within=10)
+        assert "is said to be of '127.0.0.1:2', '127.0.0.1:3' calls" in refused.value.reason
+        with pytest.raises(compute_node.Refused) as refused:
+            await channel.call("agree", PROTOCOL + 1, peer_struct(peer_at("127.0.0.1:2")), said, within=10)
+        assert "use one version" in refused.value.reason
+    finally:
+        await channel.close()
+        await server.close()
+
+
+async def test_a_member_has_its_own_name_only():
+    async def admit(node):
+        raise AssertionError("nobody is admitted")
+
+    fabric = RingFabric(ThriftPeers(), "127.0.0.1:1", admit)
+    with pytest.raises(Forbidden, match="expected a registration"):
+        await fabric.attach("127.0.0.1:2", 1, b'{"type":"device:heartbeat"}')
+    with pytest.raises(BadMessage):
+        await fabric.attach("127.0.0.1:2", 1, b"noise")
+    with pytest.raises(Conflict, match="connect anew"):
+        await fabric.say(1, b'{"type":"device:heartbeat"}')
+    assert node_of("[::1]:5001") == "1--5001"
+
+
+def test_parts_are_read_and_judged():
+    rows = Examples(np.eye(2, dtype=np.float32), np.array([0, 1]))
+    data = Data("toy", SCHEMA, rows, Examples(rows.x[:0], rows.y[:0]))
+    again = parts.decode(parts.encode(data))
+    assert (again.train.x == rows.x).all()
+    assert (again.train.y == rows.y).all()
+    strange = Data("toy", SCHEMA, Examples(rows.x, np.array([0, 7])), data.held_out)
+    empty = Data("toy", SCHEMA, data.held_out, data.held_out)
+    for bad in (b"noise", parts.encode(data)[:-3], parts.encode(strange), parts.encode(empty)):
+        with pytest.raises(parts.BadPart, match="not a part of a data set"):
+            parts.decode(bad)
+
+
+def test_rows_belong_to_the_successor_of_their_key():
+    members = [peer_at(f"127.0.0.1:{port}") for port in range(8)]
+    owned = parts.owners("toy", 500, members)
+    assert sorted(row for rows in owned.values() for row in rows) == list(range(500))
+    left = parts.owners("toy", 500, members[:-1])
+    moved = [row for peer in members[:-1] for row in set(left[peer]) - set(owned[peer])]
+    assert sorted(moved) == sorted(owned[members[-1]])  # a member that goes moves its own rows, and no others
