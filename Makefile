@@ -5,7 +5,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types web kernel picture bench docs clean services
+.PHONY: install demo test lint types web kernel contracts picture bench docs clean services
 .DEFAULT_GOAL := help
 
 help:
@@ -14,7 +14,7 @@ help:
 	@echo "make install  only build .venv (TORCH_ARGS='--index-url ...': another build of torch)"
 	@echo "make services  start PostgreSQL, RabbitMQ and an S3 store for tests, where none answers (Debian)"
 	@echo "make web      build the dashboard into the package (needs Node 20 or newer)"
-	@echo "make lint | types | picture | bench | docs | clean"
+	@echo "make lint | types | contracts | picture | bench | docs | clean"
 
 install: $(STAMP)
 
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard src/tutti/core/*.c src/tutti
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tutti needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dask,ray,audit,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dask,ray,audit,chain,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch==2.13.0
 	@touch $@
 
@@ -52,8 +52,12 @@ web: web/node_modules/.installed
 kernel: # WebAssembly for the browser node, committed too (needs clang-14 and lld-14)
 	web/kernel/build.sh
 
-web/node_modules/.installed: web/package-lock.json
-	npm --prefix web ci --silent
+# What the wheel ships (ABI, bytecode) and docs/gas.md must be what these sources give; then all tests of them.
+contracts: contracts/node_modules/.installed
+	npm --prefix contracts --silent test
+
+%/node_modules/.installed: %/package-lock.json
+	npm --prefix $* ci --silent
 	@touch $@
 
 # The picture in README.md and docs/dashboard.md.
@@ -68,4 +72,4 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv build dist src/*.egg-info tutti-data web/node_modules
+	rm -rf .venv build dist src/*.egg-info tutti-data */node_modules

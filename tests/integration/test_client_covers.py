@@ -73,6 +73,18 @@ def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]
     assert client.mint("spare", 100, key="m").free == 100
     assert [holder.account for holder in client.holders()] == ["spare"]
     assert client.account("spare").free == 100
+    assert client.transfer("spare", "other", 40, key="t").free == 60
+    assert client.transfer("other", "spare", 40, key="u").free == 0
+    assert not client.chain().connected
+    for on_chain in (
+        lambda: next(client.chain_sessions()),
+        lambda: client.chain_session(job),
+        lambda: client.chain_round(job, 1),
+        lambda: client.chain_proof(job, 1, "ada"),
+        lambda: client.claimable("spare"),
+    ):
+        with pytest.raises(NotFound, match="tutti chain deploy"):
+            on_chain()
     assert client.ledger().minted == 100
     assert next(iter(client.entries())).seq == 0
     with pytest.raises(Conflict, match="nothing is owed to 'spare'"):

@@ -174,6 +174,7 @@ ONCE: dict[str, dict[str, Any] | None] = {
     "/api/v1/nodes/{node}/undrain": None,
     "/api/v1/datasets/{dataset}/preflight": None,
     "/api/v1/ledger/mint": {"to": "three", "amount": 7, "key": "three"},
+    "/api/v1/ledger/accounts/{name}/transfer": {"to": "two", "amount": 1, "key": "moved"},
     "/api/v1/tokens": {"label": "once"},
     "/api/v1/training/start": JOB,
     "/api/v1/training/stop": {},
@@ -256,7 +257,7 @@ async def test_a_bad_body_is_refused_everywhere_and_changes_nothing(place):
 
 UNKNOWN = {"job": "none", "node": "none", "account": "none", "token": "none", "kind": "none", "dataset": "none"}
 UNKNOWN |= {"round": "99", "digest": "f" * 64}
-ANYBODY = {"/api/v1/ledger/accounts/{name}", "/api/v1/ledger/accounts/{name}/claim"}
+ANYBODY = {"/api/v1/ledger/accounts/{name}" + call for call in ("", "/claim", "/transfer")}
 """An account of the ledger that nobody has heard of holds nothing: that is an answer."""
 
 

@@ -27,6 +27,7 @@ SMALL = {
     "verification.py": (["--quick"], "solve / check"),
     "ledger.py": (["--jobs", "20"], "times bare"),
     "sim.py": (["--no-op", "--rounds", "8"], None),
+    "chain.py": (["--quick"], "a node each / ours"),
 }
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tutti.adapters.fabrics.broker import BrokerFabric
     from tutti.ports import EventLog, Link
     from tutti.ports.accounts import AccountStore
+    from tutti.ports.ledger import Ledger
     from tutti.services.coordinator import Coordinator
     from tutti.wire.messages import Offer
 
@@ -148,11 +149,10 @@ async def coordinator(
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric
     from tutti.adapters.fabrics.joined import JoinedFabrics
-    from tutti.adapters.identities.ed25519 import Ed25519Key
-    from tutti.adapters.ledgers.sqlite import SqliteLedger
     from tutti.adapters.workbench import ProcessWorkbench
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
+    from tutti.apps.chain import open_chain
     from tutti.services.accounts import Accounts
     from tutti.services.coordinator import Coordinator
     from tutti.services.market.desk import MarketDesk
@@ -160,7 +160,7 @@ async def coordinator(
     from tutti.services.members import fingerprint
     from tutti.services.rewards import RewardDesk
 
-    folder = _data_dir(settings.data_dir)
+    folder = data_folder(settings.data_dir)
     log = await _open_log(settings, folder)
     blobs = await _open_blobs(settings, folder)
     fabric = HubFabric(
@@ -180,9 +180,8 @@ async def coordinator(
     )
     fabric.traffic = core.stats
     clock = core.clock
-    ledger = await SqliteLedger.open(
-        folder / "ledger.sqlite", Ed25519Key.at(folder / "ledger.key"), lambda: int(1000 * clock())
-    )
+    chain = open_chain(folder, core)
+    ledger = chain.ledger if chain else await _open_ledger(folder, clock)
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
     market = MarketDesk(core.journal, blobs, ledger, clock)
     floor = MarketFloor(market, reached, drained=lambda node: node in core.register.drained)
@@ -204,8 +203,11 @@ async def coordinator(
         core.background.spawn(floor.run())
         if broker is not None:
             core.background.spawn(broker.run())
+        if chain is not None:
+            core.background.spawn(chain.desk.run())
         try:
-            yield core, create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor))
+            app = create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor), chain=chain)
+            yield core, app
         finally:
             await core.stop()
             await ledger.close()
@@ -239,6 +241,14 @@ def _broker(
         blobs_url="" if depot else url,
         ca=settings.broker_ca,
     )
+
+
+async def _open_ledger(folder: Path, clock: Callable[[], float]) -> "Ledger":
+    from tutti.adapters.identities.ed25519 import Ed25519Key
+    from tutti.adapters.ledgers.sqlite import SqliteLedger
+
+    key = Ed25519Key.at(folder / "ledger.key")
+    return await SqliteLedger.open(folder / "ledger.sqlite", key, lambda: int(1000 * clock()))
 
 
 async def _open_log(settings: CoordinatorSettings, folder: Path) -> "EventLog":
@@ -518,7 +528,7 @@ def _reachable(host: str) -> str:
             return socket.gethostname()
 
 
-def _data_dir(folder: Path) -> Path:
+def data_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -529,7 +539,7 @@ def _data_dir(folder: Path) -> Path:
 
 def operator_token(settings: CoordinatorSettings) -> tuple[Path, str]:
     """The operator's token, made at the first start and kept in the data directory."""
-    file = _data_dir(settings.data_dir) / "operator-token"
+    file = data_folder(settings.data_dir) / "operator-token"
     if not file.exists():
         write_secret(file, secrets.token_urlsafe(32))
     return file, file.read_text().strip()

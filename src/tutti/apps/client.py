@@ -44,6 +44,7 @@ from tutti.services.views import (
     WhyView,
 )
 from tutti.services.views.accounts import AccountView, AuditView, Grant, IssuedToken, SessionView, TokenView
+from tutti.services.views.chain import ChainSessionView, ChainView, ClaimView, ProvenView, RecordedView
 from tutti.services.views.ledger import BalanceView, Entry, LedgerView, Proof, RewardsView, ScoredView
 
 T = TypeVar("T")
@@ -192,6 +193,11 @@ class Client:
         """New tokens; the same key again mints nothing more."""
         return self._call("POST", "/ledger/mint", BalanceView, body={"to": to, "amount": amount, "key": key})
 
+    def transfer(self, source: str, to: str, amount: int, *, key: str) -> BalanceView:
+        """Tokens of one account for another; the same key again moves nothing more. What `source` has then."""
+        body = {"to": to, "amount": amount, "key": key}
+        return self._call("POST", f"/ledger/accounts/{quote(source)}/transfer", BalanceView, body=body)
+
     def claim(self, name: str, *, key: str) -> BalanceView:
         """Take everything that is owed to an account."""
         path = f"/ledger/accounts/{quote(name)}/claim"
@@ -211,6 +217,32 @@ class Client:
     def proof(self, job: str, round: int, node: str) -> Proof:
         """That a node's update is among those of a round."""
         return self._call("GET", f"/jobs/{quote(job)}/rewards/{round}/proof/{quote(node)}", Proof)
+
+    # -- the chain -----------------------------------------------------------------------------------------
+
+    def chain(self) -> ChainView:
+        return self._call("GET", "/blockchain/status", ChainView)
+
+    def chain_sessions(self) -> Iterator[ChainSessionView]:
+        """The jobs that the chain knows, newest first."""
+        return self._pages("/blockchain/sessions", ChainSessionView)
+
+    def chain_session(self, job: str) -> ChainSessionView:
+        """A job as it stands on the chain."""
+        return self._call("GET", f"/blockchain/sessions/{quote(job)}", ChainSessionView)
+
+    def chain_round(self, job: str, round: int) -> RecordedView:
+        """A round as it stands on the chain."""
+        return self._call("GET", f"/blockchain/sessions/{quote(job)}/rounds/{round}", RecordedView)
+
+    def chain_proof(self, job: str, round: int, node: str) -> ProvenView:
+        """Whether the contract finds a node's update among those of a round."""
+        path = f"/blockchain/sessions/{quote(job)}/rounds/{round}/proof/{quote(node)}"
+        return self._call("GET", path, ProvenView)
+
+    def claimable(self, account: str) -> ClaimView:
+        """What an account can claim on the chain, and by which proof."""
+        return self._call("GET", f"/blockchain/claims/{quote(account)}", ClaimView)
 
     # -- models --------------------------------------------------------------------------------------------
 

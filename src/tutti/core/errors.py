@@ -31,3 +31,7 @@ class StorageError(TuttiError):
 
 class CorruptBlob(StorageError):
     """Stored bytes do not have the digest they are named by."""
+
+
+class Unavailable(StorageError):
+    """A server that is needed does not answer. It may or may not have done what was asked: ask again, with the key."""

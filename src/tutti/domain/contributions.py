@@ -119,9 +119,14 @@ def payments_of(contributions: Sequence[Contribution], pool: int) -> list[int]:
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
+def record_of(contribution: Contribution) -> bytes:
+    """What is hashed of a contribution: its JSON with sorted keys and no spaces."""
+    return _encoder.encode(contribution)
+
+
 def leaves(contributions: Sequence[Contribution]) -> list[bytes]:
-    """Merkle leaves: of each, its JSON with sorted keys and no spaces."""
-    return [merkle.leaf(_encoder.encode(one)) for one in contributions]
+    """The Merkle leaf of each."""
+    return [merkle.leaf(record_of(one)) for one in contributions]
 
 
 def root_of(contributions: Sequence[Contribution]) -> str:

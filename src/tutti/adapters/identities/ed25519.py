@@ -23,14 +23,23 @@ class Ed25519Key:
     @classmethod
     def at(cls, file: Path) -> "Ed25519Key":
         """The key in a file (64 hex digits), made at the first call; raises UserError or StorageError."""
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _create(file)
-            return cls(bytes.fromhex(file.read_text(encoding="ascii")))
-        except OSError as error:
-            raise StorageError(f"cannot use the key file {file}: {error.strerror or error}") from None
-        except ValueError:
-            raise UserError(f"the key file {file} is damaged: expected 64 hex digits; restore it from a copy") from None
+        return cls(secret_at(file))
+
+
+def secret_at(file: Path) -> bytes:
+    """The 32 bytes in a key file (64 hex digits), drawn at the first call; raises UserError or StorageError."""
+    damaged = UserError(f"the key file {file} is damaged: expected 64 hex digits; restore it from a copy")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _create(file)
+        secret = bytes.fromhex(file.read_text(encoding="ascii"))
+    except OSError as error:
+        raise StorageError(f"cannot use the key file {file}: {error.strerror or error}") from None
+    except ValueError:
+        raise damaged from None
+    if len(secret) != 32:
+        raise damaged
+    return secret
 
 
 def verify(public: str, message: bytes, signature: bytes) -> bool:

@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric
-from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.adapters.partitioners import partitioners
 from tutti.apps.api import accounts as account_routes
 from tutti.apps.api import (
@@ -29,6 +28,9 @@ from tutti.apps.api import (
     status,
     transfer,
 )
+from tutti.apps.api import (
+    chain as chain_routes,
+)
 from tutti.apps.api.auth import Failures, Guard
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
@@ -40,6 +42,7 @@ from tutti.core.reduce import reducers
 from tutti.core.registry import Registry
 from tutti.core.schedules import schedules
 from tutti.core.strategy import strategies
+from tutti.ports.ledger import Ledger
 from tutti.ports.training import datasets, models
 from tutti.services.accounts import Accounts
 from tutti.services.coordinator import Coordinator
@@ -76,6 +79,7 @@ TAGS = [
     {"name": "nodes", "description": "Who takes part, and how others join."},
     {"name": "ledger", "description": "Tokens, what they were paid for, and the proofs."},
     {"name": market.TAG, "description": "Compute jobs, who does them, who pays, and what came out."},
+    {"name": "blockchain", "description": "What stands on the chain, where a coordinator uses one."},
     {"name": "coordinator", "description": "Health, status, events, metrics, and what there is to choose from."},
     {"name": account_routes.TAG, "description": "Who may do what, and who did."},
     {"name": documented.TRAINING, "description": "Aliases for the calls of a training dashboard."},
@@ -90,9 +94,10 @@ def create_app(
     blobs: DirectoryBlobs,
     accounts: Accounts,
     settings: ApiSettings,
-    tokens: tuple[RewardDesk, SqliteLedger],
+    tokens: tuple[RewardDesk, Ledger],
     compute: tuple[MarketDesk, MarketFloor],
     registries: Mapping[str, Registry[Any]] = REGISTRIES,
+    chain: chain_routes.OnChain | None = None,
 ) -> FastAPI:
     """The caller starts and stops the coordinator, loads and closes the accounts, and closes the ledger."""
     app = FastAPIOffline(  # its assets come from here: hospitals have machines without internet
@@ -114,6 +119,7 @@ def create_app(
     its_market = market.MarketRoutes(*compute)
     market.add_routes(api, its_market)
     documented_market.add_routes(api, its_market)
+    chain_routes.add_routes(api, chain_routes.ChainRoutes(chain))
     live.add_routes(app, live.LiveRoutes(coordinator))
     app.router.routes += [*dashboard.routes(), *browser.routes(browser.BrowserRoutes(coordinator))]
     # Every round waits for these, and routes are tried in order: they come first.

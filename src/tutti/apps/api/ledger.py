@@ -9,9 +9,11 @@ from fastapi import Depends, Header, Query
 from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.apps.api.jobs import page_by_name
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
+from tutti.core.errors import Conflict
 from tutti.domain.contributions import Proof, prove
-from tutti.domain.ledger import Claim, Entry, Mint, Order
+from tutti.domain.ledger import Claim, Entry, Mint, Order, Transfer
 from tutti.domain.ledger.operations import AccountName, Amount, Key
+from tutti.ports.ledger import Ledger
 from tutti.services.market.floor import MarketFloor
 from tutti.services.rewards import RewardDesk
 from tutti.services.views.base import Page
@@ -35,23 +37,37 @@ class MintRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: Key
 
 
+class TransferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tokens for another account. The same `key` again moves nothing more."""
+
+    to: AccountName
+    amount: Amount
+    key: Key
+
+
 class LedgerRoutes:
-    def __init__(self, desk: RewardDesk, ledger: SqliteLedger, market: MarketFloor) -> None:
+    def __init__(self, desk: RewardDesk, ledger: Ledger, market: MarketFloor) -> None:
         self._desk, self._ledger, self._market = desk, ledger, market
+
+    @property
+    def _book(self) -> SqliteLedger:
+        """The ledger as a chain of signed entries."""
+        if not isinstance(self._ledger, SqliteLedger):
+            raise Conflict("the tokens are on a chain, whose blocks are the entries: see `tutti chain status`")
+        return self._ledger
 
     async def show(self) -> Answer[LedgerView]:
         """The sums over all accounts, the key that signs entries, and the newest entry's hash."""
-        newest = await self._ledger.newest()
-        return Answer(ledger_view(self._ledger.public_key, newest, await self._ledger.totals()))
+        return Answer(ledger_view(self._book.public_key, await self._book.newest(), await self._book.totals()))
 
     async def entries(self, limit: Limit = 1000, after: Annotated[int, Query(ge=-1)] = -1) -> Answer[Page[Entry]]:
         """Every entry from the founding (0) on; `tutti ledger verify` checks them all."""
-        found = await self._ledger.read(after, limit)
+        found = await self._book.read(after, limit)
         return Answer(Page(items=found, next=str(found[-1].seq) if len(found) == limit else None))
 
     async def accounts(self, limit: Limit = 100, after: After = "") -> Answer[Page[BalanceView]]:
         """Who holds tokens, by name."""
-        held = {name: account for name, account in (await self._ledger.holders()).items() if name > after}
+        held = {name: account for name, account in (await self._book.holders()).items() if name > after}
         found = [balance_view(name, account) for name, account in islice(held.items(), limit)]
         return Answer(Page(items=found, next=found[-1].account if len(held) > limit else None))
 
@@ -61,6 +77,14 @@ class LedgerRoutes:
     async def claim(self, name: str, key: Annotated[str, Header(alias="Idempotency-Key")]) -> Answer[BalanceView]:
         """Take everything that is owed to an account."""
         await self._ledger.post(Order(key, Claim(account=name)))
+        return await self.account(name)
+
+    async def transfer(
+        self, name: str, wish: Annotated[TransferRequest, Depends(Body(TransferRequest))]
+    ) -> Answer[BalanceView]:
+        """Move tokens of an account to another; on a chain that may be an address, 0x and 40 hex digits."""
+        await self._ledger.post(Order(wish.key, Transfer(source=name, to=wish.to, amount=wish.amount)))
+        self._desk.poke()
         return await self.account(name)
 
     async def mint(self, wish: Annotated[MintRequest, Depends(Body(MintRequest))]) -> Answer[BalanceView]:
@@ -98,6 +122,7 @@ def add_routes(api: Api, ledger: LedgerRoutes) -> None:
     api.add("GET", root + "/accounts/{name}", ledger.account, "ledger")
     api.add("POST", root + "/accounts/{name}/claim", ledger.claim, "ledger")
     api.add("GET", "/api/v1/rewards", ledger.all_rewards, "ledger")
+    api.add("POST", root + "/accounts/{name}/transfer", ledger.transfer, "ledger")
     api.add("GET", "/api/v1/jobs/{job}/rewards", ledger.rewards, "ledger")
     api.add("GET", "/api/v1/jobs/{job}/rewards/{round}", ledger.scored, "ledger")
     api.add("GET", "/api/v1/jobs/{job}/rewards/{round}/proof/{node}", ledger.proof, "ledger")

@@ -7,7 +7,17 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from tutti.core.errors import Conflict, CorruptBlob, Forbidden, NotFound, StorageError, TuttiError, Unproven, UserError
+from tutti.core.errors import (
+    Conflict,
+    CorruptBlob,
+    Forbidden,
+    NotFound,
+    StorageError,
+    TuttiError,
+    Unavailable,
+    Unproven,
+    UserError,
+)
 from tutti.ports.blobs import TooLarge
 
 MEDIA_TYPE = "application/problem+json"
@@ -21,6 +31,7 @@ _STATUS: dict[type[Exception], int] = {
     TooLarge: 413,
     UserError: 422,
     CorruptBlob: 500,
+    Unavailable: 503,
     StorageError: 507,
     TuttiError: 500,
 }

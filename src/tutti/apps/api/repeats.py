@@ -89,7 +89,8 @@ class Repeats:
 
         try:
             await self._app(scope, _given(body, receive), keep)
-            worth = sent and sent[0]["status"] < 500 and sum(len(m.get("body", b"")) for m in sent) <= LARGEST_ANSWER
+            # what was refused has not been done: it may be tried again with its key
+            worth = sent and sent[0]["status"] < 400 and sum(len(m.get("body", b"")) for m in sent) <= LARGEST_ANSWER
             kept.messages = sent if worth else []
         finally:
             if not kept.messages and self._kept.get(key) is kept:

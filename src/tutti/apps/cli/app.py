@@ -8,6 +8,7 @@ import click
 
 from tutti.apps.cli import (
     catalog,
+    chain,
     demo,
     doctor,
     evaluate,
@@ -74,6 +75,7 @@ for command in (
     replay.replay,
     ledger.rewards,
     ledger.ledger,
+    chain.chain,
     catalog.catalog,
     doctor.doctor,
 ):

@@ -83,6 +83,23 @@ def ledger_mint(client: "Client", account: str, amount: int, key: str) -> None:
     click.echo(f"{account} has {client.mint(account, amount, key=key).free} tokens")
 
 
+@ledger.command("transfer")
+@click.argument("source")
+@click.argument("to")
+@click.argument("amount", type=click.IntRange(1))
+@click.option("--key", required=True, help="A name for this very wish: repeated with it, nothing more is moved.")
+@with_client
+def ledger_transfer(client: "Client", source: str, to: str, amount: int, key: str) -> None:
+    """Move tokens of one account to another; on a chain, to any address too.
+
+    \b
+    Examples:
+      tutti ledger transfer treasury client:lab 500 --key november
+      tutti ledger transfer node:clinic-a 0x70997970C51812dc3A010C7d01b50e0d17dc79C8 100 --key payout
+    """
+    click.echo(f"{source} has {client.transfer(source, to, amount, key=key).free} tokens left")
+
+
 @ledger.command("claim")
 @click.argument("account")
 @click.option("--key", required=True, help="A name for this very wish: repeated with it, nothing more is claimed.")

@@ -144,7 +144,7 @@ class MarketFloor:
 
     async def run(self) -> None:
         """Until cancelled: drive every job that is not settled."""
-        await self.desk.refresh_stakes()
+        await self._learn_stakes()
         for job_id in self.market.open:
             self.poke(job_id)
         try:
@@ -156,6 +156,15 @@ class MarketFloor:
                 group.create_task(self._ring_alarms())
         finally:
             self._checks.shutdown(wait=False, cancel_futures=True)
+
+    async def _learn_stakes(self) -> None:
+        """Ask the ledger, which may be a chain that does not answer yet."""
+        while True:
+            try:
+                return await self.desk.refresh_stakes()
+            except TuttiError as error:
+                log.error("the stakes of workers are not known yet: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
 
     def poke(self, job_id: str = "") -> None:
         """Look at a job soon; without one, at whether somebody can be given work."""

@@ -1,0 +1,1 @@
+"""The chain: contracts, wallets, transactions, and two ways to reach a node."""

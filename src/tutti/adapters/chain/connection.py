@@ -1,0 +1,119 @@
+"""A coordinator's chain: which one, where its contracts lie, and the keys to use them, all from its data directory.
+
+`chain.json` names the node and the addresses (`tutti chain deploy` writes it), `chain.key` holds the secret,
+`chain-sent.sqlite` is the journal of transactions, and `chain.sqlite` the embedded chain, where that is used.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from tutti.adapters.chain.contracts import NAMES, contract, explain
+from tutti.adapters.chain.rpc import HttpRpc, Rpc, RpcRefused
+from tutti.adapters.chain.sender import Call, Reverted, Sender, Sent
+from tutti.adapters.chain.wallets import Wallets
+from tutti.core.errors import Conflict, NotFound, StorageError, UserError
+
+EMBEDDED = "embedded"
+
+Address = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{40}$")]
+
+
+class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `chain.json` says. `rpc`: a node's URL, or `embedded`."""
+
+    rpc: str
+    chain_id: int
+    contracts: dict[str, Address]
+
+    @classmethod
+    def read(cls, file: Path) -> "Deployment":
+        """Raises NotFound, UserError for what is no deployment, StorageError."""
+        try:
+            found = msgspec.json.decode(file.read_bytes(), type=cls)
+        except FileNotFoundError:
+            raise NotFound(f"there is no {file}: `tutti chain deploy` writes it") from None
+        except OSError as error:
+            raise StorageError(f"cannot read {file}: {error.strerror or error}") from None
+        except msgspec.MsgspecError as error:
+            raise UserError(f"{file} is not what `tutti chain deploy` writes: {error}") from None
+        if missing := NAMES.keys() - found.contracts.keys():
+            raise UserError(f"{file} names no address for: {', '.join(sorted(missing))}")
+        return found
+
+    def write(self, file: Path) -> None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+        except OSError as error:
+            raise StorageError(f"cannot write {file}: {error.strerror or error}") from None
+
+
+class Chain:
+    """Read by `view`, written by `send`."""
+
+    def __init__(self, deployment: Deployment, rpc: Rpc, wallets: Wallets, journal: Path) -> None:
+        self.deployment, self.rpc, self.wallets = deployment, rpc, wallets
+        self.operator = wallets.role("operator")
+        self.sender = Sender(rpc, journal, deployment.chain_id, self.operator)
+
+    @classmethod
+    def at(cls, folder: Path, clock: Callable[[], float] = time.time) -> "Chain":
+        """The chain of a data directory; does not speak to it yet."""
+        deployment = Deployment.read(folder / "chain.json")
+        rpc = open_rpc(deployment.rpc, folder, clock)
+        return cls(deployment, rpc, Wallets.at(folder / "chain.key"), folder / "chain-sent.sqlite")
+
+    async def close(self) -> None:
+        self.sender.close()
+        await self.rpc.close()
+
+    def to(self, name: str) -> str:
+        """The address of one of NAMES."""
+        return self.deployment.contracts[name]
+
+    async def view(self, name: str, function: str, *arguments: Any) -> Any:
+        """Ask a contract; raises Reverted, Unavailable, Conflict if there is no such contract."""
+        called = contract(name).functions[function]
+        wish = {"to": self.to(name), "data": "0x" + called.encode(*arguments).hex()}
+        try:
+            answer = bytes.fromhex((await self.rpc.call("eth_call", wish, "latest"))[2:])
+        except RpcRefused as refusal:
+            revert = explain(refusal.data)
+            raise Reverted(f"the contract refuses: {revert or refusal}", revert) from None
+        if not answer and called.outputs:
+            raise Conflict(
+                f"there is no {NAMES[name]} at {self.to(name)} on chain {self.deployment.chain_id}: "
+                "deploy again (`tutti chain deploy`), or mend chain.json"
+            )
+        return called.decode(answer)
+
+    async def views(self, *questions: tuple[Any, ...]) -> list[Any]:
+        """Several at once: (name, function, arguments…) each."""
+        return list(await asyncio.gather(*(self.view(*question) for question in questions)))
+
+    def call(self, key: Any, name: str, function: str, *arguments: Any) -> Call:
+        """A transaction that calls a contract, signed by `key`."""
+        return Call(key, self.to(name), contract(name).functions[function].encode(*arguments))
+
+    async def send(self, key: str, what: bytes, make: Callable[[], Awaitable[Call]]) -> Sent:
+        """See `Sender.send`."""
+        return await self.sender.send(key, what, make)
+
+    async def now(self) -> int:
+        """The time that the next block will have, in seconds since the epoch."""
+        return int((await self.rpc.call("eth_getBlockByNumber", "pending", False))["timestamp"], 16)
+
+
+def open_rpc(rpc: str, folder: Path, clock: Callable[[], float] = time.time) -> Rpc:
+    """The node at a URL, or the embedded chain of a data directory."""
+    if rpc != EMBEDDED:
+        return HttpRpc(rpc)
+    from tutti.adapters.chain.embedded import EmbeddedChain
+
+    return EmbeddedChain(folder / "chain.sqlite", clock)

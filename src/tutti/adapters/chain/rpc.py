@@ -1,0 +1,77 @@
+"""JSON-RPC to an Ethereum node (https://ethereum.org/en/developers/docs/apis/json-rpc/), as little as is needed."""
+
+import asyncio
+from typing import Any, Protocol
+
+import httpx
+
+from tutti.core.errors import TuttiError, Unavailable
+
+DEADLINE_SECONDS = 20.0
+
+
+class Rpc(Protocol):
+    """Whatever answers JSON-RPC: a node over HTTP, or the chain in this process."""
+
+    async def call(self, method: str, *params: Any) -> Any:
+        """The result; raises RpcRefused with what the node said, Unavailable if none answered."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class RpcRefused(TuttiError):
+    """The node answered with an error. `data` is what a contract reverted with, if one did."""
+
+    def __init__(self, message: str, data: bytes | None = None) -> None:
+        super().__init__(message)
+        self.data = data
+
+
+class HttpRpc:
+    """A node at a URL. Safe to share: each call is one request."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._client = httpx.AsyncClient(timeout=DEADLINE_SECONDS, limits=httpx.Limits(max_connections=8))
+        self._calls = 0
+
+    async def call(self, method: str, *params: Any) -> Any:
+        self._calls += 1
+        body = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": list(params)}
+        try:
+            response = await self._client.post(self.url, json=body)
+            answer = response.json()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable(f"no chain answers at {self.url} ({error or type(error).__name__})") from None
+        except ValueError:
+            raise Unavailable(f"what answers at {self.url} is no Ethereum node ({response.status_code})") from None
+        if not isinstance(answer, dict) or ("result" not in answer and "error" not in answer):
+            raise Unavailable(f"what answers at {self.url} is no Ethereum node: {str(answer)[:100]}")
+        if "error" in answer:
+            raise _refusal(answer["error"])
+        return answer["result"]
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _refusal(error: Any) -> RpcRefused:
+    """Nodes differ in where they put what the contract reverted with."""
+    data = error.get("data") if isinstance(error, dict) else None
+    if isinstance(data, dict):
+        data = data.get("data")
+    found = bytes.fromhex(data[2:]) if isinstance(data, str) and data.startswith("0x") and len(data) % 2 == 0 else None
+    return RpcRefused(str(error.get("message", error)) if isinstance(error, dict) else str(error), found)
+
+
+async def wait_for_receipt(rpc: Rpc, hash: str, seconds: float) -> dict[str, Any] | None:
+    """A transaction's receipt once it is in a block; None if it was not within so many seconds."""
+    pause, loop = 0.01, asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        receipt: dict[str, Any] | None = await rpc.call("eth_getTransactionReceipt", hash)
+        if receipt is not None or loop.time() >= end:
+            return receipt
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 1.0)

@@ -1,0 +1,281 @@
+"""The ledger on an Ethereum chain: each account a wallet, each order one transaction, everything due by proof.
+
+Whoever holds an account's key signs for it: the coordinator for the names of its ledger, nobody here for an account
+that is an address. Payments out of a pool are one Merkle root a round over everybody's cumulative earnings; the list
+behind it is the journal of transactions, so that a claim needs nothing but this folder and the chain.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+import msgspec
+from eth_abi import encode
+
+from tutti.adapters.chain.connection import Chain
+from tutti.adapters.chain.sender import Call, Reverted, Sent
+from tutti.core import merkle
+from tutti.core.errors import NotFound
+from tutti.domain import ledger as l
+from tutti.domain.ledger import Account, AnyOperation, Order, Totals
+from tutti.ports.ledger import Receipt
+
+ESCROW_SECONDS = 90 * 86_400
+"""After so long, a payer can take back what is in an escrow without the coordinator."""
+
+TRANSFER_AND_CALL = "transferAndCall(address,uint256,bytes)"
+
+_REFUSALS: Mapping[str, type[Exception]] = {
+    "ERC20InsufficientBalance": l.InsufficientFunds,
+    "InsufficientStake": l.InsufficientFunds,
+    "NothingUnbonds": l.InsufficientFunds,
+    "NothingOwed": l.InsufficientFunds,
+    "PoolTooSmall": l.InsufficientFunds,
+    "StillUnbonding": l.StillUnbonding,
+    "OverCap": l.OverCap,
+    "JobExists": l.EscrowOver,
+    "PoolExists": l.EscrowOver,
+    "JobOver": l.EscrowOver,
+    "PoolOver": l.EscrowOver,
+    "NoSuchJob": NotFound,
+    "NoSuchPool": NotFound,
+    "BadCompensation": l.BadOperation,
+}
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A root that was published: everybody's earnings up to then, by address."""
+
+    number: int = -1
+    totals: Mapping[str, int] = field(default_factory=dict)
+    valid_from: int = 0
+
+    def accounts(self) -> list[str]:
+        return sorted(self.totals, key=str.lower)
+
+    def leaves(self) -> list[bytes]:
+        """In the order of the addresses."""
+        return [merkle.leaf(encode(["address", "uint256"], [who, self.totals[who]])) for who in self.accounts()]
+
+    def root(self) -> bytes:
+        return merkle.root(self.leaves())
+
+
+@dataclass(frozen=True, slots=True)
+class Claimable:
+    """All that a claim at the contract needs: of which round, for which sum, by which proof."""
+
+    round: int
+    address: str
+    total: int
+    claimed: int
+    proof: list[bytes]
+
+
+class EvmLedger:
+    """A Ledger over a Chain, which it does not close before `close`."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self._wallets, self._operator = chain.wallets, chain.operator
+        self._rounds = [Round()]  # the newest that is valid, and those after it
+        self._read = 0  # up to where the journal is in them
+
+    async def post(self, order: Order) -> Receipt:
+        l.check(order)
+        operation = order.operation
+        try:
+            sent = await self.chain.send(order.key, _encoder.encode(operation), lambda: self._call(operation))
+        except Reverted as refusal:
+            raise _refusal(operation, refusal) from None
+        return Receipt(order.key, sent.hash)
+
+    async def account(self, name: str) -> Account:
+        address = self._wallets.address(name)
+        free, (staked, unbonding, _, _), claimed = await self.chain.views(
+            ("token", "balanceOf", address),
+            ("staking", "positions", address),
+            ("rewards", "claimed", self._operator.address, address),
+        )
+        earned = (await self._published())[-1].totals.get(address, 0)
+        return Account(free=free, staked=staked, unbonding=unbonding, owed=earned - claimed)
+
+    async def totals(self) -> Totals:
+        minted, supply, staked, unbonding, owed, jobs, pools, *held = await self.chain.views(
+            ("token", "minted"),
+            ("token", "totalSupply"),
+            ("staking", "totalStaked"),
+            ("staking", "totalUnbonding"),
+            ("rewards", "totalOwed"),
+            ("escrow", "totalEscrowed"),
+            ("rewards", "totalPooled"),
+            *(("token", "balanceOf", self.chain.to(name)) for name in ("staking", "escrow", "rewards")),
+        )
+        return Totals(
+            minted=minted,
+            burned=minted - supply,
+            free=supply - sum(held),
+            staked=staked,
+            unbonding=unbonding,
+            owed=owed,
+            escrowed=jobs + pools,
+        )
+
+    async def close(self) -> None:
+        await self.chain.close()
+
+    async def claimable(self, name: str) -> Claimable:
+        """What the account can claim of rounds that are valid by now; raises InsufficientFunds if nothing is owed."""
+        address = self._wallets.address(name)
+        rounds, now = await self._published(), await self.chain.now()
+        claimed = await self.chain.view("rewards", "claimed", self._operator.address, address)
+        valid = next(one for one in reversed(rounds) if one.valid_from <= now)
+        total = valid.totals.get(address, 0)
+        if total <= claimed:
+            later = rounds[-1].totals.get(address, 0) > claimed
+            why = "what is owed can be claimed later" if later else "what was owed has been claimed"
+            raise l.InsufficientFunds(f"nothing is owed to {name!r}: {why}")
+        path = merkle.proof(valid.leaves(), valid.accounts().index(address))
+        return Claimable(valid.number, address, total, claimed, path)
+
+    # -- what an order is on the chain -------------------------------------------------------------------
+
+    async def _call(self, operation: AnyOperation) -> Call:
+        chain, key = self.chain, self._wallets.account
+        match operation:
+            case l.Mint(to=to, amount=amount):
+                return chain.call(self._operator, "token", "mint", self._wallets.address(to), amount)
+            case l.Transfer(source=source, to=to, amount=amount):
+                if source == to:
+                    raise l.BadOperation(f"Transfer: source and destination are both {source!r}")
+                return chain.call(key(source), "token", "transfer", self._wallets.address(to), amount)
+            case l.Stake(account=name, amount=amount):
+                return self._pay(name, "staking", amount, b"")
+            case l.Unstake(account=name, amount=amount):
+                return chain.call(key(name), "staking", "unstake", amount)
+            case l.Withdraw(account=name):
+                return chain.call(key(name), "staking", "withdraw")
+            case l.Slash():
+                return self._slash(operation)
+            case l.Escrow(escrow=escrow, payer=payer, amount=amount, purpose=purpose):
+                return await self._escrow(escrow, payer, amount, "escrow" if purpose == "job" else "rewards")
+            case l.Reward(escrow=escrow, to=to):
+                await self._holder(escrow, "escrow")
+                return chain.call(self._operator, "escrow", "pay", escrow_id(escrow), self._wallets.address(to))
+            case l.Distribute(escrow=escrow, payments=payments, evidence=evidence):
+                await self._holder(escrow, "rewards")
+                return await self._distribute(escrow, payments, evidence)
+            case l.Claim(account=name):
+                due = await self.claimable(name)
+                claim = (self._operator.address, due.round, due.address, due.total, due.proof)
+                return chain.call(self._operator, "rewards", "claim", *claim)
+            case l.Refund(escrow=escrow):
+                holder = await self._holder(escrow, None)
+                return chain.call(self._operator, holder, "refund", escrow_id(escrow))
+            case _:
+                raise l.BadOperation(f"{type(operation).__name__}: an order cannot do this")
+
+    def _pay(self, payer: str, to: str, amount: int, data: bytes) -> Call:
+        return self.chain.call(
+            self._wallets.account(payer), "token", TRANSFER_AND_CALL, self.chain.to(to), amount, data
+        )
+
+    def _slash(self, slash: l.Slash) -> Call:
+        if slash.compensation > slash.amount or (slash.compensation and slash.victim is None):
+            raise l.BadOperation(
+                f"Slash: a compensation needs a victim and is at most the amount {slash.amount}, "
+                f"came {slash.compensation}"
+            )
+        if slash.victim == slash.account:
+            raise l.BadOperation(f"Slash: {slash.account!r} cannot be its own victim")
+        return self.chain.call(
+            self._wallets.role("arbiter"),
+            "staking",
+            "slash",
+            self._wallets.address(slash.account),
+            slash.amount,
+            self._wallets.address(slash.victim) if slash.victim else "0x" + "00" * 20,
+            slash.compensation,
+            slash.reason.encode()[:32].ljust(32, b"\0"),
+        )
+
+    async def _escrow(self, escrow: str, payer: str, amount: int, holder: str) -> Call:
+        if (await self._purpose(escrow)) is not None:
+            raise l.EscrowOver(f"there is an escrow {escrow!r} already: choose another id")
+        terms = (escrow_id(escrow), self._operator.address, await self.chain.now() + ESCROW_SECONDS)
+        return self._pay(payer, holder, amount, encode(["bytes32", "address", "uint64"], terms))
+
+    async def _purpose(self, escrow: str) -> str | None:
+        """Which contract holds an escrow, or held it."""
+        (_, job, *_), (sponsor, *_) = await self.chain.views(
+            ("escrow", "jobs", escrow_id(escrow)), ("rewards", "pools", escrow_id(escrow))
+        )
+        return "escrow" if job else "rewards" if int(sponsor, 16) else None
+
+    async def _holder(self, escrow: str, wanted: str | None) -> str:
+        holder = await self._purpose(escrow)
+        if holder is None:
+            raise NotFound(f"there is no escrow {escrow!r}")
+        if wanted not in (None, holder):
+            kinds = {"escrow": "job", "rewards": "pool"}
+            raise l.EscrowOver(f"escrow {escrow!r} is a {kinds[holder]}, not a {kinds[str(wanted)]}")
+        return holder
+
+    # -- earnings ----------------------------------------------------------------------------------------
+
+    async def _distribute(self, escrow: str, payments: Mapping[str, int], evidence: str) -> Call:
+        root = _with((await self._published())[-1], self._addressed(payments)).root()
+        amount, proof = sum(payments.values()), bytes.fromhex(evidence or "00" * 32)
+        return self.chain.call(self._operator, "rewards", "distribute", escrow_id(escrow), amount, root, proof)
+
+    def _addressed(self, payments: Mapping[str, int]) -> list[tuple[str, int]]:
+        return [(self._wallets.address(name), amount) for name, amount in payments.items()]
+
+    async def _published(self) -> list[Round]:
+        """What stands on the chain; payments of the journal that a guardian has vetoed are left out."""
+        count = await self.chain.view("rewards", "roundCount", self._operator.address)
+        if count <= self._rounds[-1].number:  # vetoed, or the chain took another branch
+            self._rounds, self._read = [Round()], 0
+        if count > self._rounds[-1].number + 1:
+            for sent in self.chain.sender.done(after=self._read):
+                if self._rounds[-1].number + 1 == count:
+                    break
+                await self._add(sent)
+                self._read = sent.seq
+        if len(self._rounds) > 1:
+            now = await self.chain.now()
+            valid = [index for index, one in enumerate(self._rounds) if one.valid_from <= now]
+            del self._rounds[: valid[-1]]
+        return self._rounds
+
+    async def _add(self, sent: Sent) -> None:
+        """What a transaction of the journal has distributed, if its root stands on the chain."""
+        last = self._rounds[-1]
+        if b'"Distribute"' not in sent.what:
+            return
+        operation = msgspec.json.decode(sent.what, type=AnyOperation)
+        if isinstance(operation, l.Distribute):
+            root, _, _, valid_from = await self.chain.view("rewards", "rounds", self._operator.address, last.number + 1)
+            tried = replace(_with(last, self._addressed(operation.payments)), valid_from=valid_from)
+            if tried.root() == root:
+                self._rounds.append(tried)
+
+
+def _with(before: Round, payments: list[tuple[str, int]]) -> Round:
+    totals = dict(before.totals)
+    for address, amount in payments:
+        totals[address] = totals.get(address, 0) + amount
+    return Round(before.number + 1, totals)
+
+
+def escrow_id(escrow: str) -> bytes:
+    """The name of an escrow on the chain."""
+    return sha256(f"escrow/{escrow}".encode()).digest()
+
+
+def _refusal(operation: AnyOperation, refusal: Reverted) -> Exception:
+    kind = _REFUSALS.get(refusal.revert.name) if refusal.revert else None
+    return kind(f"{type(operation).__name__}: {refusal}") if kind else refusal

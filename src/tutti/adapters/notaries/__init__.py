@@ -1,0 +1,1 @@
+"""Notaries, a file for each back end."""

@@ -1,0 +1,106 @@
+"""The notary on an Ethereum chain: TrainingRegistry and ContributionTracker, two transactions a job and one a round."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+from tutti.adapters.chain.connection import Chain
+from tutti.adapters.chain.sender import Call, Reverted
+from tutti.core.errors import NotFound
+from tutti.domain.contributions import Proof, record_of
+
+NONE = "00" * 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session as it stands on the chain. Times in seconds since the epoch; None until it is closed."""
+
+    coordinator: str
+    opened_at: int
+    closed_at: int | None
+    rounds: int
+    spec: str
+    data: str
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRound:
+    root: str
+    model: str
+    count: int
+    at: int
+
+
+class EvmNotary:
+    """A Notary over a Chain, and what can be read there again."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+
+    async def open_session(self, job: str, spec: str, data: str, rounds: int) -> None:
+        await self._send(f"session/{job}", "SessionExists", "registry", "open", job, _hash(spec), _hash(data), rounds)
+
+    async def record_round(self, job: str, round: int, root: str, count: int, model: str) -> None:
+        arguments = (round, _hash(root), count, _hash(model))
+        await self._send(f"round/{job}/{round}", "AlreadyRecorded", "tracker", "record", job, *arguments)
+
+    async def close_session(self, job: str, model: str | None) -> None:
+        await self._send(f"close/{job}", "SessionOver", "registry", "close", job, _hash(model or NONE))
+
+    async def _send(self, key: str, done: str, name: str, function: str, job: str, *arguments: object) -> None:
+        """`done`: how the contract says that this has happened, should our journal have been lost."""
+
+        async def make() -> Call:
+            return self.chain.call(self.chain.operator, name, function, session_id(job), *arguments)
+
+        try:
+            await self.chain.send(f"notary/{key}", (await make()).data, make)
+        except Reverted as refusal:
+            if refusal.revert is None or refusal.revert.name != done:
+                raise
+
+    async def count(self) -> int:
+        """How many sessions the registry knows, whoever opened them."""
+        found: int = await self.chain.view("registry", "count")
+        return found
+
+    async def session(self, job: str) -> Session:
+        """Raises NotFound."""
+        found = await self.chain.view("registry", "sessions", session_id(job))
+        coordinator, opened_at, rounds, closed_at, spec, data, model = found
+        if int(coordinator, 16) == 0:
+            raise NotFound(f"the chain has no session of job {job!r} (yet)")
+        return Session(
+            coordinator=coordinator,
+            opened_at=opened_at,
+            closed_at=closed_at or None,
+            rounds=rounds,
+            spec=spec.hex(),
+            data=data.hex(),
+            model=model.hex() if any(model) else None,
+        )
+
+    async def round(self, job: str, round: int) -> RecordedRound:
+        """Raises NotFound."""
+        root, model, count, at = await self.chain.view("tracker", "rounds", session_id(job), round)
+        if not any(root):
+            raise NotFound(f"the chain has no round {round} of job {job!r} (yet)")
+        return RecordedRound(root=root.hex(), model=model.hex(), count=count, at=at)
+
+    async def holds(self, proof: Proof) -> bool:
+        """Whether the contract finds a contribution among those of its round."""
+        one = proof.contribution
+        path = [bytes.fromhex(step) for step in proof.path]
+        question = (session_id(one.job), one.round, record_of(one), path)
+        found: bool = await self.chain.view("tracker", "verify", *question)
+        return found
+
+
+def session_id(job: str) -> bytes:
+    """The name of a job on the chain."""
+    return sha256(f"session/{job}".encode()).digest()
+
+
+def _hash(text: str) -> bytes:
+    return bytes.fromhex(text)
