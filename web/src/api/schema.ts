@@ -242,6 +242,126 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/blockchain/claims/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Claimable
+         * @description What an account can claim, with the proof: enough to claim it from any wallet, without this coordinator.
+         */
+        get: operations["claimable_api_v1_blockchain_claims__name__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/blockchain/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Sessions
+         * @description The jobs of this coordinator that the chain knows, newest first.
+         */
+        get: operations["sessions_api_v1_blockchain_sessions_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/blockchain/sessions/{job}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Session
+         * @description A job as it stands on the chain.
+         */
+        get: operations["session_api_v1_blockchain_sessions__job__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/blockchain/sessions/{job}/rounds/{round}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Recorded
+         * @description A round's root as it stands on the chain.
+         */
+        get: operations["recorded_api_v1_blockchain_sessions__job__rounds__round__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/blockchain/sessions/{job}/rounds/{round}/proof/{node}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Proof
+         * @description That a node's update is among those of a round, as the contract itself checks it.
+         */
+        get: operations["proof_api_v1_blockchain_sessions__job__rounds__round__proof__node__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/blockchain/status": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Status
+         * @description Whether the chain answers, where its contracts are, and what they hold.
+         */
+        get: operations["status_api_v1_blockchain_status_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/config": {
         parameters: {
             query?: never;
@@ -793,6 +913,26 @@ export interface paths {
          * @description Take everything that is owed to an account.
          */
         post: operations["claim_api_v1_ledger_accounts__name__claim_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/ledger/accounts/{name}/transfer": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Transfer
+         * @description Move tokens of an account to another; on a chain that may be an address, 0x and 40 hex digits.
+         */
+        post: operations["transfer_api_v1_ledger_accounts__name__transfer_post"];
         delete?: never;
         options?: never;
         head?: never;
@@ -2038,6 +2178,59 @@ export interface components {
             };
         };
         /**
+         * ChainSessionView
+         * @description A job as the TrainingRegistry has it. Times in seconds since the epoch; `recorded`: rounds with a root.
+         */
+        ChainSessionView: {
+            closed_at: number | null;
+            coordinator: string;
+            data: string;
+            job: string;
+            model: string | null;
+            opened_at: number;
+            recorded: number[];
+            rounds: number;
+            session: string;
+            spec: string;
+        };
+        /**
+         * ChainView
+         * @description The chain that this coordinator uses. `error`: why it is not connected, if so; `waiting`: calls not made yet.
+         *
+         *         `sessions`: of the registry, whoever opened them. The addresses of `roles` hold the contracts' powers.
+         */
+        ChainView: {
+            /** @default null */
+            block?: number | null;
+            /** @default null */
+            chain_id?: number | null;
+            connected: boolean;
+            /** @default {} */
+            contracts?: {
+                [key: string]: string;
+            };
+            /** @default  */
+            error?: string;
+            /** @default null */
+            escrowed?: number | null;
+            /** @default null */
+            minted?: number | null;
+            /** @default  */
+            node?: string;
+            /** @default null */
+            owed?: number | null;
+            /** @default {} */
+            roles?: {
+                [key: string]: string;
+            };
+            /** @default null */
+            sessions?: number | null;
+            /** @default null */
+            staked?: number | null;
+            /** @default 0 */
+            waiting?: number;
+        };
+        /**
          * CheckView
          * @description A job that could be run as written. `nodes_ready` counts the connected nodes that may work on it.
          */
@@ -2065,6 +2258,20 @@ export interface components {
             account: string;
             /** @enum {unknown} */
             type: "Claim";
+        };
+        /**
+         * ClaimView
+         * @description What an account can claim, and the arguments of `RewardDistributor.claim`, which anybody may send for it.
+         */
+        ClaimView: {
+            account: string;
+            address: string;
+            contract: string;
+            coordinator: string;
+            owed: number;
+            proof: string[];
+            round: number;
+            total: number;
         };
         /**
          * ClientRequest
@@ -2981,6 +3188,15 @@ export interface components {
             next?: string | null;
         };
         /**
+         * Page[ChainSessionView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_ChainSessionView_: {
+            items: components["schemas"]["ChainSessionView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
          * Page[ClientView]
          * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
          */
@@ -3161,6 +3377,26 @@ export interface components {
             contribution: components["schemas"]["Contribution"];
             path: string[];
             root: string;
+        };
+        /**
+         * ProvenView
+         * @description A contribution with its path, and whether the contract finds it among those of the round.
+         */
+        ProvenView: {
+            proof: components["schemas"]["Proof"];
+            verified: boolean;
+        };
+        /**
+         * RecordedView
+         * @description A round as the ContributionTracker has it: the root over its `count` contributions.
+         */
+        RecordedView: {
+            at: number;
+            count: number;
+            job: string;
+            model: string;
+            root: string;
+            round: number;
         };
         /**
          * RefreshToken
@@ -3518,6 +3754,15 @@ export interface components {
             to: string;
             /** @enum {unknown} */
             type: "Transfer";
+        };
+        /**
+         * TransferRequest
+         * @description Tokens for another account. The same `key` again moves nothing more.
+         */
+        TransferRequest: {
+            amount: number;
+            key: string;
+            to: string;
         };
         /**
          * Unstake
@@ -4329,6 +4574,195 @@ export interface operations {
             };
             /** @description Unprocessable Entity */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    claimable_api_v1_blockchain_claims__name__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClaimView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    sessions_api_v1_blockchain_sessions_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_ChainSessionView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    session_api_v1_blockchain_sessions__job__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChainSessionView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    recorded_api_v1_blockchain_sessions__job__rounds__round__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+                round: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RecordedView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    proof_api_v1_blockchain_sessions__job__rounds__round__proof__node__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+                round: number;
+                node: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProvenView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    status_api_v1_blockchain_status_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChainView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -5270,6 +5704,41 @@ export interface operations {
             cookie?: never;
         };
         requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BalanceView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    transfer_api_v1_ledger_accounts__name__transfer_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["TransferRequest"];
+            };
+        };
         responses: {
             /** @description Successful Response */
             200: {
