@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx
 import msgspec
 
+from tutti.apps.market_client import MarketClient
 from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError, UserError
 from tutti.domain.accounts import Role
 from tutti.domain.forecast import Forecast, Usage
@@ -202,6 +203,11 @@ class Client:
         """Take everything that is owed to an account."""
         path = f"/ledger/accounts/{quote(name)}/claim"
         return self._call("POST", path, BalanceView, headers={"idempotency-key": key})
+
+    @property
+    def market(self) -> MarketClient:
+        """The compute market."""
+        return MarketClient(self._call, self._pages)
 
     def all_rewards(self) -> Iterator[RewardsView]:
         """The jobs that pay for contributions, newest first."""
@@ -479,8 +485,10 @@ class Client:
         headers: Mapping[str, str] = MappingProxyType({}),
         query: Mapping[str, object] = MappingProxyType({}),
         root: str = ROOT,
+        raw: bytes | None = None,
     ) -> T:
-        answer = self._request(method, path, body=body, headers=headers, query=query, root=root)
+        """`raw` is a body that is not JSON."""
+        answer = self._request(method, path, body=body, headers=headers, query=query, root=root, raw=raw)
         try:
             return msgspec.json.decode(answer, type=type)
         except msgspec.DecodeError as error:
@@ -495,9 +503,10 @@ class Client:
         headers: Mapping[str, str] = MappingProxyType({}),
         query: Mapping[str, object] = MappingProxyType({}),
         root: str = ROOT,
+        raw: bytes | None = None,
     ) -> bytes:
-        content = None if body is None else msgspec.json.encode(body)
-        its_headers = {**headers, **({"content-type": "application/json"} if content else {})}
+        content = raw if body is None else msgspec.json.encode(body)
+        its_headers = {**headers, **({"content-type": "application/json"} if body is not None else {})}
         params = {name: _written(value) for name, value in query.items()}
         with self._errors():
             response = self._http.request(method, f"{root}{path}", content=content, headers=its_headers, params=params)

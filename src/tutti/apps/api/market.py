@@ -33,6 +33,7 @@ from tutti.services.views.market import (
     KindView,
     MarketView,
     ResultView,
+    TableView,
     WorkerView,
     job_view,
     market_view,
@@ -110,15 +111,6 @@ class DisputeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class UnstakeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     amount: Amount
-
-
-class TableView(View, frozen=True, kw_only=True):
-    """An uploaded table; jobs name it by `data`."""
-
-    data: str
-    rows: int
-    columns: int
-    target: bool
 
 
 class CoordinationView(View, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from tutti.apps.cli import (
     forecast,
     ledger,
     listings,
+    market,
     models,
     partition,
     preflight,
@@ -76,6 +77,7 @@ for command in (
     ledger.rewards,
     ledger.ledger,
     chain.chain,
+    market.market,
     catalog.catalog,
     doctor.doctor,
 ):

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -134,11 +134,15 @@ class Federation:
 
     def join(self, sources: Mapping[str, str]) -> None:
         """Start a node for each name, on its data source; returns once all have joined, raises what keeps one out."""
+        self.start_nodes({name: ["--data", source] for name, source in sources.items()})
+
+    def start_nodes(self, options: Mapping[str, Sequence[str]]) -> None:
+        """Start a node for each name, with these options of `tutti join`; otherwise like `join`."""
         with Client(self.url) as client:
-            link = client.invite(uses=len(sources)).link
-        for name, source in sources.items():
+            link = client.invite(uses=len(options)).link
+        for name, own in options.items():
             state = str(self.folder / name)
-            arguments = ["join", link, "--data", source, "--name", name, "--state-dir", state, "--json", "--until-eof"]
+            arguments = ["join", link, *own, "--name", name, "--state-dir", state, "--json", "--until-eof"]
             node = Child(name, arguments, self.folder / f"{name}.log")
             self._nodes.append(node)
             node.start()

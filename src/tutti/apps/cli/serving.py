@@ -135,7 +135,14 @@ def _announce(ready: "Ready", as_json: bool) -> None:
 
 @click.command()
 @click.argument("link")
-@click.option("--data", "source", required=True, help="What this node trains on, such as digits:part=0/4.")
+@click.option("--data", "source", help="What this node trains on, such as digits:part=0/4.")
+@click.option(
+    "--worker", is_flag=True, help="Lend this machine to the compute market, too, or only: --data may be left out."
+)
+@click.option("--stake", type=click.IntRange(1), default=100, show_default=True, help="Tokens at risk, with --worker.")
+@click.option("--price", type=click.IntRange(1), default=1, show_default=True, help="The least reward, with --worker.")
+@click.option("--kind", "kinds", multiple=True, help="A kind of compute job to take, may be repeated.  [default: all]")
+@click.option("--owner", default="", help="Whose machine it is: no two replicas of a job go to one owner.")
 @click.option("--name", help="What the node is called.  [default: this machine's name]")
 @click.option("--policy", type=ExistingFile, help="The owner's limits (TOML); no coordinator can override them.")
 @allow_module
@@ -149,7 +156,8 @@ def _announce(ready: "Ready", as_json: bool) -> None:
 @until_eof
 def join(
     link: str,
-    source: str,
+    source: str | None,
+    worker: bool,
     name: str | None,
     state_dir: Path | None,
     port: int,
@@ -170,13 +178,20 @@ def join(
       tutti join 'https://host:8000/join#token' --data npz:path=scans.npz --policy policy.toml
       tutti join thrift://127.0.0.1:9091 --data csv:path=mine.csv,target=died --port 5001
       tutti join 'amqps://user:password@broker/vhost?coordinator=main#token' --data csv:path=mine.csv,target=died
+      tutti join 'https://host:8000/join#token' --worker --stake 150
     """
     import asyncio
 
     from tutti.apps.bootstrap import NodeSettings, run_node, split_link
     from tutti.core.registry import Choice
+    from tutti.wire.messages import Offer
 
+    offered = {option: rest.pop(option) for option in ("stake", "price", "kinds", "owner")}
+    if source is None and not worker:
+        raise click.UsageError("--data says what this node trains on; without data it can be a --worker")
     if link.startswith("thrift:"):
+        if source is None or worker:
+            raise click.UsageError("a ring has no compute market: leave --worker out, and give --data")
         _join_ring(link, source, name, state_dir, port, as_json, rest)
         return
     url, _ = split_link(link)
@@ -185,7 +200,8 @@ def join(
         raise click.BadParameter(f"letters, digits, '.', '_' and '-' make a name, not {name!r}", param_hint="--name")
     settings = NodeSettings(
         link=link,
-        data=Choice.parse(source),
+        data=Choice.parse(source) if source is not None else None,
+        offer=Offer(**offered) if worker else None,
         name=name,
         state_dir=state_dir or _state_dir(name, url),
         on_connected=_announcer(name, as_json),

@@ -161,6 +161,15 @@ def _attempt_view(job: ComputeJob, attempt: Attempt) -> AttemptView:
     )
 
 
+class TableView(View, frozen=True, kw_only=True):
+    """An uploaded table; jobs name it by `data`."""
+
+    data: str
+    rows: int
+    columns: int
+    target: bool
+
+
 class ResultView(View, frozen=True, kw_only=True):
     """What came out, as lists of numbers: `coefficients`, `intercept` and `mse`, and so on, by kind.
 
