@@ -90,6 +90,7 @@ class MarketFloor:
         self._started = desk.clock()
         self._left: dict[NodeId, float] = {}
         self._heard: dict[tuple[str, int], float] = {}
+        self._asked: set[tuple[str, int]] = set()
         self._uploads: Counter[tuple[str, int]] = Counter()
         self._posted: defaultdict[str, set[str]] = defaultdict(set)
         self._news: asyncio.Queue[tuple[NodeId, object, bytes]] = asyncio.Queue()
@@ -98,6 +99,8 @@ class MarketFloor:
         self._poked_now: set[str] = set()
         self._looked_at: set[str] = set()
         self._alarms: list[tuple[float, str]] = []
+        self._alarm_of: dict[str, float] = {}
+        self._sooner = asyncio.Event()
         self._wake = asyncio.Event()
         self._checks = ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="checks")
         desk.changed = self._changed
@@ -218,12 +221,20 @@ class MarketFloor:
             except TuttiError as error:
                 log.warning("worker %s: %s: %s", node, type(message).__name__, error)
                 if isinstance(message, Committed | Computed):
-                    refused = Over(job=message.job, attempt=message.attempt, reason=str(error)[:500])
-                    self._say(node, refused) if isinstance(error, Conflict | NotFound) else self.poke(message.job)
+                    self._refuse(node, message, error)
+            except Exception:  # whatever a worker says must not end this
+                log.exception("worker %s: cannot deal with %s", node, type(message).__name__)
             finally:
                 self._waiting[node] -= 1
                 if not self._waiting[node]:
                     del self._waiting[node]
+
+    def _refuse(self, node: NodeId, message: Committed | Computed, error: TuttiError) -> None:
+        """What cannot be is over; what could not be recorded is asked for again, in a while."""
+        if isinstance(error, Conflict | NotFound):
+            self._say(node, Over(job=message.job, attempt=message.attempt, reason=str(error)[:500]))
+        else:
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._say_again, node)
 
     async def _deal_with(self, node: NodeId, message: object, blob: bytes) -> None:
         match message:
@@ -232,7 +243,7 @@ class MarketFloor:
             case Committed(job=job, attempt=attempt, commitment=commitment):
                 self._touch(node, job, attempt)
                 await self.desk.do(job, j.Commit(worker=node, attempt=attempt, commitment=commitment))
-                self._ask_to_show(self.desk.job(job), {node})
+                self._ask_to_show(self.desk.job(job), again=node)
             case Computed():
                 await self._on_computed(node, message, blob)
             case Declined(job=job, attempt=attempt, reason=reason):
@@ -250,8 +261,7 @@ class MarketFloor:
             try:
                 await self.desk.blobs.read(message.digest)
             except NotFound:  # it was not stored after all: have it stored again
-                if self.market.busy.get(node) == (message.job, message.attempt):
-                    self._ask_to_show(job, {node})
+                self._ask_to_show(job, again=node)
                 return
         command = j.Reveal(worker=node, attempt=message.attempt, result=message.digest, nonce=message.nonce)
         await self.desk.do(message.job, command)
@@ -367,8 +377,20 @@ class MarketFloor:
         while True:
             now = self.desk.clock()
             while self._alarms and self._alarms[0][0] <= now:
-                self.poke(heapq.heappop(self._alarms)[1])
-            await asyncio.sleep(min(1.0, self._alarms[0][0] - now) if self._alarms else 1.0)
+                at, job_id = heapq.heappop(self._alarms)
+                if self._alarm_of.get(job_id) == at:
+                    del self._alarm_of[job_id]
+                    self.poke(job_id)
+            self._sooner.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._alarms[0][0] - now if self._alarms else None):
+                    await self._sooner.wait()
+
+    def _wake_at(self, at: float, job_id: str) -> None:
+        if at < self._alarm_of.get(job_id, float("inf")):
+            self._alarm_of[job_id] = at
+            heapq.heappush(self._alarms, (at, job_id))
+            self._sooner.set()
 
     async def _look_at_all(self) -> None:
         while True:
@@ -383,17 +405,20 @@ class MarketFloor:
                     pass
                 self.trouble.pop(job_id, None)
                 self._set_alarm(self.market.jobs[job_id])
-            except (TuttiError, OSError) as error:
-                log.error("compute job %s waits: %s", job_id, error)
+            except Exception as error:  # trouble with one job keeps no other waiting
+                known = isinstance(error, TuttiError | OSError)
+                log.error("compute job %s waits: %s", job_id, error, exc_info=None if known else error)
                 self.trouble[job_id] = str(error)
-                heapq.heappush(self._alarms, (self.desk.clock() + RETRY_SECONDS, job_id))
+                self._wake_at(self.desk.clock() + RETRY_SECONDS, job_id)
             finally:
                 self._looked_at.discard(job_id)
 
     def _set_alarm(self, job: ComputeJob) -> None:
         if not job.settled:
             soonest = min([j.due(job), *(self._expiry(job, a)[0] for a in job.live if not a.result and not job.final)])
-            heapq.heappush(self._alarms, (soonest, job.id))
+            self._wake_at(soonest, job.id)
+        else:
+            self._alarm_of.pop(job.id, None)
 
     async def _advance(self, job: ComputeJob) -> bool:
         """Do the next thing that is due; True if there may be more."""
@@ -464,10 +489,12 @@ class MarketFloor:
                 return gone, f"disconnected for {rules.away:g} s"
         return until, reason
 
-    def _ask_to_show(self, job: ComputeJob, who: Iterable[NodeId] | None = None) -> None:
+    def _ask_to_show(self, job: ComputeJob, again: NodeId = "") -> None:
+        """Ask those who have not been asked yet, and whoever has to be asked again."""
         for number in j.to_reveal(job, self.desk.rules):
             worker = job.attempt(number).worker
-            if who is None or worker in who:
+            if (job.id, number) not in self._asked or worker == again:
+                self._asked.add((job.id, number))
                 self._say(worker, Show(job=job.id, attempt=number))
 
     async def _judge(self, job: ComputeJob, number: int) -> None:
@@ -484,7 +511,13 @@ class MarketFloor:
             return
         seed = secrets.randbits(48)  # drawn now that the result cannot be changed any more
         replay = bool(job.disputed) or j.differ(job) or self._chance() < self.desk.rules.spot
-        verdict = await self._check(submitted, data, result, seed, replay)
+        try:
+            verdict = await self._check(submitted, data, result, seed, replay)
+        except Exception as error:  # a mistake of ours, for which nobody pays
+            log.exception("compute job %s: attempt %d cannot be checked", job.id, number)
+            reason = f"cannot be checked here: {type(error).__name__}: {error}"
+            await self.desk.do(job.id, j.Release(attempt=number, reason=reason, ours=True))
+            return
         command = j.Judge(
             attempt=number,
             holds=verdict.holds,
@@ -515,6 +548,7 @@ class MarketFloor:
         for attempt in job.attempts:
             self._heard.pop((job.id, attempt.number), None)
             self._uploads.pop((job.id, attempt.number), None)
+            self._asked.discard((job.id, attempt.number))
         return False
 
     async def _post(self, job: ComputeJob, orders: Iterable[Order]) -> None:

@@ -147,8 +147,11 @@ class Worker:
 
     async def _commit(self, held: Held) -> None:
         job, attempt = held.key
-        said = commitment_of(job, attempt, self.name, blake3(held.result).hexdigest(), self._nonce(held))
-        await self.tasks.say(Committed(job=job, attempt=attempt, commitment=said))
+        await self.tasks.say(Committed(job=job, attempt=attempt, commitment=self._commitment(held)))
+
+    def _commitment(self, held: Held) -> str:
+        job, attempt = held.key
+        return commitment_of(job, attempt, self.name, blake3(held.result).hexdigest(), self._nonce(held))
 
     async def _show(self, held: Held) -> None:
         job, attempt = held.key
