@@ -2,7 +2,10 @@
 
 import io
 import json
+import re
+import shlex
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from support.commands import running, tutti
 from tutti.apps.client import Client
 
+PAGE = Path(__file__).parents[2] / "docs" / "market.md"
 LONG = {"clusters": 40, "iterations": 3000}
 
 
@@ -34,31 +38,43 @@ def test_the_demo_runs_the_whole_market(tmp_path):
         assert expected in done.stdout
 
 
-def test_ask_for_work_on_the_command_line(tmp_path):
+def test_the_commands_of_the_page_run(tmp_path):
+    """Each of docs/market.md, in its order; its `tutti up` and `tutti join` go on in the background."""
+    lines = re.findall(r"^\$ tutti (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    commands = [shlex.split(line) for line in lines]
     rows = "\n".join(f"{i},{2 * i + 1}" for i in range(20))
     (tmp_path / "rows.csv").write_text(f"size,price\n{rows}\n")
-    with running("up", "--port", 0, "--data-dir", "data", cwd=tmp_path) as coordinator:
-        url = ("--url", coordinator.ready["url"])
-        assert tutti("market", "client", "alice", "--balance", 100, *url, cwd=tmp_path).returncode == 0
-        tutti("ledger", "mint", "node:ada", 150, "--key", "k", *url, cwd=tmp_path)
-        link = ("join", coordinator.ready["join_link"], "--name", "ada", "--state-dir", "ada")
-        with running(*link, "--worker", "--stake", 150, cwd=tmp_path):
-            asked = ("market", "submit", "alice", "linear_regression:ridge=1e-6", "--reward", 50, "--target", "price")
-            done = tutti(*asked, "--data", "rows.csv", "--wait", "--json", *url, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
-            values = json.loads(done.stdout)["values"]
-            assert values["coefficients"] == pytest.approx([2.0], abs=1e-4)
-            assert values["intercept"] == pytest.approx(1.0, abs=1e-3)
-            (worker,) = json.loads(tutti("market", "workers", "--json", *url, cwd=tmp_path).stdout)
-            assert (worker["worker_id"], worker["jobs_completed"], worker["reputation"]) == ("ada", 1, 100)
-            for listing in ("clients", "jobs", "kinds"):
-                assert json.loads(tutti("market", listing, "--json", *url, cwd=tmp_path).stdout)
-                assert tutti("market", listing, *url, cwd=tmp_path).returncode == 0
-            assert "1 verified" in tutti("market", "show", *url, cwd=tmp_path).stdout
-        too_much = tutti("market", "submit", "alice", "kmeans", "--reward", 51, *url, cwd=tmp_path)
-        assert (too_much.returncode, "50 tokens" in too_much.stderr) == (7, True)
-        unknown = tutti("market", "submit", "alice", "deep_thought", "--reward", 1, *url, cwd=tmp_path)
-        assert (unknown.returncode, "kmeans" in unknown.stderr) == (2, True)
+    with ExitStack() as stack:
+        coordinator = stack.enter_context(running("up", "--port", 0, "--data-dir", "data", cwd=tmp_path))
+        url = coordinator.ready["url"]
+        for command in commands:
+            if command[0] == "join":
+                link = [coordinator.ready["join_link"] if part == "$LINK" else part for part in command]
+                stack.enter_context(running(*link, "--state-dir", "worker", cwd=tmp_path))
+            elif command[0] != "up":
+                done = tutti(*command, cwd=tmp_path, TUTTI_URL=url)
+                assert done.returncode == 0, (command, done.stderr)
+        assert [command[0] for command in commands].count("market") == 4
+        check_listings(tmp_path, url)
+        check_refusals(tmp_path, url)
+
+
+def check_listings(folder: Path, url: str) -> None:
+    (worker,) = json.loads(tutti("market", "workers", "--json", cwd=folder, TUTTI_URL=url).stdout)
+    assert (worker["worker_id"], worker["jobs_completed"], worker["reputation"]) == ("gpu-box", 1, 100)
+    (job,) = json.loads(tutti("market", "jobs", "--json", cwd=folder, TUTTI_URL=url).stdout)
+    done = tutti("market", "result", job["job_id"], "--json", cwd=folder, TUTTI_URL=url)
+    values = json.loads(done.stdout)["values"]
+    assert values["coefficients"] == pytest.approx([2.0], rel=1e-2)
+    assert len(json.loads(tutti("market", "kinds", "--json", cwd=folder, TUTTI_URL=url).stdout)) >= 3
+    assert "alice" in tutti("market", "clients", cwd=folder, TUTTI_URL=url).stdout
+
+
+def check_refusals(folder: Path, url: str) -> None:
+    too_much = tutti("market", "submit", "alice", "kmeans", "--reward", 951, cwd=folder, TUTTI_URL=url)
+    assert (too_much.returncode, "950 tokens" in too_much.stderr) == (7, True)
+    unknown = tutti("market", "submit", "alice", "deep_thought", "--reward", 1, cwd=folder, TUTTI_URL=url)
+    assert (unknown.returncode, "kmeans" in unknown.stderr) == (2, True)
 
 
 def test_a_node_without_data_has_to_be_a_worker(tmp_path):

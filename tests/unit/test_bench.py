@@ -26,6 +26,7 @@ SMALL = {
     "ring_calls.py": (["--quick"], "MB/s / apache"),
     "verification.py": (["--quick"], "solve / check"),
     "ledger.py": (["--jobs", "20"], "times bare"),
+    "market.py": (["--quick"], "times bare"),
     "sim.py": (["--no-op", "--rounds", "8"], None),
     "chain.py": (["--quick"], "a node each / ours"),
 }

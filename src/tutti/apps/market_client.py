@@ -9,8 +9,8 @@ with tutti.Client() as client:
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from tutti.services.views.market import (
@@ -22,13 +22,37 @@ from tutti.services.views.market import (
     WorkerView,
 )
 
+T = TypeVar("T")
+
 POLL_SECONDS = (0.05, 0.1, 0.2, 0.5)
+
+
+class Call(Protocol):
+    """Of one path of `/api/v1`: its answer as a value of `type`."""
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        type: type[T],
+        *,
+        body: object = None,
+        headers: Mapping[str, str] = ...,
+        query: Mapping[str, object] = ...,
+        raw: bytes | None = None,
+    ) -> T: ...
+
+
+class Pages(Protocol):
+    """Of one list: all its items."""
+
+    def __call__(self, path: str, type: type[T], /, **query: Any) -> Iterator[T]: ...
 
 
 class MarketClient:
     """Made by `Client.market`; `call` and `pages` are those of its client."""
 
-    def __init__(self, call: Callable[..., Any], pages: Callable[..., Iterator[Any]]) -> None:
+    def __init__(self, call: Call, pages: Pages) -> None:
         self._call, self._pages = call, pages
 
     def show(self) -> MarketView:

@@ -1,7 +1,7 @@
 """Who gets a job: drawn among all who can do it, with weights, so that nobody can count on getting any.
 
 The weight is reputation^2 x free stake: splitting a stake over several names gains nothing, for each of them begins
-without a reputation. Of small jobs, some are drawn with equal weights, so that newcomers can earn one.
+without a reputation. Of small jobs, some are drawn by stake alone, so that newcomers can earn one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,17 +62,18 @@ def draw(
     rules = market.rules
     bond = rules.bond(job.share(slot), workloads.build(job.submitted.kind).detection)
     able: list[Worker] = []
-    weights: list[float] = []
+    spares: list[int] = []
     for name in free:
         worker, stake = market.workers[name], stakes.get(name, 0)
         spare = stake - market.locked.get(name, 0)
         if spare >= bond and not why_not(worker, job, slot, bond, stake, rules):
             able.append(worker)
-            weights.append(worker.record(job.submitted.kind.name).bound ** rules.esteem * spare)
+            spares.append(spare)
     if not able:
         return None
     explored = job.share(slot) <= rules.small and chance() < rules.exploration
-    cumulated = np.cumsum(np.ones(len(able)) if explored else np.array(weights))
+    bounds = [1.0 if explored else worker.record(job.submitted.kind.name).bound for worker in able]
+    cumulated = np.cumsum(np.array(bounds) ** rules.esteem * np.array(spares))
     at = min(int(np.searchsorted(cumulated, chance() * cumulated[-1], side="right")), len(able) - 1)
     share = float((cumulated[at] - (cumulated[at - 1] if at else 0)) / cumulated[-1])
     return Drawn(able[at], bond, len(able), share, explored)
