@@ -2,8 +2,14 @@
 
 import pytest
 
-from support.market import Marketplace
+from support.market import ADMIN, Marketplace
+from tutti.core.errors import Forbidden
+from tutti.core.registry import Choice
+from tutti.domain.ledger import InsufficientFunds, Mint, Order
+from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import Status
+from tutti.services.market.desk import Who, Wish
+from tutti.testing.cheats import Silent
 
 
 @pytest.fixture
@@ -22,3 +28,75 @@ async def test_a_job_is_assigned_checked_and_paid(place, kind):
     assert (await place.worker_holds("ada")).free == 10
     assert await place.client_holds() == 9_990
     assert (await place.balanced()).escrowed == 0
+
+
+# -- who may ------------------------------------------------------------------------------------------
+
+
+async def test_only_who_registered_a_client_spends_its_tokens(place):
+    carol, mallory = Who(name="carol"), Who(name="mallory")
+    with pytest.raises(Forbidden):
+        await place.market.register_client("cc", 100, carol)  # only an admin makes tokens
+    await place.market.register_client("cc", 0, carol)
+    await place.market.register_client("cc", 100, ADMIN)
+    wish = Wish(client="cc", kind=Choice("kmeans"), reward=10)
+    with pytest.raises(Forbidden):
+        await place.market.submit(wish, mallory)
+    job = await place.market.submit(wish, carol)
+    with pytest.raises(Forbidden):
+        await place.market.dispute(job.id, mallory, "")
+    with pytest.raises(InsufficientFunds):
+        await place.market.register_worker(WorkerRegistered(at=0, worker="w", stake=100), mallory, grant=True)
+
+
+async def test_a_worker_without_the_tokens_waits_for_them_and_then_works(place):
+    await place.hire("ada", 150, tokens=0)
+    await place.until_market(lambda: "ada" in place.market.market.workers)
+    job = await place.submit()
+    assert not place.market.job(job.id).attempts
+    await place.ledger.post(Order("late", Mint(to="node:ada", amount=150)))
+    place.floor.raise_stakes()
+    (job,) = await place.settled(job)
+    assert job.status is Status.VERIFIED
+    assert (await place.worker_holds("ada")).staked == 150
+
+
+async def test_owners_prices_and_kinds_are_respected(place):
+    await place.hire("ada", owner="client-0")  # the client's own machine
+    await place.hire("bob", price=11)
+    await place.hire("eve", kinds=("pca",))
+    job = await place.submit("kmeans", 10, replicas=1)
+    await place.until_market(lambda: place.market.job(job.id).funded)
+    assert await place.floor.assign() == 0
+    assert place.market.job(job.id).status is Status.PENDING
+    await place.hire("zoe")
+    (job,) = await place.settled(job)
+    assert [a.worker for a in job.attempts] == ["zoe"]
+
+
+async def test_replicas_go_to_different_owners_and_share_the_reward(place):
+    await place.hire("ada", owner="carol")
+    await place.hire("bob", owner="carol")
+    job = await place.submit("kmeans", 11, replicas=2)
+    await place.until_market(lambda: place.market.job(job.id).attempts)
+    await place.hire("zoe")
+    (job,) = await place.settled(job)
+    assert len({a.owner for a in job.attempts}) == 2
+    assert sorted([(await place.worker_holds(a.worker)).free for a in job.attempts]) == [5, 6]
+
+
+async def test_a_full_budget_is_refused_before_anything_is_recorded(place):
+    before = place.core.journal.offset
+    with pytest.raises(InsufficientFunds):
+        await place.submit(reward=10_001)
+    assert place.core.journal.offset == before
+
+
+async def test_a_stake_at_risk_cannot_be_taken_back(place):
+    await place.hire("ada", 150, worker=Silent)
+    job = await place.submit("kmeans", 10)
+    await place.until_market(lambda: place.market.job(job.id).attempts)
+    bond = place.market.job(job.id).attempt(1).bond
+    with pytest.raises(InsufficientFunds):
+        await place.market.unstake("ada", 150 - bond + 1, "u")
+    assert await place.market.unstake("ada", 150 - bond, "u") == bond

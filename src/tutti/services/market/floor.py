@@ -191,6 +191,7 @@ class MarketFloor:
             newest = job.attempts[-1]
             if newest.live and not newest.commitment and (job_id, newest.number) not in self._heard:
                 self._heard[job_id, newest.number] = self.desk.clock()
+                self.desk.reserved.pop(newest.worker, None)  # it is locked now
                 self._say(newest.worker, _start(job, newest))
         self.poke(job_id)
 
