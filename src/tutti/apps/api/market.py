@@ -131,7 +131,7 @@ class MarketRoutes:
 
     async def show(self) -> Answer[MarketView]:
         """The market in one look: what its dashboard shows."""
-        active = sum(name in self._floor.present for name in self._market.workers)
+        active = sum(offered.registration.offer is not None for offered in self._floor.present.values())
         totals = await self._desk.ledger.totals()
         return Answer(market_view(self._market, active, totals, _kinds(), GPUS))
 
