@@ -292,7 +292,7 @@ def test_a_table_of_ones_own_is_checked_and_trained_on(site, browser):
     (site.folder / "good.csv").write_text(f"age,died\n{lines}\n")
     phone = site.phone(browser)
     page = join(phone, "ada")
-    page.get_by_role("button", name="A CSV file for another job").click()
+    page.get_by_role("button", name="My own data for another job").click()
     page.get_by_label("What the data set is called").fill("clinic")
     page.get_by_label("CSV file", exact=True).set_input_files(site.folder / "bad.csv")
     page.get_by_role("button", name="Train on this file").click()
@@ -303,3 +303,33 @@ def test_a_table_of_ones_own_is_checked_and_trained_on(site, browser):
     expect(page.get_by_role("status").first).to_contain_text("Connected")
     done = site.wait(site.train(dataset="clinic", model="linear", cohort={"min_nodes": 1}))
     assert site.parts(done, 3)["ada"].weight == 16
+
+
+SHAKING = """
+let moment = 0;
+setInterval(() => {
+  const event = new Event('devicemotion');
+  event.accelerationIncludingGravity = {x: Math.sin(moment++) * window.strength, y: 0, z: 9.81};
+  dispatchEvent(event);
+}, 10);
+"""
+
+
+def test_movements_are_recorded_and_trained_on(site, browser):
+    phone = site.phone(browser)
+    page = join(phone, "ada")
+    page.get_by_role("button", name="My own data for another job").click()
+    page.get_by_label("motion").check()
+    page.get_by_role("button", name="still: 0").click()
+    expect(page.get_by_role("alert")).to_contain_text("the sensors of this device gave nothing")
+    page.evaluate(SHAKING)
+    for strength, kind in ((0.0, "still"), (20.0, "shaking")):
+        page.evaluate(f"window.strength = {strength}")
+        page.get_by_role("button", name=f"{kind}: 0").click()
+        expect(page.get_by_role("button", name=f"{kind}: 1")).to_be_enabled()
+    phone.picture("node-motion")
+    page.get_by_role("button", name="Train on 2 movements").click()
+    expect(page.get_by_role("status").first).to_contain_text("Connected")
+    fields = {"dataset": "motion", "model": "linear", "cohort": {"min_nodes": 1}, "evaluation": {"nodes": False}}
+    done = site.wait(site.train(**fields))
+    assert (site.parts(done, 3)["ada"].outcome, site.parts(done, 3)["ada"].weight) == ("counted", 2)

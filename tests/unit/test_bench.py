@@ -23,6 +23,7 @@ SMALL = {
     "rest.py": (["--quick"], "times bare"),
     "dashboard.py": (["--quick"], "p99 / at rest"),
     "ring_faults.py": (["--simulated", "2"], None),
+    "browser.py": (["--quick"], "kernel / this"),
     "ring_calls.py": (["--quick"], "MB/s / apache"),
     "verification.py": (["--quick"], "solve / check"),
     "ledger.py": (["--jobs", "20"], "times bare"),
@@ -44,8 +45,12 @@ def test_none_is_forgotten():
 def test_runs_and_prints_a_ratio(script):
     if script == "dashboard.py" and CHROMIUM is None:
         missing("Chromium (Debian: apt-get install chromium)")
+    if script == "browser.py" and not (BENCH.parent / "web" / "node_modules").exists():
+        missing("Node, and `npm ci` in web/")
     arguments, ratio = SMALL[script]
-    environment = {k: v for k, v in os.environ.items() if k not in ("BENCH_FLWR_PYTHON", "BENCH_PROFILE")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("BENCH_FLWR_PYTHON", "BENCH_PROFILE", "BENCH_BROWSER_PEERS")
+    }
     with tempfile.TemporaryDirectory(prefix="t-") as folder:  # a short path: Chromium puts a socket there
         done = subprocess.run(
             [sys.executable, str(BENCH / script), *arguments, "--json"],

@@ -4,6 +4,7 @@ import { plural } from "../ui/format";
 import { Card, Field, Trouble, useDoing } from "../ui/parts";
 import { fromCsv, fromPictures, imageShape, own, parseCsv, type Wanted } from "./data";
 import { Pad } from "./drawing";
+import { hasMotion, Motion, schemaOf } from "./motion";
 import type { Rows } from "./arithmetic";
 import type { Kept } from "./keep";
 import type { Schema } from "./protocol";
@@ -12,9 +13,10 @@ type Props = { wanted: Wanted; before?: Kept; guess?: (row: Float32Array<ArrayBu
 
 export function Own({ wanted, before, guess, done, back }: Props) {
   const ways = waysFor(wanted.data);
-  const [way, setWay] = useState(before ? "draw" : ways[0]!);
+  const [way, setWay] = useState(before ? "draw" : ways[0]);
   return (
-    <Card title={wanted.name ? `My own data for “${wanted.name}”` : "A CSV file"} action={<button onClick={back}>Back</button>}>
+    <Card title={wanted.name ? `My own data for “${wanted.name}”` : "My own data"} action={<button onClick={back}>Back</button>}>
+      {!ways.length && <p>The rows of this job are movements, which this browser does not let pages read: open the link over TLS, on a phone.</p>}
       {!before && ways.length > 1 && (
         <div className="segments" role="radiogroup" aria-label="Where the rows come from">
           {ways.map((each) => (
@@ -26,6 +28,7 @@ export function Own({ wanted, before, guess, done, back }: Props) {
         </div>
       )}
       {way === "draw" && <Draw wanted={wanted} schema={wanted.data!} before={before} guess={guess} done={done} />}
+      {way === "motion" && <Motion name={wanted.name} schema={wanted.data} done={done} />}
       {way === "csv" && <Csv wanted={wanted} done={done} />}
       {way === "pictures" && <Pictures wanted={wanted} schema={wanted.data!} done={done} />}
     </Card>
@@ -33,7 +36,9 @@ export function Own({ wanted, before, guess, done, back }: Props) {
 }
 
 function waysFor(schema: Schema | null): string[] {
-  if (!schema) return ["csv"];
+  const moves = hasMotion() ? ["motion"] : [];
+  if (!schema) return ["csv", ...moves];
+  if (schema.features?.join() === schemaOf([]).features!.join()) return moves;
   try {
     imageShape(schema);
   } catch {

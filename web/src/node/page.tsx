@@ -134,8 +134,8 @@ function Choose({ member, done }: { member: Member; done: (rows: keep.Kept) => v
         ))}
         {sets && (
           <button disabled={busy} onClick={() => setOwn({ name: "", data: null, assigned: false })}>
-            A CSV file for another job
-            <small className="quiet">You say what its data set is called.</small>
+            My own data for another job
+            <small className="quiet">A CSV file, or movements of this phone. You say what the data set is called.</small>
           </button>
         )}
       </div>
