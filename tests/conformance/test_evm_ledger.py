@@ -1,6 +1,8 @@
 """The ledger on a chain, against the suite: in this process, and on a Hardhat node. Then what goes wrong on chains."""
 
 import asyncio
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -280,3 +282,9 @@ async def test_both_chains_give_the_same_answers_and_the_same_gas(node, tmp_path
         await ledger.close()
     differences = [abs(ours - theirs) for ours, theirs in zip(*gas, strict=True)]
     assert max(differences) < 200, gas  # addresses have zero bytes in different places, which are cheaper
+
+
+def test_what_strangers_send_is_still_read_with_care():
+    """py-evm raises the limit of recursion for the whole process: nested JSON would then end it."""
+    code = "import sys, tutti.adapters.chain.embedded; sys.exit(sys.getrecursionlimit() != 1000)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,9 @@ class Between(Rpc):
         answer = await self.rpc.call(method, *params)
         await self.after(method)
         return answer
+
+    async def call_all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [await self.call(method, *params) for method, *params in calls]
 
     async def close(self) -> None:
         await self.rpc.close()

@@ -4,7 +4,6 @@
 `chain-sent.sqlite` is the journal of transactions, and `chain.sqlite` the embedded chain, where that is used.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tutti.adapters.chain.contracts import NAMES, contract, explain
+from tutti.adapters.chain.contracts import NAMES, Function, contract, explain
 from tutti.adapters.chain.rpc import HttpRpc, Rpc, RpcRefused
 from tutti.adapters.chain.sender import Call, Reverted, Sender, Sent
 from tutti.adapters.chain.wallets import Wallets
@@ -79,23 +78,30 @@ class Chain:
 
     async def view(self, name: str, function: str, *arguments: Any) -> Any:
         """Ask a contract; raises Reverted, Unavailable, Conflict if there is no such contract."""
-        called = contract(name).functions[function]
-        wish = {"to": self.to(name), "data": "0x" + called.encode(*arguments).hex()}
+        return (await self.views((name, function, *arguments)))[0]
+
+    async def views(self, *questions: tuple[Any, ...]) -> list[Any]:
+        """Several at once: (name, function, arguments…) each."""
+        called = [contract(name).functions[function] for name, function, *_ in questions]
+        calls = [
+            ("eth_call", {"to": self.to(name), "data": "0x" + function.encode(*arguments).hex()}, "latest")
+            for function, (name, _, *arguments) in zip(called, questions, strict=True)
+        ]
         try:
-            answer = bytes.fromhex((await self.rpc.call("eth_call", wish, "latest"))[2:])
+            answers = await self.rpc.call_all(calls)
         except RpcRefused as refusal:
             revert = explain(refusal.data)
             raise Reverted(f"the contract refuses: {revert or refusal}", revert) from None
-        if not answer and called.outputs:
+        found = zip(questions, called, answers, strict=True)
+        return [self._decoded(name, function, bytes.fromhex(answer[2:])) for (name, *_), function, answer in found]
+
+    def _decoded(self, name: str, function: Function, answer: bytes) -> Any:
+        if not answer and function.outputs:
             raise Conflict(
                 f"there is no {NAMES[name]} at {self.to(name)} on chain {self.deployment.chain_id}: "
                 "deploy again (`tutti chain deploy`), or mend chain.json"
             )
-        return called.decode(answer)
-
-    async def views(self, *questions: tuple[Any, ...]) -> list[Any]:
-        """Several at once: (name, function, arguments…) each."""
-        return list(await asyncio.gather(*(self.view(*question) for question in questions)))
+        return function.decode(answer)
 
     def call(self, key: Any, name: str, function: str, *arguments: Any) -> Call:
         """A transaction that calls a contract, signed by `key`."""

@@ -7,25 +7,32 @@ a single coordinator; whoever owns the file could rewrite it, which a chain that
 import asyncio
 import contextlib
 import sqlite3
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from eth.constants import BLANK_ROOT_HASH, ZERO_HASH32
-from eth.db.atomic import AtomicDB
-from eth.db.backends.base import BaseDB
-from eth.vm.execution_context import ExecutionContext
-from eth.vm.forks.cancun.state import CancunState
-from eth.vm.forks.cancun.transactions import CancunTransactionBuilder
-from eth.vm.spoof import SpoofTransaction
-from eth_utils import ValidationError, keccak, to_canonical_address, to_checksum_address
-from rlp.exceptions import RLPException
 
-from tutti.adapters.chain.rpc import RpcRefused
-from tutti.core.errors import StorageError
+_limit = sys.getrecursionlimit()
+from eth.constants import BLANK_ROOT_HASH, ZERO_HASH32  # noqa: E402
+from eth.db.atomic import AtomicDB  # noqa: E402
+from eth.db.backends.base import BaseDB  # noqa: E402
+from eth.vm.execution_context import ExecutionContext  # noqa: E402
+from eth.vm.forks.cancun.state import CancunState  # noqa: E402
+from eth.vm.forks.cancun.transactions import CancunTransactionBuilder  # noqa: E402
+from eth.vm.spoof import SpoofTransaction  # noqa: E402
+from eth_utils import ValidationError, keccak, to_canonical_address, to_checksum_address  # noqa: E402
+from rlp.exceptions import RLPException  # noqa: E402
+
+from tutti.adapters.chain.rpc import RpcRefused  # noqa: E402
+from tutti.core.errors import StorageError  # noqa: E402
+
+# py-evm raises the limit so far that deeply nested JSON, which anybody may send to this process, overflows the stack
+# and kills it. Contracts of ours call each other three deep, not a thousand.
+sys.setrecursionlimit(_limit)
 
 CHAIN_ID = 31_337
 GAS_LIMIT = 30_000_000
@@ -98,6 +105,9 @@ class EmbeddedChain:
     async def call(self, method: str, *params: Any) -> Any:
         return await asyncio.to_thread(self._answer, method, params)
 
+    async def call_all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return await asyncio.to_thread(lambda: [self._answer(method, params) for method, *params in calls])
+
     async def close(self) -> None:
         with self._turn:
             self._db.close()
@@ -107,14 +117,14 @@ class EmbeddedChain:
         with self._turn:
             self._db.execute("DELETE FROM blocks WHERE number > ?", (self._head().number - blocks,))
 
-    def _answer(self, method: str, params: tuple[Any, ...]) -> Any:
+    def _answer(self, method: str, params: Sequence[Any]) -> Any:
         answer = _METHODS.get(method)
         if answer is None:
             raise RpcRefused(f"the embedded chain does not know the method {method}")
         with self._turn, _storage_errors(self._path):
             try:
                 return answer(self, *params)
-            except (ValidationError, RLPException, ValueError, TypeError) as error:
+            except (ValidationError, RLPException, ValueError, TypeError, RecursionError) as error:
                 raise RpcRefused(f"{method}: {error}") from None
 
     # -- methods -----------------------------------------------------------------------------------------

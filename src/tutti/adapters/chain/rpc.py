@@ -1,6 +1,7 @@
 """JSON-RPC to an Ethereum node (https://ethereum.org/en/developers/docs/apis/json-rpc/), as little as is needed."""
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import httpx
@@ -17,6 +18,10 @@ class Rpc(Protocol):
         """The result; raises RpcRefused with what the node said, Unavailable if none answered."""
         ...
 
+    async def call_all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The results of several, (method, parameters…) each, at once; raises for the first that fails."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -29,31 +34,46 @@ class RpcRefused(TuttiError):
 
 
 class HttpRpc:
-    """A node at a URL. Safe to share: each call is one request."""
+    """A node at a URL. Safe to share: each `call` or `call_all` is one request."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._client = httpx.AsyncClient(timeout=DEADLINE_SECONDS, limits=httpx.Limits(max_connections=8))
-        self._calls = 0
 
     async def call(self, method: str, *params: Any) -> Any:
-        self._calls += 1
-        body = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": list(params)}
+        return _result(await self._ask(_request(0, method, params)), self.url)
+
+    async def call_all(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        answers = await self._ask([_request(id, method, params) for id, (method, *params) in enumerate(calls)])
+        if not isinstance(answers, list) or len(answers) != len(calls):
+            _result(answers, self.url)  # raises, if it is the refusal of all of them
+            raise Unavailable(f"what answers at {self.url} does not take several calls in one request")
+        answers.sort(key=lambda answer: answer.get("id", 0))
+        return [_result(answer, self.url) for answer in answers]
+
+    async def _ask(self, body: Any) -> Any:
         try:
             response = await self._client.post(self.url, json=body)
-            answer = response.json()
+            return response.json()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(f"no chain answers at {self.url} ({error or type(error).__name__})") from None
         except ValueError:
             raise Unavailable(f"what answers at {self.url} is no Ethereum node ({response.status_code})") from None
-        if not isinstance(answer, dict) or ("result" not in answer and "error" not in answer):
-            raise Unavailable(f"what answers at {self.url} is no Ethereum node: {str(answer)[:100]}")
-        if "error" in answer:
-            raise _refusal(answer["error"])
-        return answer["result"]
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _request(id: int, method: str, params: Iterable[Any]) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": id, "method": method, "params": list(params)}
+
+
+def _result(answer: Any, url: str) -> Any:
+    if not isinstance(answer, dict) or ("result" not in answer and "error" not in answer):
+        raise Unavailable(f"what answers at {url} is no Ethereum node: {str(answer)[:100]}")
+    if "error" in answer:
+        raise _refusal(answer["error"])
+    return answer["result"]
 
 
 def _refusal(error: Any) -> RpcRefused:

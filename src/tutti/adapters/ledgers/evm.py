@@ -95,12 +95,13 @@ class EvmLedger:
 
     async def account(self, name: str) -> Account:
         address = self._wallets.address(name)
-        free, (staked, unbonding, _, _), claimed = await self.chain.views(
+        free, (staked, unbonding, _, _), claimed, count = await self.chain.views(
             ("token", "balanceOf", address),
             ("staking", "positions", address),
             ("rewards", "claimed", self._operator.address, address),
+            ("rewards", "roundCount", self._operator.address),
         )
-        earned = (await self._published())[-1].totals.get(address, 0)
+        earned = (await self._published(count))[-1].totals.get(address, 0)
         return Account(free=free, staked=staked, unbonding=unbonding, owed=earned - claimed)
 
     async def totals(self) -> Totals:
@@ -234,9 +235,10 @@ class EvmLedger:
     def _addressed(self, payments: Mapping[str, int]) -> list[tuple[str, int]]:
         return [(self._wallets.address(name), amount) for name, amount in payments.items()]
 
-    async def _published(self) -> list[Round]:
+    async def _published(self, count: int | None = None) -> list[Round]:
         """What stands on the chain; payments of the journal that a guardian has vetoed are left out."""
-        count = await self.chain.view("rewards", "roundCount", self._operator.address)
+        if count is None:
+            count = await self.chain.view("rewards", "roundCount", self._operator.address)
         if count <= self._rounds[-1].number:  # vetoed, or the chain took another branch
             self._rounds, self._read = [Round()], 0
         if count > self._rounds[-1].number + 1:
