@@ -27,6 +27,7 @@ from tutti.domain.market.rules import RULES
 from tutti.domain.policy import Policy
 from tutti.domain.spec import DataSchema, JobSpec, load_spec
 from tutti.ports import Data, Examples, LinkRefused, Report, Task, Work
+from tutti.ports.ledger import Ledger
 from tutti.ports.training import models
 from tutti.services.coordinator import Coordinator
 from tutti.services.market.desk import MarketDesk
@@ -123,9 +124,7 @@ class World:
             clock=lambda: time.time() + self.later,
         )
         clock = self.core.clock
-        self.ledger = await SqliteLedger.open(
-            self.folder / "ledger.sqlite", Ed25519Key.at(self.folder / "ledger.key"), lambda: int(1000 * clock())
-        )
+        self.ledger = await self.open_ledger()
         self.desk = RewardDesk(self.core.journal, self.core.blobs, self.core.workbench, self.ledger, clock)
         self.market = MarketDesk(self.core.journal, self.core.blobs, self.ledger, clock, self.rules)
         self.floor = MarketFloor(self.market, self.fabric, chance=self.chance)
@@ -137,6 +136,10 @@ class World:
         for link in self.links.values():
             link.fabric = self.fabric
         return self.core
+
+    async def open_ledger(self) -> Ledger:
+        clock, key = self.core.clock, Ed25519Key.at(self.folder / "ledger.key")
+        return await SqliteLedger.open(self.folder / "ledger.sqlite", key, lambda: int(1000 * clock()))
 
     async def down(self) -> None:
         """The coordinator is gone; its nodes notice, and go on trying."""

@@ -9,7 +9,8 @@ with tutti.Client() as client:
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -116,14 +117,15 @@ class MarketClient:
     def job(self, job: str) -> ComputeJobView:
         return self._call("GET", f"/market/jobs/{quote(job)}", ComputeJobView)
 
-    def wait(self, job: str) -> ComputeJobView:
-        """The job, once it has been verified or has failed, and everything is paid."""
-        for number in range(1 << 30):
-            found = self.job(job)
-            if found.settled:
-                return found
-            time.sleep(POLL_SECONDS[min(number, len(POLL_SECONDS) - 1)])
-        raise AssertionError
+    def wait(self, job: str, told: Callable[[ComputeJobView], None] = lambda _: None) -> ComputeJobView:
+        """The job, once it has been verified or has failed, and everything is paid; `told` of each change till then."""
+        before, pauses = None, chain(POLL_SECONDS, repeat(POLL_SECONDS[-1]))
+        while not (found := self.job(job)).settled:
+            if found != before:
+                told(found)
+            before = found
+            time.sleep(next(pauses))
+        return found
 
     def result(self, job: str) -> ResultView:
         return self._call("GET", f"/market/jobs/{quote(job)}/result", ResultView)

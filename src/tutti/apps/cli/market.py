@@ -165,7 +165,14 @@ def submit(
     if not wait:
         print_json(job) if as_json else click.echo(f"{job.job_id}: {job.status}")
         return
-    _print_result(client, client.market.wait(job.job_id), as_json)
+    _print_result(client, client.market.wait(job.job_id, _tell), as_json)
+
+
+def _tell(job: "ComputeJobView") -> None:
+    """How it goes, to standard error."""
+    attempt = f", attempt {len(job.attempts)}" if len(job.attempts) > 1 else ""
+    at = f" ({job.worker_id}{attempt})" if job.worker_id else ""
+    click.echo(f"{job.job_id}: {job.status}{at}{': ' + job.trouble if job.trouble else ''}", err=True)
 
 
 @market.command("result")

@@ -69,7 +69,7 @@ def _run_clients(url: str) -> None:
         for name, process in running.items():
             said, complaint = process.communicate(timeout=120)
             if process.returncode:
-                raise JobNotDone(f"{name}: {complaint.strip()}")
+                raise JobNotDone(f"{name}: {complaint.strip().splitlines()[-1]}")
             click.echo(f"\n{name} gets the result of {said.strip()}")
     finally:
         for process in running.values():

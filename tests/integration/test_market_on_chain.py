@@ -1,0 +1,41 @@
+"""The market over the other ledger: stakes, escrows, rewards and penalties by contracts, on a chain in this process."""
+
+import pytest
+
+from support.evm import Clock, embedded
+from support.market import Marketplace
+from tutti.adapters.chain.deploy import Rules
+from tutti.adapters.ledgers.evm import EvmLedger
+from tutti.domain.market.jobs import Status
+from tutti.testing import cheats
+
+
+class OnChain(Marketplace):
+    async def open_ledger(self) -> EvmLedger:
+        (self.folder / "chain").mkdir()
+        chain, _ = await embedded(self.folder / "chain", Rules(), Clock())
+        return EvmLedger(chain)
+
+
+@pytest.fixture
+async def place(tmp_path):
+    place = OnChain(tmp_path)
+    await place.open()
+    yield place
+    await place.close()
+
+
+async def test_a_job_is_paid_and_a_cheat_pays_by_contract(place):
+    await place.hire("mallory", 150, solve=cheats.random)
+    job = await place.submit("linear_regression", 10)
+    await place.until_market(
+        lambda: place.market.job(job.id).attempts and place.market.job(job.id).attempt(1).holds is False
+    )
+    await place.hire("ada", 150)
+    (job,) = await place.settled(job)
+    assert job.status is Status.VERIFIED
+    ada, mallory = await place.worker_holds("ada"), await place.worker_holds("mallory")
+    assert (ada.free, ada.staked) == (10, 150)
+    assert mallory.free + mallory.staked == 140
+    assert await place.client_holds() == 10_000  # it paid 10, and got 10 of mallory's stake
+    assert (await place.balanced()).escrowed == 0
