@@ -335,7 +335,7 @@ async def test_prometheus_names_are_the_documented_ones(world, client):
 
 async def test_the_registry_says_what_can_be_chosen(client):
     everything = (await client.get("/api/v1/registry")).json()
-    assert set(everything) == {"strategies", "models", "datasets", "partitioners", "reducers", "schedules"}
+    assert set(everything) == {"strategies", "models", "datasets", "partitioners", "reducers", "schedules", "codecs"}
     strategies = (await client.get("/api/v1/registry/strategies")).json()
     assert strategies["fedprox"]["properties"]["mu"]["default"] == 0.01
     assert (await client.get("/api/v1/registry/nonsense")).status_code == 404

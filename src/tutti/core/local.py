@@ -98,12 +98,14 @@ class Handed:
         vectors: Averaged likewise: those that `Local.vectors` names, each as long as the model.
         facts: Numbers that `Local.facts` names; their weighted means are told to the server's half.
         memory: Never leaves the node.
+        code: What travels in place of delta and vectors, which are decoded from it; empty without a codec.
     """
 
     delta: Params
     vectors: Mapping[str, Vector] = field(default_factory=dict)
     facts: Mapping[str, float] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
+    code: bytes = b""
 
     def joined(self) -> Params:
         """All that is summed as one vector, with the layout of `Layout.with_vectors`. Without vectors, the delta."""

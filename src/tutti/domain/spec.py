@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from tutti.core import codec
 from tutti.core.errors import UserError
 from tutti.core.reduce import reducers
 from tutti.core.registry import Choice
@@ -185,6 +186,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name = "job"
     strategy: Choice = Choice("fedavg")
     reducer: Choice = Choice("mean")  # how updates become one: robust ones hold against bad nodes
+    codec: Choice = codec.NONE  # how updates travel; `auto`: each node chooses by its link
     trusted: Choice | None = None  # rows that the coordinator itself trains on, for reducers that compare (fltrust)
     rounds: Positive = 10
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
@@ -200,6 +202,7 @@ _CHOICES = (
     ("model",),
     ("strategy",),
     ("reducer",),
+    ("codec",),
     ("trusted",),
     ("training", "lr_schedule"),
     ("evaluation", "data"),
@@ -245,6 +248,7 @@ def check_composition(spec: JobSpec) -> None:
         )
     _check_reducer(spec)
     _check_strategy(spec)
+    codec.check(spec.codec)
     if spec.rewards is not None and spec.rewards.pool * spec.rounds > 2**53:
         raise BadSpec(f"rewards.pool of {spec.rewards.pool} for {spec.rounds} rounds is more than there can be tokens")
     if spec.early_stopping and spec.early_stopping.target is None and spec.early_stopping.patience is None:

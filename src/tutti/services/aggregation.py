@@ -9,14 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from tutti.core.errors import CorruptBlob, NotFound, TuttiError
+from tutti.core.errors import CorruptBlob, NotFound, TuttiError, UserError
 from tutti.core.params import Layout, Params
 from tutti.core.reduce import Update
 from tutti.core.strategy import ServerState, Strategy, folded
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
 from tutti.domain.spec import Metrics
 from tutti.ports import BlobStore
-from tutti.wire import tensors
+from tutti.wire import tensors, updates
 from tutti.wire.messages import MAX_ATTACHED
 
 SMALL = 1 << 16
@@ -139,16 +139,17 @@ class Aggregation:
         if reason := self.strategy.local.fault_of(facts):
             return reason, 0
         try:
-            delta = tensors.decode(blob) if blob else await self._read(digest)
-        except tensors.BadTensors as error:
-            return f"not a tensor file: {error}", 0
+            data = blob or await self._stored(digest)
+            delta = await self._work(lambda: updates.decode(data, self.layout))
+        except UserError as error:
+            return f"not an update: {error}", 0
         update = Update(delta, min(weight, self._max_weight))
         reason = await self._work(lambda: self.strategy.reducer.check(fold.accumulator, update))
         if reason is None:
             if blob:
                 await self._blobs.put(blob, digest=digest, sync=False)
             fold.examined[digest] = delta
-        return reason, delta.buffer.nbytes
+        return reason, min(len(data), delta.buffer.nbytes)
 
     async def add(self, fold: Fold, updates: Iterable[UpdateAccepted]) -> None:
         """Add those updates that are not in the fold yet, with all that wait for their turn in one pass.
@@ -189,9 +190,13 @@ class Aggregation:
             raise
 
     async def _read(self, digest: Digest) -> Params:
-        """A stored update."""
+        """A stored update that was examined once."""
+        data = await self._stored(digest)
+        return await self._work(lambda: updates.decode(data, self.layout))
+
+    async def _stored(self, digest: Digest) -> tensors.Data:
         try:
-            return tensors.decode(await self._blobs.read(digest))
+            return await self._blobs.read(digest)
         except (CorruptBlob, NotFound) as error:
             await self._blobs.delete(digest)
             raise UnreadableUpdate(str(error)) from error

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from tutti.core.codec import AUTO
 from tutti.core.errors import UserError
 from tutti.domain.events import Digest, NodeConnected, NodeId
 from tutti.domain.history import RoundSummary
@@ -119,8 +120,12 @@ def manifest_of_job(job: Job, attempts: Sequence[RoundSummary], arrivals: Iterab
         outcome=job.outcome,
         rounds=job.rounds_done,
         model=job.model,
-        incidents=[*_changes(came), *_irregular(trained, drawn_from)],
+        incidents=[*_changes(came), *_irregular(trained, drawn_from), *_codecs(job)],
     )
+
+
+def _codecs(job: Job) -> list[str]:
+    return ["its nodes chose codecs by how fast their links were"] if job.spec.codec == AUTO else []
 
 
 def _held(connections: Sequence[NodeConnected], job: Job) -> Holding:

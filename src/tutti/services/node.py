@@ -16,6 +16,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from tutti.core.codec import codecs
 from tutti.core.statistics import Statistics
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered, tells, terms
@@ -127,6 +128,7 @@ class NodeRuntime:
             capabilities=self._capabilities,
             data=self._summary,
             terms=terms(self._policy, self._now()),
+            codecs=tuple(codecs),
             offer=self._worker.offer if self._worker is not None else None,
         )
 

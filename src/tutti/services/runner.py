@@ -17,6 +17,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
+from tutti.core.codec import AUTO, chosen
 from tutti.core.errors import CorruptBlob
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest
@@ -26,7 +27,7 @@ from tutti.ports.fabric import Link, LinkLost
 from tutti.ports.training import Cancelled, Data, Report, Trainer
 from tutti.services.memory import NodeMemory
 from tutti.services.work import Outcome, carry_out, failure, reason_of
-from tutti.wire.messages import Halt, NodeMessage, Progress, Start, Submission, Verdict
+from tutti.wire.messages import MAX_ATTACHED, Halt, NodeMessage, Progress, Start, Submission, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class TaskRunner:
         self._model: tuple[Digest, Buffer] = ("", b"")
         self._memory = NodeMemory(workdir / "memory")
         self._clock = clock
+        self._rate: float | None = None  # bytes a second of the newest transfer that was not small
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._trainer: tuple[Choice, Trainer] | None = None
         self._progress: Progress | None = None
@@ -196,7 +198,8 @@ class TaskRunner:
             kept = (start.model, self._trainer_for(start.model, self._data.schema))
         report = self._reporter(held, loop)
         what = (start, weights, self._data, kept[1], held.batch_size, report, self._memory)
-        outcome = carry_out(*what, clock=self._clock)
+        codec = chosen(len(weights), self._rate) if start.codec == AUTO else start.codec
+        outcome = carry_out(*what, codec, self._clock)
         self._trainer = kept
         return outcome
 
@@ -270,7 +273,7 @@ class TaskRunner:
         if self._model[0] != digest:
             self._model = ("", b"")  # two large ones may not fit
             try:
-                blob = await self.insist(lambda: self._link.fetch(digest))
+                blob = await self._timed(lambda: self._link.fetch(digest), len)
             except CorruptBlob as corrupt:
                 log.warning("%s; loading it once more", corrupt)
                 blob = await self.insist(lambda: self._link.fetch(digest))
@@ -278,7 +281,15 @@ class TaskRunner:
         return self._model[1]
 
     async def _store(self, blob: bytearray, digest: Digest) -> None:
-        await self.insist(lambda: self._link.store(memoryview(blob), digest))
+        await self._timed(lambda: self._link.store(memoryview(blob), digest), lambda _: len(blob))
+
+    async def _timed(self, transfer: Callable[[], Awaitable[T]], size: Callable[[T], int]) -> T:
+        """Carry out a transfer and note how fast it was; one that may have come or gone with a message says nothing."""
+        began = self._clock()
+        done = await self.insist(transfer)
+        if (moved := size(done)) > MAX_ATTACHED:
+            self._rate = moved / max(self._clock() - began, 1e-6)
+        return done
 
     async def insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try again whenever the coordinator was away, once it is back."""

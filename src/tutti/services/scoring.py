@@ -22,7 +22,7 @@ from tutti.domain.events import Digest, UpdateAccepted
 from tutti.domain.jobs import Job
 from tutti.domain.spec import Training
 from tutti.ports import BlobStore, Task, Workbench
-from tutti.wire import tensors
+from tutti.wire import tensors, updates
 
 LEAVE_ONE_OUT_COHORT = 24
 """Up to so many updates an audit leaves out each in turn; for more it draws coalitions."""
@@ -94,7 +94,8 @@ class Scorer:
 
     async def _delta(self, layout: Layout, asynchrony: Asynchrony | None, update: UpdateAccepted) -> Params:
         """What an update changes in the model: without extra vectors, and discounted as it was in the round."""
-        delta = Params(layout, (await self._params(update.digest)).buffer[: layout.size])
+        whole = updates.decode(await self._blobs.read(update.digest))
+        delta = Params(layout, whole.buffer[: layout.size])
         return delta if asynchrony is None else asynchrony.discounted(delta, update.staleness)
 
     async def _gradient(

@@ -1,7 +1,9 @@
 """What a job tells its nodes: start, halt, and news of the model. A message that is lost costs vain work, no more."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from tutti.core.codec import AUTO, NONE
+from tutti.core.registry import Choice
 from tutti.core.sampling import node_seed
 from tutti.domain import events as e
 from tutti.domain import jobs
@@ -28,10 +30,18 @@ def assign(site: Site, job: Job, nodes: Iterable[NodeId], blob: Buffer) -> None:
         if seen is None or not seen.connected or site.presence.was_told(node, owed(job, task)):
             continue
         site.presence.tell(node, owed(job, task), site.journal.clock())
-        site.fabric.send(node, _start(job, node, task), blob if task is round.opened else b"")
+        taken = seen.registration.codecs if seen.registration else ()
+        site.fabric.send(
+            node, _start(job, node, task, _codec(job.spec.codec, taken)), blob if task is round.opened else b""
+        )
 
 
-def _start(job: Job, node: NodeId, opened: e.RoundOpened) -> Start:
+def _codec(wanted: Choice, taken: Collection[str]) -> Choice:
+    """The job's codec, if the node has it; one that has none, such as a browser, sends every value as it is."""
+    return wanted if wanted.name in taken or (wanted == AUTO and taken) else NONE
+
+
+def _start(job: Job, node: NodeId, opened: e.RoundOpened, codec: Choice) -> Start:
     return Start(
         job=job.id,
         name=job.spec.name,
@@ -48,6 +58,7 @@ def _start(job: Job, node: NodeId, opened: e.RoundOpened) -> Start:
         strategy=job.spec.strategy,
         settings=opened.settings,
         counted=job.contributions[node].round if node in job.contributions else 0,
+        codec=codec,
         evaluate=jobs.nodes_evaluate(job),
     )
 

@@ -12,9 +12,11 @@ from time import perf_counter
 
 import numpy as np
 
+from tutti.core.codec import NONE, compressed, without_residual
 from tutti.core.errors import TuttiError, UserError
 from tutti.core.local import Handed, Local, Request, Trained
 from tutti.core.params import Params
+from tutti.core.registry import Choice
 from tutti.core.schedules import schedules
 from tutti.core.strategy import strategies
 from tutti.domain.events import Digest
@@ -22,7 +24,7 @@ from tutti.domain.spec import Metrics, mismatch
 from tutti.ports.blobs import Buffer
 from tutti.ports.training import Data, Examples, Report, Task, Trainer, Work, normalized
 from tutti.services.memory import NodeMemory
-from tutti.wire import tensors
+from tutti.wire import tensors, updates
 from tutti.wire.messages import Failure, Start, Submission
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ def carry_out(
     batch_size: int,
     report: Report,
     memory: NodeMemory,
+    codec: Choice = NONE,
     clock: Callable[[], float] = perf_counter,
 ) -> Outcome:
     """Do what `start` asks for with the model in `weights`, a safetensors file; what is kept of it is stored before.
@@ -64,7 +67,7 @@ def carry_out(
     task = _task(start, batch_size)
     model, slots = tensors.decode_model(weights)
     kept = memory.load(start.job, start.counted)
-    request = Request(model, slots, start.settings, kept, task.lr, task.training.momentum)
+    request = Request(model, slots, start.settings, without_residual(kept), task.lr, task.training.momentum)
     mine = model if local.personal is None else local.personal(request)
     looks = start.evaluate or start.task == "evaluate"
     measured = measure(mine, normalized(data.held_out, start.data), trainer) if looks else {}
@@ -78,8 +81,9 @@ def carry_out(
         request = replace(request, loss=trainer.evaluate(model, examples)["loss"])
         report(0.0, 0, None)
     handed, work = train_locally(local, request, examples, trainer, task, report)
+    handed = compressed(codec, handed, kept)
     memory.keep(start.job, start.round, handed.memory)
-    blob = tensors.encode(handed.joined())
+    blob = updates.encode(handed, codec)
     metrics = {**measured, **reported(work.metrics, work.examples, batch_size)}
     submission = _submission(start, work.examples, metrics, clock() - began, tensors.digest(blob), handed.facts)
     return Outcome(submission, blob)

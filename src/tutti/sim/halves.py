@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from tutti.core.codec import compressed, without_residual
 from tutti.core.local import Demand, Handed, Memory, Plan, Request, Trained
+from tutti.core.registry import Choice
 from tutti.core.strategy import ServerState, Strategy
 from tutti.domain.events import NodeId
 from tutti.ports.training import Task, Trainer
@@ -23,8 +25,10 @@ class Order:
 
 
 class NodeHalves:
-    def __init__(self, strategy: Strategy, engine: Engine, trainer: Trainer, federation: Federation) -> None:
-        self._strategy, self._local = strategy, strategy.local
+    def __init__(
+        self, strategy: Strategy, codec: Choice, engine: Engine, trainer: Trainer, federation: Federation
+    ) -> None:
+        self._strategy, self._local, self._codec = strategy, strategy.local, codec
         self._engine, self._trainer, self._federation = engine, trainer, federation
 
     def work(
@@ -42,18 +46,20 @@ class NodeHalves:
                 yield Failed(node, reason_of(error)), None
         if self._local.demand is Demand.ANY:
             for node, request in requests.items():
-                yield self._handed(request, self._one_by_one(node, orders[node], request))
+                yield self._handed(request, self._one_by_one(node, orders[node], request), orders[node].memory)
             return
         assignments = [_assignment(node, orders[node], self._local.plan(requests[node])[0]) for node in requests]
         for result in self._engine.train(server.params, assignments):
-            yield self._handed(requests[result.node], [result])
+            yield self._handed(requests[result.node], [result], orders[result.node].memory)
 
     def _request(self, node: NodeId, order: Order, server: ServerState) -> Request:
         loss, task = 0.0, order.task
         if self._local.loss_first:
             loss = self._trainer.evaluate(server.params, self._federation.examples(node))["loss"]
         slots = server.slots if self._strategy.shares_slots else {}
-        return Request(server.params, slots, order.settings, order.memory, task.lr, task.training.momentum, loss)
+        return Request(
+            server.params, slots, order.settings, without_residual(order.memory), task.lr, task.training.momentum, loss
+        )
 
     def _one_by_one(self, node: NodeId, order: Order, request: Request) -> list[port.Result]:
         return [
@@ -62,14 +68,14 @@ class NodeHalves:
             for result in self._engine.train(plan.start, [_assignment(node, order, plan)])
         ]
 
-    def _handed(self, request: Request, results: list[port.Result]) -> tuple[port.Result, Handed | None]:
+    def _handed(self, request: Request, results: list[port.Result], kept: Memory) -> tuple[port.Result, Handed | None]:
         trained = []
         for result in results:
             if isinstance(result, Failed):
                 return result, None
             trained.append(Trained(result.delta, result.steps))
         try:
-            return results[0], handed_in(self._local, request, trained)
+            return results[0], compressed(self._codec, handed_in(self._local, request, trained), kept)
         except Diverged as diverged:
             return Failed(results[0].node, str(diverged)), None
 

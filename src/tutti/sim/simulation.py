@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from tutti.adapters.workbench import own_update, rows_of_own
+from tutti.core.codec import AUTO
 from tutti.core.errors import UserError
 from tutti.core.local import Demand, Handed, Memory, Request
 from tutti.core.params import Params
@@ -115,7 +116,7 @@ class Simulation:
         self._batch_size = spec.training.batch_size or batch_size
         self.engine = choose(engine, spec, self._trainer, federation) if isinstance(engine, str) else engine
         _check_engine(self.engine, spec, self._strategy.local.demand)
-        self._local = NodeHalves(self._strategy, self.engine, self._trainer, federation)
+        self._local = NodeHalves(self._strategy, spec.codec, self.engine, self._trainer, federation)
         self._watch, self._watched = watch, -1
         self._before, self._began, self._now = 0.0, perf_counter(), 0.0
         self._seconds: dict[int, float] = {}
@@ -283,7 +284,7 @@ class Simulation:
                 facts=dict(handed.facts) if handed else {},
                 metrics={name: float(value) for name, value in metrics.items() if isfinite(value)},
                 seconds=seconds,
-                bytes=handed.delta.buffer.nbytes * (1 + len(handed.vectors)) if handed else 0,
+                bytes=_bytes(handed) if handed else 0,
                 fault=fault,
             )
             return jobs.decide(self.job, command, now=self._now)
@@ -423,8 +424,15 @@ class Simulation:
         self._now = self._elapsed()
 
 
+def _bytes(handed: Handed) -> int:
+    """Of an update's values as they would travel."""
+    return len(handed.code) or handed.delta.buffer.nbytes * (1 + len(handed.vectors))
+
+
 def _check(spec: JobSpec, federation: Federation) -> None:
     check_composition(spec)
+    if spec.codec == AUTO:
+        raise BadSpec("codec auto chooses by a node's link, and a simulation has none: name one, such as int8")
     if spec.dataset != federation.name:
         raise BadSpec(f"the job trains on {spec.dataset!r}, the nodes of this federation hold {federation.name!r}")
     if empty := [node for node, rows in federation.train.items() if len(rows) == 0]:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from tutti.core.codec import NONE
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice
 from tutti.core.statistics import Statistics
@@ -57,7 +58,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
     """The first message of a connection: who, with what proof, on what machine, with what data.
 
-    `attached`: the largest blob in bytes that this node takes attached to a message. `offer`: it is a worker, too.
+    `attached`: the largest blob in bytes that this node takes attached to a message. `codecs`: what it can encode its
+    updates with. `offer`: it is a worker, too.
     """
 
     protocol: int
@@ -67,6 +69,7 @@ class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
     data: DataSummary
     terms: Terms = Terms()
     attached: _Size = 0
+    codecs: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
     offer: Offer | None = None
 
 
@@ -203,7 +206,8 @@ class Start(Message, frozen=True, kw_only=True, tag="training:start"):
 
     The node runs its half of `strategy`. `weights` is a model, or the strategy's whole state where nodes need it;
     `counted` is the newest round of this job in which an update of this node counted (0: none), from which it
-    goes on with what it keeps to itself. A node that is told twice of the same work does it once.
+    goes on with what it keeps to itself. `codec` is how its update is to travel, one that it named; with `auto` it
+    takes one that suits its link. A node that is told twice of the same work does it once.
     """
 
     job: JobId
@@ -221,6 +225,7 @@ class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     strategy: Choice = Choice("fedavg")
     settings: dict[str, float] = {}
     counted: int = 0
+    codec: Choice = NONE
     evaluate: bool = False
 
 

@@ -81,6 +81,12 @@ def encode(params: Params, metadata: Mapping[str, str] = {}) -> bytearray:
     return _assemble(params.layout.entries, [params.buffer], metadata, _Extra())
 
 
+def encode_layout(layout: Layout) -> bytes:
+    """A file of that layout up to where its values begin."""
+    header = _header(layout.entries, {}, _Extra())
+    return len(header).to_bytes(_LENGTH, "little") + header
+
+
 def encode_state(state: ServerState) -> bytearray:
     """A server state as one file: the model's entries, then one vector for each slot."""
     slots = tuple(Entry(_SLOT + name, slot.shape) for name, slot in state.slots.items())
@@ -141,6 +147,11 @@ def decode(data: Data) -> Params:
     return Params(header.layout, _vector(view, header.start))
 
 
+def decode_layout(data: Data) -> Layout:
+    """The inverse of encode_layout. Raises BadTensors."""
+    return _header_in(_bytes(data)).layout
+
+
 def decode_state(data: Data) -> ServerState:
     """The inverse of encode_state; the vectors are views of `data`. Raises BadTensors."""
     whole = decode(data)
@@ -180,7 +191,7 @@ def _bytes(data: Data) -> memoryview:
     return memoryview(data).cast("B")
 
 
-def _read_header(view: memoryview) -> _Header:
+def _header_in(view: memoryview) -> _Header:
     if len(view) < _LENGTH:
         raise BadTensors(f"expected a safetensors file, came {len(view)} bytes")
     length = int.from_bytes(view[:_LENGTH], "little")
@@ -190,7 +201,11 @@ def _read_header(view: memoryview) -> _Header:
             "that are allowed: the file is cut short, or no safetensors file"
         )
     text = bytes(view[_LENGTH : _LENGTH + length])
-    header = _understood(text) if length > MAX_REMEMBERED else _remembered(text)
+    return _understood(text) if length > MAX_REMEMBERED else _remembered(text)
+
+
+def _read_header(view: memoryview) -> _Header:
+    header = _header_in(view)
     if header.stop != len(view):
         raise BadTensors(f"expected {header.stop} bytes in the file, came {len(view)}")
     return header

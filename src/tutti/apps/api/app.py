@@ -37,6 +37,7 @@ from tutti.apps.api.problems import problem, problem_of, status_of
 from tutti.apps.api.repeats import Repeats
 from tutti.apps.api.schema import Api
 from tutti.apps.api.settings import ApiSettings
+from tutti.core.codec import codecs
 from tutti.core.errors import TuttiError
 from tutti.core.reduce import reducers
 from tutti.core.registry import Registry
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 REGISTRIES: Mapping[str, Registry[Any]] = {
     "strategies": strategies,
     "reducers": reducers,
+    "codecs": codecs,
     "models": models,
     "datasets": datasets,
     "schedules": schedules,

@@ -10,7 +10,7 @@ from tutti.apps.cli.options import as_json, print_json
 if TYPE_CHECKING:
     from tutti.core.registry import Registry
 
-KINDS = ("models", "strategies", "reducers", "schedules", "datasets", "partitioners", "engines")
+KINDS = ("models", "strategies", "reducers", "codecs", "schedules", "datasets", "partitioners", "engines")
 
 
 @click.command()
@@ -19,8 +19,8 @@ KINDS = ("models", "strategies", "reducers", "schedules", "datasets", "partition
 def catalog(kind: str | None, as_json: bool) -> None:
     """List the models, strategies and data sources there are.
 
-    And reducers, learning-rate schedules, partitioners and simulation engines, each with its options. A choice is
-    written NAME or NAME:OPTION=VALUE,OPTION=VALUE; the first option needs no name.
+    And reducers, codecs, learning-rate schedules, partitioners and simulation engines, each with its options. A choice
+    is written NAME or NAME:OPTION=VALUE,OPTION=VALUE; the first option needs no name.
 
     \b
     Examples:
@@ -48,6 +48,7 @@ def described(kind: str) -> Mapping[str, Mapping[str, Any]]:
 
 def registry(kind: str) -> "Registry[Any]":
     from tutti.adapters.partitioners import partitioners
+    from tutti.core.codec import codecs
     from tutti.core.reduce import reducers
     from tutti.core.schedules import schedules
     from tutti.core.strategy import strategies
@@ -58,6 +59,7 @@ def registry(kind: str) -> "Registry[Any]":
         "models": models,
         "strategies": strategies,
         "reducers": reducers,
+        "codecs": codecs,
         "schedules": schedules,
         "datasets": datasets,
         "partitioners": partitioners,

@@ -40,6 +40,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "model": "model",
         "strategy": "strategy",
         "reducer": "reducer",
+        "codec": "codec",
         "trusted": "trusted",
         "rounds": "rounds",
         "name": "name",
@@ -78,6 +79,9 @@ def job_options(command: Any) -> Any:
             click.option("--model", help="What to train, such as mlp or mlp:hidden=200x200 (`tutti catalog models`)."),
             click.option("--strategy", help="How updates make a model: fedavg, fedadam:server_lr=0.03, …"),
             click.option("--reducer", help="How updates become one: mean, or robust, such as trimmed-mean:0.2."),
+            click.option(
+                "--codec", help="How updates travel: fp16, int8, int4, topk:0.05, … or auto.  [default: none]"
+            ),
             click.option("--trusted", help="Bundled data that the coordinator trains on, for --reducer fltrust."),
             click.option("--rounds", type=click.IntRange(1), help="How many.  [default: 10]"),
             click.option("--nodes", type=click.IntRange(1), help="How many must be there before a round starts."),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--model", default="2nn", show_default=True, help="What to train (`tutti catalog models`).")
 @click.option("--strategy", default="fedavg", show_default=True, help="How updates make a model, such as fedadam.")
 @click.option("--reducer", default="mean", show_default=True, help="How updates become one, such as trimmed-mean:0.2.")
+@click.option("--codec", default="none", show_default=True, help="How updates travel, such as int8 or topk:0.05.")
 @click.option("--nodes", type=click.IntRange(1), default=100, show_default=True, help="How many there are.")
 @click.option("--cohort", type=click.IntRange(1), default=10, show_default=True, help="How many a round asks.")
 @click.option("--rounds", type=click.IntRange(1), default=50, show_default=True, help="How many.")
@@ -206,7 +207,7 @@ def _job(
     nodes, cohort = options["nodes"], min(options["cohort"], options["nodes"])
     training = {"epochs": options["epochs"], "batch_size": options["batch_size"], "lr": options["lr"]}
     raw: dict[str, Any] = {
-        **{name: options[name] for name in ("model", "strategy", "reducer", "rounds", "seed", "normalize")},
+        **{name: options[name] for name in ("model", "strategy", "reducer", "codec", "rounds", "seed", "normalize")},
         "dataset": dataset,
         "name": dataset,
         "training": training,
