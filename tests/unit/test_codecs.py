@@ -52,7 +52,9 @@ def test_what_is_decoded_is_what_the_reference_says_bit_for_bit(name, values):
     code = its.encode(values)
     came = its.decode(code, len(values))
     assert came.dtype == np.float32
-    assert came.tobytes() == np.array(REFERENCES[name](list(values)), np.float32).tobytes()
+    with np.errstate(over="ignore"):  # the largest value that there is has no half next to it
+        expected = np.array(REFERENCES[name](list(values)), np.float32)
+    assert came.tobytes() == expected.tobytes()
     assert its.encode(values) == code
 
 
@@ -136,7 +138,7 @@ def test_what_a_codec_leaves_out_is_sent_later(name):
         kept = came.memory
         sent += came.joined().buffer
         meant += given.joined().buffer
-    weights = [span for span in came.joined().layout.spans_of(Role.WEIGHT)]
+    weights = came.joined().layout.spans_of(Role.WEIGHT)
     for span in weights:
         np.testing.assert_allclose(sent[span] + kept[RESIDUAL][span], meant[span], atol=1e-7)
     assert codec.without_residual(kept).keys() == {"c_i"}
@@ -155,7 +157,7 @@ def test_an_update_of_another_layout_is_refused_before_it_is_decoded():
     """The layout of a hostile update may promise a billion values."""
     layout = Layout((Entry("w", (2**40,)),))
     file = updates.MAGIC + (4).to_bytes(2, "little") + b"int8" + tensors.encode_layout(layout) + b"\0" * 20
-    with pytest.raises(BadTensors, match="missing|should be"):
+    with pytest.raises(BadTensors, match=r"missing|should be"):
         updates.decode(file, MIXED)
 
 
