@@ -103,10 +103,10 @@ class Federation:
 
 
 @contextmanager
-def coordinator(folder: Path, *, profile: str = "") -> Iterator[tuple[Process, Client]]:
-    """`tutti up` on a port of the system's choice; `profile` names a file for cProfile's figures of its main thread."""
+def coordinator(folder: Path, *, profile: str = "", port: int = 0) -> Iterator[tuple[Process, Client]]:
+    """`tutti up`, on any free port unless one is given; `profile`: a file for cProfile's figures of its main thread."""
     under = ["-m", "cProfile", "-o", profile] if profile else []
-    command = [*under, "-m", "tutti.apps.cli", "up", "--port", "0", "--json", "--until-eof"]
+    command = [*under, "-m", "tutti.apps.cli", "up", "--port", str(port), "--json", "--until-eof"]
     with ExitStack() as stack:
         process = stack.enter_context(Process([*command, "--data-dir", str(folder / "data")], plugin(folder)))
         yield process, stack.enter_context(Client(process.read()["url"]))

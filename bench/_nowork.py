@@ -10,6 +10,14 @@ from tutti.ports import Data, Examples, Report, Task, Work
 
 LAYOUTS: dict[str, dict[str, tuple[int, ...]]] = {
     "tiny": {"weight": (10, 784), "bias": (10,)},
+    "2nn": {  # that of McMahan et al. 2017, as the next
+        "fc1.weight": (200, 784),
+        "fc1.bias": (200,),
+        "fc2.weight": (200, 200),
+        "fc2.bias": (200,),
+        "out.weight": (10, 200),
+        "out.bias": (10,),
+    },
     "cnn": {  # that of McMahan et al. 2017, https://arxiv.org/abs/1602.05629
         "conv1.weight": (32, 1, 5, 5),
         "conv1.bias": (32,),
@@ -54,6 +62,6 @@ class NoWork:
         return {}
 
 
-def nowork(size: Literal["tiny", "cnn"] = "tiny", *, data: DataSchema) -> NoWork:
+def nowork(size: Literal["tiny", "2nn", "cnn"] = "tiny", *, data: DataSchema) -> NoWork:
     """Model for benchmarks; found by an entry point, see _federation.plugin."""
     return NoWork(size)

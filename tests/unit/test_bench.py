@@ -15,6 +15,7 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 SMALL = {
     "aggregate.py": (["--updates", "2", "--parameters", "1000", "--repeats", "1"], "of copy"),
     "codecs.py": (["--quick"], "times smaller"),
+    "scale.py": (["--quick"], "ratio"),
     "transfer.py": (["--quick"], "ratio"),
     "robust.py": (["--updates", "5", "--parameters", "1000", "--repeats", "1"], None),
     "attacks.py": (["--nodes", "8", "--bad", "1", "--rounds", "1"], None),
