@@ -83,11 +83,11 @@ def until(condition: Callable[[], object]) -> None:
     end = monotonic() + DEADLINE
     while not condition():
         assert monotonic() < end, "waited too long"
-        sleep(0.01)
+        sleep(0.05)
 
 
 def test_a_job_over_a_lossy_slow_link_makes_the_model_of_a_good_one(far: Far) -> None:
-    far.link.delay, far.link.loss, far.link.band = 0.02, 0.03, 200e3
+    far.link.delay, far.link.loss, far.link.band = 0.02, 0.02, 400e3
     job = far.client.submit(NARROW).id
     until(lambda: far.client.job(job).status in ("completed", "failed"))
     assert far.client.job(job).model_digest == simulated(NARROW)
