@@ -2812,6 +2812,13 @@ export interface components {
         JobSpec: {
             /**
              * @default {
+             *       "name": "none",
+             *       "options": {}
+             *     }
+             */
+            codec?: components["schemas"]["Choice"];
+            /**
+             * @default {
              *       "deadline": 600,
              *       "floor": 30,
              *       "fraction": 1,
