@@ -4,8 +4,6 @@ Bad input is answered with the right status and what was expected, and changes n
 """
 
 import json
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -255,14 +253,6 @@ async def test_a_bad_body_is_refused_everywhere_and_changes_nothing(place):
                 tried += 1
     assert tried >= 18 * len(BODIES)
     assert await place.state() == before
-
-
-def test_no_library_lets_nested_brackets_end_the_process():
-    """In a process of its own: what fails here is no exception."""
-    code = "import tutti.adapters.chain.embedded, msgspec; msgspec.json.decode(b'[' * 1_000_000)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 1, ended
-    assert "RecursionError" in ended.stderr
 
 
 UNKNOWN = {"job": "none", "node": "none", "account": "none", "token": "none", "kind": "none", "dataset": "none"}

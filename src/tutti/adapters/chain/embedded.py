@@ -34,11 +34,6 @@ from tutti.core.errors import StorageError  # noqa: E402
 # and kills it. Contracts of ours call each other three deep, not a thousand.
 sys.setrecursionlimit(_limit)
 
-DEEPEST = 10_000
-"""Frames. py-evm allows 100,000 when it is imported, with which a request's nested brackets overflow the C stack."""
-
-sys.setrecursionlimit(DEEPEST)
-
 CHAIN_ID = 31_337
 GAS_LIMIT = 30_000_000
 NOBODY = "0x" + "00" * 20
