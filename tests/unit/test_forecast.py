@@ -35,6 +35,18 @@ def test_by_hand() -> None:
     assert (found.nodes, found.measured, found.notes) == (2, 2, [])
 
 
+def test_a_codec_shortens_what_is_sent() -> None:
+    pace = Pace(examples=10, speed=10, up=1000, down=1000)
+    plain, int8 = (forecast(spec(codec=codec), DATA, 1000, {"a": pace}) for codec in ("none", "int8"))
+    assert (plain.bytes_up, int8.bytes_up, int8.bytes_down) == (
+        4 * int8.bytes_up,
+        plain.bytes_up // 4,
+        plain.bytes_down,
+    )
+    assert plain.seconds - int8.seconds == pytest.approx(plain.rounds * 3.0)
+    assert forecast(spec(codec="auto"), DATA, 1000, {"a": pace}).bytes_up == plain.bytes_up
+
+
 def test_the_last_model_is_measured_by_all() -> None:
     job = spec(rounds=1, cohort={"min_nodes": 1, "size": 1}, evaluation={"nodes": True})
     pace = Pace(examples=30, held_out=30, speed=10, overhead=0)

@@ -61,6 +61,11 @@ def check(choice: Choice) -> None:
         codecs.build(choice)
 
 
+def ratio_of(choice: Choice) -> float:
+    """How much smaller updates become, about; 1 for `auto`, where nodes may all have fast links."""
+    return 1.0 if choice == AUTO else codecs.build(choice).ratio
+
+
 # -- an update ---------------------------------------------------------------------------------------
 
 

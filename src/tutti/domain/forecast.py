@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from tutti.core.codec import ratio_of
 from tutti.core.reduce import reducers
 from tutti.core.sampling import Pool, cohort_size, sample
 from tutti.domain.events import NodeId
@@ -64,7 +65,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         seconds: From its first round to its end.
         updates: How many will count.
-        bytes_up: Parameters sent by nodes, in bytes; `bytes_down`, to them. Headers and messages come on top.
+        bytes_up: Parameters sent by nodes, in bytes, about as few as their codec makes of them; `bytes_down`, to them.
+            Headers and messages come on top.
         coordinator_memory: Bytes that aggregation needs at most, beside what the coordinator itself takes.
         node_memory: Bytes for parameters, optimizer and rows on the largest node; activations come on top.
         joules: Of computing at `watts` and moving data.
@@ -119,7 +121,8 @@ def forecast(
     if assumed := sum(pace.basis == "assumed" for pace in paces.values()):
         notes.append(f"of {assumed} nodes no speed is known: it is assumed")
     size = BYTES_PER_PARAMETER * parameters
-    each = {node: _Task(spec, size, pace) for node, pace in paces.items()}
+    sent = ceil(size / ratio_of(spec.codec))
+    each = {node: _Task(spec, size, sent, pace) for node, pace in paces.items()}
     wanted = cohort_size(len(paces), spec.cohort.size, spec.cohort.fraction)
     asked = min(len(paces), ceil(wanted * (1 + spec.cohort.over_select)))
     seconds, computing = _training(spec, each, wanted, asked)
@@ -136,11 +139,11 @@ def forecast(
         rounds=spec.rounds,
         updates=updates,
         parameters=parameters,
-        bytes_up=size * updates,
+        bytes_up=sent * updates,
         bytes_down=size * down,
         coordinator_memory=_coordinator_memory(spec, parameters, asked, slots),
         node_memory=_node_memory(spec.training, data, parameters, max(pace.examples for pace in paces.values())),
-        joules=watts * computing + joules * size * (updates + down) / 1e6,
+        joules=watts * computing + joules * (sent * updates + size * down) / 1e6,
         watts=watts,
         nodes=len(paces),
         measured=sum(pace.basis == "measured" for pace in paces.values()),
@@ -152,13 +155,13 @@ def forecast(
 class _Task:
     """Seconds of one node's tasks: `training` and `measuring` in all, `trained` and `measured` of computing."""
 
-    def __init__(self, spec: JobSpec, size: int, pace: Pace) -> None:
+    def __init__(self, spec: JobSpec, size: int, sent: int, pace: Pace) -> None:
         batch = spec.training.batch_size or 32
         self.trained = trained_rows(pace.examples, spec.training, batch) / pace.speed
         self.measured = pace.held_out / (3 * pace.speed)
         if spec.evaluation.nodes:
             self.trained += self.measured / spec.evaluation.every
-        self.training = pace.overhead + size / pace.down + self.trained + size / pace.up
+        self.training = pace.overhead + size / pace.down + self.trained + sent / pace.up
         self.measuring = pace.overhead + size / pace.down + self.measured
 
 
