@@ -2685,7 +2685,8 @@ export interface components {
          *         Attributes:
          *             seconds: From its first round to its end.
          *             updates: How many will count.
-         *             bytes_up: Parameters sent by nodes, in bytes; `bytes_down`, to them. Headers and messages come on top.
+         *             bytes_up: Parameters sent by nodes, in bytes, about as few as their codec makes of them; `bytes_down`, to them.
+         *                 Headers and messages come on top.
          *             coordinator_memory: Bytes that aggregation needs at most, beside what the coordinator itself takes.
          *             node_memory: Bytes for parameters, optimizer and rows on the largest node; activations come on top.
          *             joules: Of computing at `watts` and moving data.
