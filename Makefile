@@ -5,13 +5,14 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types web kernel contracts picture bench docs clean services
+.PHONY: install demo test lint types web kernel contracts picture bench docs clean services build run
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train on digits with four local nodes (KEEP=1: leave the coordinator running)"
 	@echo "make test     all tests (ARGS='tests/unit -k fedavg': some of them)"
 	@echo "make install  only build .venv (TORCH_ARGS='--index-url ...': another build of torch)"
+	@echo "make run      a coordinator and PEERS=3 peers for uploaded tables (ARGS='--broker amqp://...': for tutti up)"
 	@echo "make services  start PostgreSQL, RabbitMQ and an S3 store for tests, where none answers (Debian)"
 	@echo "make web      build the dashboard into the package (needs Node 20 or newer)"
 	@echo "make lint | types | contracts | picture | bench | docs | clean"
@@ -26,6 +27,11 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard src/tutti/core/*.c src/tutti
 	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dask,ray,audit,chain,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch==2.13.0
 	@touch $@
+
+build: $(STAMP)
+
+run: $(STAMP)
+	@deploy/run.sh $(ARGS)
 
 services:
 	@deploy/services.sh

@@ -245,7 +245,7 @@ def openapi() -> str:
     nothing: Any = None
     core: Any = SimpleNamespace(members=nothing, access=nothing, stats=nothing)
     pairs = (nothing, nothing), (nothing, nothing)
-    app = create_app(core, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), *pairs)
+    app = create_app(core, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), *pairs, nothing)
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
 
 

@@ -28,7 +28,7 @@ def app_of(world: World, settings: ApiSettings = LOCAL, accounts: Accounts | Non
     accounts = accounts or Accounts(MemoryAccounts(), Argon2Passwords(), world.core.clock)
     fabric, tokens = HubFabric(world.core.members.authenticate), (world.desk, world.ledger)
     market = (world.market, world.floor)
-    return create_app(world.core, fabric, world.core.blobs, accounts, settings, tokens, market)
+    return create_app(world.core, fabric, world.core.blobs, accounts, settings, tokens, market, world.sessions)
 
 
 def caller(app: FastAPI, headers: dict[str, str] | None = None) -> httpx.AsyncClient:

@@ -17,6 +17,7 @@ from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.identities.ed25519 import Ed25519Key
+from tutti.adapters.identities.x25519 import seal
 from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.adapters.machine import Machine
@@ -36,6 +37,7 @@ from tutti.services.market.judging import solve
 from tutti.services.market.worker import Solve, Worker
 from tutti.services.node import NodeRuntime
 from tutti.services.rewards import RewardDesk
+from tutti.services.sessions import Sessions
 from tutti.wire.messages import Offer
 
 SCHEMA = DataSchema("regression", (3,), 1)
@@ -128,8 +130,9 @@ class World:
         self.desk = RewardDesk(self.core.journal, self.core.blobs, self.core.workbench, self.ledger, clock)
         self.market = MarketDesk(self.core.journal, self.core.blobs, self.ledger, clock, self.rules)
         self.floor = MarketFloor(self.market, self.fabric, chance=self.chance)
-        self.core.lend(self.floor)
-        self.core.keeper.retained = lambda: self.desk.retained() | self.market.retained()
+        self.sessions = Sessions(self.core, seal)
+        self.core.lend(self.floor, self.sessions)
+        self.core.keeper.retained = lambda: self.desk.retained() | self.market.retained() | self.sessions.retained()
         await self.core.start()
         self.core.background.spawn(self.desk.run())
         self.core.background.spawn(self.floor.run())

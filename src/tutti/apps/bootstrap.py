@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 INVITE_SECONDS = 24 * 3600.0
 SHUTDOWN_SECONDS = 3
+PEER = "sessions"
+"""What `tutti join --data` says for a peer, which has no data of its own and takes parts of uploaded tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ async def coordinator(
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric
     from tutti.adapters.fabrics.joined import JoinedFabrics
+    from tutti.adapters.identities.x25519 import seal
     from tutti.adapters.workbench import ProcessWorkbench
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
@@ -159,6 +162,7 @@ async def coordinator(
     from tutti.services.market.floor import MarketFloor
     from tutti.services.members import fingerprint
     from tutti.services.rewards import RewardDesk
+    from tutti.services.sessions import Sessions
 
     folder = data_folder(settings.data_dir)
     log = await _open_log(settings, folder)
@@ -185,8 +189,9 @@ async def coordinator(
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
     market = MarketDesk(core.journal, blobs, ledger, clock)
     floor = MarketFloor(market, reached, drained=lambda node: node in core.register.drained)
-    core.lend(floor)
-    core.keeper.retained = lambda: desk.retained() | market.retained()
+    sessions = Sessions(core, seal)
+    core.lend(floor, sessions)
+    core.keeper.retained = lambda: desk.retained() | market.retained() | sessions.retained()
     accounts = Accounts(await _open_accounts(settings, folder), Argon2Passwords(), core.clock)
     await accounts.load()
     api = ApiSettings(
@@ -201,12 +206,13 @@ async def coordinator(
         await core.start()
         core.background.spawn(desk.run())
         core.background.spawn(floor.run())
+        sessions.resume()
         if broker is not None:
             core.background.spawn(broker.run())
         if chain is not None:
             core.background.spawn(chain.desk.run())
         try:
-            app = create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor), chain=chain)
+            app = create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor), sessions, chain=chain)
             yield core, app
         finally:
             await core.stop()
@@ -336,24 +342,34 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
     from tutti.services.node import NodeRuntime
 
     apply_limits(policy)
-    data = await asyncio.to_thread(load_data, settings.data) if settings.data else no_data()
+    peer = settings.data is not None and settings.data.name == PEER
+    data = await asyncio.to_thread(load_data, settings.data) if settings.data and not peer else no_data()
     member = await membership(settings)
+    machine = Machine()
     async with _link(settings, member) as link:
         market = settings.state_dir / "market"
         worker = Worker(member.node, member.secret, settings.offer, link, market) if settings.offer else None
-        runtime = NodeRuntime(
-            name=member.node,
-            token=member.secret,
-            link=link,
-            data=data,
-            policy=policy,
-            machine=Machine(),
-            workdir=settings.state_dir / "work",
-            trainer_for=trainers(policy),
-            on_connected=lambda: settings.on_connected(member.url),
-            worker=worker,
-        )
-        await runtime.run()
+
+        def runtime(link: "Link", data: Data) -> NodeRuntime:
+            return NodeRuntime(
+                name=member.node,
+                token=member.secret,
+                link=link,
+                data=data,
+                policy=policy,
+                machine=machine,
+                workdir=settings.state_dir / "work",
+                trainer_for=trainers(policy),
+                on_connected=lambda: settings.on_connected(member.url),
+                worker=worker,
+            )
+
+        if not peer:
+            return await runtime(link, data).run()
+        from tutti.adapters.identities.x25519 import SealingKey
+        from tutti.services import peer as peers
+
+        await peers.serve(link, SealingKey.at(settings.state_dir / "sealing-key"), runtime)
 
 
 def _link(settings: NodeSettings, member: Membership) -> "AbstractAsyncContextManager[Link]":

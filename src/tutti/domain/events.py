@@ -12,6 +12,7 @@ from tutti.domain.event import Digest as Digest
 from tutti.domain.event import Event as Event
 from tutti.domain.event import NodeId as NodeId
 from tutti.domain.market.events import MarketEvent as MarketEvent
+from tutti.domain.sessions import SessionEvent as SessionEvent
 from tutti.domain.spec import DataSchema, JobSpec, Metrics
 
 # -- a job, stream `job:<id>` ------------------------------------------------------------------------
@@ -303,4 +304,4 @@ class RewardsSettled(Event, frozen=True, kw_only=True):
 
 
 RewardEvent: TypeAlias = ContributionsScored | RewardsSettled
-AnyEvent: TypeAlias = JobEvent | NodeEvent | RewardEvent | MarketEvent
+AnyEvent: TypeAlias = JobEvent | NodeEvent | RewardEvent | MarketEvent | SessionEvent

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from tutti.domain.events import Digest, NodeId
-from tutti.services.errands import Errands, NoErrands
+from tutti.services.errands import Errands, Several
 from tutti.services.journal import Journal
 
 UPLOADS_PER_TASK = 256
@@ -25,7 +25,7 @@ class Access:
     def __init__(self, journal: Journal, live: Mapping[str, Sized]) -> None:
         self._journal = journal
         self._live = live
-        self.errands: Errands = NoErrands()
+        self.errands: Errands = Several()
         self._uploads: dict[tuple[NodeId, str], tuple[tuple[int, int], int]] = {}  # of the newest task: how many
 
     def update_limit(self, node: NodeId) -> int:

@@ -25,7 +25,7 @@ from tutti.services.access import Access
 from tutti.services.audit import Auditor
 from tutti.services.background import Background
 from tutti.services.driver import JobDriver
-from tutti.services.errands import Errands
+from tutti.services.errands import Errands, Several
 from tutti.services.history import attempts_of
 from tutti.services.inbox import HandedIn, Inbox, answer
 from tutti.services.journal import NODES, Journal
@@ -151,7 +151,7 @@ class Coordinator:
         job = self.jobs.get(job_id)
         if job is None:
             if spec.normalize:
-                await self._until_held(spec.dataset, spec.cohort.min_nodes)
+                await self.until_held(spec.dataset, spec.cohort.min_nodes)
             data = self.check(spec)
             if spec.normalize:
                 data = with_normalization(data, await self.describe(spec.dataset))
@@ -208,7 +208,7 @@ class Coordinator:
         schema = nodes.common_schema(dataset, {node: summary.data for node, summary in holders.items()})
         return await self.preflight.ask(dataset, schema, {n: s.examples for n, s in holders.items()})
 
-    async def _until_held(self, dataset: str, least: int) -> None:
+    async def until_held(self, dataset: str, least: int) -> None:
         """Wait a moment for nodes that are on their way: those who come later are not in the statistics."""
         try:
             async with asyncio.timeout(ON_THEIR_WAY_SECONDS), self._changed:
@@ -303,9 +303,9 @@ class Coordinator:
             except Exception:
                 log.exception("%s: cannot deal with %s", event.node, type(event).__name__)
 
-    def lend(self, errands: Errands) -> None:
-        """Let somebody else work with the nodes, too."""
-        self.access.errands = errands
+    def lend(self, *errands: Errands) -> None:
+        """Let others work with the nodes, too."""
+        self.access.errands = Several(*errands)
 
     async def _on(self, event: FabricEvent) -> None:
         """Never waits for the disk: what one node does must not keep the others' heartbeats waiting."""

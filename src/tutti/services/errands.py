@@ -20,12 +20,18 @@ class Errands(Protocol):
         ...
 
 
-class NoErrands:
+class Several:
+    """Errands of all that have some."""
+
+    def __init__(self, *errands: Errands) -> None:
+        self._errands = errands
+
     def on(self, event: FabricEvent) -> None:
-        pass
+        for each in self._errands:
+            each.on(event)
 
     def may_read(self, node: NodeId, digest: Digest) -> bool:
-        return False
+        return any(each.may_read(node, digest) for each in self._errands)
 
     def update_limit(self, node: NodeId) -> int:
-        return 0
+        return max((each.update_limit(node) for each in self._errands), default=0)

@@ -9,7 +9,7 @@ from functools import reduce
 from tutti.core.errors import NotFound
 from tutti.domain import commands, jobs, nodes
 from tutti.domain import events as e
-from tutti.domain.events import AnyEvent, JobEvent, MarketEvent, NodeEvent, RewardEvent
+from tutti.domain.events import AnyEvent, JobEvent, MarketEvent, NodeEvent, RewardEvent, SessionEvent
 from tutti.domain.jobs import Job
 from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports import EventLog, Recorded
@@ -130,6 +130,12 @@ class Journal:
         async with self._locks[stream]:
             await self._record(stream, [event])
 
+    async def session(self, event: SessionEvent) -> None:
+        """Record the beginning or the end of a session."""
+        stream = f"session:{event.session}"
+        async with self._locks[stream]:
+            await self._record(stream, [event])
+
     async def market(self, stream: str, decide: Callable[[], Sequence[MarketEvent]]) -> Sequence[MarketEvent]:
         """Record what is decided about the market, in the turn of its stream; returns the new events."""
         async with self._locks[stream]:
@@ -151,7 +157,7 @@ class Journal:
         self.offset = max(self.offset, recorded.offset)
         if isinstance(event, e.JobSubmitted):
             self.jobs[event.job] = jobs.begin(event)
-        elif isinstance(event, RewardEvent | MarketEvent):
+        elif isinstance(event, RewardEvent | MarketEvent | SessionEvent):
             pass  # it changes neither jobs nor nodes
         elif stream == NODES:
             self._apply_to_nodes(event)  # type: ignore[arg-type]  # a stream holds events of its own kind

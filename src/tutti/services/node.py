@@ -29,11 +29,13 @@ from tutti.services.runner import TaskRunner, TrainerFor, backoff, key_of
 from tutti.services.work import failure
 from tutti.wire.messages import (
     PROTOCOL,
+    Assign,
     Compute,
     CoordinatorMessage,
     Declined,
     Describe,
     Described,
+    Dismiss,
     Failure,
     GlobalWeights,
     Halt,
@@ -180,7 +182,7 @@ class NodeRuntime:
                 raise LinkRefused(detail)
             case Refusal(code=code, detail=detail):
                 log.warning("node %s: the coordinator refused a message: %s: %s", self._name, code, detail)
-            case Registered():
+            case Registered() | Assign() | Dismiss():  # a peer's link keeps those of sessions to itself
                 pass
             case _:
                 assert_never(message)

@@ -21,6 +21,7 @@ from tutti.core.registry import Choice
 from tutti.domain import events as e
 from tutti.domain.contributions import Contribution
 from tutti.domain.events import AnyEvent
+from tutti.domain.sessions import ColumnReport, PeerPart, PeerTraining, SessionEnded, SessionStarted
 from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports.log import EventLog, Recorded, VersionConflict
 
@@ -85,6 +86,17 @@ EVENTS: tuple[AnyEvent, ...] = (
         root="8" * 64,
     ),
     e.RewardsSettled(at=9.0, job="digits-1"),
+    SessionStarted(
+        at=1.0,
+        session="0123456789abcdef",
+        by="ada",
+        peers={"p1": PeerPart("a" * 64, 100, "b" * 64, PeerTraining(lr=0.1 + 0.2))},
+        spec=JobSpec(dataset="session-0123456789abcdef", model=Choice("mlp", {"hidden": [32, 16]})),
+        report=(ColumnReport("größe", "category", "a column for each", 3, ("", "L", "S")),),
+        rows=100,
+        dropped=2,
+    ),
+    SessionEnded(at=2.0, session="0123456789abcdef", status="COMPLETED", reason="all rounds"),
 )
 """One event of every type, with values that are easily spoiled on the way."""
 

@@ -60,6 +60,7 @@ class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
 
     `attached`: the largest blob in bytes that this node takes attached to a message. `codecs`: what it can encode its
     updates with. `offer`: it is a worker, too.
+    `sealing`: its public key, if it is a peer that takes parts of uploaded tables.
     """
 
     protocol: int
@@ -71,6 +72,7 @@ class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
     attached: _Size = 0
     codecs: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
     offer: Offer | None = None
+    sealing: Blob = ""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag="device:heartbeat"):
@@ -321,8 +323,33 @@ class Measure(Message, frozen=True, kw_only=True, tag="compute:measure"):
     columns: Annotated[int, Meta(ge=1, le=1000)]
 
 
+class Assign(Message, frozen=True, kw_only=True, tag="session:assign"):
+    """Take this part of an uploaded table, which is sealed for you, and come back holding it (see wire/parts.py)."""
+
+    session: JobId
+    part: Digest
+
+
+class Dismiss(Message, frozen=True, kw_only=True, tag="session:dismiss"):
+    """The session is over: forget its part, and come back without."""
+
+    session: JobId
+
+
 CoordinatorMessage: TypeAlias = (
-    Registered | Start | Halt | GlobalWeights | Verdict | Refusal | Describe | Compute | Show | Over | Measure
+    Registered
+    | Start
+    | Halt
+    | GlobalWeights
+    | Verdict
+    | Refusal
+    | Describe
+    | Compute
+    | Show
+    | Over
+    | Measure
+    | Assign
+    | Dismiss
 )
 
 

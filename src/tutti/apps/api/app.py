@@ -25,6 +25,7 @@ from tutti.apps.api import (
     live,
     market,
     nodes,
+    sessions,
     status,
     transfer,
 )
@@ -50,6 +51,7 @@ from tutti.services.coordinator import Coordinator
 from tutti.services.market.desk import MarketDesk
 from tutti.services.market.floor import MarketFloor
 from tutti.services.rewards import RewardDesk
+from tutti.services.sessions import Sessions
 from tutti.version import __version__
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ TAGS = [
     {"name": account_routes.TAG, "description": "Who may do what, and who did."},
     {"name": documented.TRAINING, "description": "Aliases for the calls of a training dashboard."},
     {"name": documented.FLEET, "description": "Aliases for the calls of a device-fleet client."},
+    {"name": sessions.TAG, "description": "Upload a table, and peers train on its parts."},
     {"name": documented_market.MARKET, "description": "Aliases for the calls of a compute market."},
 ]
 
@@ -98,6 +101,7 @@ def create_app(
     settings: ApiSettings,
     tokens: tuple[RewardDesk, Ledger],
     compute: tuple[MarketDesk, MarketFloor],
+    uploads: Sessions,
     registries: Mapping[str, Registry[Any]] = REGISTRIES,
     chain: chain_routes.OnChain | None = None,
 ) -> FastAPI:
@@ -122,6 +126,7 @@ def create_app(
     market.add_routes(api, its_market)
     documented_market.add_routes(api, its_market)
     chain_routes.add_routes(api, chain_routes.ChainRoutes(chain))
+    sessions.add_routes(api, sessions.SessionRoutes(uploads, accounts))
     live.add_routes(app, live.LiveRoutes(coordinator))
     app.router.routes += [*dashboard.routes(), *browser.routes(browser.BrowserRoutes(coordinator))]
     # Every round waits for these, and routes are tried in order: they come first.

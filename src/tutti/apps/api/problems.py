@@ -19,6 +19,7 @@ from tutti.core.errors import (
     UserError,
 )
 from tutti.ports.blobs import TooLarge
+from tutti.services.sessions import NotEnoughPeers
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -29,6 +30,7 @@ _STATUS: dict[type[Exception], int] = {
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
+    NotEnoughPeers: 400,
     UserError: 422,
     CorruptBlob: 500,
     Unavailable: 503,

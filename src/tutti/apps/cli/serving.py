@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
+HOLDS = "What this node trains on, such as digits:part=0/4; `sessions` for parts of tables that others upload."
+
 until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input closes.")
 
 
@@ -135,7 +137,7 @@ def _announce(ready: "Ready", as_json: bool) -> None:
 
 @click.command()
 @click.argument("link")
-@click.option("--data", "source", help="What this node trains on, such as digits:part=0/4.")
+@click.option("--data", "source", help=HOLDS)
 @click.option(
     "--worker", is_flag=True, help="Lend this machine to the compute market, too, or only: --data may be left out."
 )
@@ -177,6 +179,7 @@ def join(
       tutti join 'https://host:8000/join#token' --data csv:path=mine.csv,target=died --name clinic-a
       tutti join 'https://host:8000/join#token' --data npz:path=scans.npz --policy policy.toml
       tutti join thrift://127.0.0.1:9091 --data csv:path=mine.csv,target=died --port 5001
+      tutti join 'http://host:8000/join#token' --data sessions --name peer-1
       tutti join 'amqps://user:password@broker/vhost?coordinator=main#token' --data csv:path=mine.csv,target=died
       tutti join 'https://host:8000/join#token' --worker --stake 150
     """
