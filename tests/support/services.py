@@ -5,10 +5,12 @@ Where a server is missing the test is skipped, saying how to have it; with TUTTI
 
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
@@ -34,6 +36,16 @@ def missing(what: str, error: object) -> NoReturn:
     if os.environ.get("TUTTI_REQUIRE_SERVICES") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def need_servers() -> None:
+    """Of a test that runs a program which talks to RabbitMQ and S3."""
+    for what, url in (("RabbitMQ", RABBITMQ), ("the S3 store", S3)):
+        parts = urlsplit(url)
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or 0), 5).close()
+        except OSError as error:
+            missing(what, error)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.browser import CHROMIUM, missing
+from support.services import need_servers
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 SMALL = {
@@ -30,6 +31,7 @@ SMALL = {
     "verification.py": (["--quick"], "solve / check"),
     "ledger.py": (["--jobs", "20"], "times bare"),
     "market.py": (["--quick"], "times bare"),
+    "broker.py": (["--quick"], "ratio"),
     "sim.py": (["--no-op", "--rounds", "8"], None),
     "chain.py": (["--quick"], "a node each / ours"),
 }
@@ -49,6 +51,8 @@ def test_runs_and_prints_a_ratio(script):
         missing("Chromium (Debian: apt-get install chromium)")
     if script == "browser.py" and not (BENCH.parent / "web" / "node_modules").exists():
         missing("Node, and `npm ci` in web/")
+    if script == "broker.py":
+        need_servers()
     arguments, ratio = SMALL[script]
     environment = {
         k: v for k, v in os.environ.items() if k not in ("BENCH_FLWR_PYTHON", "BENCH_PROFILE", "BENCH_BROWSER_PEERS")

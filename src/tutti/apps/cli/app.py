@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from tutti.apps.cli import (
+    backup,
     catalog,
     chain,
     demo,
@@ -80,6 +81,8 @@ for command in (
     market.market,
     catalog.catalog,
     doctor.doctor,
+    backup.backup,
+    backup.restore,
 ):
     cli.add_command(command)
 cli.add_command(models.model_alias)
