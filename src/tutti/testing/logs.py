@@ -21,6 +21,7 @@ from tutti.core.registry import Choice
 from tutti.domain import events as e
 from tutti.domain.contributions import Contribution
 from tutti.domain.events import AnyEvent
+from tutti.domain.market import events as m
 from tutti.domain.sessions import ColumnReport, PeerPart, PeerTraining, SessionEnded, SessionStarted
 from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports.log import EventLog, Recorded, VersionConflict
@@ -97,6 +98,32 @@ EVENTS: tuple[AnyEvent, ...] = (
         dropped=2,
     ),
     SessionEnded(at=2.0, session="0123456789abcdef", status="COMPLETED", reason="all rounds"),
+    m.WorkerRegistered(at=1.0, worker="w1", stake=100, owner="ada", gpu="none", claimed=0.1 + 0.2, kinds=("pca",)),
+    m.WorkerMeasured(at=2.0, worker="w1", gflops=1e-300),
+    m.ClientRegistered(at=3.0, client="müller", by="ada"),
+    m.CoordinationStopped(at=4.0, by="ada"),
+    m.CoordinationStarted(at=5.0, by="ada"),
+    m.ComputeSubmitted(
+        at=6.0,
+        job="c1",
+        client="müller",
+        kind=Choice("pca", {"components": 2}),
+        data="a" * 64,
+        rows=10,
+        columns=3,
+        seed=2**53,
+        reward=30,
+    ),
+    m.ComputeFunded(at=7.0),
+    m.ComputeAssigned(at=8.0, slot=0, attempt=1, worker="w1", owner="ada", bond=10, share=0.25, explored=True),
+    m.ComputeCommitted(at=9.0, attempt=1, commitment="b" * 64),
+    m.ComputeRevealed(at=10.0, attempt=1, result="c" * 64, nonce="d" * 32),
+    m.ComputeJudged(at=11.0, attempt=1, holds=False, reason="a\x00b", check_seed=2**53, measures={"error": 0.1 + 0.2}),
+    m.ComputeReleased(at=12.0, attempt=1, reason="gone", ours=True),
+    m.ComputeDisputed(at=13.0, by="ada", reason="no"),
+    m.ComputeVerified(at=14.0, attempt=1),
+    m.ComputeFailed(at=15.0, reason="nobody"),
+    m.ComputeSettled(at=16.0),
 )
 """One event of every type, with values that are easily spoiled on the way."""
 
