@@ -97,10 +97,12 @@ async def coordinator_uid(url: str = RABBITMQ) -> AsyncIterator[Address]:
         connection = await amqp.connect(address)
     except LinkLost as error:
         missing("RabbitMQ", error)
-    yield address
-    async with connection, connection.channel() as channel:
-        for queue in (address.events, address.dead, *(address.commands(f"n{i}") for i in range(20))):
-            await channel.queue_delete(queue)
+    try:
+        yield address
+    finally:
+        async with connection, connection.channel() as channel:
+            for queue in (address.events, address.dead, *(address.commands(f"n{i}") for i in range(50))):
+                await channel.queue_delete(queue)
 
 
 async def alone(url: str, statement: str) -> None:

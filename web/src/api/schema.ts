@@ -2033,6 +2033,108 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/sessions/start": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Start
+         * @description Upload a CSV table as `file` and train on it: multipart/form-data, other fields as in SessionWish.
+         *
+         *     404: the user is unknown. 400: not enough peers wait, or the table cannot be learnt from.
+         */
+        post: operations["start_sessions_start_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sessions/training-status": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Status
+         * @description RUNNING, COMPLETED, STOPPED or FAILED: of the newest session, or of one.
+         */
+        get: operations["status_sessions_training_status_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sessions/{session}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Show
+         * @description One session.
+         */
+        get: operations["show_sessions__session__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sessions/{session}/results": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Results
+         * @description What each peer measured, and what the aggregated model does.
+         */
+        get: operations["results_sessions__session__results_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sessions/{session}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop
+         * @description End it; the peers are free again.
+         */
+        post: operations["stop_sessions__session__stop_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/worker/register": {
         parameters: {
             query?: never;
@@ -2344,6 +2446,21 @@ export interface components {
              * @enum {unknown}
              */
             weighting?: "equal" | "examples";
+        };
+        /**
+         * ColumnReport
+         * @description What was made of a column. `categories` of a category or of classes; `missing` is how many cells were empty.
+         */
+        ColumnReport: {
+            /** @default [] */
+            categories?: string[];
+            /** @default 0 */
+            missing?: number;
+            name: string;
+            /** @default  */
+            note?: string;
+            /** @enum {unknown} */
+            role: "category" | "left out" | "number" | "target";
         };
         /**
          * ColumnView
@@ -3353,6 +3470,30 @@ export interface components {
             weight?: number;
         };
         /**
+         * PeerResult
+         * @description What a peer told with its newest update that counted; `training` where it differs from the session's.
+         */
+        PeerResult: {
+            metrics: {
+                [key: string]: number;
+            };
+            round: number;
+            rows: number;
+            training: components["schemas"]["PeerTraining"];
+        };
+        /**
+         * PeerTraining
+         * @description Hyper-parameters of one peer, where they differ from the session's.
+         */
+        PeerTraining: {
+            /** @default null */
+            batch_size?: number | null;
+            /** @default null */
+            epochs?: number | null;
+            /** @default null */
+            lr?: number | null;
+        };
+        /**
          * PreflightView
          * @description All nodes, `rows`, `columns` and `classes` of all together, and remarks.
          *
@@ -3543,6 +3684,23 @@ export interface components {
             seed: number;
         };
         /**
+         * SessionResults
+         * @description By peer, and of the aggregated model.
+         */
+        SessionResults: {
+            aggregated: {
+                [key: string]: number;
+            };
+            model: string;
+            peers: {
+                [key: string]: components["schemas"]["PeerResult"];
+            };
+            rounds_done: number;
+            session_id: string;
+            /** @enum {unknown} */
+            status: "COMPLETED" | "FAILED" | "RUNNING" | "STOPPED";
+        };
+        /**
          * SessionView
          * @description Who asks. `authentication`: whether one must sign in; `setup`: whether there are no accounts yet.
          *
@@ -3722,6 +3880,27 @@ export interface components {
             optimizer?: "adam" | "sgd";
             /** @default 0 */
             weight_decay?: number;
+        };
+        /**
+         * TrainingSessionView
+         * @description A session; `report` says what was inferred of each column, `job` is empty until the peers are ready.
+         */
+        TrainingSessionView: {
+            by: string;
+            dropped: number;
+            job: string;
+            peers: {
+                [key: string]: number;
+            };
+            reason: string;
+            report: components["schemas"]["ColumnReport"][];
+            rounds: number;
+            rounds_done: number;
+            rows: number;
+            session_id: string;
+            started_at: number;
+            /** @enum {unknown} */
+            status: "COMPLETED" | "FAILED" | "RUNNING" | "STOPPED";
         };
         /**
          * TrainingStatus
@@ -7714,6 +7893,159 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["MarketView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    start_sessions_start_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrainingSessionView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    status_sessions_training_status_get: {
+        parameters: {
+            query?: {
+                session_id?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrainingSessionView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    show_sessions__session__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                session: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrainingSessionView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    results_sessions__session__results_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                session: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionResults"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    stop_sessions__session__stop_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                session: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrainingSessionView"];
                 };
             };
             /** @description What went wrong. */

@@ -48,7 +48,7 @@ class SessionWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: str = ""
 
 
-class SessionView(View, frozen=True, kw_only=True):
+class TrainingSessionView(View, frozen=True, kw_only=True):
     """A session; `report` says what was inferred of each column, `job` is empty until the peers are ready."""
 
     session_id: str
@@ -89,7 +89,7 @@ class SessionRoutes:
     def __init__(self, sessions: Sessions, accounts: Accounts) -> None:
         self._sessions, self._accounts = sessions, accounts
 
-    async def start(self, request: Request) -> Answer[SessionView]:
+    async def start(self, request: Request) -> Answer[TrainingSessionView]:
         """Upload a CSV table as `file` and train on it: multipart/form-data, other fields as in SessionWish.
 
         404: the user is unknown. 400: not enough peers wait, or the table cannot be learnt from.
@@ -110,7 +110,7 @@ class SessionRoutes:
         started = session.started.session
         return Answer(_view(session), 201, {"location": f"/sessions/{started}"})
 
-    async def status(self, session_id: Annotated[str, Query(max_length=64)] = "") -> Answer[SessionView]:
+    async def status(self, session_id: Annotated[str, Query(max_length=64)] = "") -> Answer[TrainingSessionView]:
         """RUNNING, COMPLETED, STOPPED or FAILED: of the newest session, or of one."""
         if session_id:
             return Answer(_view(self._sessions.session(session_id)))
@@ -118,7 +118,7 @@ class SessionRoutes:
             raise NotFound("there is no session yet")
         return Answer(_view(sessions[0]))
 
-    async def show(self, session: str) -> Answer[SessionView]:
+    async def show(self, session: str) -> Answer[TrainingSessionView]:
         """One session."""
         return Answer(_view(self._sessions.session(session)))
 
@@ -144,14 +144,14 @@ class SessionRoutes:
             )
         )
 
-    async def stop(self, request: Request, session: str) -> Answer[SessionView]:
+    async def stop(self, request: Request, session: str) -> Answer[TrainingSessionView]:
         """End it; the peers are free again."""
         return Answer(_view(await self._sessions.stop(session, request.state.identity.name)))
 
 
-def _view(session: Session) -> SessionView:
+def _view(session: Session) -> TrainingSessionView:
     started, job = session.started, session.job
-    return SessionView(
+    return TrainingSessionView(
         session_id=started.session,
         status=session.status,
         reason=session.ended.reason if session.ended else "",
