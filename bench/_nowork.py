@@ -47,8 +47,8 @@ class NoWork:
     Equal updates would be one blob, stored once.
     """
 
-    def __init__(self, size: str) -> None:
-        self._shapes = LAYOUTS[size]
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._shapes = shapes
 
     def init(self, seed: int) -> Params:
         rng = np.random.default_rng(seed)
@@ -62,6 +62,6 @@ class NoWork:
         return {}
 
 
-def nowork(size: Literal["tiny", "2nn", "cnn"] = "tiny", *, data: DataSchema) -> NoWork:
-    """Model for benchmarks; found by an entry point, see _federation.plugin."""
-    return NoWork(size)
+def nowork(size: Literal["tiny", "2nn", "cnn"] = "tiny", floats: int = 0, *, data: DataSchema) -> NoWork:
+    """Model for benchmarks; found by an entry point, see _federation.plugin. `floats`: one vector."""
+    return NoWork({"vector": (floats,)} if floats else LAYOUTS[size])

@@ -11,26 +11,22 @@ chain, each update that counts was accepted once, with the weight that counts.
 
 import argparse
 import asyncio
-import contextlib
-import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from _common import show
+from _ring import Ring, free_port, until
 from tutti.adapters.chains.sqlite import SqliteChain
 from tutti.adapters.logs.chain import events_of
 from tutti.apps.bootstrap import load_data
 from tutti.apps.ringclient import RingClient
-from tutti.core.errors import TuttiError
 from tutti.core.registry import Choice
 from tutti.domain import events as e
 from tutti.domain.spec import load_spec
@@ -43,44 +39,6 @@ FAULT_IN = 4
 GRACE = 0.5
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Ring:
-    folder: Path
-    port: int = field(default_factory=free_port)
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def tutti(self, name: str, *arguments: object) -> None:
-        log = (self.folder / f"{name.replace(':', '_')}.log").open("ab")
-        command = [sys.executable, "-m", "tutti.apps.cli", "ring", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-    def supernode(self) -> None:
-        self.tutti("supernode", "supernode", "--port", self.port)
-
-    def member(self, address: str) -> None:
-        port = address.rpartition(":")[2]
-        self.tutti(address, "node", port, "127.0.0.1", self.port, "--state-dir", self.folder / port)
-
-    def kill(self, *names: str) -> None:
-        for name in names:
-            self.processes[name].kill()
-        for name in names:
-            self.processes.pop(name).wait()
-
-    def stop(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-        for process in self.processes.values():
-            process.wait()
-
-
 @dataclass
 class Bench:
     ring: Ring
@@ -88,13 +46,8 @@ class Bench:
     addresses: list[str]
     dataset: str
 
-    async def until(self, condition: Callable[[list[RingView]], bool], seconds: float = 240.0) -> list[RingView]:
-        async with asyncio.timeout(seconds):
-            while True:
-                with contextlib.suppress(TuttiError):  # while everything comes up there may be nobody
-                    async for views in self.client.watch():
-                        if condition(views):
-                            return views
+    async def until(self, condition: Callable[[list[RingView]], bool]) -> list[RingView]:
+        return await until(self.client, condition)
 
     async def whole(self) -> list[RingView]:
         """Until everybody is there, with data, and connected to the leader."""

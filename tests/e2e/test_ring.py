@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
+import httpx
 import pytest
 
 import tutti
-from support.commands import Running, running
+from support.commands import Running, background, running
 from support.commands import tutti as command
 from tutti.adapters.datasets import parts
 from tutti.adapters.fabrics.ring import node_of
@@ -90,6 +91,12 @@ def ring(tmp_path: Path) -> Iterator[Ring]:
         yield ring
 
 
+def eventually(url: str) -> httpx.Response:
+    """The page, once it is served."""
+    with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
+        return client.get(url)
+
+
 def federation_of(addresses: list[str]) -> Federation:
     """The same rows at the same nodes, for the same round machine in one process."""
     whole = load_data(Choice("digits", {"held_out": 0}))
@@ -129,6 +136,14 @@ def test_a_ring_trains_to_the_model_of_a_hub_and_a_dead_leader_does_not_change_i
     expected = tutti.simulate(spec_of(holders), federation_of(list(ring.members)), engine="sequential")
     assert said["model"] == expected.model
     assert said["error_rate"] < 0.2
+
+    # the page that shows it
+    listen = free_port()
+    with background("ring", "view", "127.0.0.1", ring.port, "--listen", listen, cwd=ring.folder):
+        page = eventually(f"http://127.0.0.1:{listen}/")
+        assert "<title>Tutti ring</title>" in page.text
+        shown = httpx.get(f"http://127.0.0.1:{listen}/ring.json").json()
+        assert {view["address"] for view in shown} == set(ring.members)
 
     # a job of which the leader dies, and the supernode and the client too
     detached = command(*train, "--rounds", "40", "--detach", "--json", "--nodes", "1", cwd=ring.folder)

@@ -25,6 +25,7 @@ SMALL = {
     "worlds.py": (["--quick"], "a round / small fleet's"),
     "rest.py": (["--quick"], "times bare"),
     "dashboard.py": (["--quick"], "p99 / at rest"),
+    "ring_averages.py": (["--peers", "2", "--floats", "1000", "--rounds", "2"], None),
     "ring_faults.py": (["--simulated", "2"], None),
     "browser.py": (["--quick"], "kernel / this"),
     "ring_calls.py": (["--quick"], "MB/s / apache"),

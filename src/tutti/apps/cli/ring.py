@@ -316,6 +316,28 @@ def show(host: str, port: int, as_json: bool, **tls: Any) -> None:
     _with_client(host, port, _tls(host, tls), lambda client: _show(client, as_json))
 
 
+@ring.command()
+@click.argument("host")
+@click.argument("port", type=PORT)
+@click.option("--listen", type=PORT, default=8010, show_default=True, help="Where the page is, on this machine.")
+@secured
+def view(host: str, port: int, listen: int, **tls: Any) -> None:
+    """Serve a page that shows the ring as it lives. Ends at ctrl-C or SIGTERM.
+
+    \b
+    Examples:
+      tutti ring view 127.0.0.1 9091
+    """
+    from tutti.apps.ringview import serve_view
+
+    async def serve(client: "RingClient") -> None:
+        await client.members()  # there is such a ring
+        click.echo(f"http://127.0.0.1:{listen}/ shows the ring; ctrl-C ends it")
+        await serve_view(client, "127.0.0.1", listen)
+
+    _with_client(host, port, _tls(host, tls), serve)
+
+
 async def _show(client: "RingClient", as_json: bool) -> None:
     views = await client.views()
     if as_json:

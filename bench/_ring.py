@@ -1,0 +1,66 @@
+"""A ring of real processes for the benchmarks."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tutti.apps.ringclient import RingClient
+from tutti.core.errors import TuttiError
+from tutti.services.views.ring import RingView
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Ring:
+    folder: Path
+    port: int = field(default_factory=free_port)
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def tutti(self, name: str, *arguments: object) -> None:
+        log = (self.folder / f"{name.replace(':', '_')}.log").open("ab")
+        command = [sys.executable, "-m", "tutti.apps.cli", "ring", *map(str, arguments)]
+        environment = {**self.environment, "OMP_NUM_THREADS": "1"}
+        self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def supernode(self) -> None:
+        self.tutti("supernode", "supernode", "--port", self.port)
+
+    def member(self, address: str) -> None:
+        port = address.rpartition(":")[2]
+        self.tutti(address, "node", port, "127.0.0.1", self.port, "--state-dir", self.folder / port)
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            self.processes[name].kill()
+        for name in names:
+            self.processes.pop(name).wait()
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+        for process in self.processes.values():
+            process.wait()
+
+
+async def until(
+    client: RingClient, condition: Callable[[list[RingView]], bool], seconds: float = 240.0
+) -> list[RingView]:
+    """Wait for a state of the ring."""
+    async with asyncio.timeout(seconds):
+        while True:
+            with contextlib.suppress(TuttiError):  # while everything comes up there may be nobody
+                async for views in client.watch():
+                    if condition(views):
+                        return views
