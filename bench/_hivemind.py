@@ -52,7 +52,7 @@ def main():
     for process in processes:
         process.start()
     times = sorted(results.get(timeout=300) for _ in range(peers * rounds))
-    print(json.dumps({"seconds": times[peers * rounds // 2]}))
+    print(json.dumps({"seconds": times[peers * rounds // 2]}), flush=True)
     for process in processes:
         process.terminate()
     root.shutdown()

@@ -29,7 +29,7 @@ from tutti.services.views.ring import RingView
 T = TypeVar("T")
 
 LOOK_EVERY = 0.2
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds in which a ring that is between two leaders, or whose nodes load their data, must become ready."""
 
 REPLICAS = 3
