@@ -1,5 +1,7 @@
 """Codecs: the fast path against the slow reference, to the bit; feedback; and bytes that no codec wrote."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import zstandard
@@ -63,9 +65,16 @@ def test_a_code_of_other_bytes_is_refused_and_takes_no_more_memory_than_the_valu
     its = codecs.build(Choice(name))
     bomb = zstandard.compress(b"\0" * (64 << 20))
     framed = len(bomb).to_bytes(4, "little") + bomb
-    for code in (b"", b"\0", b"\xff" * 40, bomb, framed + bomb, b"\0\0" + bomb, its.encode(drawn(100))[:-1]):
-        with pytest.raises(BadCode):
-            its.decode(code, 100)
+    bad = (b"", b"\0", b"\xff" * 40, bomb, framed + bomb, b"\0\0" + bomb, its.encode(drawn(100))[:-1])
+    tracemalloc.start()
+    try:
+        for code in bad:
+            with pytest.raises(BadCode):
+                its.decode(code, 100)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
     with pytest.raises(BadCode):
         its.decode(its.encode(drawn(100)), 5000)
 
