@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Start the servers that tests and `make run` use and that do not answer yet, on loopback: PostgreSQL, RabbitMQ, and an
-# S3 store (Ceph radosgw). On Debian what is not installed is fetched with apt. For trying out and for tests only:
-# nothing asks for a password that is worth the name. Usage: deploy/services.sh [postgres] [rabbitmq] [s3]
+# S3 store (Ceph radosgw); nginx is installed, no more. On Debian what is not installed is fetched with apt. For trying
+# out and for tests only: nothing asks for a password that is worth the name.
+# Usage: deploy/services.sh [postgres] [rabbitmq] [s3] [nginx]
 set -euo pipefail
 
 DIR=${TUTTI_SERVICES_DIR:-/var/tmp/tutti-services}
@@ -23,7 +24,7 @@ wait_for() { # port name log
 need() { # command packages...
     local command=$1
     shift
-    command -v "$command" > /dev/null && return
+    type -P "$command" > /dev/null && return
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "$@" > /dev/null
@@ -116,7 +117,12 @@ CONF
         --access-key "$S3_KEY" --secret-key "$S3_SECRET" > "$ceph/user.log" 2>&1
 }
 
-for service in "${@:-postgres rabbitmq s3}"; do
+nginx() { # tests start it themselves
+    PATH=$PATH:/usr/sbin
+    need nginx nginx-light
+}
+
+for service in "${@:-postgres rabbitmq s3 nginx}"; do
     for each in $service; do "$each"; done
 done
 echo "PostgreSQL  postgresql://postgres@127.0.0.1:5432/postgres"

@@ -1,7 +1,9 @@
 """The PostgreSQL stores on a real server: reopening, one owner, broken connections, and what people get wrong."""
 
+import asyncio
 import contextlib
 
+import asyncpg
 import pytest
 
 from support.services import alone, database
@@ -11,11 +13,15 @@ from tutti.adapters.logs.group import LogInUse
 from tutti.adapters.logs.postgres import FORMAT, PostgresLog
 from tutti.adapters.migrations import FormatTooNew
 from tutti.core.errors import StorageError, UserError
+from tutti.ports import LogLost
 from tutti.testing.accounts import RECORDS, entry, sorted_by_key
 from tutti.testing.logs import EVENTS, news
 
 CUT = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+
+
+LAPSE = "UPDATE events_owner SET until = '-infinity'"
 
 
 async def persistently(ask):
@@ -92,16 +98,97 @@ async def test_a_log_that_another_process_used_meanwhile_is_left_alone(url):
     with pytest.raises(StorageError):
         await log.append("a", 0, news(1))
     other = await PostgresLog.open(url)
-    with pytest.raises(StorageError, match="held by another"):
+    with pytest.raises(LogLost, match="start this anew"):
         await log.append("a", 0, news(1))
     theirs = await other.append("a", 0, news(1))
     await other.close()
-    with pytest.raises(StorageError, match="start this anew"):
+    with pytest.raises(LogLost, match="start this anew"):
         await log.append("a", 0, news(1))
     await log.close()
     other = await PostgresLog.open(url)
     assert await other.read() == theirs
     await other.close()
+
+
+async def test_what_an_owner_writes_with_an_old_token_is_refused_by_the_server(url):
+    """Its connection and its lock are as good as ever: nothing but the statement itself can tell."""
+    log = await PostgresLog.open(url)
+    before = await log.append("a", 0, news(1))
+    await alone(url, "UPDATE events_owner SET opened = opened + 1")
+    with pytest.raises(LogLost, match="has taken over"):
+        await log.append("a", 1, news(1, first=1))
+    with pytest.raises(LogLost):
+        await log.keep()
+    await log.close()
+    other = await PostgresLog.open(url)
+    assert await other.read() == before
+    await other.close()
+
+
+async def test_of_two_that_write_while_one_takes_over_each_event_is_in_the_log_once_or_refused(url):
+    """Both believe that the log is theirs; who reads it afterwards has what was acknowledged, in one order."""
+    first = await PostgresLog.open(url)
+    recorded, refused, begun = [], 0, asyncio.Event()
+
+    async def write(log, stream):
+        nonlocal refused
+        for n in range(40):
+            try:
+                recorded.extend(await log.append(stream, n, news(1, first=n)))
+                begun.set()
+            except StorageError:
+                refused += 1
+                return
+
+    writing = asyncio.create_task(write(first, "a"))
+    await begun.wait()
+    await alone(url, LAPSE)
+    second = await PostgresLog.open(url)
+    await asyncio.gather(writing, write(second, "b"))
+    assert refused == 1
+    assert await second.read() == sorted(recorded, key=lambda each: each.offset)
+    assert [each.offset for each in await second.read()] == [*range(1, len(recorded) + 1)]
+    await first.close()
+    await second.close()
+
+
+async def test_a_lease_is_renewed_and_once_it_lapses_the_log_passes_on(url, monkeypatch):
+    monkeypatch.setattr("tutti.adapters.logs.postgres.LEASE_SECONDS", 0.5)
+    first = await PostgresLog.open(url)
+    keeping = asyncio.create_task(first.keep())
+    db, seen = await asyncpg.connect(url), set()
+    while len(seen) < 3:
+        seen.add(await db.fetchval("SELECT until FROM events_owner"))
+    await db.close()
+    keeping.cancel()  # as a machine that stands still: its connection, and with it the lock, is there
+    waits = asyncio.Event()
+    second = await PostgresLog.stand_by(url, waits.set)
+    assert waits.is_set()
+    await second.append("a", 0, news(1))
+    with pytest.raises(LogLost):
+        await first.keep()
+    await first.close()
+    await second.close()
+
+
+async def test_an_owner_that_may_be_replaced_gives_up_when_it_cannot_renew(url, monkeypatch):
+    monkeypatch.setattr("tutti.adapters.logs.postgres.LEASE_SECONDS", 0.3)
+    log = await PostgresLog.open(url)
+    await alone(url, "ALTER TABLE events_owner RENAME TO elsewhere")
+    with pytest.raises(LogLost, match="may have taken over"):
+        await log.keep(replaceable=True)
+    await alone(url, "ALTER TABLE elsewhere RENAME TO events_owner")
+    await log.append("a", 0, news(1))
+    await log.close()
+
+
+async def test_a_log_that_is_given_free_passes_on_at_once(url):
+    first = await PostgresLog.open(url)
+    waits = asyncio.Event()
+    following = asyncio.create_task(PostgresLog.stand_by(url, waits.set))
+    await waits.wait()
+    await first.close()
+    await (await following).close()
 
 
 async def test_a_newer_format_is_refused_and_nothing_is_touched(url):

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
-from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.core.errors import StorageError
 from tutti.domain.events import AnyEvent, Digest
-from tutti.ports import Recorded
+from tutti.ports import EventLog, Recorded
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Saboteur:
 
 
 class SabotagedLog:
-    def __init__(self, log: SqliteLog, saboteur: Saboteur) -> None:
+    def __init__(self, log: EventLog, saboteur: Saboteur) -> None:
         self._log, self._saboteur = log, saboteur
 
     async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:

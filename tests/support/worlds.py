@@ -6,7 +6,7 @@ The toy is linear regression by gradient descent in numpy: fast, deterministic, 
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from tutti.domain.jobs import Job
 from tutti.domain.market.rules import RULES
 from tutti.domain.policy import Policy
 from tutti.domain.spec import DataSchema, JobSpec, load_spec
-from tutti.ports import Data, Examples, LinkRefused, Report, Task, Work
+from tutti.ports import Data, EventLog, Examples, LinkRefused, Report, Task, Work
 from tutti.ports.ledger import Ledger
 from tutti.ports.training import models
 from tutti.services.coordinator import Coordinator
@@ -106,12 +106,13 @@ class World:
         self._secrets: dict[str, str] = {}
         self.rules = RULES
         self.chance: Callable[[], float] | None = None
+        self.open_log: Callable[[], Awaitable[EventLog]] = lambda: SqliteLog.open(folder / "log.sqlite")
         self.core: Coordinator
 
     async def up(self, saboteur: Saboteur | None = None, *, of: str = "log") -> Coordinator:
         """Start the coordinator; a saboteur sits before its log or its blobs (not before what nodes upload)."""
         self._saboteur, folder = saboteur or Saboteur(), self.folder / "blobs"
-        log = await SqliteLog.open(self.folder / "log.sqlite")
+        log = await self.open_log()
         self.fabric = LocalFabric(
             lambda node, secret: self.core.members.authenticate(node, secret),
             DirectoryBlobs(folder),

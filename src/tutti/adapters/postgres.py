@@ -74,6 +74,7 @@ def errors(doing: str) -> Iterator[None]:
         ) from None
     except TimeoutError as error:
         raise StorageError(f"cannot {doing}: no answer in time; nothing was recorded: look after the server") from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        # the third: the server's farewell has come, the end of the connection has not
         said = str(error) or type(error).__name__
         raise StorageError(f"cannot {doing}: {said}; nothing was recorded: look after the server") from error

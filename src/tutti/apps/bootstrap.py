@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 INVITE_SECONDS = 24 * 3600.0
 SHUTDOWN_SECONDS = 3
+NO_LEDGER = "nothing is paid by coordinators that stand in for each other: each would have a ledger of its own"
 PEER = "sessions"
 """What `tutti join --data` says for a peer, which has no data of its own and takes parts of uploaded tables."""
 
@@ -65,6 +66,8 @@ class CoordinatorSettings:
     `allow_modules`: glob patterns of Python modules that jobs may have imported. `auth`: ask callers to prove who
     they are on loopback too. `database` is a PostgreSQL address for events and accounts, `blobs` one of a bucket for
     models; what is not given is kept in the data directory. `broker` is an AMQP address by which nodes can come too.
+    `standby`: wait while another coordinator owns the database. `public_url`: the address that nodes are given, if it
+    is another's, such as a load balancer's.
     `audited`: the share of browsers' updates on public rows that are computed again, if wasmtime is installed.
     """
 
@@ -75,29 +78,32 @@ class CoordinatorSettings:
     blobs: str = ""
     broker: str = ""
     broker_ca: Path | None = None
+    standby: bool = False
+    public_url: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     auth: bool = False
     allow_modules: tuple[str, ...] = ()
     audited: float = 0.1
     on_ready: Callable[[Ready], None] | None = None
+    on_standby: Callable[[], None] = lambda: None
 
     def url(self, port: int) -> str:
         """The address that nodes are given."""
-        return f"{'https' if self.tls_cert else 'http'}://{_reachable(self.host)}:{port}"
+        return self.public_url or f"{'https' if self.tls_cert else 'http'}://{_reachable(self.host)}:{port}"
 
 
 async def serve(settings: CoordinatorSettings) -> None:
     """Run a coordinator until SIGINT or SIGTERM; raises UserError or StorageError if it cannot start.
 
     Raises BackgroundFailure if a part of it died on the way: half a coordinator would look well and do nothing, so
-    the process ends, and whoever supervises it starts it again.
+    the process ends, and whoever supervises it starts it again; likewise LogLost when another one has taken over.
     """
     import uvicorn
 
     from tutti.apps.server import Server
 
-    listener = _listen(settings.host, settings.port)
+    listener = _listen(settings.host, settings.port, listen=not settings.standby)
     port = listener.getsockname()[1]
     with contextlib.closing(listener):
         token_file, token = operator_token(settings)
@@ -165,7 +171,7 @@ async def coordinator(
     from tutti.services.sessions import Sessions
 
     folder = data_folder(settings.data_dir)
-    log = await _open_log(settings, folder)
+    log, keep = await _open_log(settings, folder)
     blobs = await _open_blobs(settings, folder)
     fabric = HubFabric(
         lambda node, secret: core.members.authenticate(node, secret),
@@ -181,11 +187,14 @@ async def coordinator(
         known_schema=known_schema,
         clock=steady_clock(),
         audited=settings.audited if find_spec("wasmtime") else 0.0,
+        pays=not settings.standby,
     )
+    if keep is not None:
+        core.background.spawn(keep)
     fabric.traffic = core.stats
     clock = core.clock
     chain = open_chain(folder, core)
-    ledger = chain.ledger if chain else await _open_ledger(folder, clock)
+    ledger = chain.ledger if chain else await _open_ledger(folder, clock, NO_LEDGER if settings.standby else "")
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
     market = MarketDesk(core.journal, blobs, ledger, clock)
     floor = MarketFloor(market, reached, drained=lambda node: node in core.register.drained)
@@ -198,7 +207,7 @@ async def coordinator(
         host=settings.host,
         port=port,
         token=fingerprint(token),
-        authenticate=True if settings.auth else None,
+        authenticate=True if settings.auth or settings.public_url else None,
         url=settings.url(port),
         key=_session_key(folder),
     )
@@ -249,22 +258,29 @@ def _broker(
     )
 
 
-async def _open_ledger(folder: Path, clock: Callable[[], float]) -> "Ledger":
+async def _open_ledger(folder: Path, clock: Callable[[], float], closed: str) -> "Ledger":
     from tutti.adapters.identities.ed25519 import Ed25519Key
     from tutti.adapters.ledgers.sqlite import SqliteLedger
 
     key = Ed25519Key.at(folder / "ledger.key")
-    return await SqliteLedger.open(folder / "ledger.sqlite", key, lambda: int(1000 * clock()))
+    ledger = await SqliteLedger.open(folder / "ledger.sqlite", key, lambda: int(1000 * clock()))
+    ledger.closed = closed
+    return ledger
 
 
-async def _open_log(settings: CoordinatorSettings, folder: Path) -> "EventLog":
+async def _open_log(
+    settings: CoordinatorSettings, folder: Path
+) -> "tuple[EventLog, Coroutine[None, None, None] | None]":
+    """The event log, and what must run to keep it, if anything."""
     if settings.database:
         from tutti.adapters.logs.postgres import PostgresLog
 
-        return await PostgresLog.open(settings.database)
+        url = settings.database
+        log = await (PostgresLog.stand_by(url, settings.on_standby) if settings.standby else PostgresLog.open(url))
+        return log, log.keep(replaceable=settings.standby)
     from tutti.adapters.logs.sqlite import SqliteLog
 
-    return await SqliteLog.open(folder / "log.sqlite")
+    return await SqliteLog.open(folder / "log.sqlite"), None
 
 
 async def _open_accounts(settings: CoordinatorSettings, folder: Path) -> "AccountStore":
@@ -517,14 +533,18 @@ def _join_by_http(member: Membership, token: str, ca: Path | None) -> None:
 # -- files and sockets ---------------------------------------------------------------------------------
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """The listening socket, made before anything else is touched, so that a second coordinator stops here."""
+def _listen(host: str, port: int, *, listen: bool) -> socket.socket:
+    """The listening socket, made before anything else is touched, so that a second coordinator stops here.
+
+    Of one that may have to wait it does not listen yet, so that a load balancer asks another one.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(2048)
+        if listen:
+            listener.listen(2048)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise Conflict(f"port {port} on {host} is in use: choose another with --port") from None

@@ -553,6 +553,7 @@ def trust(ca: Path | None) -> ssl.SSLContext:
 def _error_of(status: int, body: bytes | bytearray) -> TuttiError:
     """The error that a problem document stands for."""
     kinds = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 507: StorageError}
+    kinds |= {502: Unreachable, 504: Unreachable}  # says whoever is in front of it
     kind = kinds.get(status, UserError if 400 <= status < 500 else TuttiError)
     try:
         detail = msgspec.json.decode(body)["detail"]

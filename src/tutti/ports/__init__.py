@@ -2,7 +2,7 @@
 
 from tutti.ports.blobs import BlobStore
 from tutti.ports.fabric import Arrived, Fabric, FabricEvent, Left, Link, LinkLost, LinkRefused, Said
-from tutti.ports.log import EventLog, Recorded, VersionConflict
+from tutti.ports.log import EventLog, LogLost, Recorded, VersionConflict
 from tutti.ports.training import Cancelled, Data, Examples, NodeData, Report, Task, Trainer, Work
 from tutti.ports.workbench import Workbench
 
@@ -19,6 +19,7 @@ __all__ = [
     "Link",
     "LinkLost",
     "LinkRefused",
+    "LogLost",
     "NodeData",
     "Recorded",
     "Report",

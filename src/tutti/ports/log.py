@@ -4,12 +4,16 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tutti.core.errors import TuttiError
+from tutti.core.errors import StorageError, TuttiError
 from tutti.domain.events import AnyEvent
 
 
 class VersionConflict(TuttiError):
     """Somebody else appended to the stream since it was read; nothing was written."""
+
+
+class LogLost(StorageError):
+    """Another process owns the log now, or may: end this one, and start it anew."""
 
 
 @dataclass(frozen=True, slots=True)

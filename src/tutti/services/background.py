@@ -5,6 +5,7 @@ import logging
 from collections.abc import Coroutine
 
 from tutti.core.errors import TuttiError
+from tutti.ports import LogLost
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ class Background:
     """Tasks that end with the coordinator; make it within a running event loop."""
 
     def __init__(self) -> None:
-        self.failed: asyncio.Future[BackgroundFailure] = asyncio.get_running_loop().create_future()
-        """Done once a task has died, which is never meant to happen: end this process and start anew."""
+        self.failed: asyncio.Future[BackgroundFailure | LogLost] = asyncio.get_running_loop().create_future()
+        """Done once a task has died, or the log has another owner: end this process and start anew."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -41,6 +42,8 @@ class Background:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("a background task of the coordinator died", exc_info=error)
+            if not isinstance(error, LogLost):
+                log.critical("a background task of the coordinator died", exc_info=error)
+                error = BackgroundFailure(f"{task.get_name()}: {type(error).__name__}: {error}")
             if not self.failed.done():
-                self.failed.set_result(BackgroundFailure(f"{task.get_name()}: {type(error).__name__}: {error}"))
+                self.failed.set_result(error)

@@ -58,12 +58,15 @@ class Coordinator:
         known_schema: Callable[[Choice], DataSchema | None],
         clock: Callable[[], float],
         audited: float = 0.0,
+        pays: bool = True,
     ) -> None:
+        """`pays`: whether there is a ledger that lasts, as rewards need it."""
         self.log = event_log
         self.blobs = blobs
         self.fabric = fabric
         self.workbench = workbench
         self.clock = clock
+        self._pays = pays
         self.stats = Stats()
         self.background = Background()
         self.journal = Journal(event_log, clock)
@@ -165,6 +168,11 @@ class Coordinator:
     def check(self, spec: JobSpec) -> DataSchema:
         """What the job's data look like, if it can be run as written; raises a UserError that names what is wrong."""
         check_composition(spec)
+        if spec.rewards is not None and not self._pays:
+            raise BadSpec(
+                "expected no rewards, for coordinators that stand in for each other have no ledger in common: "
+                "leave them out, or start one coordinator without --standby"
+            )
         compose(spec.strategy, spec.reducer)
         schedules.build(spec.training.lr_schedule)
         models.options(spec.model)

@@ -14,7 +14,7 @@ from tutti.services.journal import Journal
 
 log = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 60.0
+SWEEP_SECONDS, LATE_SECONDS = 60.0, 2.0
 MODELS_KEPT = 20
 """Newest models of a job that stay in the store, beside the first and the best."""
 
@@ -82,11 +82,16 @@ class BlobKeeper:
     async def sweep(self) -> None:
         """Clear away what nobody refers to: updates that came late, or were never handed in. Never ends.
 
-        A blob goes when two looks, a while apart, find it unneeded, so that an update on its way is not hit.
+        A blob goes when two looks, a while apart, find it unneeded, so that an update on its way is not hit. After
+        the process has stood still, which looks were before that does not count: others may own the blobs now.
         """
         before: set[Digest] = set()
+        now = asyncio.get_running_loop().time
         while True:
+            due = now() + SWEEP_SECONDS
             await asyncio.sleep(SWEEP_SECONDS)
+            if now() > due + LATE_SECONDS:
+                before = set()
             try:
                 before = await self.look_for_unneeded(before)
             except StorageError as error:

@@ -138,7 +138,11 @@ class DirectoryBlobs:
 
     @asynccontextmanager
     async def file(self, digest: Digest) -> AsyncIterator[Path]:
-        yield self.path(digest)
+        yield await self.fetched(digest)
+
+    async def fetched(self, digest: Digest) -> Path:
+        """As `path`, of a blob that is kept elsewhere too."""
+        return self.path(digest)
 
     def path(self, digest: Digest) -> Path:
         """Where a blob lies; raises NotFound. Not verified."""

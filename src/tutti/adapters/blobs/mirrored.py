@@ -1,7 +1,5 @@
 """Blobs in a directory, and what must last in a store far away too: for a coordinator that hands out files itself."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
@@ -25,16 +23,15 @@ class MirroredBlobs(DirectoryBlobs):
         return await super().put(data, digest=digest, sync=False)
 
     async def read(self, digest: Digest) -> Mapped:
+        await self.fetched(digest)
+        return await super().read(digest)
+
+    async def fetched(self, digest: Digest) -> Path:
         try:
-            return await super().read(digest)
+            return self.path(digest)
         except NotFound:
             await super().put(memoryview(await self.far.read(digest)), digest=digest, sync=False)
-            return await super().read(digest)
-
-    @asynccontextmanager
-    async def file(self, digest: Digest) -> AsyncIterator[Path]:
-        await self.read(digest)
-        yield self.path(digest)
+            return self.path(digest)
 
     async def delete(self, *digests: Digest) -> None:
         await self.far.delete(*digests)

@@ -60,6 +60,8 @@ class SqliteLedger:
         self._writer: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # nobody reads balances while they are being changed
         self._stale = False
+        self.closed = ""
+        """Why nothing can be booked, if so."""
 
     @classmethod
     async def open(
@@ -78,6 +80,8 @@ class SqliteLedger:
 
     async def post(self, order: Order) -> Receipt:
         check(order)
+        if self.closed:
+            raise Conflict(self.closed)
         if self._writer is None or self._writer.done():
             raise StorageError(f"the ledger {self.path} is closed")
         done: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()

@@ -1,12 +1,18 @@
 """The event log in one PostgreSQL table.
 
-Only one process may own a log: it holds an advisory lock on the connection that writes, which the server drops with
-that connection. A group of appends is one statement, so one trip and one flush. When the connection breaks in the
-middle of one, nobody knows whether it was written; then it counts as failed, and is removed before anything else is
-written, which is safe, for nobody has seen it: reading ends at the last offset that is known to be written.
+Only one process may own a log. Its fencing token is `events_owner.opened`, which each new owner raises, and every
+statement that writes is refused by the server unless it carries the present one. Two things tell others that the owner
+is gone: the advisory lock on the connection that writes, which the server drops with that connection, so at once when a
+process is killed; and the lease, which lapses by the server's clock when a machine is cut off or stands still.
+
+A group of appends is one statement, so one trip and one flush. When the connection breaks in the middle of one, nobody
+knows whether it was written; then it counts as failed, and is removed before anything else is written, which is safe,
+for nobody has seen it: reading ends at the last offset that is known to be written.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -18,7 +24,7 @@ from tutti.adapters.logs.tail import Tail, conflict
 from tutti.adapters.migrations import Format, Step
 from tutti.core.errors import StorageError
 from tutti.domain.events import AnyEvent
-from tutti.ports.log import Recorded
+from tutti.ports.log import LogLost, Recorded
 
 FORMAT = Format(
     "event log",
@@ -39,22 +45,50 @@ FORMAT = Format(
             """,
             down="DROP TABLE events; DROP TABLE events_owner;",
         ),
+        Step(
+            up="ALTER TABLE events_owner ADD COLUMN until timestamptz NOT NULL DEFAULT '-infinity'",
+            down="ALTER TABLE events_owner DROP COLUMN until",
+        ),
     ),
 )
+LEASE_SECONDS = 5.0
+"""How long an owner that cannot be heard keeps its log: more than an event loop ever stands still."""
+
+RENEWALS = 5
+"""In that time, tried so often."""
+
+LOOK_SECONDS = 0.25
+
 LOCK = "SELECT pg_try_advisory_lock(hashtext('tutti events ' || current_schema()))"
-OPEN = "UPDATE events_owner SET opened = opened + 1 RETURNING opened"
-OPENED = "SELECT opened FROM events_owner"
+WAIT_FOR_LOCK = LOCK.replace("_try", "")
+OPEN = """UPDATE events_owner SET opened = opened + 1, until = clock_timestamp() + make_interval(secs => $1)
+    RETURNING opened"""
+RENEW = """UPDATE events_owner SET until = clock_timestamp() + make_interval(secs => $1)
+    WHERE opened = $2 RETURNING opened"""
+HAS_LAPSED = "SELECT until < clock_timestamp() FROM events_owner"
+EVICT = """SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
+    AND (classid::bigint << 32) | objid::bigint = hashtext('tutti events ' || current_schema())"""
+OPENED = "SELECT opened FROM events_owner FOR UPDATE"
 LAST = 'SELECT coalesce(max("offset"), 0) FROM events'
 FORGET = 'DELETE FROM events WHERE "offset" > $1'
 VERSIONS = "SELECT stream, max(version) AS version FROM events WHERE stream = ANY($1) GROUP BY stream"
-INSERT = """INSERT INTO events
-    SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bytea[], $6::float8[])"""
+INSERT = """WITH fence AS (SELECT FROM events_owner WHERE opened = $1 FOR SHARE)
+    INSERT INTO events SELECT news.* FROM fence,
+    unnest($2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::bytea[], $7::float8[]) AS news"""
+NOTHING = "INSERT 0 0"
 READ = """SELECT "offset", stream, version, data FROM events
     WHERE "offset" > $1 AND "offset" <= $2 AND ($3::text IS NULL OR stream = $3) ORDER BY "offset" LIMIT $4"""
 
 
+log = logging.getLogger(__name__)
+
+
 class PostgresLog:
-    """An EventLog, made by `open`. It reconnects by itself; until then everything raises StorageError."""
+    """An EventLog, made by `open`. It reconnects by itself; until then everything raises StorageError.
+
+    Keep `keep` running beside it, or others may take the log over.
+    """
 
     def __init__(self, url: str, db: "asyncpg.Connection[asyncpg.Record]", opened: int, last: int) -> None:
         self._url, self._where = url, postgres.shown(url)
@@ -71,15 +105,65 @@ class PostgresLog:
         db = await postgres.connect(url)
         try:
             await postgres.migrate(db, FORMAT, url)
-            if not await db.fetchval(LOCK):
-                where = postgres.shown(url)
-                raise LogInUse(f"the event log {where} is in use by another process: stop it, or choose another")
-            log = cls(url, db, await db.fetchval(OPEN), await db.fetchval(LAST))
-            log._readers = await postgres.open_pool(url, 2)
+            with postgres.errors(f"open the event log {postgres.shown(url)}"):
+                opened = await _seize(db)
+                if opened is None:
+                    where = postgres.shown(url)
+                    raise LogInUse(f"the event log {where} is in use by another process: stop it, or choose another")
+                log = cls(url, db, opened, await db.fetchval(LAST))
+            log._readers = await postgres.open_pool(url, 3)
         except BaseException:
             db.terminate()
             raise
         return log
+
+    @classmethod
+    async def stand_by(cls, url: str, waits: Callable[[], None]) -> "PostgresLog":
+        """`open`, once nobody owns the log; `waits` is called if somebody does.
+
+        A server that goes away meanwhile is waited for, one that is away at first raises StorageError.
+        """
+        looked = False
+        while True:
+            try:
+                return await cls.open(url)
+            except LogInUse:
+                if not looked:
+                    waits()
+                looked = True
+            except StorageError as error:
+                if not looked:
+                    raise
+                log.warning("%s", error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def keep(self, *, replaceable: bool = False) -> None:
+        """Renew the lease for ever; raises LogLost once another process owns the log.
+
+        `replaceable`: also once the lease may have lapsed because the server is out of reach. Somebody else may then
+        reach it, and what is connected here had better go there.
+        """
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        while not self._tail.closed:
+            await asyncio.sleep(LEASE_SECONDS / RENEWALS)
+            if self._readers is None:
+                return
+            asked = loop.time()
+            try:
+                async with asyncio.timeout(LEASE_SECONDS / 2):
+                    with postgres.errors(f"renew the lease of the event log {self._where}"):
+                        kept = await self._readers.fetchval(RENEW, LEASE_SECONDS, self._opened)
+            except (StorageError, TimeoutError) as error:
+                if replaceable and loop.time() - renewed > LEASE_SECONDS:
+                    raise self._lost("may have taken over") from error
+                continue
+            if kept is None:
+                raise self._lost("has taken over")
+            renewed = asked
+
+    def _lost(self, what: str) -> LogLost:
+        return LogLost(f"another process {what} the event log {self._where}: start this anew")
 
     async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:
         return await self._appends.append(stream, version, events)
@@ -115,7 +199,9 @@ class PostgresLog:
                 await self._know(db, {request.stream for request in group})
                 placed = _place(group, self._last, self._versions)
                 if placed.rows:
-                    await db.execute(INSERT, *([*column] for column in zip(*placed.rows, strict=True)))
+                    columns = ([*column] for column in zip(*placed.rows, strict=True))
+                    if await db.execute(INSERT, self._opened, *columns) == NOTHING:
+                        raise self._lost("has taken over")
         except StorageError:
             self._part()
             raise
@@ -138,16 +224,30 @@ class PostgresLog:
         """Connect again, and remove what was written when the connection broke: its callers were told it was not."""
         db = await postgres.connect(self._url)
         try:
-            if not await db.fetchval(LOCK):
-                raise StorageError(f"the event log {self._where} is held by another connection: try again")
-            if await db.fetchval(OPENED) != self._opened:
-                raise StorageError(f"another process has used the event log {self._where} meanwhile: start this anew")
-            await db.execute(FORGET, self._last)
+            async with db.transaction():
+                if await db.fetchval(OPENED) != self._opened:
+                    raise self._lost("has taken over")
+                if not await db.fetchval(LOCK):
+                    raise StorageError(f"the event log {self._where} is held by another connection: try again")
+                await db.execute(FORGET, self._last)
         except BaseException:
             db.terminate()
             raise
         self._db = db
         return db
+
+
+async def _seize(db: "asyncpg.Connection[asyncpg.Record]") -> int | None:
+    """Become the owner; the fencing token, or None if there is another one whose lease has not lapsed."""
+    async with db.transaction():
+        await db.execute(postgres.ONE_AT_A_TIME)
+        if not await db.fetchval(LOCK):
+            if not await db.fetchval(HAS_LAPSED):
+                return None
+            await db.fetch(EVICT)
+            await db.execute(WAIT_FOR_LOCK)
+        opened: int = await db.fetchval(OPEN, LEASE_SECONDS)
+        return opened
 
 
 @dataclass(slots=True)

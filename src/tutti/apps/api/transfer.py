@@ -137,7 +137,7 @@ class _Blobs:
         node = self._reader(request)
         if node is not None and not self._access.may_read(node, digest):
             raise _no_blob(digest)
-        return BlobResponse.of(request, self._blobs.path(digest), digest, self._traffic)
+        return BlobResponse.of(request, await self._blobs.fetched(digest), digest, self._traffic)
 
     async def _head(self, request: Request, digest: Digest) -> ASGIApp:
         """Of a complete blob its length; of one that is being uploaded by this node, how much has arrived.
@@ -148,7 +148,7 @@ class _Blobs:
         if node is not None and not (access.may_read(node, digest) or access.update_limit(node)):
             raise _no_blob(digest)
         try:
-            path = self._blobs.path(digest)
+            path = await self._blobs.fetched(digest)
             return Response(headers={**lasting(digest), "content-length": str(path.stat().st_size)})
         except NotFound:
             arrived = self._blobs.partial(digest, node).size if node is not None else 0

@@ -56,6 +56,21 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     help="Let nodes come by way of RabbitMQ too: amqps://user:password@host/vhost.",
 )
 @click.option("--broker-ca", type=ExistingFile, help="Certificate authority of the broker's certificate.")
+@click.option(
+    "--standby",
+    is_flag=True,
+    envvar="TUTTI_STANDBY",
+    show_envvar=True,
+    help="Wait while another coordinator owns the database, and take over when it is gone (docs/replicas.md).",
+)
+@click.option(
+    "--public-url",
+    default="",
+    metavar="URL",
+    envvar="TUTTI_PUBLIC_URL",
+    show_envvar=True,
+    help="The address that nodes are given, such as a load balancer's.  [default: that of --host and --port]",
+)
 @click.option("--tls-cert", type=ExistingFile, help="Certificate chain (PEM).")
 @click.option("--tls-key", type=ExistingFile, help="Its private key (PEM), if it is in another file.")
 @click.option("--auth", is_flag=True, help="Ask for a token or an account on this machine too.")
@@ -83,15 +98,33 @@ def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
       tutti up --port 0 --data-dir /srv/tutti --json
       tutti up --broker 'amqps://user:password@broker/vhost?coordinator=main'
       tutti up --database postgresql://tutti@db/tutti --blobs 's3://models?endpoint=https://store:9000'
+      tutti up --standby --public-url https://tutti.example.org --database … --blobs …
     """
     from tutti.apps.bootstrap import CoordinatorSettings
 
     if settings["tls_key"] and not settings["tls_cert"]:
         raise click.UsageError("--tls-key needs --tls-cert")
+    if settings["standby"] and not (settings["database"] and settings["blobs"]):
+        raise click.UsageError("--standby needs --database and --blobs: coordinators share nothing else")
+    settings["public_url"] = _public_url(settings["public_url"])
     _log_to_stderr()
     if until_eof:
         _end_at_eof()
-    _serve(CoordinatorSettings(**settings, on_ready=lambda ready: _announce(ready, as_json)))
+    _serve(
+        CoordinatorSettings(
+            **settings,
+            on_ready=lambda ready: _announce(ready, as_json),
+            on_standby=lambda: click.echo("standing by: another coordinator owns the database", err=True),
+        )
+    )
+
+
+def _public_url(given: str) -> str:
+    """An address without a path, and without the slash at its end."""
+    parts = urlsplit(given)
+    if given and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query):
+        raise click.UsageError(f"--public-url: expected an address such as https://tutti.example.org, came {given!r}")
+    return given.rstrip("/")
 
 
 def _serve(settings: "CoordinatorSettings") -> None:
