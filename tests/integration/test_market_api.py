@@ -8,6 +8,7 @@ import pytest
 from support.market import Marketplace
 from support.served import app_of, caller
 from tutti.core.workload import BadTable, Table
+from tutti.domain.ledger import Mint, Order
 from tutti.services.market.tables import read_table
 from tutti.wire.tables import decode_table
 
@@ -224,6 +225,37 @@ async def test_stake_can_be_taken_back_unless_it_is_at_risk(place, http):
     assert answer.status_code == 409
     assert "at most 100" in answer.json()["detail"]
     assert (await http.post(f"{ROOT}/workers/ada/unstake", json={"amount": 1})).status_code == 422  # no key
+
+
+async def test_what_has_not_unbonded_is_not_withdrawn(place, http):
+    await place.hire("ada", 150)
+    path = f"{ROOT}/workers/ada/withdraw"
+    answer = await http.post(path, headers={"idempotency-key": "w1"})
+    assert answer.status_code == 409
+    assert "unstake first" in answer.json()["detail"]
+    assert (await http.post(f"{ROOT}/workers/nobody/withdraw", headers={"idempotency-key": "w1"})).status_code == 404
+
+
+@pytest.mark.parametrize("key", ["market/kmeans-1a2b3c4d/end/0", "reward/job/1", "a" * 181, "ö".encode()])
+async def test_nobody_takes_the_key_of_a_payment_to_come(place, http, key):
+    await place.hire("ada", 150)
+    for path, body in (("unstake", {"amount": 1}), ("withdraw", None)):
+        answer = await http.post(f"{ROOT}/workers/ada/{path}", json=body, headers={"idempotency-key": key})
+        assert answer.status_code == 422, path
+    answer = await http.post("/api/v1/ledger/accounts/node:ada/claim", headers={"idempotency-key": key})
+    assert answer.status_code == 422
+    for path in ("mint", "accounts/node:ada/transfer"):
+        wish = {"to": "node:ada", "amount": 1, "key": key if isinstance(key, str) else "ö"}
+        assert (await http.post(f"/api/v1/ledger/{path}", json=wish)).status_code == 422
+    assert (await place.worker_holds("ada")).staked == 150
+
+
+async def test_a_refused_order_leaves_the_known_stake_as_it_is(place, http):
+    await place.hire("ada", 150)
+    await place.ledger.post(Order("taken", Mint(to="somebody", amount=1)))
+    answer = await http.post(f"{ROOT}/workers/ada/unstake", json={"amount": 50}, headers={"idempotency-key": "taken"})
+    assert answer.status_code == 409
+    assert (await http.get(f"{ROOT}/workers/ada")).json()["staked"] == 150
 
 
 async def test_results_are_there_once_they_are_verified(http):

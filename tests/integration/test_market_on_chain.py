@@ -6,6 +6,7 @@ from support.evm import Clock, embedded
 from support.market import Marketplace
 from tutti.adapters.chain.deploy import Rules
 from tutti.adapters.ledgers.evm import EvmLedger
+from tutti.domain.ledger import StillUnbonding
 from tutti.domain.market.jobs import Status
 from tutti.testing import cheats
 
@@ -13,7 +14,8 @@ from tutti.testing import cheats
 class OnChain(Marketplace):
     async def open_ledger(self) -> EvmLedger:
         (self.folder / "chain").mkdir()
-        chain, _ = await embedded(self.folder / "chain", Rules(), Clock())
+        self.time = Clock()
+        chain, _ = await embedded(self.folder / "chain", Rules(), self.time)
         return EvmLedger(chain)
 
 
@@ -39,3 +41,17 @@ async def test_a_job_is_paid_and_a_cheat_pays_by_contract(place):
     assert mallory.free + mallory.staked == 140
     assert await place.client_holds() == 10_000  # it paid 10, and got 10 of mallory's stake
     assert (await place.balanced()).escrowed == 0
+
+
+async def test_stake_is_withdrawn_once_it_has_unbonded(place):
+    await place.hire("ada", 150)
+    assert await place.market.unstake("ada", 50, "u") == 100
+    ada = await place.worker_holds("ada")
+    assert (ada.free, ada.staked, ada.unbonding) == (0, 100, 50)
+    with pytest.raises(StillUnbonding):
+        await place.market.withdraw("ada", "w")
+    await place.time.later(Rules().unbonding + 1)
+    for _ in range(2):  # the same key again takes nothing more
+        ada = await place.market.withdraw("ada", "w")
+        assert (ada.free, ada.staked, ada.unbonding) == (50, 100, 0)
+    await place.balanced()

@@ -14,6 +14,7 @@ from itertools import chain, repeat
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
+from tutti.services.views.ledger import BalanceView
 from tutti.services.views.market import (
     ClientView,
     ComputeJobView,
@@ -70,6 +71,11 @@ class MarketClient:
         """Take stake back, as far as it is not at risk with work that goes on."""
         path, headers = f"/market/workers/{quote(name)}/unstake", {"idempotency-key": key}
         return self._call("POST", path, WorkerView, body={"amount": amount}, headers=headers)
+
+    def withdraw(self, name: str, *, key: str) -> BalanceView:
+        """Take the stake that has unbonded."""
+        path, headers = f"/market/workers/{quote(name)}/withdraw", {"idempotency-key": key}
+        return self._call("POST", path, BalanceView, headers=headers)
 
     def clients(self) -> Iterator[ClientView]:
         """By name."""

@@ -4,15 +4,15 @@ from itertools import islice
 from typing import Annotated
 
 import msgspec
-from fastapi import Depends, Header, Query
+from fastapi import Depends, Query
 
 from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.apps.api.jobs import page_by_name
-from tutti.apps.api.schema import After, Answer, Api, Body, Limit
+from tutti.apps.api.schema import After, Answer, Api, Body, Limit, OrderKey
 from tutti.core.errors import Conflict
 from tutti.domain.contributions import Proof, prove
 from tutti.domain.ledger import Claim, Entry, Mint, Order, Transfer
-from tutti.domain.ledger.operations import AccountName, Amount, Key
+from tutti.domain.ledger.operations import AccountName, Amount, PeoplesKey
 from tutti.ports.ledger import Ledger
 from tutti.services.market.floor import MarketFloor
 from tutti.services.rewards import RewardDesk
@@ -34,7 +34,7 @@ class MintRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     to: AccountName
     amount: Amount
-    key: Key
+    key: PeoplesKey
 
 
 class TransferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +42,7 @@ class TransferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     to: AccountName
     amount: Amount
-    key: Key
+    key: PeoplesKey
 
 
 class LedgerRoutes:
@@ -74,7 +74,7 @@ class LedgerRoutes:
     async def account(self, name: str) -> Answer[BalanceView]:
         return Answer(balance_view(name, await self._ledger.account(name)))
 
-    async def claim(self, name: str, key: Annotated[str, Header(alias="Idempotency-Key")]) -> Answer[BalanceView]:
+    async def claim(self, name: str, key: OrderKey) -> Answer[BalanceView]:
         """Take everything that is owed to an account."""
         await self._ledger.post(Order(key, Claim(account=name)))
         return await self.account(name)

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Query, Request
 from msgspec import Meta
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from tutti.apps.api.jobs import Key, Text, caller
-from tutti.apps.api.schema import After, Answer, Api, Body, Limit
+from tutti.apps.api.schema import After, Answer, Api, Body, Limit, OrderKey
 from tutti.core.errors import NotFound
 from tutti.core.registry import Choice, Option
 from tutti.core.workload import workloads
@@ -20,13 +20,14 @@ from tutti.domain.accounts import Identity, allows
 from tutti.domain.ledger.operations import Amount
 from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import ComputeJob, Status
-from tutti.domain.market.money import client_account
+from tutti.domain.market.money import client_account, worker_account
 from tutti.domain.market.standing import Market
 from tutti.domain.spec import Name
 from tutti.services.market.desk import MarketDesk, Who, Wish
 from tutti.services.market.floor import MarketFloor
 from tutti.services.market.tables import LARGEST, read_table
 from tutti.services.views.base import Page, View
+from tutti.services.views.ledger import BalanceView, balance_view
 from tutti.services.views.market import (
     ClientView,
     ComputeJobView,
@@ -184,11 +185,15 @@ class MarketRoutes:
         self,
         worker: str,
         wish: Annotated[UnstakeRequest, Depends(Body(UnstakeRequest))],
-        key: Annotated[str, Header(alias="Idempotency-Key")],
+        key: OrderKey,
     ) -> Answer[WorkerView]:
-        """Take stake back, as far as it is not at risk with work that goes on."""
+        """Take stake back, as far as it is not at risk with work that goes on. If it unbonds: `withdraw` it later."""
         await self._desk.unstake(worker, wish.amount, key)
         return await self.show_worker(worker)
+
+    async def withdraw(self, worker: str, key: OrderKey) -> Answer[BalanceView]:
+        """Take the stake that has unbonded: all of it, once the ledger's period since the last `unstake` is over."""
+        return Answer(balance_view(worker_account(worker), await self._desk.withdraw(worker, key)))
 
     # -- clients -------------------------------------------------------------------------------------------
 
@@ -370,6 +375,7 @@ def add_routes(api: Api, its: MarketRoutes) -> None:
     api.add("POST", root + "/workers", its.register_worker, TAG, 201)
     api.add("GET", root + "/workers/{worker}", its.show_worker, TAG)
     api.add("POST", root + "/workers/{worker}/unstake", its.unstake, TAG)
+    api.add("POST", root + "/workers/{worker}/withdraw", its.withdraw, TAG)
     api.add("GET", root + "/clients", its.list_clients, TAG)
     api.add("POST", root + "/clients", its.register_client, TAG, 201)
     api.add("GET", root + "/clients/{client}", its.show_client, TAG)

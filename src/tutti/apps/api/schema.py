@@ -5,7 +5,7 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_t
 
 import msgspec
 from blake3 import blake3
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Header, Query
 from fastapi.openapi.utils import get_openapi
 from fastapi.params import Depends
 from starlette.datastructures import Headers
@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tutti.domain.ledger.operations import PEOPLES_KEY
 from tutti.services.views import View
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ REFS = "#/components/schemas/{name}"
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many items to return at most.")]
 After = Annotated[str, Query(max_length=200, description="Continue after this item: the `next` of the last page.")]
+OrderKey = Annotated[str, Header(alias="Idempotency-Key", pattern=PEOPLES_KEY)]
 
 _encode = msgspec.json.Encoder().encode
 

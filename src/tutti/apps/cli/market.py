@@ -223,12 +223,34 @@ def dispute(client: "Client", job: str, reason: str, as_json: bool) -> None:
 def unstake(client: "Client", worker: str, amount: int, key: str) -> None:
     """Take a worker's stake back, as far as it is not at risk with work that goes on.
 
+    A worker that goes on with the same --stake stakes up to that again: end it first, or start it with less.
+
     \b
     Examples:
       tutti market unstake gpu-box 50 --key november
     """
     found = client.market.unstake(worker, amount, key=key)
     click.echo(f"{worker} has {found.staked} tokens at stake, {found.locked} of them with work that goes on")
+    if unbonding := client.account(f"node:{worker}").unbonding:
+        click.echo(f"{unbonding} tokens unbond, and can still be slashed: `tutti market withdraw {worker}` takes them")
+
+
+@market.command("withdraw")
+@click.argument("worker")
+@click.option("--key", required=True, help="A name for this very wish: repeated with it, nothing more is taken.")
+@as_json
+@with_client
+def withdraw(client: "Client", worker: str, key: str, as_json: bool) -> None:
+    """Take a worker's stake that has unbonded.
+
+    On a chain that is a week after the last `tutti market unstake`, if it was not deployed otherwise.
+
+    \b
+    Examples:
+      tutti market withdraw gpu-box --key december
+    """
+    found = client.market.withdraw(worker, key=key)
+    print_json(found) if as_json else click.echo(f"{found.account} has {found.free} free tokens")
 
 
 def _coordination(verb: str, help: str) -> None:

@@ -14,6 +14,12 @@ Amount = Annotated[int, Meta(ge=1, le=LARGEST)]
 AccountName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,99}$")]
 EscrowId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,99}$")]
 Key = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,200}$")]
+
+PEOPLES_KEY = r"^[\x21-\x2e\x30-\x7e]{1,180}$"
+"""Keys that people may choose: without a slash, which all of the coordinator's own have. A stranger who took the key
+of a payment to come would keep it from ever being made."""
+
+PeoplesKey = Annotated[str, Meta(pattern=PEOPLES_KEY)]
 Hex = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
 
 

@@ -18,7 +18,7 @@ from tutti.core.errors import Conflict, Forbidden, NotFound, UserError
 from tutti.core.registry import Choice
 from tutti.core.workload import workloads
 from tutti.domain.events import Digest, MarketEvent
-from tutti.domain.ledger import InsufficientFunds, Mint, Order, Stake, StillUnbonding, Unstake, Withdraw
+from tutti.domain.ledger import Account, InsufficientFunds, Mint, Order, Stake, StillUnbonding, Unstake, Withdraw
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
 from tutti.domain.market.jobs import ComputeJob
@@ -207,12 +207,21 @@ class MarketDesk:
                     f"{worker} has {held.staked} tokens at stake, {held.staked - free} of them with jobs that go on: "
                     f"at most {free} can be taken back now"
                 )
-            self.stakes[worker] = max(0, held.staked - amount)
-            await self.ledger.post(Order(key, Unstake(account=worker_account(worker), amount=amount)))
-            with suppress(StillUnbonding):  # there is an unbonding period: it can be withdrawn later
-                await self.ledger.post(Order(f"{key}/withdraw", Withdraw(account=worker_account(worker))))
-            await self._refresh(worker)
+            self.stakes[worker] = max(0, held.staked - amount)  # nobody gives it away meanwhile
+            try:
+                await self.ledger.post(Order(key, Unstake(account=worker_account(worker), amount=amount)))
+                with suppress(StillUnbonding):  # there is an unbonding period: see `withdraw`
+                    await self.withdraw(worker, f"{key}/withdraw")
+            finally:
+                await self._refresh(worker)
         return self.stakes[worker]
+
+    async def withdraw(self, worker: str, key: str) -> Account:
+        """Take what has unbonded; raises StillUnbonding before the period is over."""
+        self.worker(worker)
+        account = worker_account(worker)
+        await self.ledger.post(Order(key, Withdraw(account=account)))
+        return await self.ledger.account(account)
 
     async def register_client(self, name: str, balance: int, who: Who) -> e.ClientRegistered:
         """Take a client on; an admin may give it a first balance, which is made once. Again: the same again."""
