@@ -1258,9 +1258,29 @@ export interface paths {
         put?: never;
         /**
          * Unstake
-         * @description Take stake back, as far as it is not at risk with work that goes on.
+         * @description Take stake back, as far as it is not at risk with work that goes on. If it unbonds: `withdraw` it later.
          */
         post: operations["unstake_api_v1_market_workers__worker__unstake_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/market/workers/{worker}/withdraw": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Withdraw
+         * @description Take the stake that has unbonded: all of it, once the ledger's period since the last `unstake` is over.
+         */
+        post: operations["withdraw_api_v1_market_workers__worker__withdraw_post"];
         delete?: never;
         options?: never;
         head?: never;
@@ -6548,6 +6568,39 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["WorkerView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    withdraw_api_v1_market_workers__worker__withdraw_post: {
+        parameters: {
+            query?: never;
+            header: {
+                "Idempotency-Key": string;
+            };
+            path: {
+                worker: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BalanceView"];
                 };
             };
             /** @description What went wrong. */
