@@ -305,6 +305,35 @@ async def test_health(client):
     answer = (await client.get("/health")).json()
     assert answer["status"] == "healthy"
     assert answer["timestamp"].startswith("20")
+    assert (await client.get("/ready")).json()["status"] == "ready"
+
+
+async def test_a_coordinator_without_its_log_lives_but_is_not_ready(world, client):
+    await world.core.log.close()
+    assert (await client.get("/health")).status_code == 200
+    refused = await client.get("/ready")
+    assert refused.status_code == 507
+    page = await client.get("/metrics")
+    assert "tutti_event_log_up 0.0" in page.text
+    assert "tutti_event_log_lag_events" not in page.text
+
+
+async def test_phases_outcomes_and_exclusions_are_counted(world, app, client):
+    await world.join("cyd", 2)
+    await client.post("/api/v1/nodes/cyd/drain")
+    await trained(world, client)
+    page = (await client.get("/metrics")).text
+    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    for phase in ("waiting", "training", "aggregating"):
+        assert values[f'tutti_round_phase_seconds_count{{phase="{phase}"}}'] == "2.0"
+    assert float(values['tutti_round_phase_seconds_sum{phase="training"}']) > 0
+    assert values['tutti_rounds_total{outcome="closed"}'] == "2.0"
+    assert values['tutti_exclusions_total{reason="drained"}'] == "2.0"
+    assert values['tutti_exclusions_total{reason="refused"}'] == "0.0"
+    assert values['tutti_nodes{status="drained"}'] == "1.0"
+    assert values['tutti_queue_depth{queue="outgoing"}'] == "0.0"
+    assert values["tutti_event_log_lag_events"] == "0.0"
+    assert values["tutti_jobs_in_trouble"] == "0.0"
 
 
 async def test_status_metrics_and_configuration(world, client):
@@ -448,6 +477,7 @@ async def test_everything_but_a_few_paths_needs_the_token(remote):
     document = (await remote.get("/openapi.json")).json()
     open_to_all = {
         ("get", "/health"),
+        ("get", "/ready"),
         ("post", "/api/v1/nodes"),
         ("post", "/api/v1/nodes/register"),
         ("post", "/api/v1/invites/check"),

@@ -390,6 +390,10 @@ class Client:
     def health(self) -> Health:
         return self._call("GET", "/health", Health, root="")
 
+    def ready(self) -> Health:
+        """Raises StorageError while the coordinator cannot take work."""
+        return self._call("GET", "/ready", Health, root="")
+
     def configuration(self) -> Configuration:
         """How the coordinator is set up, and what a job gets that does not say otherwise."""
         return self._call("GET", "/config", Configuration)

@@ -16,6 +16,8 @@ class Stats:
     updates_refused: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    zstd_in: int = 0  # of bytes_in, those that came compressed
+    zstd_out: int = 0
     aggregation_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     training_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     aggregation_total: float = 0.0

@@ -91,10 +91,12 @@ class _Disconnected(_Ended):
 
 
 class Traffic(Protocol):
-    """Counters of the bytes of blobs that came in and went out."""
+    """Counters of the bytes of blobs that came in and went out, and of those among them that were compressed."""
 
     bytes_in: int
     bytes_out: int
+    zstd_in: int
+    zstd_out: int
 
 
 class HubFabric:
@@ -139,6 +141,11 @@ class HubFabric:
 
     def disconnect(self, node: NodeId, reason: str) -> None:
         self._end(node, _Ended(reason))
+
+    def depths(self) -> dict[str, int]:
+        """How many messages wait in each queue: for the coordinator, and for all nodes together."""
+        outgoing = sum(len(connection.outgoing) for connection in self._nodes.values())
+        return {"events": self._events.qsize(), "outgoing": outgoing}
 
     def _end(self, node: NodeId, ended: _Ended) -> None:
         if (connection := self._nodes.get(node)) is not None:

@@ -35,6 +35,7 @@ from tutti.apps.api import (
 from tutti.apps.api.auth import Failures, Guard
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
+from tutti.apps.api.prometheus import Exposition
 from tutti.apps.api.repeats import Repeats
 from tutti.apps.api.schema import Api
 from tutti.apps.api.settings import ApiSettings
@@ -119,7 +120,7 @@ def create_app(
     app.add_middleware(Guard, identify=identify, accounts=accounts, failures=failures, host=settings.host)
     _handle_errors(app)
     api = Api(app, transfer.OPENAPI_PATHS)
-    _add_routes(api, coordinator, settings, identify, registries, failures)
+    _add_routes(api, coordinator, settings, identify, registries, failures, Exposition(coordinator, fabric))
     account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures))
     ledger.add_routes(api, ledger.LedgerRoutes(*tokens, compute[1]))
     its_market = market.MarketRoutes(*compute)
@@ -148,10 +149,11 @@ def _add_routes(
     identify: Identify,
     registries: Mapping[str, Registry[Any]],
     failures: Failures,
+    exposition: Exposition,
 ) -> None:
     its_jobs = jobs.JobRoutes(coordinator)
     its_nodes = nodes.NodeRoutes(coordinator, failures, settings.url)
-    its_status = status.StatusRoutes(coordinator, settings, identify, registries)
+    its_status = status.StatusRoutes(coordinator, settings, identify, registries, exposition)
     aliases = documented.DocumentedRoutes(coordinator, its_jobs, its_nodes, registries)
     jobs.add_routes(api, its_jobs)
     nodes.add_routes(api, its_nodes)

@@ -39,7 +39,7 @@ OPEN = re.compile(
     r"(GET|HEAD) (/|/join|/node|/dashboard(/.*)?|/assets/[\w.-]+|/favicon\.svg|"
     r"/node-kernel\.wasm|/node-worker\.js|/node\.webmanifest)|"
     r"GET /auth/session|POST /auth/(signup|signin|refresh|revoke)|"
-    r"GET /health|GET /docs|GET /static-offline-docs/[\w.-]+|GET /openapi\.json|"
+    r"GET /(health|ready|docs)|GET /static-offline-docs/[\w.-]+|GET /openapi\.json|"
     r"POST /api/v1/(nodes(/register)?|invites/check)|"  # prove themselves by a join token
     r"WS /ws/node|(GET|HEAD|PUT) /api/v1/blobs/[^/]*|GET /api/v1/browser/.*"  # prove themselves by a node's secret
 )

@@ -98,6 +98,7 @@ class BlobResponse:
         await send({"type": "http.response.start", "status": self._status, "headers": raw})
         async for chunk in chunks:
             self._traffic.bytes_out += len(chunk)
+            self._traffic.zstd_out += len(chunk) if self._zstd else 0
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 

@@ -4,9 +4,11 @@ The four names without a prefix are those that existing dashboards use; they are
 the counter among them has no `_total` and is exposed without a type.
 """
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -17,40 +19,90 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from tutti.adapters.fabrics.hub import HubFabric
+from tutti.apps.api.round_metrics import RoundMetrics
+from tutti.core.errors import StorageError
 from tutti.services.coordinator import Coordinator
+from tutti.services.members import NodeStatus
+from tutti.services.stats import Stats
 from tutti.services.views import Durations, MetricsView, metrics_view, status_of_job
+from tutti.version import __version__
+
+LOG_SECONDS = 2.0
+"""How long the event log may take to answer before it counts as gone."""
+
+COUNTED_BEHIND = 1000
+"""Events by which a coordinator may be behind its log and still say by how many."""
+
+
+async def events_behind(coordinator: Coordinator) -> int:
+    """How many events are in the log of which this coordinator does not know; raises StorageError if it is gone."""
+    try:
+        async with asyncio.timeout(LOG_SECONDS):
+            return len(await coordinator.log.read(coordinator.journal.offset, limit=COUNTED_BEHIND))
+    except TimeoutError:
+        raise StorageError(f"the event log has not answered for {LOG_SECONDS:g} s") from None
 
 
 class Exposition:
     media_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, fabric: HubFabric) -> None:
+        self._coordinator = coordinator
         self._registry = CollectorRegistry()
-        self._registry.register(_CoordinatorCollector(coordinator))
+        self._collector = _CoordinatorCollector(coordinator, fabric)
+        self._registry.register(self._collector)
+        ProcessCollector(registry=self._registry)
+        coordinator.journal.projections.append(RoundMetrics(self._registry).told)
 
-    def text(self) -> bytes:
+    async def text(self) -> bytes:
+        try:
+            self._collector.behind = await events_behind(self._coordinator)
+        except StorageError:
+            self._collector.behind = None
         return generate_latest(self._registry)
 
 
 class _CoordinatorCollector(Collector):
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, coordinator: Coordinator, fabric: HubFabric) -> None:
+        self._coordinator, self._fabric = coordinator, fabric
+        self.behind: int | None = 0
+        """Events in the log that the coordinator does not know of yet; None if the log does not answer."""
 
     def describe(self) -> Iterable[Metric]:
         return []  # else registering would ask for the values
 
     def collect(self) -> Iterable[Metric]:
         it = self._coordinator
-        seen = metrics_view(it.jobs.values(), it.node_statuses(), it.stats)
+        nodes = it.node_statuses()
+        seen = metrics_view(it.jobs.values(), nodes, it.stats)
         yield GaugeMetricFamily("devices_connected_total", "Nodes connected now.", seen.nodes_connected)
         yield UntypedMetricFamily("training_rounds_completed", "Rounds closed.", seen.rounds_completed)
         yield _summary("aggregation_time_seconds", "Folding a round's updates into a model.", seen.aggregation)
         yield _summary("device_training_time_seconds", "A node's training for one round.", seen.training)
         yield GaugeMetricFamily("tutti_nodes_joined", "Nodes that may connect.", len(it.register.nodes))
         yield GaugeMetricFamily("tutti_event_log_offset", "Events in the log.", it.journal.offset)
-        yield _bytes(seen)
+        yield GaugeMetricFamily("tutti_event_log_up", "Whether the log answers.", self.behind is not None)
+        if self.behind is not None:
+            yield GaugeMetricFamily("tutti_event_log_lag_events", "Events this process has yet to learn.", self.behind)
+        yield _bytes(it.stats)
         yield _updates(seen)
+        yield _nodes(nodes)
         yield self._jobs()
+        yield self._queues()
+        yield GaugeMetricFamily("tutti_jobs_in_trouble", "Jobs that wait for storage.", self._in_trouble())
+        info = GaugeMetricFamily("tutti_build_info", "1, with the version.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+
+    def _queues(self) -> Metric:
+        queues = GaugeMetricFamily("tutti_queue_depth", "Messages that wait.", labels=["queue"])
+        for queue, depth in self._fabric.depths().items():
+            queues.add_metric([queue], depth)
+        return queues
+
+    def _in_trouble(self) -> int:
+        return sum(bool(self._coordinator.trouble(job)) for job in self._coordinator.jobs)
 
     def _jobs(self) -> Metric:
         jobs = GaugeMetricFamily("tutti_jobs", "Jobs by status.", labels=["status"])
@@ -70,11 +122,28 @@ def _summary(name: str, help: str, durations: Durations) -> Metric:
     return summary
 
 
-def _bytes(seen: MetricsView) -> Metric:
-    traffic = CounterMetricFamily("tutti_bytes", "Bytes of models and updates moved.", labels=["direction"])
-    traffic.add_metric(["in"], seen.bytes_in)
-    traffic.add_metric(["out"], seen.bytes_out)
+def _bytes(stats: Stats) -> Metric:
+    traffic = CounterMetricFamily(
+        "tutti_bytes", "Bytes of models and updates moved, by content coding.", labels=["direction", "codec"]
+    )
+    for direction, moved, zstd in (("in", stats.bytes_in, stats.zstd_in), ("out", stats.bytes_out, stats.zstd_out)):
+        traffic.add_metric([direction, "identity"], moved - zstd)
+        traffic.add_metric([direction, "zstd"], zstd)
     return traffic
+
+
+def _nodes(statuses: Iterable[NodeStatus]) -> Metric:
+    nodes = GaugeMetricFamily("tutti_nodes", "Nodes that may connect, by what they are doing.", labels=["status"])
+    counts = Counter(map(_doing, statuses))
+    for status in ("away", "drained", "idle", "working"):
+        nodes.add_metric([status], counts[status])
+    return nodes
+
+
+def _doing(node: NodeStatus) -> str:
+    if not node.connected:
+        return "away"
+    return "working" if node.task else "drained" if node.drained else "idle"
 
 
 def _updates(seen: MetricsView) -> Metric:

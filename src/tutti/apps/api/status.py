@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.jobs import Text
-from tutti.apps.api.prometheus import Exposition
+from tutti.apps.api.prometheus import COUNTED_BEHIND, Exposition, events_behind
 from tutti.apps.api.schema import Answer, Api, Limit
 from tutti.apps.api.settings import ApiSettings
-from tutti.core.errors import NotFound
+from tutti.core.errors import NotFound, StorageError
 from tutti.core.registry import Registry, describe
 from tutti.domain.spec import CohortRules, Evaluation, Training
 from tutti.services.coordinator import Coordinator
@@ -46,14 +46,24 @@ class StatusRoutes:
         settings: ApiSettings,
         identify: Identify,
         registries: Mapping[str, Registry[Any]],
+        exposition: Exposition,
     ) -> None:
         self._coordinator, self._settings, self._registries = coordinator, settings, registries
         self._identify = identify
         self._described: dict[str, Names] = {}
-        self._exposition = Exposition(coordinator)
+        self._exposition = exposition
 
     async def health(self) -> Answer[Health]:
         return Answer(Health(status="healthy", timestamp=datetime.now(UTC).isoformat()))
+
+    async def ready(self) -> Answer[Health]:
+        """Whether work can be given to this coordinator: 200 if so, 507 while its event log does not answer."""
+        behind = await events_behind(self._coordinator)
+        if self._coordinator.background.failed.done():
+            raise StorageError("a part of this coordinator died: it is ending")
+        if behind >= COUNTED_BEHIND:
+            raise StorageError(f"this coordinator is {behind} events or more behind its log")
+        return Answer(Health(status="ready", timestamp=datetime.now(UTC).isoformat()))
 
     async def status(self) -> Answer[StatusView]:
         it = self._coordinator
@@ -66,7 +76,7 @@ class StatusRoutes:
 
     async def exposition(self) -> Response:
         """Metrics for Prometheus."""
-        return Response(self._exposition.text(), media_type=self._exposition.media_type)
+        return Response(await self._exposition.text(), media_type=self._exposition.media_type)
 
     async def configuration(self) -> Answer[Configuration]:
         return Answer(
@@ -130,6 +140,7 @@ class StatusRoutes:
 
 def add_routes(api: Api, status: StatusRoutes) -> None:
     api.add("GET", "/health", status.health, "coordinator")
+    api.add("GET", "/ready", status.ready, "coordinator")
     api.add("GET", "/metrics", status.exposition, "coordinator")
     api.add("GET", "/api/v1/status", status.status, "coordinator")
     api.add("GET", "/api/v1/metrics", status.metrics, "coordinator")

@@ -185,6 +185,7 @@ class _Blobs:
 
     async def _body(self, request: Request, deadline: asyncio.Timeout) -> AsyncIterator[bytes]:
         more, now = True, asyncio.get_running_loop().time
+        zstd = request.headers.get("content-encoding") == "zstd"
         while more:
             deadline.reschedule(now() + STALL_SECONDS)
             message = await request.receive()
@@ -194,6 +195,7 @@ class _Blobs:
             more = message.get("more_body", False)
             if body := message.get("body"):
                 self._traffic.bytes_in += len(body)
+                self._traffic.zstd_in += len(body) if zstd else 0
                 yield body
 
     @asynccontextmanager
