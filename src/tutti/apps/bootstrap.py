@@ -28,6 +28,7 @@ from tutti.ports import Data, LinkLost, Trainer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from opentelemetry.trace import Tracer
 
     from tutti.adapters.blobs.directory import DirectoryBlobs
     from tutti.adapters.fabrics.broker import BrokerFabric
@@ -85,6 +86,9 @@ class CoordinatorSettings:
     auth: bool = False
     allow_modules: tuple[str, ...] = ()
     audited: float = 0.1
+    max_nodes: int = 12_000
+    heartbeat: float = 15.0  # seconds
+    jwt_secret_file: Path | None = None
     on_ready: Callable[[Ready], None] | None = None
     on_standby: Callable[[], None] = lambda: None
 
@@ -101,13 +105,14 @@ async def serve(settings: CoordinatorSettings) -> None:
     """
     import uvicorn
 
+    from tutti.adapters.tracing import tracing
     from tutti.apps.server import Server
 
     listener = _listen(settings.host, settings.port, listen=not settings.standby)
     port = listener.getsockname()[1]
-    with contextlib.closing(listener):
+    with contextlib.closing(listener), tracing("tutti-coordinator") as tracer:
         token_file, token = operator_token(settings)
-        async with coordinator(settings, port, token) as (core, app):
+        async with coordinator(settings, port, token, tracer) as (core, app):
             server = Server(
                 uvicorn.Config(
                     app,
@@ -150,14 +155,15 @@ def steady_clock() -> Callable[[], float]:
 
 @asynccontextmanager
 async def coordinator(
-    settings: CoordinatorSettings, port: int, token: str
+    settings: CoordinatorSettings, port: int, token: str, tracer: "Tracer | None" = None
 ) -> "AsyncIterator[tuple[Coordinator, FastAPI]]":
     """A started coordinator on its stores, and the API in front of it."""
     from tutti.adapters.accounts.argon2 import Argon2Passwords
     from tutti.adapters.datasets import known_schema
-    from tutti.adapters.fabrics.hub import HubFabric
+    from tutti.adapters.fabrics.hub import HubFabric, HubLimits
     from tutti.adapters.fabrics.joined import JoinedFabrics
     from tutti.adapters.identities.x25519 import seal
+    from tutti.adapters.tracing import TracedFabric
     from tutti.adapters.workbench import ProcessWorkbench
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
@@ -176,13 +182,15 @@ async def coordinator(
     fabric = HubFabric(
         lambda node, secret: core.members.authenticate(node, secret),
         turned_away=lambda *refused: core.members.turn_away(*refused),
+        limits=HubLimits(heartbeat=settings.heartbeat, nodes=settings.max_nodes),
     )
     broker = _broker(settings, blobs, settings.url(port), lambda: core)
     reached = fabric if broker is None else JoinedFabrics(fabric, broker)
+    traced = TracedFabric(reached, tracer) if tracer is not None else None
     core = Coordinator(
         event_log=log,
         blobs=blobs,
-        fabric=reached,
+        fabric=traced or reached,
         workbench=ProcessWorkbench(settings.allow_modules),
         known_schema=known_schema,
         clock=steady_clock(),
@@ -209,10 +217,12 @@ async def coordinator(
         token=fingerprint(token),
         authenticate=True if settings.auth or settings.public_url else None,
         url=settings.url(port),
-        key=_session_key(folder),
+        key=_session_key(settings, folder),
     )
     async with broker or contextlib.nullcontext():
         await core.start()
+        if traced is not None:  # of what is new only
+            core.journal.projections.append(traced.told)
         core.background.spawn(desk.run())
         core.background.spawn(floor.run())
         sessions.resume()
@@ -225,6 +235,8 @@ async def coordinator(
             yield core, app
         finally:
             await core.stop()
+            if traced is not None:
+                traced.close()
             await ledger.close()
             await accounts.close()
 
@@ -354,6 +366,7 @@ async def run_node(settings: NodeSettings) -> None:
 
 async def _run_node(settings: NodeSettings, policy: Policy) -> None:
     from tutti.adapters.machine import Machine, apply_limits
+    from tutti.adapters.tracing import TracedLink, tracing
     from tutti.services.market.worker import Worker
     from tutti.services.node import NodeRuntime
 
@@ -362,7 +375,10 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
     data = await asyncio.to_thread(load_data, settings.data) if settings.data and not peer else no_data()
     member = await membership(settings)
     machine = Machine()
-    async with _link(settings, member) as link:
+    async with contextlib.AsyncExitStack() as stack:
+        tracer = stack.enter_context(tracing("tutti-node"))
+        plain = await stack.enter_async_context(_link(settings, member))
+        link = TracedLink(plain, tracer, member.node) if tracer else plain
         market = settings.state_dir / "market"
         worker = Worker(member.node, member.secret, settings.offer, link, market) if settings.offer else None
 
@@ -581,8 +597,12 @@ def operator_token(settings: CoordinatorSettings) -> tuple[Path, str]:
     return file, file.read_text().strip()
 
 
-def _session_key(folder: Path) -> bytes:
-    """What signs the access tokens of sessions, made at the first start."""
+def _session_key(settings: CoordinatorSettings, folder: Path) -> bytes:
+    """What signs the access tokens of sessions: as set, or made at the first start."""
+    if settings.jwt_secret_file is not None:
+        from tutti.apps.secrets import read_jwt_secret
+
+        return read_jwt_secret(settings.jwt_secret_file)
     file = folder / "session-key"
     if not file.exists():
         write_secret(file, secrets.token_hex(32))

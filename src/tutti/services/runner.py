@@ -122,7 +122,8 @@ class TaskRunner:
         held = self.held
         if held is None or held.outcome is None or not isinstance(held.outcome.message, Submission):
             return None
-        if msgspec.structs.replace(start, attempt=held.start.attempt, cohort=held.start.cohort) != held.start:
+        before = held.start
+        if msgspec.structs.replace(start, attempt=before.attempt, cohort=before.cohort, trace=before.trace) != before:
             return None
         message = msgspec.structs.replace(held.outcome.message, attempt=start.attempt)
         return Outcome(message, held.outcome.blob)

@@ -209,7 +209,8 @@ class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     The node runs its half of `strategy`. `weights` is a model, or the strategy's whole state where nodes need it;
     `counted` is the newest round of this job in which an update of this node counted (0: none), from which it
     goes on with what it keeps to itself. `codec` is how its update is to travel, one that it named; with `auto` it
-    takes one that suits its link. A node that is told twice of the same work does it once.
+    takes one that suits its link. `trace` is the round's `traceparent`, where the coordinator traces. A node that is
+    told twice of the same work does it once.
     """
 
     job: JobId
@@ -229,6 +230,7 @@ class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     counted: int = 0
     codec: Choice = NONE
     evaluate: bool = False
+    trace: Annotated[str, Meta(max_length=64)] = ""
 
 
 class Halt(Message, frozen=True, kw_only=True, tag="training:stop"):

@@ -10,9 +10,10 @@ import click
 
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
+from tutti.apps.cli.logs import log_to_stderr
 from tutti.apps.cli.options import ExistingFile, File, Folder, allow_module, as_json, print_json
 from tutti.apps.cli.run_job import check_writable, checked, job_options, put, spec_from
-from tutti.apps.cli.serving import _log_to_stderr, until_signalled
+from tutti.apps.cli.serving import until_signalled
 from tutti.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def supernode(port: int, host: str, members: Path | None, as_json: bool, **tls: 
     from tutti.adapters.thrift.supernode import parse_members
     from tutti.apps.ringnode import SupernodeSettings, serve_supernode
 
-    _log_to_stderr()
+    log_to_stderr()
     allowed = parse_members(_text_of(members)) if members is not None else ()
     settings = SupernodeSettings(
         host=host,
@@ -131,7 +132,7 @@ def run_member(
     from tutti.apps.ringnode import RingNodeSettings, run_ring_node
     from tutti.core.registry import Choice
 
-    _log_to_stderr()
+    log_to_stderr()
     host = host or address_towards(supernodes[0])
     settings = RingNodeSettings(
         port=port,

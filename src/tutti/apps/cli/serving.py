@@ -12,7 +12,11 @@ from urllib.parse import urlsplit
 
 import click
 
+from tutti.apps.certificates import check_certificate
+from tutti.apps.cli.logs import log_to_stderr
 from tutti.apps.cli.options import ExistingFile, Folder, allow_module, as_json, print_json, with_client
+from tutti.apps.cli.settings import check_password, configurable
+from tutti.apps.secrets import read_jwt_secret
 from tutti.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,10 +27,19 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 HOLDS = "What this node trains on, such as digits:part=0/4; `sessions` for parts of tables that others upload."
 
+log_format = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="TUTTI_LOG_FORMAT",
+    help="Messages on standard error for people, or as JSON, one object a line, with job, round and node.",
+)
 until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input closes.")
 
 
 @click.command()
+@configurable
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0: any free port.")
 @click.option("--data-dir", type=Folder, default="tutti-data", show_default=True, help="Event log and models.")
@@ -34,16 +47,12 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     "--database",
     default="",
     metavar="URL",
-    envvar="TUTTI_DATABASE",
-    show_envvar=True,
     help="Events and accounts in PostgreSQL: postgresql://user@host/name.  [default: in the data directory]",
 )
 @click.option(
     "--blobs",
     default="",
     metavar="URL",
-    envvar="TUTTI_BLOBS",
-    show_envvar=True,
     help="Models in a bucket: s3://bucket/prefix?endpoint=https://host; its key comes from AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY.  [default: in the data directory]",
 )
@@ -51,8 +60,6 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     "--broker",
     default="",
     metavar="URL",
-    envvar="TUTTI_BROKER",
-    show_envvar=True,
     help="Let nodes come by way of RabbitMQ too: amqps://user:password@host/vhost.",
 )
 @click.option("--broker-ca", type=ExistingFile, help="Certificate authority of the broker's certificate.")
@@ -81,10 +88,31 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     show_default=True,
     help="Share of browsers' updates on public rows that are computed again (needs the extra 'audit').",
 )
+@click.option(
+    "--max-nodes",
+    type=click.IntRange(1, 1_000_000),
+    default=12_000,
+    show_default=True,
+    help="Nodes that may be connected to this coordinator at once; further ones are told to try later.",
+)
+@click.option(
+    "--heartbeat",
+    type=click.FloatRange(0.1, 3600),
+    default=15.0,
+    show_default=True,
+    help="Seconds between signs of life of a node; one that is silent for three of them is disconnected.",
+)
+@click.option(
+    "--jwt-secret-file",
+    type=ExistingFile,
+    help="What signs access tokens: 32 random characters or more, the same for all replicas.  "
+    "[default: made at the first start]",
+)
 @allow_module
+@log_format
 @as_json
 @until_eof
-def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
+def up(as_json: bool, until_eof: bool, log_format: str, **settings: Any) -> None:
     """Start a coordinator.
 
     It listens on this machine only, unless --host says otherwise; then, and once there are accounts, an operator's
@@ -96,18 +124,16 @@ def up(as_json: bool, until_eof: bool, **settings: Any) -> None:
       tutti up
       tutti up --host 0.0.0.0 --tls-cert server.pem --tls-key server.key
       tutti up --port 0 --data-dir /srv/tutti --json
+      tutti up --config coordinator.toml --log-format json
       tutti up --broker 'amqps://user:password@broker/vhost?coordinator=main'
       tutti up --database postgresql://tutti@db/tutti --blobs 's3://models?endpoint=https://store:9000'
       tutti up --standby --public-url https://tutti.example.org --database … --blobs …
     """
     from tutti.apps.bootstrap import CoordinatorSettings
 
-    if settings["tls_key"] and not settings["tls_cert"]:
-        raise click.UsageError("--tls-key needs --tls-cert")
-    if settings["standby"] and not (settings["database"] and settings["blobs"]):
-        raise click.UsageError("--standby needs --database and --blobs: coordinators share nothing else")
+    log_to_stderr(log_format)
+    checked(settings)
     settings["public_url"] = _public_url(settings["public_url"])
-    _log_to_stderr()
     if until_eof:
         _end_at_eof()
     _serve(
@@ -125,6 +151,21 @@ def _public_url(given: str) -> str:
     if given and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query):
         raise click.UsageError(f"--public-url: expected an address such as https://tutti.example.org, came {given!r}")
     return given.rstrip("/")
+
+
+def checked(settings: Mapping[str, Any]) -> None:
+    """Raise what is wrong with settings that are well-formed one by one; nothing is opened or made."""
+    if settings["tls_key"] and not settings["tls_cert"]:
+        raise click.UsageError("--tls-key needs --tls-cert")
+    if settings["standby"] and not (settings["database"] and settings["blobs"]):
+        raise click.UsageError("--standby needs --database and --blobs: coordinators share nothing else")
+    _public_url(settings["public_url"])
+    for name in ("database", "broker"):
+        check_password(name, settings[name])
+    if settings["tls_cert"]:
+        check_certificate(settings["tls_cert"])
+    if settings["jwt_secret_file"]:
+        read_jwt_secret(settings["jwt_secret_file"])
 
 
 def _serve(settings: "CoordinatorSettings") -> None:
@@ -187,6 +228,7 @@ def _announce(ready: "Ready", as_json: bool) -> None:
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="On a ring: where to listen."
 )
+@log_format
 @as_json
 @until_eof
 def join(
@@ -198,6 +240,7 @@ def join(
     port: int,
     as_json: bool,
     until_eof: bool,
+    log_format: str,
     **rest: Any,
 ) -> None:
     """Take part with this machine's data, which stays on it.
@@ -243,7 +286,7 @@ def join(
         on_connected=_announcer(name, as_json),
         **rest,
     )
-    _log_to_stderr()
+    log_to_stderr(log_format)
     if until_eof:
         _end_at_eof()
     asyncio.run(until_signalled(run_node(settings)))
@@ -355,14 +398,3 @@ def _end_at_eof() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _log_to_stderr() -> None:
-    import logging
-
-    level = os.environ.get("TUTTI_LOG", "INFO").upper()
-    if level not in logging.getLevelNamesMapping():
-        raise UserError(f"TUTTI_LOG: expected DEBUG, INFO, WARNING or ERROR, came {level!r}")
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-    for chatty in ("httpx", "uvicorn"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

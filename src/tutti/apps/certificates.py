@@ -1,0 +1,29 @@
+"""A coordinator's own certificate: whether it can be used today."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tutti.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SOON = timedelta(days=14)
+
+
+def check_certificate(file: Path, now: datetime | None = None) -> None:
+    """Raise UserError for a certificate that is no longer, or not yet, valid; warn of one that soon will not be."""
+    from cryptography import x509
+
+    now = now or datetime.now(UTC)
+    try:
+        own = x509.load_pem_x509_certificates(file.read_bytes())[0]
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(f"{file} does not hold a certificate chain in PEM: {error}") from None
+    if now >= own.not_valid_after_utc:
+        raise UserError(f"the certificate {file} expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: renew it")
+    if now < own.not_valid_before_utc:
+        since = f"{own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        raise UserError(f"the certificate {file} is valid from {since} only: is this machine's clock right?")
+    if own.not_valid_after_utc - now < SOON:
+        log.warning("the certificate %s expires on %s", file, f"{own.not_valid_after_utc:%Y-%m-%d}")

@@ -1,0 +1,151 @@
+"""Settings of a coordinator by option, environment and file; what it refuses to start with."""
+
+import json
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tutti.apps.certificates import check_certificate
+from tutti.apps.cli.app import run
+from tutti.apps.cli.exits import Exit
+from tutti.apps.cli.logs import JsonLines
+from tutti.apps.secrets import read_jwt_secret
+from tutti.core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TUTTI_PORT", "TUTTI_HOST", "TUTTI_DATABASE", "TUTTI_ALLOW_MODULES", "TUTTI_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, tuple[str, str]]:
+    assert run(["config", "show", "--json", *arguments]) == Exit.OK
+    return {each["setting"]: (each["value"], each["origin"]) for each in json.loads(capsys.readouterr().out)}
+
+
+def test_each_value_has_its_origin(monkeypatch, capsys) -> None:
+    Path("c.toml").write_text('port = 9000\nmax_nodes = 5\nheartbeat = 3\nallow-module = ["a.*", "b"]\nauth = true\n')
+    monkeypatch.setenv("TUTTI_MAX_NODES", "6")
+    monkeypatch.setenv("TUTTI_PORT", "9001")
+    found = shown(capsys, "--config", "c.toml", "--port", "9002")
+    assert found["port"] == ("9002", "command line")
+    assert found["max-nodes"] == ("6", "environment TUTTI_MAX_NODES")
+    assert found["heartbeat"] == ("3.0", "c.toml")
+    assert found["allow-module"] == ("a.* b", "c.toml")
+    assert found["auth"] == ("true", "c.toml")
+    assert found["host"] == ("127.0.0.1", "default")
+
+
+def test_passwords_are_not_shown(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TUTTI_DATABASE", "postgresql://ada:Xq9-very@db:5432/tutti")
+    assert shown(capsys)["database"] == ("postgresql://ada:***@db:5432/tutti", "environment TUTTI_DATABASE")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("porrt = 1", "there is no setting 'porrt'; choose from: allow-module"),
+        ('port = "many"', "c.toml: port: 'many' is not a valid integer"),
+        ("port = 70000", "c.toml: port: 70000 is not in the range 0<=x<=65535"),
+        ("port = true", "c.toml: port: expected integer range, came True"),
+        ("auth = 1", "c.toml: auth: expected true or false, came 1"),
+        ('allow-module = "a"', "c.toml: allow-module: expected a list, came 'a'"),
+        ("[port]\nx = 1", "c.toml: port: expected integer range, came {'x': 1}"),
+        ("port = ", "cannot read the settings file c.toml"),
+        ('tls-cert = "nowhere.pem"', "c.toml: tls-cert: File 'nowhere.pem' does not exist"),
+    ],
+)
+@pytest.mark.parametrize("command", [["config", "show"], ["up"]])
+def test_a_malformed_file_is_refused_by_name(capsys, command: list[str], text: str, said: str) -> None:
+    Path("c.toml").write_text(text)
+    assert run([*command, "--config", "c.toml"]) == Exit.USAGE
+    assert said in capsys.readouterr().err
+    assert not Path("tutti-data").exists()
+
+
+def test_a_malformed_variable_is_refused(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TUTTI_PORT", "tcp://10.0.0.1:8000")
+    assert run(["up"]) == Exit.USAGE
+    assert "'tcp://10.0.0.1:8000' is not a valid integer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["postgresql://postgres:postgres@db/tutti", "postgresql://a:ChangeMe@10.0.0.7/tutti"])
+def test_a_password_that_everybody_knows_is_for_this_machine_only(capsys, url: str) -> None:
+    assert run(["up", "--database", url]) == Exit.USAGE
+    said = capsys.readouterr().err
+    assert "one that everybody knows" in said
+    assert url not in said
+    assert run(["up", "--broker", "amqp://guest:guest@broker/"]) == Exit.USAGE
+    assert run(["config", "show", "--broker", "amqp://guest:guest@127.0.0.1/"]) == Exit.OK
+
+
+@pytest.mark.parametrize("secret", ["", "changeme", "secret" * 3, "0" * 64])
+def test_a_secret_that_can_be_guessed_is_refused(capsys, secret: str) -> None:
+    Path("s").write_text(secret)
+    assert run(["up", "--jwt-secret-file", "s"]) == Exit.USAGE
+    assert "openssl rand -hex 32" in capsys.readouterr().err
+
+
+def test_a_secret_is_the_same_with_and_without_a_line_end(tmp_path: Path) -> None:
+    for name, end in (("a", ""), ("b", "\n")):
+        (tmp_path / name).write_text("0123456789abcdef" * 2 + end)
+    assert read_jwt_secret(tmp_path / "a") == read_jwt_secret(tmp_path / "b")
+
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def certificate(file: Path, start: datetime, end: datetime) -> Path:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(start).not_valid_after(end)
+    file.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(encoding=_pem()))
+    return file
+
+
+def _pem():
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return Encoding.PEM
+
+
+def test_an_expired_certificate_is_refused_and_one_that_soon_will_be_is_named(tmp_path: Path, caplog) -> None:
+    day = timedelta(days=1)
+    with pytest.raises(UserError, match="expired on 2029-12-31 00:00 UTC: renew it"):
+        check_certificate(certificate(tmp_path / "old.pem", NOW - 9 * day, NOW - day), NOW)
+    with pytest.raises(UserError, match="valid from 2030-01-02 00:00 UTC only"):
+        check_certificate(certificate(tmp_path / "new.pem", NOW + day, NOW + 9 * day), NOW)
+    check_certificate(certificate(tmp_path / "good.pem", NOW - day, NOW + 90 * day), NOW)
+    assert not caplog.records
+    check_certificate(certificate(tmp_path / "soon.pem", NOW - day, NOW + day), NOW)
+    assert "expires on 2030-01-02" in caplog.text
+
+
+def test_a_coordinator_does_not_start_with_an_expired_certificate(tmp_path: Path, capsys) -> None:
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    file = certificate(tmp_path / "old.pem", start, start + timedelta(days=1))
+    assert run(["up", "--tls-cert", str(file)]) == Exit.USAGE
+    assert "expired on 2020-01-02" in capsys.readouterr().err
+
+
+def line_of(message: str, *arguments: object, **more: object) -> dict[str, object]:
+    record = logging.LogRecord("tutti.x", logging.INFO, "f", 1, message, arguments, None)
+    return dict(json.loads(JsonLines().format(record)))
+
+
+def test_json_lines_have_the_ids_that_a_message_is_about() -> None:
+    line = line_of("job %s round %d node %s: refused: %s", "digits-1", 3, "ada", "job evil round 9")
+    assert (line["job"], line["round"], line["node"]) == ("digits-1", 3, "ada")
+    assert line["message"] == "job digits-1 round 3 node ada: refused: job evil round 9"
+    assert (line["level"], line["logger"]) == ("INFO", "tutti.x")
+    assert datetime.fromisoformat(str(line["time"])).tzinfo is not None
+    assert line_of("100%% of %s, node %s", "it", "bob")["node"] == "bob"
+    assert "node" not in line_of("%s: no node here", "job x node y")
+    assert "\n" not in JsonLines().format(logging.LogRecord("a", 20, "f", 1, "two\nlines", (), None))
