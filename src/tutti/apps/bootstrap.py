@@ -89,6 +89,7 @@ class CoordinatorSettings:
     max_nodes: int = 12_000
     heartbeat: float = 15.0  # seconds
     jwt_secret_file: Path | None = None
+    operator_token_file: Path | None = None
     on_ready: Callable[[Ready], None] | None = None
     on_standby: Callable[[], None] = lambda: None
 
@@ -590,7 +591,11 @@ def data_folder(folder: Path) -> Path:
 
 
 def operator_token(settings: CoordinatorSettings) -> tuple[Path, str]:
-    """The operator's token, made at the first start and kept in the data directory."""
+    """The operator's token: as set, or made at the first start and kept in the data directory."""
+    if (given := settings.operator_token_file) is not None:
+        from tutti.apps.secrets import read_secret
+
+        return given, read_secret(given)
     file = data_folder(settings.data_dir) / "operator-token"
     if not file.exists():
         write_secret(file, secrets.token_urlsafe(32))

@@ -16,7 +16,7 @@ from tutti.apps.certificates import check_certificate
 from tutti.apps.cli.logs import log_to_stderr
 from tutti.apps.cli.options import ExistingFile, Folder, allow_module, as_json, print_json, with_client
 from tutti.apps.cli.settings import check_password, configurable
-from tutti.apps.secrets import read_jwt_secret
+from tutti.apps.secrets import read_secret
 from tutti.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,6 +108,12 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     help="What signs access tokens: 32 random characters or more, the same for all replicas.  "
     "[default: made at the first start]",
 )
+@click.option(
+    "--operator-token-file",
+    type=ExistingFile,
+    help="The operator's token: 32 random characters or more, the same for all replicas.  "
+    "[default: made at the first start]",
+)
 @allow_module
 @log_format
 @as_json
@@ -164,8 +170,9 @@ def checked(settings: Mapping[str, Any]) -> None:
         check_password(name, settings[name])
     if settings["tls_cert"]:
         check_certificate(settings["tls_cert"])
-    if settings["jwt_secret_file"]:
-        read_jwt_secret(settings["jwt_secret_file"])
+    for secret in ("jwt_secret_file", "operator_token_file"):
+        if settings[secret]:
+            read_secret(settings[secret])
 
 
 def _serve(settings: "CoordinatorSettings") -> None:

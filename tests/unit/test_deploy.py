@@ -1,0 +1,148 @@
+"""What deploy/ holds, as far as it can be tried without a container daemon and without helm."""
+
+import json
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support.services import missing
+from tutti.apps.certificates import check_certificate
+from tutti.apps.cli.serving import up
+from tutti.apps.cli.settings import settings_of
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+
+ELSEWHERE = {"TUTTI_STANDBY", "TUTTI_PUBLIC_URL", "TUTTI_URL", "TUTTI_TOKEN_FILE"}
+KNOWN = {str(option.envvar) for option in settings_of(up)} | ELSEWHERE
+
+
+def program(name: str, package: str) -> str:
+    return shutil.which(name) or missing(name, f"not installed: apt-get install {package}")
+
+
+@pytest.fixture
+def rendered(tmp_path: Path) -> dict[str, Any]:
+    """compose.yaml as docker-compose understands it, with secrets made by secrets.sh."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    subprocess.run([tmp_path / "deploy" / "secrets.sh"], check=True)
+    render = [program("docker-compose", "docker-compose"), "-f", "compose.yaml", "--env-file", ".env", "config"]
+    done = subprocess.run(
+        render, cwd=tmp_path / "deploy", capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(yaml.safe_load(done.stdout))
+
+
+def test_compose_renders_with_all_that_it_promises(rendered: dict[str, Any]) -> None:
+    services = rendered["services"]
+    coordinators = [services[f"coordinator-{number}"] for number in (1, 2, 3)]
+    assert {"nginx", "postgres", "rabbitmq", "s3", "prometheus", "grafana"} <= services.keys()
+    assert len({each["environment"]["TUTTI_DATABASE"] for each in coordinators}) == 1
+    for each in coordinators:
+        used = {name for name in each["environment"] if name.startswith("TUTTI_")}
+        assert used <= KNOWN
+        assert each["read_only"] is True
+        assert each["cap_drop"] == ["ALL"]
+    mounted = [volume for each in services.values() for volume in each.get("volumes", ())]
+    files = [v.split(":")[0] for v in map(str, mounted) if v.startswith("/")]
+    assert files
+    assert all(Path(file).exists() for file in files)
+
+
+def test_compose_has_no_secret_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    render = [program("docker-compose", "docker-compose"), "-f", "compose.yaml", "config"]
+    done = subprocess.run(
+        render, cwd=tmp_path / "deploy", capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert done.returncode != 0
+    assert "run deploy/secrets.sh" in done.stderr
+
+
+def test_secrets_are_made_once_and_for_their_owner_only(tmp_path: Path) -> None:
+    for _ in range(2):
+        subprocess.run([DEPLOY / "secrets.sh", tmp_path], check=True)
+        before = (tmp_path / ".env").read_text(), (tmp_path / "secrets" / "jwt-secret").read_text()
+    subprocess.run([DEPLOY / "secrets.sh", tmp_path], check=True)
+    assert before == ((tmp_path / ".env").read_text(), (tmp_path / "secrets" / "jwt-secret").read_text())
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+
+
+def test_the_image_is_not_root_and_takes_what_the_package_has() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
+    torch = re.search(r"torch==[\d.]+", text)
+    assert torch
+    assert torch[0] in (ROOT / "Makefile").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = re.search(r"'\.\[([\w,]+)\]'", text)
+    assert extras
+    assert all(f"\n{extra} = [" in project for extra in extras[1].split(","))
+    copied = [name for line in re.findall(r"^COPY (?!--)(.*) \S+$", text, re.MULTILINE) for name in line.split()]
+    kept = (ROOT / ".dockerignore").read_text()
+    assert all((ROOT / name).exists() and f"!{name}\n" in kept for name in copied)
+
+
+@pytest.mark.parametrize("unit", ["tutti-coordinator.service", "tutti-node.service"])
+def test_systemd_finds_no_fault(tmp_path: Path, unit: str) -> None:
+    text = (DEPLOY / "systemd" / unit).read_text().replace("/opt/tutti/bin/tutti", sys.executable)
+    (tmp_path / unit).write_text(text)
+    verify = [program("systemd-analyze", "systemd"), "verify", "--man=no", str(tmp_path / unit)]
+    done = subprocess.run(verify, capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if unit in line]
+    assert said == []
+
+
+def test_every_value_that_the_chart_uses_exists_and_every_setting_too() -> None:
+    chart = DEPLOY / "helm" / "tutti"
+    values = yaml.safe_load((chart / "values.yaml").read_text())
+    templates = "\n".join(file.read_text() for file in sorted((chart / "templates").iterdir()))
+    assert set(re.findall(r"\.Values\.(\w+)", templates)) == values.keys()
+    assert set(re.findall(r"TUTTI_\w+", re.sub(r"#.*", "", templates))) <= KNOWN
+    assert yaml.safe_load((chart / "Chart.yaml").read_text())["apiVersion"] == "v2"
+    for document in re.sub(r"\{\{.*?\}\}", "x", templates.replace("\n---\n", "\n")).split("\napiVersion:"):
+        assert yaml.safe_load("apiVersion:" + document.removeprefix("apiVersion:"))["kind"]
+
+
+def test_grafana_is_given_a_sound_dashboard_and_where_it_lies() -> None:
+    assert json.loads((DEPLOY / "grafana" / "tutti.json").read_text())["panels"]
+    for file in (DEPLOY / "grafana" / "provisioning").rglob("*.yaml"):
+        assert yaml.safe_load(file.read_text())["apiVersion"] == 1
+
+
+def test_the_tls_guide_makes_certificates_that_work(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text().split("## TLS")[1]
+    commands = re.findall(r"^\$ (.*)$", guide, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
+    check_certificate(tmp_path / "server.pem")
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    server.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    shake_hands(server, client, "127.0.0.1")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(server, client, "127.0.0.2")
+
+
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> None:
+    """A handshake in memory."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    here = client.wrap_bio(to_client, to_server, server_hostname=name)
+    there = server.wrap_bio(to_server, to_client, server_side=True)
+    open_ends = [here, there]
+    while open_ends:
+        for end in list(open_ends):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            open_ends.remove(end)
