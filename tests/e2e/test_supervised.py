@@ -28,7 +28,7 @@ def test_a_coordinator_of_which_a_part_died_ends_and_goes_on_when_it_is_started_
                 with closing(sqlite3.connect(log)) as foreign, foreign:
                     foreign.execute(FOREIGN)
         assert coordinator.process.wait(DEADLINE) == Exit.BUG
-    assert "tutti: the coordinator ended, for a part of it died (Coordinator._note: VersionConflict" in said.read_text()
+    assert "tutti: the coordinator ended, for a part of it died (Members.note: VersionConflict" in said.read_text()
     assert "start it again" in said.read_text()
     with (
         running(*up, url.rpartition(":")[2], cwd=tmp_path),
