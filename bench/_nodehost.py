@@ -113,7 +113,7 @@ async def links(link: str, names: list[str], folder: Path) -> AsyncIterator[Answ
             node=name,
             token=SECRET,
             capabilities=Capabilities(cpus=8, memory=16 << 30, platform="Linux x86_64", versions={"tutti": "0.1.0"}),
-            data=DataSummary(data.name, data.schema, 1000),
+            data=DataSummary("idle", data.schema, 1000),  # no job trains on it
         )
         one = HubLink(url, name, SECRET)
         async with gate:
