@@ -57,6 +57,7 @@ FEDERATED_TRAINING = [
     ("GET", "/api/v1/metrics", None, 200, {"rounds_completed", "jobs"}),
     ("GET", "/api/v1/config", None, 200, {"training"}),
     ("GET", "/api/v1/contributions", None, 200, {"items"}),
+    ("GET", "/api/v1/blockchain/status", None, 200, {"connected", "error"}),
     ("DELETE", "/api/v1/nodes/ada", None, 204, None),
 ]
 

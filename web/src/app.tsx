@@ -3,6 +3,7 @@ import { useEffect } from "react";
 import { get, post } from "./api/client";
 import { useResource } from "./data";
 import { live, useLink } from "./live";
+import { Blockchain, hasChain, readChain } from "./pages/blockchain";
 import { Home } from "./pages/home";
 import { Join } from "./pages/join";
 import { Job } from "./pages/job";
@@ -29,6 +30,7 @@ const PLACES: Place[] = [
   { path: "/join", label: "Join", icon: "link", role: "operator" },
   { path: "/metrics", label: "Metrics", icon: "chart", role: "viewer" },
   { path: "/ledger", label: "Ledger", icon: "ledger", role: "viewer" },
+  { path: "/blockchain", label: "Blockchain", icon: "chain", role: "viewer" },
   { path: "/market", label: "Market", icon: "market", role: "viewer" },
   { path: "/users", label: "Users", icon: "users", role: "admin" },
   { path: "/settings", label: "Settings", icon: "settings", role: "viewer" },
@@ -55,6 +57,7 @@ function Inside({ session, path, reload }: { session: Session; path: string; rel
     live.start();
     return () => live.stop();
   }, []);
+  const chain = useResource("has a chain", readChain);
   const account = session.account?.name;
   useEffect(() => {
     if (!account) return;
@@ -71,7 +74,7 @@ function Inside({ session, path, reload }: { session: Session; path: string; rel
           <Logo /> Tutti
         </Link>
         <ul>
-          {PLACES.filter((place) => may(session, place.role)).map((place) => (
+          {PLACES.filter((place) => may(session, place.role) && (place.path !== "/blockchain" || hasChain(chain.data))).map((place) => (
             <li key={place.path}>
               <Link to={place.path} aria-current={path === place.path ? "page" : undefined}>
                 <Icon name={place.icon} />
@@ -122,6 +125,8 @@ function Page({ path, session, reload }: { path: string; session: Session; reloa
       return <Metrics />;
     case "/ledger":
       return <Ledger session={session} />;
+    case "/blockchain":
+      return <Blockchain />;
     case "/market":
       return <Market session={session} />;
     case "/users":
