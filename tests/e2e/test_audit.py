@@ -1,6 +1,9 @@
 """A node that says it is a browser on public rows, and hands in what it likes: an audit finds it out."""
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,9 @@ from tutti.wire.messages import PROTOCOL, Registration, Start, Submission, Verdi
 SECRET = "a secret of thirty-two characters or more"
 SOURCE = "digits:part=3/16"
 JOB = {"dataset": "digits", "model": "mlp", "rounds": 1, "cohort": {"min_nodes": 1}, "evaluation": {"nodes": False}}
+
+
+Forge = Callable[[Start, Params, int], Params]
 
 
 def honest(start: Start, params: Params, batch: int) -> Params:
@@ -71,15 +77,31 @@ CHEATS = {
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_what_was_not_computed_is_refused_and_its_node_gets_no_more_work(tmp_path, cheat):
     forge, claims, reason = CHEATS[cheat]
-    with running("up", "--port", 0, "--audited", 1, cwd=tmp_path) as up, Client(up.ready["url"]) as client:
+    is_refused(tmp_path, JOB, forge, claims, reason)
+
+
+@pytest.mark.parametrize(
+    ("fields", "forge", "reason"),
+    [
+        ({"model": "mlp:activation=tanh"}, lazy, "audited: browsers have no mlp:activation=tanh"),
+        ({"training": {"optimizer": "adam"}}, honest, "audited: browsers train with SGD, this job wants adam"),
+    ],
+)
+def test_what_no_browser_can_compute_costs_its_node_and_not_the_job(tmp_path, fields, forge, reason):
+    is_refused(tmp_path, {**JOB, **fields}, forge, {}, reason)
+
+
+def is_refused(folder: Path, fields: dict[str, Any], forge: Forge, claims: dict[str, Any], reason: str) -> None:
+    with running("up", "--port", 0, "--audited", 1, cwd=folder) as up, Client(up.ready["url"]) as client:
         client.join(client.invite().link.partition("#")[2], "ada", SECRET)
-        job = client.submit(JOB)
+        job = client.submit(fields)
         verdict = asyncio.run(hand_in(client.url, forge, **claims))
         assert not verdict.accepted
         assert verdict.reason.startswith(reason)
         (part,) = (part for part in client.why(job.id, 1).attempts[0].nodes if part.node == "ada")
         assert part.reason == verdict.reason
         assert client.node("ada").drained
+        assert client.job(job.id).status != "failed"
 
 
 def test_what_was_computed_counts(tmp_path):

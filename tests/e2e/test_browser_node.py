@@ -205,6 +205,17 @@ def test_its_owner_can_pause_it(site, browser):
     done = site.wait(site.train(cohort={"min_nodes": 1}))
     assert "owner" in site.parts(done, 1)["ada"].reason
     phone.page.get_by_role("button", name="Go on").click()
+
+    phone.page.route("**/api/v1/blobs/*", lambda route: None)  # in the middle of a round
+    job = site.train(model="2nn", rounds=1, cohort={"min_nodes": 2, "quorum": 1})
+    expect(phone.page.get_by_role("status").first).to_contain_text("getting the model")
+    phone.page.get_by_role("button", name="Pause").click()
+    expect(phone.page.get_by_role("status").first).to_contain_text("Not working now: paused by you.")
+    expect(phone.page.get_by_role("alert")).to_have_count(0)  # it is no error
+    assert "the owner of this device" in site.parts(site.wait(job), 1)["ada"].reason
+    phone.page.unroute("**/api/v1/blobs/*")
+    phone.page.get_by_role("button", name="Go on").click()
+
     done = site.wait(site.train(cohort={"min_nodes": 2}))
     assert site.parts(done, 3)["ada"].outcome == "counted"
 
@@ -288,8 +299,8 @@ def test_a_phone_that_was_removed_stops(site, browser):
 
 def test_a_table_of_ones_own_is_checked_and_trained_on(site, browser):
     (site.folder / "bad.csv").write_text("age,died\n40,0\nfifty,1\n")
-    lines = "\n".join(f"{age},{age % 2}" for age in range(40, 60))
-    (site.folder / "good.csv").write_text(f"age,died\n{lines}\n")
+    lines = "\n".join(f"{age},1,2,3,{age % 10}" for age in range(40, 60))
+    (site.folder / "good.csv").write_text(f"age,height,size,weight,stage\n{lines}\n")
     phone = site.phone(browser)
     page = join(phone, "ada")
     page.get_by_role("button", name="My own data for another job").click()
@@ -301,8 +312,65 @@ def test_a_table_of_ones_own_is_checked_and_trained_on(site, browser):
     page.get_by_label("CSV file", exact=True).set_input_files(site.folder / "good.csv")
     page.get_by_role("button", name="Train on this file").click()
     expect(page.get_by_role("status").first).to_contain_text("Connected")
+    expect(page.get_by_role("button", name="Draw more digits")).to_have_count(0)  # ten classes, and no digits
     done = site.wait(site.train(dataset="clinic", model="linear", cohort={"min_nodes": 1}))
     assert site.parts(done, 3)["ada"].weight == 16
+
+
+def test_pictures_of_ones_own_are_checked_and_trained_on(site, browser):
+    (site.folder / "bad.png").write_text("no picture")
+    phone = site.phone(browser)
+    phone.page.screenshot(path=site.folder / "good.png")
+    page = join(phone, "ada")
+    for name in ("bad", "good"):
+        page.get_by_role("button", name="My own data for “digits”").click()
+        page.get_by_label("pictures", exact=True).check()
+        page.get_by_label("Pictures of").select_option("7")
+        page.get_by_label("Add pictures").set_input_files(site.folder / f"{name}.png")
+        page.get_by_role("button", name="Train on 1 picture").click()
+        if name == "bad":
+            expect(page.get_by_role("alert")).to_contain_text("bad.png: this browser cannot read it as a picture")
+            page.get_by_role("button", name="Back").click()
+    expect(page.get_by_role("status").first).to_contain_text("Connected")
+    done = site.wait(site.train(rounds=1, cohort={"min_nodes": 1}, evaluation={"nodes": False}))
+    assert (site.parts(done, 1)["ada"].outcome, site.parts(done, 1)["ada"].weight) == ("counted", 1)
+
+
+BATTERY = """
+window.battery = new (class extends EventTarget {
+  charging = true;
+  level = 0.5;
+  heard = 0;
+  addEventListener(type, hear, options) {
+    this.heard++;
+    options?.signal?.addEventListener('abort', () => this.heard--);
+    super.addEventListener(type, hear, options);
+  }
+})();
+navigator.getBattery = async () => window.battery;
+"""
+
+
+def test_it_can_wait_until_it_is_charging(site, browser):
+    phone = Visitor(browser, site.url, **PHONE)
+    phone.page.add_init_script(BATTERY)
+    phone.goto(site.link())
+    page = join(phone, "ada")
+    page.get_by_role("button", name="My own data for “digits”").click()
+    for count in ("1 digit", "2 digits"):
+        draw(page, [(0.5, 0.1), (0.5, 0.9)])
+        page.get_by_role("button", name="1", exact=True).click()
+        page.get_by_role("button", name=f"Train on {count}").click()
+        expect(page.get_by_role("status").first).to_contain_text("Connected")
+        if count == "1 digit":
+            page.get_by_role("button", name="Draw more digits").click()
+    page.get_by_label("Only while charging").check()
+    plug = "on => { battery.charging = on; battery.dispatchEvent(new Event('chargingchange')) }"
+    page.evaluate(plug, False)
+    expect(page.get_by_role("status").first).to_contain_text("waiting until the device is charging")
+    page.evaluate(plug, True)
+    expect(page.get_by_role("status").first).to_contain_text("Connected")
+    assert page.evaluate("battery.heard") == 1  # the run on the first digit listens no more
 
 
 SHAKING = """

@@ -152,6 +152,17 @@ def test_learning_rates_follow_the_same_schedules(script):
         assert each["answer"] == pytest.approx(schedules.build(Choice.parse(name))(round, 20))
 
 
+def test_a_device_that_holds_out_no_rows_measures_nothing(script):
+    case, _, _ = vector("linear", CLASSES)
+    params = Params.from_arrays({"weight": np.zeros((5, 13), np.float32), "bias": np.zeros(5, np.float32)})
+    schema = {"task": "classification", "shape": [13], "outputs": 5}
+    start = {"task": "evaluate", "model": "linear", "data": schema, "training": {}, "seed": "0"}
+    model = base64.b64encode(bytes(tensors.encode(params))).decode()
+    asked = {**case, "what": "carry out", "kind": "kernel", "start": start, "model": model}
+    (said,) = ask(script, asked)
+    assert said["error"] == "this device holds out no rows to measure a model on"
+
+
 def test_files_are_written_as_they_are_read(script):
     params = Params.from_arrays({"b.weight": np.ones((2, 3), np.float32), "a": np.zeros(5, np.float32)})
     blob = bytes(tensors.encode(params, {"note": "kept"}))
@@ -180,6 +191,8 @@ def test_tables_are_read_as_on_other_nodes(script, tmp_path):
 BAD_TABLES = {
     "ragged": ("a,b\n1,2\n3\n", "b", "row 3: expected 2 columns, came 1"),
     "words": ("a,b\nx,1\n", "b", "row 2, column “a”: expected a number, came “x”"),
+    "the same column twice": ("a,a,b\n1,2,3\n", "b", "the header names the column “a” twice"),
+    "too many rows": ("a,b\n" + "1,2\n" * 130_000, "b", "expected at most 50000 rows, came 130000"),
     "empty": ("", "b", "expected a header"),
     "no target": ("a,b\n1,2\n", "c", "there is no column “c”; the columns are: a, b"),
     "open quote": ('a,b\n"1,2\n', "b", "never closed"),

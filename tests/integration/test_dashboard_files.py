@@ -73,6 +73,22 @@ async def test_rows_to_try_out_with_are_for_nodes(stranger, path):
     assert (await stranger.get(path, headers={"authorization": "Bearer ada:wrong"})).status_code == 403
 
 
+async def test_nodes_are_given_parts_of_what_jobs_here_are_on_and_of_nothing_else(tmp_path):
+    world = World(tmp_path)
+    await world.up()
+    secret = await world.core.members.admit(await world.core.members.invite(), "ada")
+    async with caller(app_of(world, OPEN_TO_THE_NETWORK), {"authorization": f"Bearer ada:{secret}"}) as node:
+        items = (await node.get("/api/v1/browser/wanted")).json()["items"]
+        assert [(item["name"], item["assigned"]) for item in items] == [("digits", True)]
+        assert (await node.get("/api/v1/browser/assigned/digits")).status_code == 200
+        other = await node.get("/api/v1/browser/assigned/diabetes")
+        assert (other.status_code, other.json()["detail"]) == (
+            404,
+            "there is no bundled data set 'diabetes' to be given out",
+        )
+    await world.close()
+
+
 async def test_assets_are_packed_and_last(stranger):
     for name in (f"/assets/{name}" for name in ALL):
         answer = await stranger.get(name, headers={"accept-encoding": "gzip"})

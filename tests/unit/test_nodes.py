@@ -44,7 +44,7 @@ def test_an_unknown_invitation_is_refused(invited):
 def test_names_are_unique_until_the_node_is_removed():
     state = tell(Register(), nodes.IssueInvite(token="t", uses=3, expires=100.0))
     state = tell(state, nodes.Join(invite="t", node="a", secret="s"))
-    with pytest.raises(Conflict, match="joined already"):
+    with pytest.raises(Conflict, match="joined already: choose another name"):
         tell(state, nodes.Join(invite="t", node="a", secret="s2"))
     state = tell(state, nodes.Remove(node="a"))
     assert tell(state, nodes.Join(invite="t", node="a", secret="s2")).nodes == {"a": "s2"}

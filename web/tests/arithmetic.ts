@@ -6,7 +6,7 @@ import { Kernel } from "../src/node/kernel";
 import { Plain } from "../src/node/plain";
 import { choice, type Schema } from "../src/node/protocol";
 import { decode, encode } from "../src/node/tensors";
-import { batchesOf, scheduled } from "../src/node/work";
+import { batchesOf, carryOut, scheduled } from "../src/node/work";
 
 type Case = { what: string; [key: string]: any };
 
@@ -25,6 +25,11 @@ function answer(asked: Case): unknown {
       const values = floats(asked.params);
       const { delta, loss, hits } = arithmetic.train(shape, asked.step, values, rows, batches.map((batch) => batch.rows), asked.tallied, () => undefined);
       return { delta: text(delta), loss, hits, predicted: text(arithmetic.predict(shape, values, rows)) };
+    }
+    case "carry out": {
+      const rows: Rows = { x: floats(asked.x), y: floats(asked.y), regression: asked.regression, count: asked.count };
+      const data = { schema: asked.start.data, train: rows, heldOut: { ...rows, x: floats(""), y: floats(""), count: 0 } };
+      return carryOut(asked.start, new Uint8Array(Buffer.from(asked.model, "base64")), data, arithmetic, asked.batch, () => undefined).message;
     }
     case "shuffle":
       return [...arithmetic.shuffle(BigInt(asked.seed), asked.epoch, asked.n)];

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from tutti.adapters._imports import importable
-from tutti.adapters.browser.kernel import Kernel, Step, shape_of
+from tutti.adapters.browser.kernel import Kernel, NotForBrowsers, Step, shape_of
 from tutti.adapters.trainers.batches import batches
 from tutti.core.errors import StorageError, TuttiError, UserError
 from tutti.core.params import Params
@@ -253,9 +253,13 @@ def _audit(request: bytes, weights: str) -> str | None:
     with _disk(weights):
         params, given = (tensors.decode(Path(file).read_bytes()) for file in (weights, update))
     rows = normalized(_load(source).train, schema)
+    try:
+        shape = shape_of(model, schema)
+    except NotForBrowsers as error:
+        return str(error)
     kernel, step = Kernel(), Step(task.lr, task.training.momentum, task.training.weight_decay, task.correction.pull)
     order = [chosen for _, chosen in batches(len(rows), task)]
-    again = kernel.train(shape_of(model, schema), step, params, rows, order, len(order)).delta
+    again = kernel.train(shape, step, params, rows, order, len(order)).delta
     differing = int((again.view(np.uint32) != given.buffer.view(np.uint32)).sum())
     return f"computed again, {differing} of {len(again)} values are others" if differing else None
 

@@ -117,7 +117,7 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
             if now >= invite.expires:
                 raise Forbidden("this join link has expired: ask for a new one (`tutti invite`)")
             if node in state.nodes:
-                raise Conflict(f"a node named {node!r} has joined already: choose another --name")
+                raise Conflict(f"a node named {node!r} has joined already: choose another name")
             return [e.NodeJoined(at=now, node=node, invite=token, secret=secret)]
         case Remove(node=node, reason=reason):
             if node not in state.nodes:

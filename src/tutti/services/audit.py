@@ -56,6 +56,8 @@ class Auditor:
         if data is None or self._draw() >= self._share:
             return None
         training = job.spec.training
+        if training.optimizer != "sgd":
+            return await self._forged(node, f"browsers train with SGD, this job wants {training.optimizer}")
         batch = training.batch_size or int(said.metrics.get("batch_size", 0))
         if not 1 <= batch <= LARGEST_BATCH:
             return await self._forged(

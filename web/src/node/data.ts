@@ -61,6 +61,9 @@ export function own(name: string, schema: Schema, x: Float32Array[], y: number[]
 export function fromCsv(text: string, name: string, target: string, expected: Schema | null): Kept {
   const [header = [], ...lines] = parseCsv(text);
   const columns = header.map((cell) => cell.trim());
+  const twice = columns.find((column, place) => columns.indexOf(column) < place);
+  if (twice !== undefined) throw new BadData(`the header names the column “${twice}” twice`);
+  if (lines.length > MAX_ROWS) throw new BadData(`expected at most ${MAX_ROWS} rows, came ${lines.length}`);
   if (!columns.includes(target)) throw new BadData(`there is no column “${target}”; the columns are: ${columns.join(", ")}`);
   const features = columns.filter((column) => column !== target).sort();
   const places = features.map((feature) => columns.indexOf(feature));
@@ -130,20 +133,21 @@ export function parseCsv(text: string): string[][] {
 /** Pictures as values from 0 to 1, resized to what the job's rows look like: (channels, height, width), or flat. */
 export async function fromPictures(files: File[], labels: number[], name: string, schema: Schema): Promise<Kept> {
   const [channels, height, width] = imageShape(schema);
-  const x = await Promise.all(
-    files.map(async (file) => {
-      const bitmap = await createImageBitmap(file).catch(() => Promise.reject(new BadData(`${file.name}: this browser cannot read it as a picture`)));
-      const canvas = new OffscreenCanvas(width, height);
-      const context = canvas.getContext("2d")!;
-      context.drawImage(bitmap, 0, 0, width, height);
-      const { data } = context.getImageData(0, 0, width, height);
-      return Float32Array.from({ length: channels * height * width }, (_, place) => {
-        const pixel = 4 * (place % (height * width));
-        if (channels === 3) return data[pixel + Math.floor(place / (height * width))]! / 255;
-        return (0.299 * data[pixel]! + 0.587 * data[pixel + 1]! + 0.114 * data[pixel + 2]!) / 255;
-      });
-    }),
-  );
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true })!;
+  const x: Float32Array[] = [];
+  for (const file of files) { // one at a time: a photograph takes some 50 MB when it is open
+    const bitmap = await createImageBitmap(file).catch(() => Promise.reject(new BadData(`${file.name}: this browser cannot read it as a picture`)));
+    context.clearRect(0, 0, width, height);
+    context.drawImage(bitmap, 0, 0, width, height);
+    bitmap.close();
+    const { data } = context.getImageData(0, 0, width, height);
+    const value = (_: unknown, place: number): number => {
+      const pixel = 4 * (place % (height * width));
+      if (channels === 3) return data[pixel + Math.floor(place / (height * width))]! / 255;
+      return (0.299 * data[pixel]! + 0.587 * data[pixel + 1]! + 0.114 * data[pixel + 2]!) / 255;
+    };
+    x.push(Float32Array.from({ length: channels * height * width }, value));
+  }
   return own(name, schema, x, labels);
 }
 

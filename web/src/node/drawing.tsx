@@ -68,6 +68,7 @@ export function Pad({ schema, add, guess }: { schema: Schema; add: (row: Float32
     pad.addEventListener("pointerdown", down, over);
     pad.addEventListener("pointermove", move, over);
     pad.addEventListener("pointerup", () => void up(), over);
+    pad.addEventListener("pointercancel", () => void up(), over);
     return () => over.abort();
   }, [schema, guess]);
   const clear = () => {

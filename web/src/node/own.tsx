@@ -35,17 +35,19 @@ export function Own({ wanted, before, guess, done, back }: Props) {
   );
 }
 
-function waysFor(schema: Schema | null): string[] {
+/** How rows like these can come about here; those with named columns are no pictures, whatever their number. */
+export function waysFor(schema: Schema | null): string[] {
   const moves = hasMotion() ? ["motion"] : [];
   if (!schema) return ["csv", ...moves];
   if (schema.features?.join() === schemaOf([]).features!.join()) return moves;
+  if (schema.features?.length || schema.task !== "classification") return ["csv"];
+  let channels: number;
   try {
-    imageShape(schema);
+    [channels] = imageShape(schema);
   } catch {
     return ["csv"];
   }
-  if (schema.task !== "classification") return ["csv"];
-  return [...(schema.outputs === 10 ? ["draw"] : []), "pictures", ...(schema.shape.length === 1 ? ["csv"] : [])];
+  return [...(schema.outputs === 10 && channels === 1 ? ["draw"] : []), "pictures", ...(schema.shape.length === 1 ? ["csv"] : [])];
 }
 
 function split({ x, y, count }: Rows): { x: Float32Array[]; y: number[] } {
@@ -73,15 +75,16 @@ function Draw({ wanted, schema, before, guess, done }: { wanted: Wanted; schema:
 function Csv({ wanted, done }: { wanted: Wanted; done: Props["done"] }) {
   const [name, setName] = useState(wanted.name);
   const [text, setText] = useState("");
+  const [columns, setColumns] = useState<string[]>([]);
   const [target, setTarget] = useState("");
   const { busy, problem, run } = useDoing();
-  const columns = text ? (parseCsv(text)[0] ?? []) : [];
   const read = (file?: File) =>
     run(async () => {
       const found = file ? await file.text() : "";
-      const header = found ? parseCsv(found)[0]! : [];
+      const header = found ? parseCsv(found)[0]!.map((cell) => cell.trim()) : [];
       setText(found);
-      setTarget(header.at(-1)?.trim() ?? "");
+      setColumns(header);
+      setTarget(header.at(-1) ?? "");
     });
   return (
     <form
@@ -97,8 +100,8 @@ function Csv({ wanted, done }: { wanted: Wanted; done: Props["done"] }) {
         <Field label="Column to predict">
           {(id) => (
             <select id={id} value={target} onChange={(event) => setTarget(event.target.value)}>
-              {columns.map((column) => (
-                <option key={column}>{column.trim()}</option>
+              {[...new Set(columns)].map((column) => (
+                <option key={column}>{column}</option>
               ))}
             </select>
           )}

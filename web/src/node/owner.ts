@@ -15,11 +15,12 @@ export class Owner {
 
   private constructor(private readonly rules: () => Rules) {}
 
-  static async of(rules: () => Rules, changed: () => void): Promise<Owner> {
+  /** `changed` is called until `over`, for battery and connection outlive whoever asks. */
+  static async of(rules: () => Rules, changed: () => void, over: AbortSignal): Promise<Owner> {
     const owner = new Owner(rules);
     owner.battery = await device.getBattery?.().catch(() => undefined);
-    owner.battery?.addEventListener("chargingchange", changed);
-    device.connection?.addEventListener("change", changed);
+    owner.battery?.addEventListener("chargingchange", changed, { signal: over });
+    device.connection?.addEventListener("change", changed, { signal: over });
     return owner;
   }
 

@@ -7,7 +7,7 @@ import { assigned, wanted, type Wanted } from "./data";
 import * as keep from "./keep";
 import { join, type Member } from "./link";
 import type { Rules } from "./owner";
-import { Own } from "./own";
+import { Own, waysFor } from "./own";
 import { Runner, type Status } from "./runner";
 
 export function Page() {
@@ -186,7 +186,7 @@ function Working({ member, kept, change, leave }: { member: Member; kept: keep.K
   };
   const guess = useCallback((row: Float32Array<ArrayBuffer>) => runner.current!.guess(row), []);
   const { summary } = kept;
-  const drawable = summary.data.outputs === 10 && summary.data.task === "classification" && !summary.source;
+  const drawable = !summary.source && waysFor(summary.data).includes("draw");
   const knows = runner.current?.knows ?? { charging: false, wifi: false };
   const metrics = status?.lastMetrics;
   return (

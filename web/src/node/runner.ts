@@ -29,7 +29,7 @@ const keyOf = (start: Start): string => [start.job, start.round, start.attempt, 
 export class Runner {
   status: Status = { link: "connecting", counted: 0, history: [] };
   private readonly link: Link;
-  private worker!: Worker;
+  private worker?: Worker;
   private owner!: Owner;
   private held?: Held;
   private heartbeat?: number;
@@ -40,6 +40,7 @@ export class Runner {
   private tries = 0;
   private retry?: number;
   private stopped = false;
+  private readonly over = new AbortController();
   private readonly guesses = new Map<number, (scores?: Float32Array) => void>();
 
   constructor(
@@ -53,8 +54,10 @@ export class Runner {
   }
 
   async start(rules: () => Rules): Promise<void> {
-    this.owner = await Owner.of(rules, () => this.rulesChanged());
+    this.owner = await Owner.of(rules, () => this.rulesChanged(), this.over.signal);
+    if (this.stopped) return;
     await this.startWorker();
+    if (this.stopped) return;
     document.addEventListener("visibilitychange", this.awake);
     window.addEventListener("online", this.awake);
     this.rulesChanged();
@@ -68,8 +71,9 @@ export class Runner {
     clearInterval(this.heartbeat);
     document.removeEventListener("visibilitychange", this.awake);
     window.removeEventListener("online", this.awake);
+    this.over.abort();
     this.link.leave();
-    this.worker.terminate();
+    this.worker?.terminate();
   }
 
   get knows(): Owner["knows"] {
@@ -98,10 +102,10 @@ export class Runner {
   // -- the worker --------------------------------------------------------------------------------------
 
   private startWorker(): Promise<void> {
-    this.worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
+    const worker = (this.worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" }));
     return new Promise((resolve, reject) => {
-      this.worker.onerror = (event) => reject(new Error(event.message || "the training worker did not start"));
-      this.worker.onmessage = ({ data }: MessageEvent<FromWorker>) => {
+      worker.onerror = (event) => reject(new Error(event.message || "the training worker did not start"));
+      worker.onmessage = ({ data }: MessageEvent<FromWorker>) => {
         if (data.kind === "ready") {
           this.show({ arithmetic: data.arithmetic });
           resolve();
@@ -114,12 +118,12 @@ export class Runner {
 
   /** The only way to stop a training that nobody wants any more. */
   private async restartWorker(): Promise<void> {
-    this.worker.terminate();
+    this.worker?.terminate();
     await this.startWorker();
   }
 
   private ask(message: ToWorker): void {
-    this.worker.postMessage(message);
+    this.worker!.postMessage(message);
   }
 
   private heard(said: FromWorker): void {
@@ -284,7 +288,7 @@ export class Runner {
     const outcome: Failure = { type: "training:failed", job, round, attempt, reason: reason.slice(0, 500) };
     if (this.held && keyOf(this.held.start) === keyOf(start)) this.held.outcome = outcome;
     this.link.say(outcome);
-    this.show({ trouble: reason, task: undefined });
+    this.show({ trouble: this.owner.objection ? undefined : reason, task: undefined }); // what the owner wants is no trouble
   }
 
   private release(): void {

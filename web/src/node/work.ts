@@ -21,6 +21,7 @@ export function carryOut(start: Start, file: Uint8Array, data: Data, arithmetic:
   const expected = parameters(shape);
   if (model.values.length !== expected) throw new Error(`the model has ${model.values.length} values, expected ${expected}`);
   const heldOut = normalized(data.heldOut, start.data);
+  if (start.task === "evaluate" && !heldOut.count) throw new Error("this device holds out no rows to measure a model on");
   const measured = start.evaluate || start.task === "evaluate" ? measure(arithmetic, shape, model.values, heldOut) : {};
   const place = { job: start.job, round: start.round, attempt: start.attempt };
   const message = { type: "weights:submit" as const, ...place, digest: "" };

@@ -38,21 +38,25 @@ class BrowserRoutes:
     async def wanted(self, request: Request) -> Response:
         """The data sets of jobs that go on, and one to try out with."""
         proven_node(request, self._coordinator.members)
-        known = {DEMO: self._coordinator.known_schema(Choice(DEMO))}
-        known |= {job.spec.dataset: job.data for job in self._coordinator.jobs.values() if job.status not in FINAL}
+        known = self._wanted()
         items = [WantedData(name, known[name], self._bundled(name)) for name in sorted(known)]
         return Response(msgspec.json.encode({"items": items}), media_type="application/json")
 
     async def assigned(self, request: Request) -> Response:
         """This node's own part of a bundled set, as tensors; the same every time."""
         node, name = proven_node(request, self._coordinator.members), request.path_params["name"]
-        if not self._bundled(name):
+        if name not in self._wanted() or not self._bundled(name):  # others may have to be downloaded first
             raise NotFound(f"there is no bundled data set {name[:80]!r} to be given out")
         part = Choice(name, {"part": f"{crc32(node.encode()) % PARTS}/{PARTS}"})
         with TemporaryDirectory(prefix="tutti-") as folder:
             file = Path(folder) / "rows.safetensors"
             await self._coordinator.workbench.assign(part, file)
             return Response(file.read_bytes(), media_type="application/octet-stream")
+
+    def _wanted(self) -> dict[str, DataSchema | None]:
+        going_on = (job for job in self._coordinator.jobs.values() if job.status not in FINAL)
+        of_jobs = {job.spec.dataset: job.data for job in going_on}
+        return {DEMO: self._coordinator.known_schema(Choice(DEMO))} | of_jobs
 
     def _bundled(self, name: str) -> bool:
         return name in datasets and self._coordinator.known_schema(Choice(name)) is not None
