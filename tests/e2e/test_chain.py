@@ -100,6 +100,14 @@ def test_sessions_contributions_and_rewards_are_on_the_chain_and_survive_a_kill(
             until(lambda: client.chain().waiting, lambda waiting: waiting == 0)
             status = client.chain()
             assert (status.sessions, status.owed) == (1, earned["clinic-b"])
+            held = {each.account: each for each in client.holders()}
+            assert held.keys() >= {"node:clinic-a", "node:clinic-b", hers}
+            assert held["node:clinic-b"].owed == earned["clinic-b"]
+            assert held[hers].free == 3
+        assert "minted 500" in " ".join(ok("ledger", "show", cwd=folder, **at).split())
+        refused = tutti("ledger", "verify", "--key", "00", cwd=folder, **at)
+        assert refused.returncode == Exit.CONFLICT
+        assert "tutti chain session" in refused.stderr
         assert "finds clinic-b's update" in ok(
             "chain", "session", job, "--round", 2, "--node", "clinic-b", cwd=folder, **at
         )

@@ -75,7 +75,7 @@ class Place:
 
     async def state(self) -> tuple[Any, ...]:
         """What a refused request must leave as it is."""
-        ledger = await self.world.ledger.newest()
+        ledger = await self.world.ledger.head()
         async with self.call(self.admin) as ada:
             names = [account["name"] for account in (await ada.get("/api/v1/accounts")).json()["items"]]
             tokens = len((await ada.get("/api/v1/tokens")).json()["items"])

@@ -22,6 +22,18 @@ class Receipt:
     reference: str
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far a ledger has come: what was recorded, and the newest of it by its hash.
+
+    `public_key` is whose signature every entry has; empty on a chain, where each has its sender's.
+    """
+
+    entries: int
+    hash: str
+    public_key: str = ""
+
+
 class Ledger(Protocol):
     async def post(self, order: Order) -> Receipt:
         """Carry out an operation, durably, or refuse it and change nothing.
@@ -36,6 +48,12 @@ class Ledger(Protocol):
         """What an account holds; nothing, if it has never been heard of."""
         ...
 
+    async def holders(self) -> dict[str, Account]:
+        """What everybody holds, by name, of those who hold anything and whom an order has named."""
+        ...
+
     async def totals(self) -> Totals: ...
+
+    async def head(self) -> Head: ...
 
     async def close(self) -> None: ...

@@ -119,6 +119,30 @@ class LedgerSuite:
         assert await ledger.account("bob") == Account(free=10)
         assert (await ledger.totals()).conserved
 
+    async def test_it_says_who_holds_anything_and_how_far_it_has_come(self, bench: Bench) -> None:
+        ledger = bench.ledger
+        assert await ledger.holders() == {}
+        before = await ledger.head()
+        await post(
+            ledger,
+            l.Mint(to="alice", amount=50),
+            l.Mint(to="broke", amount=9),
+            l.Stake(account="alice", amount=10),
+            l.Transfer(source="broke", to="bob", amount=9),
+            l.Escrow(escrow="pool", payer="alice", amount=5, purpose="pool"),
+            l.Distribute(escrow="pool", payments={"node:clinic-a": 5}),
+        )
+        assert await ledger.holders() == {
+            "alice": Account(free=35, staked=10),
+            "bob": Account(free=9),
+            "node:clinic-a": Account(owed=5),
+        }
+        after = await ledger.head()
+        assert after.entries >= before.entries + 6
+        assert after.hash not in ("", before.hash)
+        await post(ledger, l.Mint(to="alice", amount=50))  # the same key again
+        assert await ledger.head() == after
+
     async def test_more_than_the_pool_holds_is_not_distributed(self, bench: Bench) -> None:
         await post(
             bench.ledger,

@@ -30,8 +30,14 @@ export function Ledger({ session }: { session: Session }) {
             </dl>
             <Holders ledger={it} session={session} changed={ledger.reload} />
             <Rewarded />
-            <Entries count={it.entries} />
-            <Proofs ledger={it} />
+            {it.public_key ? (
+              <>
+                <Entries count={it.entries} />
+                <Proofs ledger={it} />
+              </>
+            ) : (
+              <OnChain ledger={it} />
+            )}
           </>
         )}
       </Loaded>
@@ -245,6 +251,19 @@ function said(it: Entry["operation"]): string {
     case "Refund":
       return `What was left of ${it.escrow} went back to who had paid it`;
   }
+}
+
+/** The tokens are on a chain, whose blocks are the entries. */
+function OnChain({ ledger }: { ledger: LedgerView }) {
+  return (
+    <Card title="Do not take our word for it">
+      <p>
+        The tokens are on a chain, whose contracts hold to the rules. Of {plural(ledger.entries, "transaction")} of this coordinator the newest is <code>{ledger.head}</code>.
+        What the chain has of a round, and whether an update is in it, its contract says:
+      </p>
+      <Copied text="tutti chain session JOB --round 1 --node NAME" label="Copy command" />
+    </Card>
+  );
 }
 
 function Proofs({ ledger }: { ledger: LedgerView }) {

@@ -102,6 +102,20 @@ class Sender:
             rows = self._db.execute("SELECT * FROM sent WHERE block IS NOT NULL AND seq > ? ORDER BY seq", (after,))
             return [_sent(row) for row in rows]
 
+    def told(self) -> list[bytes]:
+        """What every transaction is for, as it was told to `send`, in the order of sending."""
+        with self._journal():
+            return [what for (what,) in self._db.execute("SELECT what FROM sent ORDER BY seq")]
+
+    def newest(self) -> tuple[int, str]:
+        """How many transactions were seen in a block, and the hash of the last."""
+        with self._journal():
+            rows = self._db.execute(
+                "SELECT hash FROM sent WHERE block IS NOT NULL ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+            (count,) = self._db.execute("SELECT count(*) FROM sent WHERE block IS NOT NULL").fetchone()
+        return count, rows[0] if rows else ""
+
     async def send(self, key: str, what: bytes, make: Callable[[], Awaitable[Call]]) -> Sent:
         """Carry out what `make` decides on, once for each key; `what` is compared when the key comes again.
 

@@ -18,7 +18,7 @@ from tutti.core import merkle
 from tutti.core.errors import NotFound
 from tutti.domain import ledger as l
 from tutti.domain.ledger import Account, AnyOperation, Order, Totals
-from tutti.ports.ledger import Receipt
+from tutti.ports.ledger import Head, Receipt
 
 ESCROW_SECONDS = 90 * 86_400
 """After so long, a payer can take back what is in an escrow without the coordinator."""
@@ -43,6 +43,7 @@ _REFUSALS: Mapping[str, type[Exception]] = {
 }
 
 _encoder = msgspec.json.Encoder(order="deterministic")
+_decoder: msgspec.json.Decoder[AnyOperation] = msgspec.json.Decoder(AnyOperation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,15 @@ class EvmLedger:
         earned = (await self._published(count))[-1].totals.get(address, 0)
         return Account(free=free, staked=staked, unbonding=unbonding, owed=earned - claimed)
 
+    async def holders(self) -> dict[str, Account]:
+        """Those whom the journal of transactions names: what strangers hold, the chain alone knows."""
+        known: dict[str, str] = {}
+        for operation in map(_operation, self.chain.sender.told()):
+            for name in l.accounts_of(operation) if operation else ():
+                known.setdefault(self._wallets.address(name), name)
+        held = {name: await self.account(name) for name in sorted(known.values())}
+        return {name: account for name, account in held.items() if account != Account()}
+
     async def totals(self) -> Totals:
         minted, supply, staked, unbonding, owed, jobs, pools, *held = await self.chain.views(
             ("token", "minted"),
@@ -124,6 +134,10 @@ class EvmLedger:
             owed=owed,
             escrowed=jobs + pools,
         )
+
+    async def head(self) -> Head:
+        """Of this coordinator's transactions: others have theirs on the same chain."""
+        return Head(*self.chain.sender.newest())
 
     async def close(self) -> None:
         await self.chain.close()
@@ -258,12 +272,20 @@ class EvmLedger:
         last = self._rounds[-1]
         if b'"Distribute"' not in sent.what:
             return
-        operation = msgspec.json.decode(sent.what, type=AnyOperation)
+        operation = _operation(sent.what)
         if isinstance(operation, l.Distribute):
             root, _, _, valid_from = await self.chain.view("rewards", "rounds", self._operator.address, last.number + 1)
             tried = replace(_with(last, self._addressed(operation.payments)), valid_from=valid_from)
             if tried.root() == root:
                 self._rounds.append(tried)
+
+
+def _operation(what: bytes) -> AnyOperation | None:
+    """What a transaction of the journal is for; None if it is for another part than the ledger."""
+    try:
+        return _decoder.decode(what)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _with(before: Round, payments: list[tuple[str, int]]) -> Round:

@@ -19,7 +19,7 @@ from tutti.adapters.identities.ed25519 import Ed25519Key, verify
 from tutti.core.errors import Conflict, StorageError
 from tutti.domain.ledger import Account, Books, Entry, Found, Order, Totals, check, seal, verify_chain
 from tutti.domain.ledger.chain import START
-from tutti.ports.ledger import KeyReused, Receipt
+from tutti.ports.ledger import Head, KeyReused, Receipt
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -112,11 +112,11 @@ class SqliteLedger:
         """With which every entry can be checked."""
         return self._key.public
 
-    async def newest(self) -> Entry:
+    async def head(self) -> Head:
         async with self._turn:
             await self._present_books()
             assert self._last is not None
-            return self._last
+            return Head(self._last.seq + 1, self._last.hash, self._key.public)
 
     async def read(self, after: int, limit: int) -> list[Entry]:
         """At most `limit` entries behind number `after` (-1: from the founding on)."""

@@ -53,12 +53,15 @@ class LedgerRoutes:
     def _book(self) -> SqliteLedger:
         """The ledger as a chain of signed entries."""
         if not isinstance(self._ledger, SqliteLedger):
-            raise Conflict("the tokens are on a chain, whose blocks are the entries: see `tutti chain status`")
+            raise Conflict(
+                "the tokens are on a chain, whose blocks are the entries: `tutti chain status` says which, and "
+                "`tutti chain session JOB --round N --node NAME` has its contract check a contribution"
+            )
         return self._ledger
 
     async def show(self) -> Answer[LedgerView]:
         """The sums over all accounts, the key that signs entries, and the newest entry's hash."""
-        return Answer(ledger_view(self._book.public_key, await self._book.newest(), await self._book.totals()))
+        return Answer(ledger_view(await self._ledger.head(), await self._ledger.totals()))
 
     async def entries(self, limit: Limit = 1000, after: Annotated[int, Query(ge=-1)] = -1) -> Answer[Page[Entry]]:
         """Every entry from the founding (0) on; `tutti ledger verify` checks them all."""
@@ -67,7 +70,7 @@ class LedgerRoutes:
 
     async def accounts(self, limit: Limit = 100, after: After = "") -> Answer[Page[BalanceView]]:
         """Who holds tokens, by name."""
-        held = {name: account for name, account in (await self._book.holders()).items() if name > after}
+        held = {name: account for name, account in (await self._ledger.holders()).items() if name > after}
         found = [balance_view(name, account) for name, account in islice(held.items(), limit)]
         return Answer(Page(items=found, next=found[-1].account if len(held) > limit else None))
 

@@ -43,7 +43,10 @@ def ledger_show(client: "Client", as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    click.echo(f"key    {found.public_key}\nhead   {found.head} (entry {found.entries - 1})\n")
+    if found.public_key:
+        click.echo(f"key    {found.public_key}\nhead   {found.head} (entry {found.entries - 1})\n")
+    else:
+        click.echo(f"on a chain (`tutti chain status`), the last of {found.entries} transactions: {found.head}\n")
     names = ("minted", "free", "staked", "unbonding", "owed", "escrowed", "burned")
     click.echo(text.table(("tokens", "amount"), [(name, getattr(found, name)) for name in names]))
 

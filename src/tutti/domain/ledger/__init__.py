@@ -28,6 +28,7 @@ from tutti.domain.ledger.operations import (
     Transfer,
     Unstake,
     Withdraw,
+    accounts_of,
     check,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "Transfer",
     "Unstake",
     "Withdraw",
+    "accounts_of",
     "check",
     "seal",
     "verify_chain",

@@ -126,6 +126,25 @@ AnyOperation: TypeAlias = (
 )
 
 
+def accounts_of(operation: AnyOperation) -> list[str]:
+    """The accounts that an operation names."""
+    match operation:
+        case Mint(to=to) | Reward(to=to):
+            return [to]
+        case Transfer(source=source, to=to):
+            return [source, to]
+        case Stake(account=name) | Unstake(account=name) | Withdraw(account=name) | Claim(account=name):
+            return [name]
+        case Slash(account=name, victim=victim):
+            return [name] if victim is None else [name, victim]
+        case Escrow(payer=payer):
+            return [payer]
+        case Distribute(payments=payments):
+            return [*payments]
+        case Found() | Refund():
+            return []
+
+
 class Order(msgspec.Struct, frozen=True):
     """An operation with its idempotency key: told twice, it is carried out once."""
 

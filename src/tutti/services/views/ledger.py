@@ -3,6 +3,7 @@
 from tutti.domain.contributions import Contribution, Proof, payments_of, why
 from tutti.domain.events import ContributionsScored, Digest
 from tutti.domain.ledger import Account, Entry, Totals
+from tutti.ports.ledger import Head
 from tutti.services.rewards import Account as RewardAccount
 from tutti.services.views.base import View
 
@@ -26,7 +27,10 @@ def balance_view(name: str, account: Account) -> BalanceView:
 
 
 class LedgerView(View, frozen=True, kw_only=True):
-    """The ledger as a whole. `head` is the newest entry's hash: whoever notes it sees if the chain is cut short."""
+    """The ledger as a whole. `head` is the newest entry's hash: whoever notes it sees if the chain is cut short.
+
+    Where the tokens are on a chain, an entry is a transaction of this coordinator's, and there is no `public_key`.
+    """
 
     public_key: str
     head: str
@@ -40,11 +44,11 @@ class LedgerView(View, frozen=True, kw_only=True):
     escrowed: int
 
 
-def ledger_view(public_key: str, newest: Entry, totals: Totals) -> LedgerView:
+def ledger_view(head: Head, totals: Totals) -> LedgerView:
     return LedgerView(
-        public_key=public_key,
-        head=newest.hash,
-        entries=newest.seq + 1,
+        public_key=head.public_key,
+        head=head.hash,
+        entries=head.entries,
         minted=totals.minted,
         burned=totals.burned,
         free=totals.free,
