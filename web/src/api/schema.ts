@@ -3114,6 +3114,8 @@ export interface components {
         /**
          * LedgerView
          * @description The ledger as a whole. `head` is the newest entry's hash: whoever notes it sees if the chain is cut short.
+         *
+         *         Where the tokens are on a chain, an entry is a transaction of this coordinator's, and there is no `public_key`.
          */
         LedgerView: {
             burned: number;
