@@ -1,10 +1,13 @@
 """Checks of compute results: against the real thing, against a gallery of cheats, and never against the honest."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from tutti.core.registry import Choice
 from tutti.core.workload import BadTable, Table, verify, workloads
+from tutti.core.workloads import kmeans
 
 KINDS = ("linear_regression", "pca", "kmeans")
 
@@ -67,6 +70,25 @@ def test_kmeans_finds_the_lumps_by_hand():
 
 
 # -- the gallery -------------------------------------------------------------------------------------
+
+
+def test_kmeans_in_blocks_is_kmeans_and_needs_no_memory_for_all_distances(monkeypatch):
+    few = workloads.build(Choice("kmeans", {"clusters": 7, "iterations": 9}))
+    whole = few.solve(table(), 1)
+    monkeypatch.setattr(kmeans, "BLOCK", 100)  # 14 of 400 rows at a time
+    parts = few.solve(table(), 1)
+    for name, values in whole.items():
+        np.testing.assert_allclose(parts[name], values, rtol=1e-12)
+    assert verify(few, table(), whole, 1, 2, replay=True).holds
+    monkeypatch.setattr(kmeans, "BLOCK", 1 << 16)
+    many, data = workloads.build(Choice("kmeans", {"clusters": 500, "iterations": 2})), table(n=10_000, d=2)
+    tracemalloc.start()
+    try:
+        assert verify(many, data, many.solve(data, 1), 1, 2, replay=True).holds
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 500 * 10_000 / 4  # a quarter of one table of distances
 
 
 def noisy(result, seed):

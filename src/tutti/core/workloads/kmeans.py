@@ -9,6 +9,7 @@ with one false step among T is caught with a chance of 2 / (T - 2) or more: mark
 accordingly. What is always caught: another start, stopping early, wrong centres, labels or inertia at the end.
 """
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
@@ -21,6 +22,9 @@ ROUNDING = 1e-7
 """Relative difference that machines may have in one step; of inertia too."""
 
 DRAWN = 2
+
+BLOCK = 1 << 22
+"""Distances that are in memory at a time: all of them, rows times clusters, may be more than any machine has."""
 
 
 @workloads.register("kmeans")
@@ -82,16 +86,26 @@ def _start(x: Floats, k: int, seed: int) -> Floats:
     return centres
 
 
-def _distances(x: Floats, centres: Floats) -> Floats:
-    """Squared distances (n, k); of data far from zero first take off a common centre, lest they cancel out."""
+def _distances(x: Floats, centres: Floats) -> Iterator[tuple[slice, Floats]]:
+    """Squared distances (rows, k), some rows after others.
+
+    Of data far from zero a common centre is taken off first, lest they cancel out.
+    """
     middle = centres.mean(axis=0)
-    x, centres = x - middle, centres - middle
-    return np.asarray((x**2).sum(axis=1)[:, None] - 2 * x @ centres.T + (centres**2).sum(axis=1))
+    centres = centres - middle
+    sizes = (centres**2).sum(axis=1)
+    step = max(1, BLOCK // len(centres))
+    for first in range(0, len(x), step):
+        rows = slice(first, first + step)
+        moved = x[rows] - middle
+        yield rows, (moved**2).sum(axis=1)[:, None] - 2 * moved @ centres.T + sizes
 
 
 def _step(x: Floats, centres: Floats) -> tuple[Floats, NDArray[np.int64], float]:
     """The centres after one step, the labels by the centres before it, and the inertia of these."""
-    labels = _distances(x, centres).argmin(axis=1)
+    labels = np.empty(len(x), np.int64)
+    for rows, distances in _distances(x, centres):
+        labels[rows] = distances.argmin(axis=1)
     counts = np.bincount(labels, minlength=len(centres))
     sums = np.stack([np.bincount(labels, column, len(centres)) for column in x.T], axis=1)
     moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)  # an empty one stays
@@ -133,8 +147,10 @@ def _follows(x: Floats, before: Floats, after: Floats, near: float) -> bool:
     wrong = np.flatnonzero(np.abs(moved - after).max(axis=1) > near)
     if len(wrong) == 0:
         return True
-    distances = _distances(x, before)
-    two = np.partition(distances, 1, axis=1)[:, :2] if len(before) > 1 else distances[:, [0, 0]] + [0, np.inf]
+    two = np.full((len(x), 2), np.inf)
+    for rows, distances in _distances(x, before):
+        nearest = distances if len(before) == 1 else np.partition(distances, 1, axis=1)
+        two[rows, : min(2, len(before))] = nearest[:, :2]
     undecided = two[:, 1] - two[:, 0] <= 1e-9 * (two[:, 1] + (x**2).sum(axis=1))
     if not undecided.any():
         return False
@@ -164,9 +180,10 @@ def _check_end(x: Floats, result: Result, near: float) -> Verdict:
     k = len(result["centers"])
     if ((labels < 0) | (labels >= k) | (labels != np.floor(labels))).any():
         return Verdict(False, f"labels are whole numbers from 0 to {k - 1}")
-    distances = _distances(x, result["centers"])
-    own = distances[np.arange(len(x)), labels.astype(np.int64)]
-    excess = own - distances.min(axis=1)
+    own, excess = np.empty(len(x)), np.empty(len(x))
+    for rows, distances in _distances(x, result["centers"]):
+        own[rows] = np.take_along_axis(distances, labels[rows, None].astype(np.int64), axis=1)[:, 0]
+        excess[rows] = own[rows] - distances.min(axis=1)
     if (excess > 1e-9 * (np.abs(own) + (x**2).sum(axis=1)) + near**2).any():
         return Verdict(False, f"{int((excess > near**2).sum())} labels are not those of the nearest centre")
     inertia = float(((x - result["centers"][labels.astype(np.int64)]) ** 2).sum())
