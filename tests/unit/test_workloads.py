@@ -91,6 +91,48 @@ def test_kmeans_in_blocks_is_kmeans_and_needs_no_memory_for_all_distances(monkey
     assert peak < 8 * 500 * 10_000 / 4  # a quarter of one table of distances
 
 
+@pytest.mark.parametrize("clusters", [2, 3, 4, 5])
+def test_a_forged_step_over_rows_that_tie_is_found(clusters):
+    """On a grid many rows lie as near to one centre as to another; that hid a step that was off by a hundredth."""
+    grid = Table(np.stack(np.meshgrid(np.arange(40.0), np.arange(40.0)), -1).reshape(-1, 2))
+    found = workloads.build(Choice("kmeans", {"clusters": clusters, "iterations": 60}))
+    for seed in range(20):
+        honest = found.solve(grid, seed)
+        assert verify(found, grid, honest, seed, 1, replay=True).holds, seed
+        forged = forged_from(grid.x, honest["history"][0], off=0.3)
+        assert not verify(found, grid, forged, seed, 1, replay=True).holds, seed
+
+
+def forged_from(x, start, off):
+    """A run that is honest but for its first step."""
+    history = [start, kmeans._step(x, start)[0] + off]
+    while not np.array_equal(history[-1], history[-2]):
+        history.append(kmeans._step(x, history[-1])[0])
+    _, labels, inertia = kmeans._step(x, history[-1])
+    return {
+        "history": np.array(history),
+        "centers": history[-1],
+        "labels": labels.astype(np.float64),
+        "inertia": np.asarray(inertia),
+    }
+
+
+@pytest.mark.parametrize("far", [0.0, 1e6])
+def test_rows_that_tie_go_to_the_first_centre_however_a_machine_rounds(far):
+    """The same run of the same rows in another order of columns, which sums otherwise, though far from zero."""
+    rng = np.random.Generator(np.random.PCG64(5))
+    x = rng.integers(0, 5, (3000, 7)) / 10 + far
+    found = workloads.build(Choice("kmeans", {"clusters": 6, "iterations": 40}))
+    start = x[rng.choice(len(x), 6, replace=False)]
+    columns = rng.permutation(7)
+    moved, labels, _ = kmeans._step(x, start)
+    again, others, _ = kmeans._step(x[:, columns], start[:, columns])
+    np.testing.assert_array_equal(labels, others)
+    np.testing.assert_allclose(moved[:, columns], again, rtol=1e-12)
+    assert len(set(labels)) == 6
+    assert verify(found, Table(x), found.solve(Table(x), 3), 3, 4, replay=True).holds
+
+
 def noisy(result, seed):
     """Every number a little off."""
     rng = np.random.default_rng(seed)

@@ -23,6 +23,10 @@ ROUNDING = 1e-7
 
 DRAWN = 2
 
+TIE = 1e-11
+"""Relative difference of squared distances below which a row is as near to one centre as to another: it goes to the
+first. Whole numbers have many such rows, and whichever way each machine rounds must not decide."""
+
 BLOCK = 1 << 22
 """Distances that are in memory at a time: all of them, rows times clusters, may be more than any machine has."""
 
@@ -86,8 +90,8 @@ def _start(x: Floats, k: int, seed: int) -> Floats:
     return centres
 
 
-def _distances(x: Floats, centres: Floats) -> Iterator[tuple[slice, Floats]]:
-    """Squared distances (rows, k), some rows after others.
+def _distances(x: Floats, centres: Floats) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Some rows after others: squared distances (rows, k), and what differs by less is a tie (rows, 1).
 
     Of data far from zero a common centre is taken off first, lest they cancel out.
     """
@@ -98,14 +102,15 @@ def _distances(x: Floats, centres: Floats) -> Iterator[tuple[slice, Floats]]:
     for first in range(0, len(x), step):
         rows = slice(first, first + step)
         moved = x[rows] - middle
-        yield rows, (moved**2).sum(axis=1)[:, None] - 2 * moved @ centres.T + sizes
+        size = (moved**2).sum(axis=1)[:, None]
+        yield rows, size - 2 * moved @ centres.T + sizes, TIE * (size + sizes.max())
 
 
 def _step(x: Floats, centres: Floats) -> tuple[Floats, NDArray[np.int64], float]:
     """The centres after one step, the labels by the centres before it, and the inertia of these."""
     labels = np.empty(len(x), np.int64)
-    for rows, distances in _distances(x, centres):
-        labels[rows] = distances.argmin(axis=1)
+    for rows, distances, tie in _distances(x, centres):
+        labels[rows] = (distances <= distances.min(axis=1, keepdims=True) + tie).argmax(axis=1)
     counts = np.bincount(labels, minlength=len(centres))
     sums = np.stack([np.bincount(labels, column, len(centres)) for column in x.T], axis=1)
     moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)  # an empty one stays
@@ -142,16 +147,15 @@ def _replay(x: Floats, history: Floats) -> Verdict:
 
 
 def _follows(x: Floats, before: Floats, after: Floats, near: float) -> bool:
-    """Whether `after` is a step from `before`, where rows in the middle between two centres may go to either."""
+    """Whether `after` is a step from `before`, where rows on the brink of a tie may go to either."""
     moved, labels, _ = _step(x, before)
     wrong = np.flatnonzero(np.abs(moved - after).max(axis=1) > near)
     if len(wrong) == 0:
         return True
-    two = np.full((len(x), 2), np.inf)
-    for rows, distances in _distances(x, before):
-        nearest = distances if len(before) == 1 else np.partition(distances, 1, axis=1)
-        two[rows, : min(2, len(before))] = nearest[:, :2]
-    undecided = two[:, 1] - two[:, 0] <= 1e-9 * (two[:, 1] + (x**2).sum(axis=1))
+    undecided = np.empty(len(x), np.bool_)
+    for rows, distances, tie in _distances(x, before):
+        beyond = distances - distances.min(axis=1, keepdims=True)
+        undecided[rows] = ((beyond > tie / 2) & (beyond <= 2 * tie)).any(axis=1)
     if not undecided.any():
         return False
     for cluster in wrong:  # a cluster's centre must lie where some choice of its undecided rows puts it
@@ -181,7 +185,7 @@ def _check_end(x: Floats, result: Result, near: float) -> Verdict:
     if ((labels < 0) | (labels >= k) | (labels != np.floor(labels))).any():
         return Verdict(False, f"labels are whole numbers from 0 to {k - 1}")
     own, excess = np.empty(len(x)), np.empty(len(x))
-    for rows, distances in _distances(x, result["centers"]):
+    for rows, distances, _ in _distances(x, result["centers"]):
         own[rows] = np.take_along_axis(distances, labels[rows, None].astype(np.int64), axis=1)[:, 0]
         excess[rows] = own[rows] - distances.min(axis=1)
     if (excess > 1e-9 * (np.abs(own) + (x**2).sum(axis=1)) + near**2).any():
