@@ -284,7 +284,8 @@ async def test_both_chains_give_the_same_answers_and_the_same_gas(node, tmp_path
     assert max(differences) < 200, gas  # addresses have zero bytes in different places, which are cheaper
 
 
-def test_what_strangers_send_is_still_read_with_care():
-    """py-evm raises the limit of recursion for the whole process: nested JSON would then end it."""
-    code = "import sys, tutti.adapters.chain.embedded; sys.exit(sys.getrecursionlimit() != 1000)"
+@pytest.mark.parametrize("modules", ["chain.embedded", "chain.wallets", "ledgers.evm, tutti.adapters.chain.embedded"])
+def test_what_strangers_send_is_still_read_with_care(modules):
+    """py-evm and py_ecc raise the limit of recursion for the whole process: nested JSON would then end it."""
+    code = f"import sys, tutti.adapters.{modules}; sys.exit(sys.getrecursionlimit() != 1000)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
