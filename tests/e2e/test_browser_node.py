@@ -286,7 +286,7 @@ def test_a_coordinator_that_speaks_another_protocol_is_said_in_words(site, brows
     phone.page.route_web_socket("**/ws/node", refuse)
     page = join(phone, "ada")
     page.get_by_role("button", name="A part of “digits”").click()
-    expect(page.get_by_role("status").first).to_contain_text("The coordinator does not want this device.")
+    expect(page.get_by_role("status").first).to_contain_text("This device takes no part now.")
     expect(page.get_by_role("alert")).to_contain_text(detail)
 
 
@@ -294,7 +294,21 @@ def test_a_phone_that_was_removed_stops(site, browser):
     phone = joined(site, browser, "ada")
     with site.client() as client:
         client.remove_node("ada")
-    expect(phone.page.get_by_role("status").first).to_contain_text("The coordinator does not want this device.")
+    expect(phone.page.get_by_role("status").first).to_contain_text("This device takes no part now.")
+
+    phone.goto(site.link())  # but for a new invitation
+    phone.page.get_by_label("What this device is called").fill("ada")
+    phone.page.get_by_role("button", name="Join with this device").click()
+    expect(phone.page.get_by_role("status").first).to_contain_text("Connected, waiting for work.")
+
+
+def test_a_second_tab_takes_over_and_the_first_one_says_so(site, browser):
+    phone = joined(site, browser, "ada")
+    other = phone.context.new_page()
+    other.goto("/node")
+    expect(other.get_by_role("status").first).to_contain_text("Connected, waiting for work.")
+    expect(phone.page.get_by_role("status").first).to_contain_text("This device takes no part now.")
+    expect(phone.page.get_by_role("alert")).to_contain_text("this device takes part in another tab or window")
 
 
 def test_a_table_of_ones_own_is_checked_and_trained_on(site, browser):

@@ -5,6 +5,7 @@ export type Member = { node: string; secret: string };
 export type Registration = { capabilities: Record<string, unknown>; data: Summary; terms: Record<string, unknown> };
 
 const STALL_MS = 30_000;
+const ELSEWHERE = "this device takes part in another tab or window: go on there, or close it and load this page again";
 
 /** The coordinator does not want this node, and says why. */
 export class Refused extends Error {}
@@ -53,7 +54,7 @@ export class Link {
       clearTimeout(stalled);
       const { message, blob } = read(data);
       if (message.type === "device:registered") this.taken = (message as Registered).attached ?? 0;
-      if (message.type === "error" && message.fatal) refused = new Refused(message.detail);
+      if (message.type === "error" && message.fatal) refused = new Refused(message.code === "replaced" ? ELSEWHERE : message.detail);
       if (message.type === "training:start" && blob) this.cameAlong = { digest: message.weights, blob };
       this.hear(message);
     };

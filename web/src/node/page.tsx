@@ -1,5 +1,5 @@
 // The node's page: join, choose what to train on, and see what this device does.
-import { useCallback, useEffect, useRef, useState } from "react";
+import { useCallback, useEffect, useRef, useState, type ReactNode } from "react";
 import { percent, plural, score } from "../ui/format";
 import { Logo } from "../ui/icons";
 import { Card, Copied, Field, Figure, Sure, Trouble, useDoing } from "../ui/parts";
@@ -38,7 +38,7 @@ export function Page() {
       {problem && <Trouble problem={problem} />}
       {!member && (token ? <Join token={token} done={setMember} /> : <NoInvitation />)}
       {member && kept === "none" && <Choose member={member} done={choose} />}
-      {member && kept !== "none" && <Working member={member} kept={kept} change={choose} leave={leave} />}
+      {member && kept !== "none" && <Working member={member} kept={kept} change={choose} leave={leave} invitation={token ? <Join token={token} done={setMember} /> : null} />}
     </main>
   );
 }
@@ -146,7 +146,7 @@ function Choose({ member, done }: { member: Member; done: (rows: keep.Kept) => v
 const DOING = { fetching: "getting the model", training: "training", sending: "sending its update", waiting: "done, waiting for the others" };
 
 function sentence(status: Status): string {
-  if (status.link === "refused") return "The coordinator does not want this device.";
+  if (status.link === "refused") return "This device takes no part now.";
   if (status.objection) return `Not working now: ${status.objection}.`;
   if (status.link === "away") return "No connection to the coordinator; trying again.";
   if (status.link === "connecting") return "Connecting…";
@@ -154,7 +154,9 @@ function sentence(status: Status): string {
   return task ? `${task.job}, round ${task.round} of ${task.rounds}: ${DOING[task.what]}.` : "Connected, waiting for work.";
 }
 
-function Working({ member, kept, change, leave }: { member: Member; kept: keep.Kept; change: (rows: keep.Kept) => void; leave: () => Promise<void> }) {
+type Work = { member: Member; kept: keep.Kept; change: (rows: keep.Kept) => void; leave: () => Promise<void>; invitation: ReactNode };
+
+function Working({ member, kept, change, leave, invitation }: Work) {
   const [rules, setRules] = useState(keep.rules());
   const [status, setStatus] = useState<Status>();
   const [adding, setAdding] = useState(false);
@@ -200,6 +202,7 @@ function Working({ member, kept, change, leave }: { member: Member; kept: keep.K
           {rules.paused ? "Go on" : "Pause"}
         </button>
       </Card>
+      {status?.link === "refused" && invitation}
       <dl className="figures">
         <Figure label="Updates that counted" value={status?.counted ?? 0} />
         <Figure label="Accuracy of the model" value={metrics?.accuracy === undefined ? "–" : percent(metrics.accuracy)} />
