@@ -173,7 +173,7 @@ class S3Blobs:
     def _meaning(self, error: Exception, what: str, digest: Digest) -> TuttiError:
         if "NoSuchBucket" in str(error):
             return UserError(f"{what}: there is no such bucket: make it first")
-        if isinstance(error, PermissionDeniedError):
+        if isinstance(error, PermissionDeniedError) or "403 Forbidden" in str(error):  # listing says it in words only
             keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what this key may do"
             return UserError(f"{what}: access denied ({_said(error)}): check {keys}")
         if isinstance(error, FileNotFoundError) and digest:
