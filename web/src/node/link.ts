@@ -105,8 +105,8 @@ export class Link {
     this.partial.set(digest, pieces);
     const have = pieces.reduce((sum, piece) => sum + piece.length, 0);
     const response = await this.request("GET", digest, have ? { range: `bytes=${have}-` } : {});
-    if (response.status === 200) pieces.length = 0;
-    else if (response.status !== 206) throw new Lost(await detailOf(response));
+    if ([200, 416].includes(response.status)) pieces.length = 0; // from the beginning, also where nothing was left to come
+    if (!response.ok) throw await failureOf(response);
     const reader = response.body!.getReader();
     for (;;) {
       const { done, value } = await within(reader.read());
@@ -123,7 +123,7 @@ export class Link {
     const offset = there.status === 204 ? Number(there.headers.get("upload-offset") ?? 0) : 0;
     const headers = { "upload-offset": String(offset), "upload-length": String(blob.length) };
     const response = await this.request("PUT", digest, headers, blob.subarray(offset));
-    if (!response.ok) throw new Lost(await detailOf(response));
+    if (!response.ok) throw await failureOf(response);
   }
 
   private async request(method: string, digest: string, headers: Record<string, string> = {}, body?: Uint8Array<ArrayBuffer>): Promise<Response> {
@@ -132,6 +132,12 @@ export class Link {
     if (response.status === 401 || response.status === 403) throw new Refused(await detailOf(response));
     return response;
   }
+}
+
+/** Whether it is worth another try. */
+async function failureOf(response: Response): Promise<Error> {
+  const later = response.status >= 500 || [408, 416, 429].includes(response.status) || response.headers.has("upload-offset");
+  return later ? new Lost(await detailOf(response)) : new Refused(await detailOf(response));
 }
 
 function within<T>(promise: Promise<T>): Promise<T> {

@@ -32,7 +32,6 @@ export class Runner {
   private worker?: Worker;
   private owner!: Owner;
   private held?: Held;
-  private heartbeat?: number;
   private every = 15_000;
   private progressEvery = 5000;
   private lastProgress = 0;
@@ -60,6 +59,7 @@ export class Runner {
     if (this.stopped) return;
     document.addEventListener("visibilitychange", this.awake);
     window.addEventListener("online", this.awake);
+    this.keepScreenOn();
     this.rulesChanged();
     this.connect();
   }
@@ -68,7 +68,6 @@ export class Runner {
   stop(): void {
     this.stopped = true;
     clearTimeout(this.retry);
-    clearInterval(this.heartbeat);
     document.removeEventListener("visibilitychange", this.awake);
     window.removeEventListener("online", this.awake);
     this.over.abort();
@@ -104,8 +103,16 @@ export class Runner {
   private startWorker(): Promise<void> {
     const worker = (this.worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" }));
     return new Promise((resolve, reject) => {
-      worker.onerror = (event) => reject(new Error(event.message || "the training worker did not start"));
+      worker.onerror = (event) => {
+        const reason = event.message || "the training worker died";
+        reject(new Error(reason));
+        if (worker === this.worker && this.held && !this.held.outcome) {
+          this.fail(this.held.start, reason);
+          void this.restartWorker();
+        }
+      };
       worker.onmessage = ({ data }: MessageEvent<FromWorker>) => {
+        if (Date.now() - this.lastBeat >= this.every) this.beat();
         if (data.kind === "ready") {
           this.show({ arithmetic: data.arithmetic });
           resolve();
@@ -119,6 +126,7 @@ export class Runner {
   /** The only way to stop a training that nobody wants any more. */
   private async restartWorker(): Promise<void> {
     this.worker?.terminate();
+    this.guesses.forEach((resolve) => resolve());
     await this.startWorker();
   }
 
@@ -128,7 +136,7 @@ export class Runner {
 
   private heard(said: FromWorker): void {
     if (said.kind === "guess") this.guesses.get(said.id)?.(said.scores);
-    if (said.kind === "guess" || said.kind === "ready" || !this.held || keyOf(said.start) !== keyOf(this.held.start)) return;
+    if (said.kind === "guess" || said.kind === "ready" || said.kind === "tick" || !this.held || keyOf(said.start) !== keyOf(this.held.start)) return;
     if (said.kind === "progress") {
       this.task({ what: "training", done: said.done, loss: said.loss });
       this.progress(said.done, said.loss);
@@ -153,7 +161,6 @@ export class Runner {
   }
 
   private onClosed(why: Error): void {
-    clearInterval(this.heartbeat);
     if (this.stopped) return;
     if (why instanceof Refused) {
       this.show({ link: "refused", trouble: why.message });
@@ -171,11 +178,18 @@ export class Runner {
   private readonly awake = (): void => {
     if (document.visibilityState === "hidden" || this.stopped || this.status.link === "refused") return;
     this.tries = 0;
+    this.keepScreenOn();
     if (this.link.open && Date.now() - this.lastBeat > 2 * this.every) this.link.drop();
     else if (!this.link.open) this.connect();
   };
 
+  /** A phone whose screen goes dark stops its pages. Browsers keep it on over TLS only, and while the page is seen. */
+  private keepScreenOn(): void {
+    navigator.wakeLock?.request("screen").catch((error: unknown) => console.info("the screen may go dark:", error));
+  }
+
   private beat(): void {
+    if (!this.link.open) return;
     this.lastBeat = Date.now();
     this.link.say({ type: "device:heartbeat", battery: this.owner.level, open: !this.owner.objection });
   }
@@ -195,9 +209,7 @@ export class Runner {
         this.tries = 0;
         this.every = 1000 * (message.heartbeat ?? 15);
         this.progressEvery = 1000 * (message.progress ?? 5);
-        clearInterval(this.heartbeat);
-        this.heartbeat = window.setInterval(() => this.beat(), this.every);
-        this.beat();
+            this.beat();
         this.show({ link: "connected", trouble: undefined });
         break;
       case "training:start":
