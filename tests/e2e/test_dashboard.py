@@ -226,6 +226,7 @@ def test_what_is_wrong_with_a_job_is_said_before_it_is_sent(visitor):
 
 def test_the_forms_choices_are_those_of_the_registries(visitor, site):
     page = visitor.goto("/dashboard/new")
+    expect(page.get_by_label("Model", exact=True).locator("option").first).to_be_attached()
     with site.client() as client:
         for label, kind in (("Model", "models"), ("Strategy", "strategies"), ("Reducer", "reducers")):
             offered = page.get_by_label(label, exact=True).locator("option").all_text_contents()

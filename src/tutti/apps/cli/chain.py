@@ -1,6 +1,5 @@
 """The chain: deploy the contracts, connect to those that are there, and see what stands on it."""
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +49,8 @@ def chain_deploy(rpc: str, data_dir: Path, as_json: bool, **rules: Any) -> None:
       tutti chain deploy
       tutti chain deploy --rpc http://127.0.0.1:8545 --veto 3600
     """
+    import asyncio
+
     from tutti.apps.chain import deploy_chain
 
     given = {name: value for name, value in rules.items() if value is not None}
@@ -71,6 +72,8 @@ def chain_connect(file: Path, data_dir: Path) -> None:
     Examples:
       tutti chain connect contracts/deployments/localhost.json
     """
+    import asyncio
+
     from tutti.apps.chain import connect_chain
 
     asyncio.run(connect_chain(data_dir, file))

@@ -13,7 +13,13 @@ from tutti.apps.cli.text import table
 
 @click.group()
 def config() -> None:
-    """Look at settings before they count."""
+    """Look at settings before they count.
+
+    \b
+    Examples:
+      tutti config show
+      tutti config show --config coordinator.toml --json
+    """
 
 
 @config.command()

@@ -1,6 +1,5 @@
 """`market demo`: three workers, three clients and three kinds of job, each a process of its own, on this machine."""
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -55,6 +54,8 @@ def demo() -> None:
 
 def _run_clients(url: str) -> None:
     """Each in a process of its own, all at once; raises JobNotDone if one of them does not get its result."""
+    import subprocess
+
     command = [sys.executable, "-m", "tutti.apps.cli", "market", "submit"]
     running = {
         name: subprocess.Popen(  # noqa: S603 - our own command line

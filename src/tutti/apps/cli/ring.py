@@ -1,6 +1,5 @@
 """`ring`: members of a ring without a centre, and its clients."""
 
-import asyncio
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -71,6 +70,8 @@ def supernode(port: int, host: str, members: Path | None, as_json: bool, **tls: 
       tutti ring supernode
       tutti ring supernode --port 9091 --members compute_node.txt
     """
+    import asyncio
+
     from tutti.adapters.thrift.supernode import parse_members
     from tutti.apps.ringnode import SupernodeSettings, serve_supernode
 
@@ -128,6 +129,8 @@ def run_member(
     as_json: bool,
     **tls: Any,
 ) -> None:
+    import asyncio
+
     from tutti.apps.ringclient import address_towards, default_state, named
     from tutti.apps.ringnode import RingNodeSettings, run_ring_node
     from tutti.core.registry import Choice
@@ -196,6 +199,8 @@ def train(
 async def _train(
     client: "RingClient", raw: dict[str, Any], source: str | None, out: Path | None, detach: bool, as_json: bool
 ) -> None:
+    import asyncio
+
     data = None
     if source is not None:
         data = await asyncio.to_thread(_rows, source)
@@ -229,6 +234,8 @@ def _defaults(raw: dict[str, Any], members: int) -> None:
 
 
 async def _until_done(client: "RingClient", job: str, data: "Data | None", out: Path | None, as_json: bool) -> None:
+    import asyncio
+
     shown: set[tuple[int, int]] = set()
     async for view, rounds in client.follow(job):
         for each in rounds:
@@ -388,6 +395,8 @@ def force_reform(host: str, port: int, **tls: Any) -> None:
 def _with_client(
     host: str, port: int, tls: "Tls | None", work: "Callable[[RingClient], Coroutine[Any, Any, None]]"
 ) -> None:
+    import asyncio
+
     from tutti.apps.ringclient import RingClient, named
 
     async def run() -> None:

@@ -1,5 +1,6 @@
 """`run`: a job from options or a file, on a coordinator that is there or on a federation made for it."""
 
+import os
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -379,12 +380,15 @@ def _run_in(federation: "Federation", spec: "JobSpec", nodes: Mapping[str, str],
 
 def _without(spec: "JobSpec", nodes: Mapping[str, str], rounds: int) -> "Baselines":
     """What each of these data sources gives alone, and all together: they are at hand, as they are on no real node."""
+    from tutti.adapters._imports import importable
     from tutti.apps.bootstrap import load_data
     from tutti.core.registry import Choice
     from tutti.sim import Federation
     from tutti.sim.baselines import baselines
 
-    return baselines(spec, Federation.of({node: load_data(Choice.parse(part)) for node, part in nodes.items()}), rounds)
+    data = Federation.of({node: load_data(Choice.parse(part)) for node, part in nodes.items()})
+    with importable(tuple(os.environ.get("TUTTI_ALLOW_MODULES", "").split())):  # as the nodes were allowed
+        return baselines(spec, data, rounds)
 
 
 def parts_of(source: str, count: int, partition: str, seed: int) -> list[str]:
