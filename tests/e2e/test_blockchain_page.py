@@ -25,6 +25,8 @@ def test_a_jobs_rounds_are_shown_as_they_stand_on_the_chain(tmp_path):
         for scheme, width in (("light", 1280), ("dark", 390)):
             visitor = Visitor(browser, url, width=width, scheme=scheme)
             page = visitor.goto("/")
+            if width < 700:
+                page.get_by_role("button", name="More").click()
             page.get_by_role("link", name="Blockchain").click()
             row = page.get_by_role("row", name=job.id)
             row.get_by_role("button", name="2", exact=True).click()

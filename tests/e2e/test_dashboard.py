@@ -315,6 +315,55 @@ def test_everything_can_be_done_by_keyboard(visitor, site):
     expect(page.locator(".title .badge")).to_have_text("completed")
 
 
+@pytest.mark.parametrize("width", [320, 390])
+def test_on_a_phone_every_page_is_reached_from_the_bar(browser, site, width):
+    visitor = Visitor(browser, site.url, width=width, height=640)
+    page = visitor.goto("/")
+    nav = page.get_by_role("navigation", name="Pages")
+    expect(nav.get_by_role("link")).to_have_text(["Home", "Nodes", "New job", "Join"])
+    more = nav.get_by_role("button", name="More")
+    more.click()
+    rest = ["Metrics", "Ledger", "Market", "Users", "Settings"]
+    expect(nav.get_by_role("link")).to_have_text(["Home", "Nodes", "New job", "Join", *rest])
+    clipped = """nav => [...nav.querySelectorAll("li :is(a, button)")].filter(each => {
+        const box = each.getBoundingClientRect();
+        const fits = box.left >= 0 && box.right <= innerWidth && box.bottom <= innerHeight;
+        return !fits || each.querySelector("span").offsetWidth > box.width;
+    }).map(each => each.textContent)"""
+    assert nav.evaluate(clipped) == []
+    assert visitor.violations() == []
+    visitor.picture(f"bar-{width}", whole=False)
+    page.keyboard.press("Escape")
+    expect(nav.get_by_role("link", name="Settings")).to_have_count(0)
+    for name in rest:
+        more.click()
+        nav.get_by_role("link", name=name).click()
+        expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+        expect(page.locator("main")).to_be_focused()
+        expect(more).to_have_attribute("aria-expanded", "false")
+        expect(more).to_have_class("here")
+    visitor.close()
+    assert visitor.said == []
+
+
+def test_older_jobs_are_shown_when_asked_for(browser, tmp_path):
+    with a_site(tmp_path, nodes=0) as site:
+        with site.client() as client:
+            for number in range(51):
+                client.submit({**JOB, "name": f"job-{number:02d}"}, paused=True)
+        visitor = Visitor(browser, site.url)
+        page = visitor.goto("/")
+        jobs = page.locator(".jobs li")
+        expect(jobs).to_have_count(50)
+        expect(page.get_by_role("link", name="job-00", exact=True)).to_have_count(0)
+        page.get_by_role("button", name="Show older jobs").click()
+        expect(jobs).to_have_count(51)
+        expect(jobs.last).to_contain_text("job-00")
+        expect(page.get_by_role("button", name="Show older jobs")).to_have_count(0)
+        visitor.close()
+        assert visitor.said == []
+
+
 def test_a_node_is_drained_and_removed(visitor, site):
     with site.client() as client:
         invitation = client.invite()
@@ -472,6 +521,19 @@ def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
         with page.expect_download() as download:
             page.get_by_role("link", name="Export CSV").click()
         assert b"PATCH /api/v1/accounts/bob" in download.value.path().read_bytes()
+        page.get_by_role("button", name="New password for bob").click()
+        page.get_by_role("dialog").get_by_label("Password").fill("bob")
+        page.get_by_role("button", name="Set the password").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        page.get_by_role("dialog").get_by_label("Password").fill("another horse battery")
+        assert ada.violations() == []
+        ada.picture("new-password-light", whole=False)
+        page.get_by_role("button", name="Set the password").click()
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        other.reload()
+        expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
+        sign_in(other, "bob", "another horse battery")
+        expect(other.get_by_text("No node has joined yet.")).to_be_visible()
         for name, screen in SCREENS.items():
             page.set_viewport_size({"width": screen["width"], "height": screen["height"]})
             page.emulate_media(color_scheme=screen["scheme"])
@@ -482,6 +544,13 @@ def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
         page.get_by_role("link", name="Settings").click()
         page.get_by_label("What for").fill("nightly")
         page.get_by_label("Role").select_option("operator")
+        for wrong in ("e", "0"):  # neither is a token for ever
+            page.get_by_label("Days").fill("")
+            page.get_by_label("Days").press_sequentially(wrong)
+            page.get_by_role("button", name="Make a token").click()
+            assert page.get_by_label("Days").evaluate("field => !field.validity.valid")
+        page.get_by_label("Days").fill("30")
+        expect(page.get_by_text("None yet.")).to_be_visible()
         page.get_by_role("button", name="Make a token").click()
         secret = page.get_by_role("status").locator("code").inner_text()
         assert tutti("jobs", "ls", cwd=tmp_path, TUTTI_URL=site.url, TUTTI_TOKEN=secret).returncode == 0
@@ -494,6 +563,28 @@ def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
         for visitor in (ada, bob):
             visitor.close()
             assert visitor.said == []
+
+
+def test_the_operators_token_makes_the_first_account_from_another_machine(browser, tmp_path):
+    with running("up", "--port", 0, "--host", "0.0.0.0", cwd=tmp_path) as up:
+        visitor = Visitor(browser, f"http://127.0.0.1:{up.ready['url'].rpartition(':')[2]}")
+        page = visitor.goto("/")
+        expect(page.get_by_role("heading", name="Set up Tutti")).to_be_visible()
+        assert visitor.violations() == []
+        visitor.picture("set-up-light")
+        page.get_by_label("Operator's token").fill("not the token")
+        page.get_by_label("Name or e-mail address").fill("ada")
+        page.get_by_label("Organisation").fill("Ward 7")
+        page.get_by_label("Password", exact=True).fill(PASSWORD)
+        page.get_by_role("button", name="Make the account").click()
+        expect(page.get_by_role("alert")).to_contain_text("whoever operates the coordinator makes the first")
+        page.get_by_label("Operator's token").fill((tmp_path / up.ready["token_file"]).read_text())
+        page.get_by_role("button", name="Make the account").click()
+        expect(page.get_by_role("heading", name="Home")).to_be_visible()
+        page.get_by_role("link", name="Settings").click()
+        expect(page.get_by_text("ada, admin of Ward 7")).to_be_visible()
+        visitor.close()
+        assert visitor.said == []
 
 
 # -- nothing there, not yet, or not at all -------------------------------------------------------------------

@@ -460,6 +460,10 @@ async def test_every_action_is_in_the_audit_log(here):
         page = (await ada.get("/api/v1/audit?limit=2&who=ada")).json()
         assert [r["number"] for r in page["items"]] == [2, 3]
         assert (await ada.get(f"/api/v1/audit?after={page['next']}&limit=1")).json()["items"][0]["number"] == 4
+        page = (await ada.get("/api/v1/audit?newest=true&limit=4")).json()
+        assert page == {"items": rows[:1:-1], "next": "3"}
+        page = (await ada.get("/api/v1/audit?newest=true&limit=4&after=3")).json()
+        assert page == {"items": rows[1::-1], "next": None}
 
 
 async def test_the_audit_log_is_exported_and_harmless_in_a_spreadsheet(here):

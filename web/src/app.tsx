@@ -1,5 +1,5 @@
 // Who is here, and which page they see.
-import { useEffect } from "react";
+import { useEffect, useId, useState } from "react";
 import { get, post } from "./api/client";
 import { useResource } from "./data";
 import { live, useLink } from "./live";
@@ -73,16 +73,7 @@ function Inside({ session, path, reload }: { session: Session; path: string; rel
         <Link to="/" className="brand">
           <Logo /> Tutti
         </Link>
-        <ul>
-          {PLACES.filter((place) => may(session, place.role) && (place.path !== "/blockchain" || hasChain(chain.data))).map((place) => (
-            <li key={place.path}>
-              <Link to={place.path} aria-current={path === place.path ? "page" : undefined}>
-                <Icon name={place.icon} />
-                <span>{place.label}</span>
-              </Link>
-            </li>
-          ))}
-        </ul>
+        <Places places={PLACES.filter((place) => may(session, place.role) && (place.path !== "/blockchain" || hasChain(chain.data)))} path={path} />
         <Connection />
       </nav>
       <main id="main" tabIndex={-1} key={path} ref={takeFocus}>
@@ -92,9 +83,44 @@ function Inside({ session, path, reload }: { session: Session; path: string; rel
   );
 }
 
-/** A new page takes the focus if the link that led to it went away with the old one. */
+const IN_BAR = 4;
+
+/** All in a column; on a phone a bar with the first few, and the others above it after "More". */
+function Places({ places, path }: { places: Place[]; path: string }) {
+  const [open, setOpen] = useState(false);
+  const id = useId();
+  const rest = places.slice(IN_BAR);
+  const item = (place: Place) => (
+    <li key={place.path} onClick={() => setOpen(false)}>
+      <Link to={place.path} aria-current={path === place.path ? "page" : undefined}>
+        <Icon name={place.icon} />
+        <span>{place.label}</span>
+      </Link>
+    </li>
+  );
+  return (
+    <div className="places" onKeyDown={(event) => event.key === "Escape" && setOpen(false)}>
+      <ul>
+        {places.slice(0, IN_BAR).map(item)}
+        <li className="more">
+          <button className={rest.some((place) => place.path === path) ? "here" : undefined} aria-expanded={open} aria-controls={id} onClick={() => setOpen(!open)}>
+            <Icon name="more" />
+            <span>More</span>
+          </button>
+        </li>
+      </ul>
+      <ul id={id} className={open ? "rest open" : "rest"}>
+        {rest.map(item)}
+      </ul>
+    </div>
+  );
+}
+
+/** A new page takes the focus if the link that led to it went away, or is hidden now. */
 function takeFocus(main: HTMLElement | null): void {
-  if (main && document.activeElement === document.body && history.state === "followed") main.focus({ preventScroll: true });
+  if (!main || history.state !== "followed") return;
+  const held = document.activeElement;
+  if (!held || held === document.body || !held.checkVisibility()) main.focus({ preventScroll: true });
 }
 
 function Page({ path, session, reload }: { path: string; session: Session; reload: () => void }) {

@@ -370,7 +370,7 @@ class Client:
         self._request("DELETE", f"/tokens/{quote(token)}")
 
     def audit(self, **filters: str) -> Iterator[AuditView]:
-        """Who did what, when and from where, in order; filter by who."""
+        """Who did what, when and from where, in order (newest="true": the newest first); filter by who."""
         return self._pages("/audit", AuditView, first="0", **filters)
 
     def export_audit(self, path: str | Path, format: Literal["csv", "jsonl"] = "csv") -> Path:

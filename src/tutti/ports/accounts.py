@@ -21,9 +21,18 @@ class AccountStore(Protocol):
         ...
 
     async def audit(
-        self, after: int = 0, limit: int = 100, *, organisation: str | None = None, who: str | None = None
+        self,
+        after: int = 0,
+        limit: int = 100,
+        *,
+        organisation: str | None = None,
+        who: str | None = None,
+        newest: bool = False,
     ) -> list[tuple[int, AuditEntry]]:
-        """Entries with their numbers, which grow, in order; those above `after`, of one organisation or person."""
+        """Entries with their numbers, which grow, in order; those above `after`, of one organisation or person.
+
+        `newest`: from the end; those below `after`, unless it is 0.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -347,11 +347,12 @@ class Accounts:
         )
 
     async def audit(
-        self, by: Identity, after: int = 0, limit: int = 100, *, who: str | None = None
+        self, by: Identity, after: int = 0, limit: int = 100, *, who: str | None = None, newest: bool = False
     ) -> Sequence[tuple[int, AuditEntry]]:
-        """What was done in the organisation of `by`, or everywhere for the host's admins."""
+        """What was done in the organisation of `by`, or everywhere for the host's admins; see `AccountStore.audit`."""
         check_may_manage(by, by.organisation)
-        return await self._store.audit(after, limit, organisation=None if by.host else by.organisation, who=who)
+        organisation = None if by.host else by.organisation
+        return await self._store.audit(after, limit, organisation=organisation, who=who, newest=newest)
 
     # -- memory and store ----------------------------------------------------------------------------------
 

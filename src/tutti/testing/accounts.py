@@ -93,6 +93,10 @@ class AccountSuite:
         assert [e.at for _, e in await store.audit(organisation=HOME.name)] == [1.0, 2.0, 4.0]
         assert [e.at for _, e in await store.audit(who="bob")] == [2.0]
         assert [e.at for _, e in await store.audit(organisation="clinic", who="bob")] == []
+        assert await store.audit(newest=True) == everything[::-1]
+        assert await store.audit(0, 2, newest=True) == everything[:1:-1]
+        assert await store.audit(everything[2][0], newest=True) == everything[1::-1]
+        assert [e.at for _, e in await store.audit(organisation=HOME.name, limit=2, newest=True)] == [4.0, 2.0]
 
     async def test_a_closed_store_says_so(self, store: AccountStore) -> None:
         await store.close()

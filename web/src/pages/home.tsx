@@ -1,3 +1,4 @@
+import { useRef } from "react";
 import { get, post, type Views } from "../api/client";
 import { ofJobs, ofNodes, useResource } from "../data";
 import { useRecent } from "../live";
@@ -10,7 +11,12 @@ const OVER = ["completed", "stopped", "failed"];
 const SHOWN = 50;
 
 export function Home({ session }: { session: Session }) {
-  const jobs = useResource("jobs", () => get("/api/v1/jobs", {}, { limit: SHOWN }), ofJobs, 5000);
+  const wanted = useRef(SHOWN);
+  const jobs = useResource("jobs", () => newest(wanted.current), ofJobs, 5000);
+  const older = () => {
+    wanted.current += SHOWN;
+    jobs.reload();
+  };
   const status = useResource("status", () => get("/api/v1/status"), (event) => ofJobs(event) || ofNodes(event), 5000);
   return (
     <>
@@ -30,13 +36,16 @@ export function Home({ session }: { session: Session }) {
       <div className="columns">
         <Card title="Jobs" action={may(session, "operator") && <Link className="button" to="/new">New job</Link>}>
           <Loaded from={jobs}>
-            {({ items }) =>
+            {({ items, next }) =>
               items.length ? (
-                <ul className="jobs">
-                  {items.map((job) => (
-                    <JobRow key={job.id} job={job} steers={may(session, "operator")} changed={jobs.reload} />
-                  ))}
-                </ul>
+                <>
+                  <ul className="jobs">
+                    {items.map((job) => (
+                      <JobRow key={job.id} job={job} steers={may(session, "operator")} changed={jobs.reload} />
+                    ))}
+                  </ul>
+                  {next && <button onClick={older}>Show older jobs</button>}
+                </>
               ) : (
                 <Empty>No job yet. {may(session, "operator") && <Link to="/new">Start the first one.</Link>}</Empty>
               )
@@ -47,6 +56,17 @@ export function Home({ session }: { session: Session }) {
       </div>
     </>
   );
+}
+
+async function newest(count: number): Promise<Views["Page_JobView_"]> {
+  const items: Views["JobView"][] = [];
+  let next: string | null | undefined = "";
+  while (next != null && items.length < count) {
+    const page: Views["Page_JobView_"] = await get("/api/v1/jobs", {}, { after: next, limit: Math.min(count - items.length, 1000) });
+    items.push(...page.items);
+    next = page.next;
+  }
+  return { items, next };
 }
 
 function JobRow({ job, steers, changed }: { job: Views["JobView"]; steers: boolean; changed: () => void }) {

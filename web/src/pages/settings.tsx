@@ -196,7 +196,7 @@ function Tokens({ session }: { session: Session }) {
               </select>
             )}
           </Field>
-          <Field label="Days">{(id) => <input id={id} inputMode="numeric" placeholder="for ever" value={days} onChange={(event) => setDays(event.target.value)} />}</Field>
+          <Field label="Days">{(id) => <input id={id} type="number" min={1} max={3660} placeholder="for ever" value={days} onChange={(event) => setDays(event.target.value)} />}</Field>
         </div>
         {problem && <Trouble problem={problem} />}
         <button disabled={busy}>Make a token</button>

@@ -1,5 +1,5 @@
 import { useState, type FormEvent } from "react";
-import { post } from "../api/client";
+import { post, type Views } from "../api/client";
 import { Logo } from "../ui/icons";
 import { Card, Field, Trouble, useDoing, type Session } from "../ui/parts";
 
@@ -7,13 +7,14 @@ import { Card, Field, Trouble, useDoing, type Session } from "../ui/parts";
 export function SignIn({ session, done }: { session: Session; done: () => void }) {
   const [fresh, setFresh] = useState(session.setup);
   const [name, setName] = useState("");
+  const [organisation, setOrganisation] = useState("");
   const [password, setPassword] = useState("");
   const [token, setToken] = useState("");
   const { busy, problem, run } = useDoing();
   const submit = (event: FormEvent) => {
     event.preventDefault();
     void run(async () => {
-      if (session.setup) await setUp(token, name, password);
+      if (session.setup) await setUp(token, { name, password, organisation: organisation || null });
       else if (fresh) await post("/auth/signup", {}, { name, password });
       await post("/auth/signin", {}, { name, password, cookie: true });
       done();
@@ -29,6 +30,7 @@ export function SignIn({ session, done }: { session: Session; done: () => void }
         <form className="stack" onSubmit={submit}>
           {session.setup && <Field label="Operator's token">{(id) => <input id={id} type="password" autoComplete="off" required value={token} onChange={(event) => setToken(event.target.value)} />}</Field>}
           <Field label="Name or e-mail address">{(id) => <input id={id} autoComplete="username" autoCapitalize="none" required value={name} onChange={(event) => setName(event.target.value)} />}</Field>
+          {session.setup && <Field label="Organisation">{(id) => <input id={id} autoComplete="organization" value={organisation} placeholder="home" onChange={(event) => setOrganisation(event.target.value)} />}</Field>}
           <Field label="Password" hint={fresh ? "8 characters or more" : undefined}>
             {(id, described) => (
               <input id={id} aria-describedby={described} type="password" autoComplete={fresh ? "new-password" : "current-password"} minLength={fresh ? 8 : undefined} required value={password} onChange={(event) => setPassword(event.target.value)} />
@@ -53,11 +55,11 @@ export function SignIn({ session, done }: { session: Session; done: () => void }
   );
 }
 
-async function setUp(token: string, name: string, password: string): Promise<void> {
+async function setUp(token: string, wish: Views["SignUp"]): Promise<void> {
   const answer = await fetch("/auth/signup", {
     method: "POST",
     headers: { "content-type": "application/json", authorization: `Bearer ${token.trim()}` },
-    body: JSON.stringify({ name, password }),
+    body: JSON.stringify(wish),
   });
   if (!answer.ok) throw new Error(((await answer.json()) as { detail: string }).detail);
 }

@@ -3,7 +3,7 @@ import { everything, get, patch, post, remove, url, type Views } from "../api/cl
 import { useResource } from "../data";
 import { Link } from "../router";
 import { time } from "../ui/format";
-import { Badge, Card, Empty, Field, Loaded, Sure, Trouble, useDoing, type Session } from "../ui/parts";
+import { Badge, Card, Dialog, Empty, Field, Loaded, Sure, Trouble, useDoing, type Session } from "../ui/parts";
 
 type Account = Views["AccountView"];
 type Role = Account["role"];
@@ -83,6 +83,7 @@ function Accounts({ all, me, changed }: { all: Account[]; me: string; changed: (
                       <button disabled={busy} onClick={() => change(account, { disabled: !account.disabled })}>
                         {account.disabled ? "Let in" : "Lock out"}
                       </button>
+                      <NewPassword account={account} set={(password) => patch("/api/v1/accounts/{account}", { account: account.name }, { password })} />
                       <Sure label="Remove" question={`${account.name} loses the account with its sessions and tokens. What it did stays in the audit log.`} act={() => remove("/api/v1/accounts/{account}", { account: account.name }).then(changed)} />
                     </div>
                   )}
@@ -92,6 +93,41 @@ function Accounts({ all, me, changed }: { all: Account[]; me: string; changed: (
           </tbody>
         </table>
       </div>
+    </>
+  );
+}
+
+/** For who has forgotten theirs. */
+function NewPassword({ account, set }: { account: Account; set: (password: string) => Promise<unknown> }) {
+  const [asking, setAsking] = useState(false);
+  const [password, setPassword] = useState("");
+  const { busy, problem, run } = useDoing();
+  const close = () => {
+    setAsking(false);
+    setPassword("");
+  };
+  const send = async (event: FormEvent) => {
+    event.preventDefault();
+    if (await run(() => set(password))) close();
+  };
+  return (
+    <>
+      <button aria-label={`New password for ${account.name}`} onClick={() => setAsking(true)}>
+        New password
+      </button>
+      {asking && (
+        <Dialog title={`A new password for ${account.name}`} onClose={close}>
+          <form className="stack" onSubmit={send}>
+            <Field label="Password" hint="8 characters or more; sessions and tokens of the account end">
+              {(id, described) => <input id={id} aria-describedby={described} type="password" autoComplete="new-password" minLength={8} required value={password} onChange={(event) => setPassword(event.target.value)} />}
+            </Field>
+            {problem && <Trouble problem={problem} />}
+            <button className="main" disabled={busy}>
+              Set the password
+            </button>
+          </form>
+        </Dialog>
+      )}
     </>
   );
 }
@@ -141,19 +177,8 @@ function Add({ host, done }: { host: boolean; done: () => void }) {
 
 const SHOWN = 100;
 
-/** The newest entries: their numbers grow by one, so the last page begins SHOWN before the end. */
-async function latest(): Promise<Views["AuditView"][]> {
-  let entries: Views["AuditView"][] = [];
-  for (let after: string | null | undefined = "0"; after != null; ) {
-    const page: Views["Page_AuditView_"] = await get("/api/v1/audit", {}, { after, limit: 1000 });
-    entries = [...entries, ...page.items].slice(-SHOWN);
-    after = page.next;
-  }
-  return entries.reverse();
-}
-
 function Audit() {
-  const audit = useResource("audit", latest);
+  const audit = useResource("audit", () => get("/api/v1/audit", {}, { newest: true, limit: SHOWN }));
   const links = (
     <div className="buttons">
       <a className="button" href={url("/api/v1/audit/export", {}, { format: "csv" })} download>
@@ -167,8 +192,8 @@ function Audit() {
   return (
     <Card title="Audit log" action={links}>
       <Loaded from={audit}>
-        {(entries) =>
-          entries.length ? (
+        {({ items }) =>
+          items.length ? (
             <div className="scroll tall" tabIndex={0} role="region" aria-label="Audit log, newest first">
               <table>
                 <thead>
@@ -181,7 +206,7 @@ function Audit() {
                   </tr>
                 </thead>
                 <tbody>
-                  {entries.map(({ number, entry }) => (
+                  {items.map(({ number, entry }) => (
                     <tr key={number}>
                       <td className="nowrap">{time(entry.at)}</td>
                       <td>{entry.who}</td>

@@ -26,15 +26,23 @@ class MemoryAccounts:
         self._audit += audit
 
     async def audit(
-        self, after: int = 0, limit: int = 100, *, organisation: str | None = None, who: str | None = None
+        self,
+        after: int = 0,
+        limit: int = 100,
+        *,
+        organisation: str | None = None,
+        who: str | None = None,
+        newest: bool = False,
     ) -> list[tuple[int, AuditEntry]]:
         self._check_open()
         found = [
             (number, entry)
             for number, entry in enumerate(self._audit, start=1)
-            if number > after and organisation in (None, entry.organisation) and who in (None, entry.who)
+            if organisation in (None, entry.organisation) and who in (None, entry.who)
         ]
-        return found[:limit]
+        if newest:
+            return [each for each in reversed(found) if not after or each[0] < after][:limit]
+        return [each for each in found if each[0] > after][:limit]
 
     async def close(self) -> None:
         self._closed = True

@@ -37,6 +37,8 @@ NOTE = "INSERT INTO audit (organisation, who, data) VALUES ($1, $2, $3)"
 IN_ORDER = "SELECT pg_advisory_xact_lock(hashtext('tutti audit ' || current_schema()))"
 AUDIT = """SELECT number, data FROM audit WHERE number > $1
     AND ($2::text IS NULL OR organisation = $2) AND ($3::text IS NULL OR who = $3) ORDER BY number LIMIT $4"""
+NEWEST = """SELECT number, data FROM audit WHERE ($1::bigint = 0 OR number < $1)
+    AND ($2::text IS NULL OR organisation = $2) AND ($3::text IS NULL OR who = $3) ORDER BY number DESC LIMIT $4"""
 
 
 class PostgresAccounts:
@@ -73,10 +75,16 @@ class PostgresAccounts:
                     await db.executemany(NOTE, [(e.organisation, e.who, msgspec.json.encode(e)) for e in audit])
 
     async def audit(
-        self, after: int = 0, limit: int = 100, *, organisation: str | None = None, who: str | None = None
+        self,
+        after: int = 0,
+        limit: int = 100,
+        *,
+        organisation: str | None = None,
+        who: str | None = None,
+        newest: bool = False,
     ) -> list[tuple[int, AuditEntry]]:
         with postgres.errors(f"use the account store {self._where}"):
-            rows = await self._open().fetch(AUDIT, after, organisation, who, limit)
+            rows = await self._open().fetch(NEWEST if newest else AUDIT, after, organisation, who, limit)
         return [(number, decode_entry(data, self._where)) for number, data in rows]
 
     async def close(self) -> None:

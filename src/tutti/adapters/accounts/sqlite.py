@@ -52,6 +52,11 @@ AUDIT = (
     " AND (:organisation IS NULL OR organisation = :organisation) AND (:who IS NULL OR who = :who)"
     " ORDER BY number LIMIT :limit"
 )
+NEWEST = (
+    "SELECT number, data FROM audit WHERE (:after = 0 OR number < :after)"
+    " AND (:organisation IS NULL OR organisation = :organisation) AND (:who IS NULL OR who = :who)"
+    " ORDER BY number DESC LIMIT :limit"
+)
 
 
 class SqliteAccounts:
@@ -89,10 +94,16 @@ class SqliteAccounts:
         await self._do(work)
 
     async def audit(
-        self, after: int = 0, limit: int = 100, *, organisation: str | None = None, who: str | None = None
+        self,
+        after: int = 0,
+        limit: int = 100,
+        *,
+        organisation: str | None = None,
+        who: str | None = None,
+        newest: bool = False,
     ) -> list[tuple[int, AuditEntry]]:
         wanted = {"after": after, "limit": limit, "organisation": organisation, "who": who}
-        rows = await self._do(lambda: self._db.execute(AUDIT, wanted).fetchall())
+        rows = await self._do(lambda: self._db.execute(NEWEST if newest else AUDIT, wanted).fetchall())
         return [(number, decode_entry(data, str(self._path))) for number, data in rows]
 
     async def close(self) -> None:

@@ -262,10 +262,15 @@ class AccountRoutes:
     # -- the audit log -------------------------------------------------------------------------------------
 
     async def list_audit(
-        self, request: Request, limit: Limit = 100, after: Annotated[int, Query(ge=0)] = 0, who: Text = ""
+        self,
+        request: Request,
+        limit: Limit = 100,
+        after: Annotated[int, Query(ge=0)] = 0,
+        who: Text = "",
+        newest: bool = False,
     ) -> Answer[Page[AuditView]]:
-        """Who did what, when and from where, in order."""
-        found = await self._accounts.audit(request.state.identity, after, limit, who=who or None)
+        """Who did what, when and from where, in order, or the newest first."""
+        found = await self._accounts.audit(request.state.identity, after, limit, who=who or None, newest=newest)
         items = [AuditView(number=number, entry=entry) for number, entry in found]
         return Answer(Page(items=items, next=str(items[-1].number) if len(items) == limit else None))
 
