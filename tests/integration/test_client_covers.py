@@ -37,6 +37,7 @@ def listen(client: Client, heard: set[tuple[str, str]]) -> None:
 def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]]) -> None:
     listen(client, heard)
     assert client.health().status == "healthy"
+    assert client.ready().status == "ready"
     assert client.configuration().authentication
     assert client.registries()["models"].keys() == client.registry("models").keys()
     assert client.check(JOB).nodes_needed == 1
@@ -112,6 +113,7 @@ def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]
         ada.revoke_token(issued.token.id)
         ada.change_password(PASSWORD, PASSWORD + "!")
         assert "POST /api/v1/tokens" in {entry.entry.action for entry in ada.audit(who="ada")}
+        assert list(ada.audit(newest="true")) == list(ada.audit())[::-1]
         assert b"POST /api/v1/tokens" in ada.export_audit(folder / "audit.csv").read_bytes()
         ada.sign_out(grant)
 
