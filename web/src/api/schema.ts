@@ -189,7 +189,7 @@ export interface paths {
         };
         /**
          * List Audit
-         * @description Who did what, when and from where, in order.
+         * @description Who did what, when and from where, in order, or the newest first.
          */
         get: operations["list_audit_api_v1_audit_get"];
         put?: never;
@@ -4498,6 +4498,7 @@ export interface operations {
                 limit?: number;
                 after?: number;
                 who?: string;
+                newest?: boolean;
             };
             header?: never;
             path?: never;
