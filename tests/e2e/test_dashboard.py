@@ -517,7 +517,7 @@ def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
 
         page.reload()
         log = page.get_by_role("region", name="Audit log, newest first")
-        expect(log).to_contain_text("PATCH /api/v1/accounts/bob")
+        expect(log).to_contain_text("PATCH /api/v1/accounts/bob role viewer")
         with page.expect_download() as download:
             page.get_by_role("link", name="Export CSV").click()
         assert b"PATCH /api/v1/accounts/bob" in download.value.path().read_bytes()

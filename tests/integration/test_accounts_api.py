@@ -466,6 +466,27 @@ async def test_every_action_is_in_the_audit_log(here):
         assert page == {"items": rows[1::-1], "next": None}
 
 
+async def test_the_audit_log_says_how_an_account_was_changed(here):
+    async with here.call() as stranger:
+        await stranger.post("/auth/signup", json={"name": "bob", "password": PASSWORD})
+    wishes = [
+        {"role": "operator"},
+        {"role": "", "disabled": True},
+        {"disabled": False, "password": "another horse"},
+        {"password": "short"},
+    ]
+    async with here.call(await here.bearer("ada")) as ada:
+        for wish in wishes:
+            await ada.patch("/api/v1/accounts/bob", json=wish)
+        rows = (await ada.get("/api/v1/audit?newest=true&limit=4")).json()["items"]
+        assert [(row["entry"]["target"], row["entry"]["outcome"]) for row in reversed(rows)] == [
+            ("/api/v1/accounts/bob: role operator", 200),
+            ("/api/v1/accounts/bob: role none, locked out", 200),
+            ("/api/v1/accounts/bob: let in, new password", 200),
+            ("/api/v1/accounts/bob: new password", 422),
+        ]
+
+
 async def test_the_audit_log_is_exported_and_harmless_in_a_spreadsheet(here):
     async with here.call() as stranger:
         await stranger.post("/auth/signin", json={"name": "=cmd|' /C calc'!A0", "password": "x"})

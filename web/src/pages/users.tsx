@@ -177,6 +177,13 @@ function Add({ host, done }: { host: boolean; done: () => void }) {
 
 const SHOWN = 100;
 
+/** What the target says that the action and the name have not said. */
+function beyond({ action, target, who }: Views["AuditEntry"]): string {
+  const path = action.slice(action.indexOf(" ") + 1);
+  if (target === path || target === who) return "";
+  return target.startsWith(`${path}: `) ? target.slice(path.length + 2) : target;
+}
+
 function Audit() {
   const audit = useResource("audit", () => get("/api/v1/audit", {}, { newest: true, limit: SHOWN }));
   const links = (
@@ -211,7 +218,7 @@ function Audit() {
                       <td className="nowrap">{time(entry.at)}</td>
                       <td>{entry.who}</td>
                       <td>
-                        <code>{entry.action}</code> {!entry.action.endsWith(entry.target) && entry.target !== entry.who && <small className="quiet">{entry.target}</small>}
+                        <code>{entry.action}</code> <small className="quiet">{beyond(entry)}</small>
                       </td>
                       <td><Badge status={entry.outcome < 400 ? "done" : "refused"} /></td>
                       <td>{entry.origin}</td>

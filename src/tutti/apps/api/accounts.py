@@ -229,6 +229,7 @@ class AccountRoutes:
         self, request: Request, account: str, wish: Annotated[AccountChange, Depends(Body(AccountChange))]
     ) -> Answer[AccountView]:
         """Give a role, lock somebody out or in again, or set a password; the latter two end sessions and tokens."""
+        request.state.target = f"{request.url.path}: {_in_words(wish)}"
         changed = await self._accounts.change(
             request.state.identity, account, role=wish.role, disabled=wish.disabled, password=wish.password
         )
@@ -307,6 +308,16 @@ def _cell(value: object) -> object:
 async def _json_lines(batches: AsyncIterator[list[AuditEntry]]) -> AsyncIterator[bytes]:
     async for batch in batches:
         yield b"".join(msgspec.json.encode(entry) + b"\n" for entry in batch)
+
+
+def _in_words(wish: AccountChange) -> str:
+    """What the audit log says of a change; of a password, only that there is a new one."""
+    said = [] if wish.role is None else [f"role {wish.role or 'none'}"]
+    if wish.disabled is not None:
+        said.append("locked out" if wish.disabled else "let in")
+    if wish.password is not None:
+        said.append("new password")
+    return ", ".join(said) or "nothing"
 
 
 def _person(request: Request) -> Identity:

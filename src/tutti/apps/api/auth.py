@@ -130,7 +130,7 @@ class Guard:
     that what people do is in the audit log.
 
     Leaves `identity` (Identity | None), `operator` (bool) and `still` (whether the caller may still listen) in the
-    connection's state.
+    connection's state; a handler may leave `target` there, what the audit log says it was done to.
     """
 
     def __init__(self, app: ASGIApp, identify: Identify, accounts: Accounts, failures: Failures, host: str) -> None:
@@ -214,6 +214,7 @@ class Guard:
         async def audited(message: Message) -> None:
             if message["type"] == "http.response.start":
                 made = MutableHeaders(raw=message.get("headers", [])).get("location", scope["path"])
+                made = scope["state"].get("target", made)
                 action = f"{scope['method']} {scope['path']}"
                 origin, where = client_of(connection), identity.organisation or self._accounts.host
                 try:
