@@ -539,6 +539,7 @@ def test_accounts_from_set_up_to_the_audit_log(browser, tmp_path):
             page.emulate_media(color_scheme=screen["scheme"])
             assert ada.violations() == [], name
             assert ada.overflow() <= 0, name
+            assert accounts.locator("tr", has_text="bob").bounding_box()["height"] < 70, name
             ada.picture(f"users-{name}")
 
         page.get_by_role("link", name="Settings").click()
