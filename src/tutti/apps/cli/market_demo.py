@@ -44,7 +44,7 @@ def demo() -> None:
         click.echo(f"coordinator at {federation.url}, starting {len(WORKERS)} workers")
         with Client(federation.url) as client:
             for worker in WORKERS:
-                client.mint(f"node:{worker}", STAKE, key=f"demo/{worker}")
+                client.mint(f"node:{worker}", STAKE, key=f"demo-{worker}")
             for name in JOBS:
                 client.market.register_client(name, BALANCE)
             federation.start_nodes({name: ["--worker", "--stake", str(STAKE)] for name in WORKERS})
