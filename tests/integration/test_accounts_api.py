@@ -505,3 +505,6 @@ async def test_security_headers(here):
         assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
+        assert "strict-transport-security" not in answer.headers
+        by_tls = await stranger.get("https://127.0.0.1:8000/auth/session")
+        assert by_tls.headers["strict-transport-security"] == "max-age=31536000"

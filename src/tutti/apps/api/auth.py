@@ -145,7 +145,7 @@ class Guard:
         refusal = await self._refusal(connection)
         app = self._app if refusal is None else refusal
         if scope["type"] == "http" or refusal is not None:  # the frames of a WebSocket have no headers
-            send = _with_headers(send, _policy(scope["path"]))
+            send = _with_headers(send, _policy(scope["path"]), secure=scope["scheme"] in ("https", "wss"))
         await app(scope, receive, self._audited(connection, send))
 
     async def _refusal(self, connection: HTTPConnection) -> Response | None:
@@ -258,7 +258,7 @@ def client_of(connection: HTTPConnection) -> str:
 _RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
 
-def _with_headers(send: Send, policy: str | None) -> Send:
+def _with_headers(send: Send, policy: str | None, *, secure: bool) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             headers = message.setdefault("headers", [])
@@ -266,6 +266,8 @@ def _with_headers(send: Send, policy: str | None) -> Send:
             headers.extend(pair for pair in _RAW_HEADERS if pair[0] not in present)
             if policy is not None:
                 MutableHeaders(scope=message)["content-security-policy"] = policy
+            if secure:  # who came by TLS shall not be led back to plain http
+                MutableHeaders(scope=message)["strict-transport-security"] = "max-age=31536000"
         await send(message)
 
     return send_with_headers
