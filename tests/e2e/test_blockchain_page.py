@@ -7,7 +7,7 @@ from support.browser import PATIENCE_MS, Visitor, chromium
 from support.commands import running, tutti
 from tutti.apps.client import Client
 
-pytest.importorskip("eth", reason="needs the extra 'chain'")
+pytest.importorskip("tutti.adapters.chain.embedded", reason="needs the extra 'chain'")
 pytestmark = [pytest.mark.xdist_group("dashboard"), pytest.mark.timeout(600)]
 expect.set_options(timeout=PATIENCE_MS)
 
