@@ -215,7 +215,7 @@ def test_what_is_wrong_with_a_job_is_said_before_it_is_sent(visitor):
     expect(forecast.locator(".figure", has_text="Sent by nodes")).to_contain_text("kB")
     page.get_by_label("Min nodes").fill("3")
     page.get_by_label("Strategy", exact=True).select_option("scaffold")
-    page.get_by_text("More", exact=True).click()
+    page.locator("#main").get_by_text("More", exact=True).click()
     page.get_by_label("Reducer", exact=True).select_option("median")
     expect(page.get_by_role("alert")).to_contain_text("which reducer median cannot judge")
     page.get_by_label("Reducer", exact=True).select_option("mean")
