@@ -130,9 +130,9 @@ async def test_of_two_that_write_while_one_takes_over_each_event_is_in_the_log_o
     first = await PostgresLog.open(url)
     recorded, refused, begun = [], 0, asyncio.Event()
 
-    async def write(log, stream):
+    async def write(log, stream, most):
         nonlocal refused
-        for n in range(40):
+        for n in range(most):
             try:
                 recorded.extend(await log.append(stream, n, news(1, first=n)))
                 begun.set()
@@ -140,11 +140,11 @@ async def test_of_two_that_write_while_one_takes_over_each_event_is_in_the_log_o
                 refused += 1
                 return
 
-    writing = asyncio.create_task(write(first, "a"))
+    writing = asyncio.create_task(write(first, "a", 1_000_000))  # until it is refused
     await begun.wait()
     await alone(url, LAPSE)
     second = await PostgresLog.open(url)
-    await asyncio.gather(writing, write(second, "b"))
+    await asyncio.gather(writing, write(second, "b", 40))
     assert refused == 1
     assert await second.read() == sorted(recorded, key=lambda each: each.offset)
     assert [each.offset for each in await second.read()] == [*range(1, len(recorded) + 1)]
