@@ -194,7 +194,7 @@ def test_a_link_for_one_is_good_for_one_but_a_node_may_come_back_with_it(site):
     assert (second.returncode, "used up" in second.stderr) == (Exit.REFUSED, True), second.stderr
     other = site.ok("invite").strip()
     taken = site.tutti("join", other, "--data", "digits", "--name", "one", "--state-dir", "three")
-    assert (taken.returncode, "another --name" in taken.stderr) == (Exit.CONFLICT, True), taken.stderr
+    assert (taken.returncode, "choose another name" in taken.stderr) == (Exit.CONFLICT, True), taken.stderr
 
 
 def test_a_removed_node_is_turned_away(site):

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AuthenticationError, DeliveryError, ProbableAuthenticationError
 from aiormq.exceptions import (
     ChannelAccessRefused,
@@ -151,6 +151,20 @@ async def publish(channel: AbstractChannel, queue: str, letter: Letter, reply_to
         await channel.default_exchange.publish(message, queue, mandatory=True, timeout=CONNECT_SECONDS)
     except DeliveryError as error:
         raise Undeliverable(f"the broker does not take a message for {queue}: it is full, or gone") from error
+
+
+async def acknowledge(letter: AbstractIncomingMessage, *, good: bool = True) -> None:
+    """Take a letter from its queue; one that is no good goes to the dead letters.
+
+    A connection that is gone has given the letter back: it comes again, and its number is known.
+    """
+    try:
+        await (letter.ack() if good else letter.reject(requeue=False))
+    except BROKEN:
+        pass
+    except Exception as error:
+        if type(error) is not Exception:  # with a bare one aiormq ends what waits while its channel is closed here
+            raise
 
 
 class Undeliverable(LinkLost):

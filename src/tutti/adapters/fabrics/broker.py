@@ -140,7 +140,7 @@ class BrokerFabric:
             event, letter = await self._events.get()
             yield event
             if letter is not None:
-                await _acknowledge(letter)
+                await amqp.acknowledge(letter)
 
     def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:
         peer = self._nodes.get(node)
@@ -235,8 +235,7 @@ class BrokerFabric:
                 await self._read(letter)
             except BadMessage as error:
                 log.warning("a letter that is none goes to %s: %s", self.address.dead, error)
-                with contextlib.suppress(*amqp.BROKEN):
-                    await letter.reject(requeue=False)
+                await amqp.acknowledge(letter, good=False)
 
     async def _read(self, letter: AbstractIncomingMessage) -> None:
         match event := wire.decode_event(letter.body):
@@ -253,11 +252,11 @@ class BrokerFabric:
             refused = await self._refusal(said)
             if refused is not None:
                 await self._notify(own, refused)
-                return await _acknowledge(letter)
+                return await amqp.acknowledge(letter)
             now = asyncio.get_running_loop().time()
             self._sessions[said.session] = _Peer(node, said.session, own, said.registration, now)
         await self._notify(own, wire.Enable(queue=self.address.events, pulse=self.limits.pulse, blobs=self._blobs_url))
-        await _acknowledge(letter)
+        await amqp.acknowledge(letter)
 
     async def _refusal(self, said: wire.Register) -> wire.Disable | None:
         registration = said.registration
@@ -285,7 +284,7 @@ class BrokerFabric:
         except TuttiError as error:
             answer = wire.Disable(reason=str(error)[:1000], fatal=True)
         await self._notify(letter.reply_to or "", answer)
-        await _acknowledge(letter)
+        await amqp.acknowledge(letter)
 
     async def _on_counted(self, said: wire.Counted, letter: AbstractIncomingMessage) -> None:
         """In the order of their numbers, once each."""
@@ -293,10 +292,10 @@ class BrokerFabric:
         if peer is None:
             reason = "the coordinator does not know this session (any more): register again"
             await self._notify(letter.reply_to or "", wire.Disable(reason=reason))
-            return await _acknowledge(letter)
+            return await amqp.acknowledge(letter)
         peer.heard_at = asyncio.get_running_loop().time()
         if said.seq <= peer.seq or said.seq in peer.early:
-            return await _acknowledge(letter)
+            return await amqp.acknowledge(letter)
         peer.early[said.seq] = said, letter
         while (following := peer.early.pop(peer.seq + 1, None)) is not None:
             peer.seq += 1
@@ -322,7 +321,7 @@ class BrokerFabric:
                     continue
                 case _:
                     pass
-            await _acknowledge(letter)
+            await amqp.acknowledge(letter)
 
     async def _hand_over(
         self, peer: _Peer, said: wire.Beat | wire.Done | wire.Say, letter: AbstractIncomingMessage
@@ -363,7 +362,7 @@ class BrokerFabric:
             del self._nodes[peer.node]
             self._events.put_nowait((Left(peer.node, reason, took_leave), None))
         for _, letter in [*peer.early.values(), *peer.incoming]:
-            self._tasks.create_task(_acknowledge(letter))
+            self._tasks.create_task(amqp.acknowledge(letter))
         peer.early.clear()
         peer.incoming.clear()
         peer.outgoing.clear()
@@ -453,9 +452,3 @@ async def _close(channel: AbstractChannel) -> None:
     with contextlib.suppress(*amqp.BROKEN):
         async with asyncio.timeout(amqp.CONNECT_SECONDS):
             await channel.close()
-
-
-async def _acknowledge(letter: AbstractIncomingMessage) -> None:
-    """A connection that is gone has given the letter back; it comes again, and its number is known."""
-    with contextlib.suppress(*amqp.BROKEN):
-        await letter.ack()

@@ -248,8 +248,7 @@ class _Session:
             while (arrived := await self._arrived.get()) is not None:
                 message, letter = arrived
                 yield message
-                with contextlib.suppress(*amqp.BROKEN):
-                    await letter.ack()
+                await amqp.acknowledge(letter)
             assert self._over is not None
             raise self._over
         except asyncio.CancelledError:
@@ -312,14 +311,12 @@ class _Session:
         try:
             command = wire.decode_command(letter.body)
         except BadMessage as error:
-            with contextlib.suppress(*amqp.BROKEN):
-                await letter.reject(requeue=False)
+            await amqp.acknowledge(letter, good=False)
             return self._end(LinkRefused(f"the coordinator said what this version does not understand: {error}"))
         if command.session > self._name:  # closing gives the letter back, and the other one gets it
             return self._end(LinkRefused(f"another process has connected as {self._node}: give each a name of its own"))
         if command.session < self._name or command.seq <= self._heard or command.seq in self._early:
-            with contextlib.suppress(*amqp.BROKEN):
-                await letter.ack()
+            await amqp.acknowledge(letter)
             return
         self._early[command.seq] = command, letter
         while (following := self._early.pop(self._heard + 1, None)) is not None:
