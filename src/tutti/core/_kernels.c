@@ -6,6 +6,8 @@
 
 #include "_kernels.h"
 
+enum { WORTH = 32 }; /* blocks of vectors: with fewer for each, starting a thread takes longer than the work */
+
 static const double MAGIC = 6755399441055744.0; /* 1.5 * 2^52 */
 static const uint64_t MAGIC_BITS = UINT64_C(0x4338000000000000);
 
@@ -84,8 +86,9 @@ static PyObject *run_blocks(Job *job, PyObject *blocks, Py_ssize_t size, float l
     job->blocks = view.buf;
     job->block_count = (size_t)view.len / sizeof(Block);
     memcpy(&job->limit, &limit, sizeof job->limit);
+    size_t worth = threads > 0 ? job->block_count : 1 + job->block_count * (size_t)job->count / WORTH;
     Py_BEGIN_ALLOW_THREADS
-    run_threads(work, job, job->block_count, threads > 0 ? (size_t)threads : 0);
+    run_threads(work, job, job->block_count < worth ? job->block_count : worth, threads > 0 ? (size_t)threads : 0);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&view);
     return PyBool_FromLong(!atomic_load(&job->beyond));
