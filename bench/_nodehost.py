@@ -59,7 +59,14 @@ async def nodes(link: str, names: list[str], folder: Path) -> AsyncIterator[Answ
         ]
         for each in links:
             await each.registered.wait()
-        yield lambda question: traffic(port)
+
+        async def answer(question: str) -> dict[str, object]:
+            if question.startswith("back "):
+                since = float(question.removeprefix("back "))
+                return {"seconds": [await each.back(since) for each in links]}
+            return await traffic(port)
+
+        yield answer
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -71,11 +78,20 @@ class Noticing(HubLink):
     def __init__(self, *args: str) -> None:
         super().__init__(*args)
         self.registered = asyncio.Event()
+        self._at = 0.0
 
     async def connect(self, registration: Registration):  # type: ignore[no-untyped-def]
         messages = await super().connect(registration)
+        self._at = time.time()
         self.registered.set()
         return messages
+
+    async def back(self, since: float) -> float:
+        """Seconds from then until it was through once more."""
+        while self._at <= since:
+            self.registered.clear()
+            await self.registered.wait()
+        return self._at - since
 
 
 def join(url: str, token: str, names: list[str]) -> None:

@@ -32,6 +32,10 @@ async def persistently(ask):
     return await ask()
 
 
+async def nothing():
+    """What a standby does while it waits."""
+
+
 @pytest.fixture
 async def url():
     async with database() as url:
@@ -162,7 +166,8 @@ async def test_a_lease_is_renewed_and_once_it_lapses_the_log_passes_on(url, monk
     await db.close()
     keeping.cancel()  # as a machine that stands still: its connection, and with it the lock, is there
     waits = asyncio.Event()
-    second = await PostgresLog.stand_by(url, waits.set)
+    second = await PostgresLog.beside(url)
+    await second.stand_by(waits.set, nothing)
     assert waits.is_set()
     await second.append("a", 0, news(1))
     with pytest.raises(LogLost):
@@ -185,10 +190,35 @@ async def test_an_owner_that_may_be_replaced_gives_up_when_it_cannot_renew(url, 
 async def test_a_log_that_is_given_free_passes_on_at_once(url):
     first = await PostgresLog.open(url)
     waits = asyncio.Event()
-    following = asyncio.create_task(PostgresLog.stand_by(url, waits.set))
+    second = await PostgresLog.beside(url)
+    following = asyncio.create_task(second.stand_by(waits.set, nothing))
     await waits.wait()
     await first.close()
-    await (await following).close()
+    await following
+    await second.close()
+
+
+async def test_whoever_stands_by_reads_what_is_settled_and_no_more(url):
+    """What comes after that may still be taken back: its writer does not know yet whether it is written."""
+    first = await PostgresLog.open(url)
+    before = await first.append("a", 0, news(2))
+    await alone(url, "UPDATE events_owner SET settled = 1")
+    second, seen = await PostgresLog.beside(url), asyncio.Queue()
+
+    async def look():
+        seen.put_nowait(await second.read())
+
+    following = asyncio.create_task(second.stand_by(lambda: None, look))
+    assert await seen.get() == before[:1]
+    keeping = asyncio.create_task(first.keep())
+    while (await seen.get()) != before:
+        pass
+    keeping.cancel()
+    more = await first.append("a", 2, news(1, first=2))
+    await first.close()
+    await following
+    assert await second.read() == before + more
+    await second.close()
 
 
 async def test_a_newer_format_is_refused_and_nothing_is_touched(url):

@@ -30,7 +30,7 @@ from tutti.ports import Arrived, Cancelled, Data, Examples, LinkRefused, Report,
 from tutti.ports.blobs import Buffer
 from tutti.ports.machine import Load
 from tutti.services.node import NodeRuntime
-from tutti.services.runner import TaskRunner, backoff
+from tutti.services.runner import TaskRunner, backoff, reconnects
 from tutti.wire import tensors
 from tutti.wire.messages import (
     Failure,
@@ -837,3 +837,10 @@ def test_backoff_is_quick_at_first_bounded_later_and_the_same_for_the_same_seed(
     assert 0.05 <= delays[0] <= 0.1
     assert all(2.5 <= delay <= 5.0 for delay in delays[6:])
     assert len(set(delays)) == 50
+
+
+def test_whoever_looks_for_a_successor_asks_twice_a_second_for_a_while() -> None:
+    delays = list(islice(reconnects(Random(1)), 60))
+    assert all(delay <= 0.5 for delay in delays[:40])
+    assert 10 <= sum(delays[:40]) <= 20
+    assert all(2.5 <= delay <= 5.0 for delay in delays[46:])

@@ -7,6 +7,7 @@ messages that are late or come twice. A failure names the seed; `schedule(seed)`
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 
 from tutti.adapters.datasets import known_schema
@@ -85,6 +86,22 @@ def schedule(seed: int) -> World:
     return load_world({**FLEET, "faults": faults, "network": network})
 
 
+def takeovers(seed: int) -> World:
+    """The same, and coordinators that are cut off from the log and replaced, whose clocks differ by up to two hours."""
+    world = schedule(seed)
+    return load_world(
+        {
+            **msgspec.to_builtins(world),
+            "faults": {
+                **msgspec.to_builtins(world.faults),
+                "stall": f"exponential:mean={8 + 4 * (seed % 3)}",
+                "overlap": "exponential:mean=4",
+                "skew": "uniform:low=0,high=7200",
+            },
+        }
+    )
+
+
 @pytest.fixture(scope="module")
 def calm() -> Outcome:
     return simulate_world(load_world(FLEET), PATIENT)
@@ -97,6 +114,18 @@ def test_passing_faults_change_nothing(calm: Outcome, group: int) -> None:
         check(done, seed)
         assert done.job.model == calm.job.model, f"schedule {seed}: another model than on a calm day"
         assert counted(done) == counted(calm), f"schedule {seed}"
+
+
+@pytest.mark.parametrize("group", range(2))
+def test_a_coordinator_that_was_replaced_and_does_not_know_it_changes_nothing(calm: Outcome, group: int) -> None:
+    stalls = 0
+    for seed in range(2000 + 20 * group, 2020 + 20 * group):
+        done = simulate_world(takeovers(seed), PATIENT)
+        check(done, seed)
+        assert done.job.model == calm.job.model, f"takeovers {seed}: another model than on a calm day"
+        assert counted(done) == counted(calm), f"takeovers {seed}"
+        stalls += done.stalls
+    assert stalls > 20, "hardly any coordinator was replaced"
 
 
 @pytest.mark.parametrize("group", range(4))

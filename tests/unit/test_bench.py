@@ -32,6 +32,7 @@ SMALL = {
     "ledger.py": (["--jobs", "20"], "times bare"),
     "market.py": (["--quick"], "times bare"),
     "broker.py": (["--quick"], "ratio"),
+    "failover.py": (["--quick"], "ratio"),
     "sim.py": (["--no-op", "--rounds", "8"], None),
     "chain.py": (["--quick"], "a node each / ours"),
 }
@@ -51,7 +52,7 @@ def test_runs_and_prints_a_ratio(script):
         missing("Chromium (Debian: apt-get install chromium)")
     if script == "browser.py" and not (BENCH.parent / "web" / "node_modules").exists():
         missing("Node, and `npm ci` in web/")
-    if script == "broker.py":
+    if script in ("broker.py", "failover.py"):
         need_servers()
     arguments, ratio = SMALL[script]
     environment = {

@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -178,7 +178,7 @@ async def coordinator(
     from tutti.services.sessions import Sessions
 
     folder = data_folder(settings.data_dir)
-    log, keep = await _open_log(settings, folder)
+    log = await _open_log(settings, folder)
     blobs = await _open_blobs(settings, folder)
     fabric = HubFabric(
         lambda node, secret: core.members.authenticate(node, secret),
@@ -198,8 +198,6 @@ async def coordinator(
         audited=settings.audited if find_spec("wasmtime") else 0.0,
         pays=not settings.standby,
     )
-    if keep is not None:
-        core.background.spawn(keep)
     fabric.traffic = core.stats
     clock = core.clock
     chain = open_chain(folder, core)
@@ -211,7 +209,6 @@ async def coordinator(
     core.lend(floor, sessions)
     core.keeper.retained = lambda: desk.retained() | market.retained() | sessions.retained()
     accounts = Accounts(await _open_accounts(settings, folder), Argon2Passwords(), core.clock)
-    await accounts.load()
     api = ApiSettings(
         host=settings.host,
         port=port,
@@ -220,10 +217,13 @@ async def coordinator(
         url=settings.url(port),
         key=_session_key(settings, folder),
     )
+    app = create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor), sessions, chain=chain)
+    if traced is not None:
+        core.journal.watchers.append(traced.told)
+    await _own(log, core, settings)
+    await accounts.load()
     async with broker or contextlib.nullcontext():
         await core.start()
-        if traced is not None:  # of what is new only
-            core.journal.projections.append(traced.told)
         core.background.spawn(desk.run())
         core.background.spawn(floor.run())
         sessions.resume()
@@ -232,7 +232,6 @@ async def coordinator(
         if chain is not None:
             core.background.spawn(chain.desk.run())
         try:
-            app = create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor), sessions, chain=chain)
             yield core, app
         finally:
             await core.stop()
@@ -281,19 +280,26 @@ async def _open_ledger(folder: Path, clock: Callable[[], float], closed: str) ->
     return ledger
 
 
-async def _open_log(
-    settings: CoordinatorSettings, folder: Path
-) -> "tuple[EventLog, Coroutine[None, None, None] | None]":
-    """The event log, and what must run to keep it, if anything."""
+async def _open_log(settings: CoordinatorSettings, folder: Path) -> "EventLog":
+    """The event log; with `standby` it may be another coordinator's yet."""
     if settings.database:
         from tutti.adapters.logs.postgres import PostgresLog
 
-        url = settings.database
-        log = await (PostgresLog.stand_by(url, settings.on_standby) if settings.standby else PostgresLog.open(url))
-        return log, log.keep(replaceable=settings.standby)
+        return await (PostgresLog.beside if settings.standby else PostgresLog.open)(settings.database)
     from tutti.adapters.logs.sqlite import SqliteLog
 
-    return await SqliteLog.open(folder / "log.sqlite"), None
+    return await SqliteLog.open(folder / "log.sqlite")
+
+
+async def _own(log: "EventLog", core: "Coordinator", settings: CoordinatorSettings) -> None:
+    """See to it that the log is ours and stays so. Who stands by has replayed it when its turn comes."""
+    if settings.database:
+        from tutti.adapters.logs.postgres import PostgresLog
+
+        assert isinstance(log, PostgresLog)
+        if settings.standby:
+            await log.stand_by(settings.on_standby, core.journal.load)
+        core.background.spawn(log.keep(replaceable=settings.standby))
 
 
 async def _open_accounts(settings: CoordinatorSettings, folder: Path) -> "AccountStore":

@@ -1,7 +1,7 @@
 """What the services need from the world: Protocols of one to four methods, nothing else."""
 
 from tutti.ports.blobs import BlobStore
-from tutti.ports.fabric import Arrived, Fabric, FabricEvent, Left, Link, LinkLost, LinkRefused, Said
+from tutti.ports.fabric import Arrived, Fabric, FabricEvent, Left, Link, LinkBusy, LinkLost, LinkRefused, Said
 from tutti.ports.log import EventLog, LogLost, Recorded, VersionConflict
 from tutti.ports.training import Cancelled, Data, Examples, NodeData, Report, Task, Trainer, Work
 from tutti.ports.workbench import Workbench
@@ -17,6 +17,7 @@ __all__ = [
     "FabricEvent",
     "Left",
     "Link",
+    "LinkBusy",
     "LinkLost",
     "LinkRefused",
     "LogLost",

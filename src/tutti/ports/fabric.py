@@ -68,6 +68,10 @@ class LinkLost(TuttiError):
     """The coordinator cannot be reached now; connect again later."""
 
 
+class LinkBusy(LinkLost):
+    """The coordinator is there, and has no room for this node now: coming back at once would only cost it more."""
+
+
 class LinkRefused(TuttiError):
     """The coordinator answered, and does not want this node (token, version, name); retrying does not help."""
 

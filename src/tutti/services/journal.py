@@ -53,17 +53,17 @@ class Journal:
         """Of each job, the rounds that were opened, in order, and at which offset of the log."""
         self.projections: list[Callable[[Recorded], None]] = []
         """Told every event in order, from the first on: functions that return at once and never raise."""
+        self.watchers: list[Callable[[Recorded], None]] = []
+        """Likewise, but told only of what happens from now on, not of what is replayed."""
         self._versions: defaultdict[str, int] = defaultdict(int)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wishes: defaultdict[str, list[_Wish]] = defaultdict(list)
 
     async def load(self) -> None:
-        """Replay the whole log."""
-        offset = 0
-        while batch := await self.log.read(offset, limit=REPLAY_BATCH):
+        """Replay the log, from where an earlier call ended."""
+        while batch := await self.log.read(self.offset, limit=REPLAY_BATCH):
             for recorded in batch:
                 self._apply(recorded)
-            offset = batch[-1].offset
 
     async def submit(self, job_id: str, spec: JobSpec, data: DataSchema, *, by: str, paused: bool) -> Job:
         """Record a new job, paused from the start if asked; one that has this id already stays as it is."""
@@ -150,6 +150,8 @@ class Journal:
         if events:
             for recorded in await self.log.append(stream, self._versions[stream], events):
                 self._apply(recorded)
+                for told in self.watchers:
+                    told(recorded)
 
     def _apply(self, recorded: Recorded) -> None:
         event, stream = recorded.event, recorded.stream

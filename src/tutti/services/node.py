@@ -20,12 +20,12 @@ from tutti.core.codec import codecs
 from tutti.core.statistics import Statistics
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered, tells, terms
-from tutti.ports.fabric import Link, LinkLost, LinkRefused
+from tutti.ports.fabric import Link, LinkBusy, LinkLost, LinkRefused
 from tutti.ports.machine import Host
 from tutti.ports.training import Data
 from tutti.services.market.worker import Worker
 from tutti.services.preflight import statistics_of
-from tutti.services.runner import TaskRunner, TrainerFor, backoff, key_of
+from tutti.services.runner import TaskRunner, TrainerFor, backoff, key_of, reconnects
 from tutti.services.work import failure
 from tutti.wire.messages import (
     PROTOCOL,
@@ -88,16 +88,19 @@ class NodeRuntime:
         """Serve until cancelled; raises LinkRefused if the coordinator does not want this node. Runs once."""
         self._capabilities = offered(await asyncio.to_thread(self._machine.capabilities), self._policy)
         self._summary = await asyncio.to_thread(_summary, self._data)
-        delays = backoff(self._rng)
+        soon, later = reconnects(self._rng), backoff(self._rng)
         try:
             while True:
+                delays = soon
                 try:
                     await self._session()
                 except LinkLost as lost:
                     log.info("node %s: no connection, trying again: %s", self._name, lost)
+                    delays = later if isinstance(lost, LinkBusy) else soon
                 if self._tasks.connected.is_set():
                     self._tasks.connected.clear()
-                    delays = backoff(self._rng)
+                    delays = soon = reconnects(self._rng)
+                    later = backoff(self._rng)
                 await asyncio.sleep(next(delays))
         finally:
             self._tasks.close()

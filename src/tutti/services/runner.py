@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from random import Random
@@ -32,6 +33,7 @@ from tutti.wire.messages import MAX_ATTACHED, Halt, NodeMessage, Progress, Start
 log = logging.getLogger(__name__)
 
 FIRST_DELAY, LAST_DELAY = 0.1, 5.0
+SOON, SOON_TRIES = 0.5, 40
 PROGRESS_SECONDS = 5.0
 
 TrainerFor: TypeAlias = Callable[[Choice, DataSchema], Trainer]
@@ -44,6 +46,15 @@ def backoff(rng: Random) -> Iterator[float]:
     while True:
         yield delay * rng.uniform(0.5, 1.0)
         delay = min(LAST_DELAY, 2 * delay)
+
+
+def reconnects(rng: Random) -> Iterator[float]:
+    """Likewise, but no more than 0.5 for a quarter of a minute: another coordinator takes over in a moment.
+
+    Nobody is there yet who could be kept busy by that.
+    """
+    yield from (min(delay, SOON * rng.uniform(0.5, 1.0)) for delay in islice(backoff(rng), SOON_TRIES))
+    yield from backoff(rng)
 
 
 @dataclass(slots=True, eq=False)

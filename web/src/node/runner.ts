@@ -22,6 +22,8 @@ type Held = { start: Start; outcome?: Submission | Failure; blob?: Uint8Array<Ar
 
 const FIRST_DELAY_MS = 100;
 const LAST_DELAY_MS = 5000;
+const SOON_DELAY_MS = 500; // for a quarter of a minute: another coordinator takes over in a moment
+const SOON_TRIES = 40;
 const HISTORY = 100;
 
 const keyOf = (start: Start): string => [start.job, start.round, start.attempt, start.task, start.weights].join("/");
@@ -171,7 +173,8 @@ export class Runner {
   }
 
   private delay(): number {
-    return Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.tries++) * (0.5 + Math.random() / 2);
+    const most = this.tries < SOON_TRIES ? SOON_DELAY_MS : LAST_DELAY_MS;
+    return Math.min(most, FIRST_DELAY_MS * 2 ** this.tries++) * (0.5 + Math.random() / 2);
   }
 
   /** Back from sleep or another network: the old connection may be dead without knowing. */

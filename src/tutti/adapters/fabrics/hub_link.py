@@ -24,7 +24,7 @@ from yarl import URL
 from tutti.adapters.fabrics.download import Download
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError, UserError
 from tutti.domain.events import Digest, NodeId
-from tutti.ports import LinkLost, LinkRefused
+from tutti.ports import LinkBusy, LinkLost, LinkRefused
 from tutti.ports.blobs import Buffer, TooLarge
 from tutti.wire import tensors
 from tutti.wire.messages import (
@@ -130,7 +130,7 @@ class HubLink:
                     await socket.send_frame(encode(registration), WSMsgType.TEXT)
                     first = await self._receive(socket)
                 if isinstance(first, Refusal):
-                    raise LinkLost(f"the coordinator did not take this node in: {first.detail}")
+                    raise LinkBusy(f"the coordinator did not take this node in: {first.detail}")
                 self._attached = first.attached if isinstance(first, Registered) else 0
             except BaseException:
                 await socket.close()

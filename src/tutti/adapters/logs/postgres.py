@@ -12,7 +12,7 @@ for nobody has seen it: reading ends at the last offset that is known to be writ
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -49,6 +49,10 @@ FORMAT = Format(
             up="ALTER TABLE events_owner ADD COLUMN until timestamptz NOT NULL DEFAULT '-infinity'",
             down="ALTER TABLE events_owner DROP COLUMN until",
         ),
+        Step(
+            up="ALTER TABLE events_owner ADD COLUMN settled bigint NOT NULL DEFAULT 0",
+            down="ALTER TABLE events_owner DROP COLUMN settled",
+        ),
     ),
 )
 LEASE_SECONDS = 5.0
@@ -57,18 +61,22 @@ LEASE_SECONDS = 5.0
 RENEWALS = 5
 """In that time, tried so often."""
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.1
+"""Between two looks of a standby at whether the log still has an owner: one small question on an open connection."""
 
 LOCK = "SELECT pg_try_advisory_lock(hashtext('tutti events ' || current_schema()))"
 WAIT_FOR_LOCK = LOCK.replace("_try", "")
 OPEN = """UPDATE events_owner SET opened = opened + 1, until = clock_timestamp() + make_interval(secs => $1)
     RETURNING opened"""
-RENEW = """UPDATE events_owner SET until = clock_timestamp() + make_interval(secs => $1)
+RENEW = """UPDATE events_owner SET until = clock_timestamp() + make_interval(secs => $1), settled = $3
     WHERE opened = $2 RETURNING opened"""
 HAS_LAPSED = "SELECT until < clock_timestamp() FROM events_owner"
-EVICT = """SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+LOCKED = """pg_locks JOIN pg_database ON pg_database.oid = database
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
     AND (classid::bigint << 32) | objid::bigint = hashtext('tutti events ' || current_schema())"""
+EVICT = f"SELECT pg_terminate_backend(pid) FROM {LOCKED}"  # noqa: S608 - our own words
+LOOK = f"""SELECT settled, until < clock_timestamp() OR NOT EXISTS (SELECT FROM {LOCKED}) AS free
+    FROM events_owner"""  # noqa: S608
 OPENED = "SELECT opened FROM events_owner FOR UPDATE"
 LAST = 'SELECT coalesce(max("offset"), 0) FROM events'
 FORGET = 'DELETE FROM events WHERE "offset" > $1'
@@ -85,15 +93,17 @@ log = logging.getLogger(__name__)
 
 
 class PostgresLog:
-    """An EventLog, made by `open`. It reconnects by itself; until then everything raises StorageError.
+    """An EventLog. It reconnects by itself; until then everything raises StorageError.
+
+    `open` makes one that is ours, `beside` one that may become ours by `stand_by`.
 
     Keep `keep` running beside it, or others may take the log over.
     """
 
-    def __init__(self, url: str, db: "asyncpg.Connection[asyncpg.Record]", opened: int, last: int) -> None:
+    def __init__(self, url: str, db: "asyncpg.Connection[asyncpg.Record]") -> None:
         self._url, self._where = url, postgres.shown(url)
         self._db: asyncpg.Connection[asyncpg.Record] | None = db
-        self._opened, self._last = opened, last
+        self._opened, self._last = -1, 0
         self._versions: dict[str, int] = {}
         self._readers: asyncpg.Pool[asyncpg.Record] | None = None
         self._tail = Tail(kept=1024)
@@ -102,40 +112,70 @@ class PostgresLog:
     @classmethod
     async def open(cls, url: str) -> "PostgresLog":
         """Open or make a log; raises LogInUse, FormatTooNew, UserError, or StorageError if the server is away."""
+        log = await cls.beside(url)
+        try:
+            with postgres.errors(f"open the event log {log._where}"):
+                if not await log._seize():
+                    raise LogInUse(
+                        f"the event log {log._where} is in use by another process: stop it, or choose another"
+                    )
+        except BaseException:
+            log._part()
+            raise
+        return log
+
+    @classmethod
+    async def beside(cls, url: str) -> "PostgresLog":
+        """A log that another process may own: it can be read as far as that one has settled it. Raises as `open`."""
         db = await postgres.connect(url)
         try:
             await postgres.migrate(db, FORMAT, url)
-            with postgres.errors(f"open the event log {postgres.shown(url)}"):
-                opened = await _seize(db)
-                if opened is None:
-                    where = postgres.shown(url)
-                    raise LogInUse(f"the event log {where} is in use by another process: stop it, or choose another")
-                log = cls(url, db, opened, await db.fetchval(LAST))
+            log = cls(url, db)
             log._readers = await postgres.open_pool(url, 3)
         except BaseException:
             db.terminate()
             raise
         return log
 
-    @classmethod
-    async def stand_by(cls, url: str, waits: Callable[[], None]) -> "PostgresLog":
-        """`open`, once nobody owns the log; `waits` is called if somebody does.
+    async def stand_by(self, waits: Callable[[], None], meanwhile: Callable[[], Awaitable[None]]) -> None:
+        """Own the log once nobody else does; if somebody does, `waits` is called, and `meanwhile` again and again.
 
-        A server that goes away meanwhile is waited for, one that is away at first raises StorageError.
+        A server that goes away meanwhile is waited for.
         """
-        looked = False
+        waited, trouble = False, ""
         while True:
             try:
-                return await cls.open(url)
-            except LogInUse:
-                if not looked:
-                    waits()
-                looked = True
+                with postgres.errors(f"stand by at the event log {self._where}"):
+                    db = self._db = self._db or await postgres.connect(self._url)
+                    self._last, free = await db.fetchrow(LOOK) or (0, False)
+                    if free and await self._seize():
+                        return
+                await meanwhile()
+                trouble = ""
             except StorageError as error:
-                if not looked:
-                    raise
-                log.warning("%s", error)
+                self._part()
+                if str(error) != trouble:
+                    log.warning("%s", error)
+                trouble = str(error)
+            if not waited:
+                waits()
+                waited = True
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _seize(self) -> bool:
+        """Become the owner, unless there is another one whose lease has not lapsed."""
+        db = self._db
+        assert db is not None
+        async with db.transaction():
+            await db.execute(postgres.ONE_AT_A_TIME)
+            if not await db.fetchval(LOCK):
+                if not await db.fetchval(HAS_LAPSED):
+                    return False
+                await db.fetch(EVICT)
+                await db.execute(WAIT_FOR_LOCK)
+            self._opened = await db.fetchval(OPEN, LEASE_SECONDS)
+        self._last = await db.fetchval(LAST)
+        return True
 
     async def keep(self, *, replaceable: bool = False) -> None:
         """Renew the lease for ever; raises LogLost once another process owns the log.
@@ -153,7 +193,7 @@ class PostgresLog:
             try:
                 async with asyncio.timeout(LEASE_SECONDS / 2):
                     with postgres.errors(f"renew the lease of the event log {self._where}"):
-                        kept = await self._readers.fetchval(RENEW, LEASE_SECONDS, self._opened)
+                        kept = await self._readers.fetchval(RENEW, LEASE_SECONDS, self._opened, self._last)
             except (StorageError, TimeoutError) as error:
                 if replaceable and loop.time() - renewed > LEASE_SECONDS:
                     raise self._lost("may have taken over") from error
@@ -235,19 +275,6 @@ class PostgresLog:
             raise
         self._db = db
         return db
-
-
-async def _seize(db: "asyncpg.Connection[asyncpg.Record]") -> int | None:
-    """Become the owner; the fencing token, or None if there is another one whose lease has not lapsed."""
-    async with db.transaction():
-        await db.execute(postgres.ONE_AT_A_TIME)
-        if not await db.fetchval(LOCK):
-            if not await db.fetchval(HAS_LAPSED):
-                return None
-            await db.fetch(EVICT)
-            await db.execute(WAIT_FOR_LOCK)
-        opened: int = await db.fetchval(OPEN, LEASE_SECONDS)
-        return opened
 
 
 @dataclass(slots=True)

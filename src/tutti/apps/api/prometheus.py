@@ -53,7 +53,7 @@ class Exposition:
         self._collector = _CoordinatorCollector(coordinator, fabric)
         self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
-        coordinator.journal.projections.append(RoundMetrics(self._registry).told)
+        coordinator.journal.watchers.append(RoundMetrics(self._registry).told)
 
     async def text(self) -> bytes:
         try:

@@ -96,6 +96,7 @@ def _facts(outcome: "Outcome", expected: "Forecast", happened: "Usage") -> dict[
         "events": len(outcome.events),
         "trace": outcome.digest(),
         "coordinator_crashes": outcome.crashes,
+        "coordinator_takeovers": outcome.stalls,
         "node_deaths": outcome.deaths,
         "forecast": expected,
         "happened": happened,
@@ -110,7 +111,8 @@ def _words(outcome: "Outcome", expected: "Forecast", happened: "Usage") -> str:
         f"{beside(expected, happened)}\n"
         f"{job.status}: {job.outcome}; {times[0]} of world time in {times[1]}, "
         f"{len(outcome.events)} events (trace {outcome.digest()[:12]}), {outcome.deaths} nodes died in a task, "
-        f"the coordinator crashed {outcome.crashes} times; model {job.model[:12]}"
+        f"the coordinator crashed {outcome.crashes} times, and was replaced {outcome.stalls} times; "
+        f"model {job.model[:12]}"
     )
 
 

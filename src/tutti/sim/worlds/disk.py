@@ -1,7 +1,7 @@
-"""A coordinator's disk on virtual time: writes take a while, and a killed coordinator writes no more."""
+"""A coordinator's disk on virtual time: writes take a while, and one that was killed or replaced writes no more."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import numpy as np
 
@@ -10,32 +10,41 @@ from tutti.adapters.logs.memory import MemoryLog
 from tutti.core.errors import StorageError
 from tutti.domain.events import AnyEvent, Digest
 from tutti.ports.blobs import Buffer
-from tutti.ports.log import Recorded
+from tutti.ports.log import LogLost, Recorded
 from tutti.sim.worlds.distributions import Draw
 
 
 class Disk:
-    """What one process of the coordinator sees of it."""
+    """What one process of the coordinator sees of it. `owner` counts up with each: it is its fencing token."""
 
-    def __init__(self, delay: Draw, rng: np.random.Generator) -> None:
+    def __init__(self, delay: Draw, rng: np.random.Generator, owner: int) -> None:
         self._delay, self._rng = delay, rng
+        self.owner = owner
         self.killed = False
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def work(self) -> None:
         """Raises StorageError if the process was killed meanwhile: what it wanted has not happened, or is not known."""
         await asyncio.sleep(self._delay(self._rng))
+        await self.answers.wait()
         if self.killed:
             raise StorageError("the coordinator was killed")
 
 
 class SlowLog:
-    """An EventLog before another: a kill falls before a write, or after it but before anybody knows."""
+    """An EventLog before another: a kill falls before a write, or after it but before anybody knows.
 
-    def __init__(self, log: MemoryLog, disk: Disk) -> None:
-        self._log, self._disk = log, disk
+    `newest` is the present owner's token; as a database would, it refuses what comes with an older one.
+    """
+
+    def __init__(self, log: MemoryLog, disk: Disk, newest: Callable[[], int]) -> None:
+        self._log, self._disk, self._newest = log, disk, newest
 
     async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:
         await self._disk.work()
+        if self._newest() != self._disk.owner:
+            raise LogLost("another coordinator has taken over the log")
         recorded = await self._log.append(stream, version, events)
         await self._disk.work()
         return recorded

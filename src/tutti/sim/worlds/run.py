@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -51,7 +52,8 @@ class Outcome:
         seconds: World time from its submission to its end.
         took: Seconds that the simulation took.
         events: Everything logged, in order.
-        crashes: Of the coordinator; `deaths`, of nodes in the middle of a task.
+        crashes: Of the coordinator; `stalls`, after which another one took over; `deaths`, of nodes in the middle of a
+            task.
     """
 
     job: Job
@@ -60,6 +62,7 @@ class Outcome:
     events: list[Recorded]
     crashes: int
     deaths: int
+    stalls: int = 0
 
     def trace(self) -> bytes:
         """The event log as JSON, one event a line."""
@@ -95,15 +98,16 @@ def simulate_world(
         federation = _Federation(world, Path(temporary))
         done, seconds = run(federation.carry_out(spec, watch or (lambda _: None)))
         deaths = sum(node.deaths for node in federation.nodes)
-        return Outcome(done, seconds, perf_counter() - began, federation.recorded, federation.crashes, deaths)
+        took, broke = perf_counter() - began, (federation.crashes, deaths, federation.stalls)
+        return Outcome(done, seconds, took, federation.recorded, *broke)
 
 
 class _Federation:
-    """The coordinator, which may crash and come back on the same log and blobs, and its nodes."""
+    """The coordinator, which may crash or be replaced, and goes on with the same log and blobs; and its nodes."""
 
     def __init__(self, world: World, folder: Path) -> None:
         self.world = world
-        self.crashes = 0
+        self.crashes = self.stalls = self._owners = 0
         self.nodes: list[WorldNode] = []
         self.recorded: list[Recorded] = []
         self._folder = folder
@@ -134,15 +138,15 @@ class _Federation:
 
     async def _until_final(self, job_id: str, watch: Callable[[Job], None]) -> None:
         faults, loop = self.world.faults, asyncio.get_running_loop()
-        crash, outage = faults.crash and drawn(faults.crash), drawn(faults.outage)
+        crash, stall = faults.crash and drawn(faults.crash), faults.stall and drawn(faults.stall)
         while True:
-            dies_at = loop.time() + crash(self._chance) if crash else None
+            dies_at = loop.time() + crash(self._chance) if crash else inf
+            stands_still_at = loop.time() + stall(self._chance) if stall else inf
+            first = min(dies_at, stands_still_at)
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(dies_at):
+                async with asyncio.timeout_at(None if first == inf else first):
                     return await self._follow(job_id, watch)
-            await self._crash()
-            await asyncio.sleep(outage(self._chance))
-            await self._up()
+            await (self._crash() if dies_at <= stands_still_at else self._stall())
 
     async def _follow(self, job_id: str, watch: Callable[[Job], None]) -> None:
         job = self._core.job(job_id)
@@ -156,33 +160,57 @@ class _Federation:
     # -- the coordinator ---------------------------------------------------------------------------------
 
     async def _up(self) -> None:
+        """A coordinator starts, and owns the log from now on."""
         loop, world = asyncio.get_running_loop(), self.world
-        self._disk = Disk(drawn(world.faults.disk), self._chance)
-        self._fabric = LocalFabric(
-            lambda node, secret: self._core.members.authenticate(node, secret),
+        self._owners += 1
+        disk = self._disk = Disk(drawn(world.faults.disk), self._chance, self._owners)
+        ahead = MIDNIGHT + world.start + drawn(world.faults.skew)(self._chance)
+        fabric = self._fabric = LocalFabric(
+            lambda node, secret: core.members.authenticate(node, secret),
             self._blobs,
-            limit=lambda node: self._core.access.update_limit(node),
+            limit=lambda node: core.access.update_limit(node),
             heartbeat=world.heartbeat,
         )
-        self._core = Coordinator(
-            event_log=SlowLog(self._log, self._disk),
-            blobs=SlowBlobs(self._blobs, self._disk),
-            fabric=self._fabric,
+        core = self._core = Coordinator(
+            event_log=SlowLog(self._log, disk, lambda: self._owners),
+            blobs=SlowBlobs(self._blobs, disk),
+            fabric=fabric,
             workbench=ThreadWorkbench(),
             known_schema=known_schema,
-            clock=lambda: MIDNIGHT + world.start + loop.time(),
+            clock=lambda: ahead + loop.time(),
         )
-        await self._core.start()
+        await core.start()
+
+    def _connect_all(self, fabric: LocalFabric | None) -> None:
+        """Let the nodes' next tries find this coordinator, or none."""
         for link in self._links.values():
-            link.fabric = self._fabric
+            link.fabric = fabric
+            if fabric is None:
+                link.drop()
 
     async def _crash(self) -> None:
+        """It is killed, and comes back."""
         self.crashes += 1
         self._disk.killed = True
-        for link in self._links.values():
-            link.fabric = None
-            link.drop()
+        self._connect_all(None)
         await self._core.stop()
+        await asyncio.sleep(drawn(self.world.faults.outage)(self._chance))
+        await self._up()
+        self._connect_all(self._fabric)
+
+    async def _stall(self) -> None:
+        """It is cut off from its log; another one takes over, while it still speaks with the nodes; then it ends."""
+        self.stalls += 1
+        faults, disk, core = self.world.faults, self._disk, self._core
+        disk.answers.clear()
+        await asyncio.sleep(drawn(faults.outage)(self._chance))
+        asyncio.get_running_loop().call_soon(disk.answers.set)  # just when the other has read the log
+        await self._up()
+        await asyncio.sleep(drawn(faults.overlap)(self._chance))
+        disk.killed = True
+        self._connect_all(None)
+        await core.stop()
+        self._connect_all(self._fabric)
 
     # -- the nodes ---------------------------------------------------------------------------------------
 

@@ -73,7 +73,11 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         away: Seconds that it then takes to come back (a distribution).
         crash: Seconds from one crash of the coordinator to the next (a distribution); it never crashes if not given.
             Only a simulation can obey: in a deployment the coordinator is a process of its own.
-        outage: Seconds until a crashed coordinator is back (a distribution).
+        outage: Seconds until a crashed coordinator is back, or another one takes over (a distribution).
+        stall: Seconds from one time to the next that the coordinator is cut off from its log, so that another takes
+            over (a distribution); simulation only, likewise.
+        overlap: Seconds for which both then believe that the jobs are theirs (a distribution).
+        skew: Seconds by which a coordinator's clock is ahead of the world's (a distribution over its processes).
         disk: Seconds that a write of the coordinator takes (a distribution); simulation only, likewise.
     """
 
@@ -82,6 +86,9 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     away: Choice = Choice("constant", {"value": 60})
     crash: Choice | None = None
     outage: Choice = Choice("constant", {"value": 5})
+    stall: Choice | None = None
+    overlap: Choice = Choice("constant", {"value": 1})
+    skew: Choice = Choice("constant", {"value": 0})
     disk: Choice = Choice("constant", {"value": 0})
 
 
@@ -190,7 +197,8 @@ def _check(world: World) -> None:
     """Build what is chosen once, so that a mistake shows before anything starts."""
     machine, network, faults = world.machine, world.network, world.faults
     for choice in (machine.speed, machine.jitter, machine.memory, network.latency, network.up, network.down,
-                   network.cut, faults.away, faults.crash, faults.outage, faults.disk, world.examples):  # fmt: skip
+                   network.cut, faults.away, faults.crash, faults.outage, faults.disk, faults.stall, faults.overlap,
+                   faults.skew, world.examples):  # fmt: skip
         if choice is not None:
             drawn(choice)
     traces.build(world.availability)

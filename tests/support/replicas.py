@@ -1,0 +1,150 @@
+"""Three coordinators behind a real nginx on one database and one bucket, each started again when it was ended."""
+
+import asyncio
+import contextlib
+import re
+import secrets
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.commands import DEADLINE, ENVIRONMENT
+from support.services import S3_KEYS, bucket, database, missing
+from tutti.apps.client import Client
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy/nginx.conf"
+TOKEN, KEY = secrets.token_urlsafe(32), secrets.token_hex(32)
+WAITS = "standing by: another coordinator owns the database\n"
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        free = [stack.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in range(count)]
+        return [each.getsockname()[1] for each in free]
+
+
+class Replicas:
+    """The processes; `owner` is the number of the one that owns the database."""
+
+    def __init__(
+        self, folder: Path, stores: list[str], ports: list[int], url: str, environment: Mapping[str, str] = ENVIRONMENT
+    ) -> None:
+        self.folder, self.stores, self.ports, self.url, self._environment = folder, stores, ports, url, environment
+        self.database = stores[1]
+        self.processes: dict[int, subprocess.Popen[str]] = {}
+        self.owner = -1
+
+    def client(self) -> Client:
+        return Client(self.url, token=TOKEN)
+
+    def start(self, which: int) -> None:
+        data = self.folder / f"data{which}"
+        if not data.exists():  # what its operator gives each of them
+            data.mkdir()
+            (data / "operator-token").write_text(TOKEN)
+            (data / "session-key").write_text(KEY)
+        up = ["up", "--standby", "--port", str(self.ports[which]), "--data-dir", str(data)]
+        with (self.folder / f"log{which}").open("a") as log:
+            self.processes[which] = subprocess.Popen(
+                [sys.executable, "-m", "tutti.apps.cli", *up, "--public-url", self.url, *self.stores, "--json"],
+                env={**self._environment, **S3_KEYS},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def await_owner(self) -> None:
+        """Until one of them says that it is ready."""
+        lines = {process.stdout: which for which, process in self.processes.items()}
+        ready, _, _ = select.select([*lines], [], [], DEADLINE)
+        assert ready, "nobody took over"
+        self.owner = lines[ready[0]]
+        assert self.url in ready[0].readline()
+
+    def await_standby(self, which: int) -> None:
+        """Until it says that it waits."""
+        last = time.monotonic() + DEADLINE
+        while not (self.folder / f"log{which}").read_text().endswith(WAITS):
+            assert time.monotonic() < last
+            time.sleep(0.05)
+
+    def kill(self) -> int:
+        """`kill -9` of the owner; which one it was."""
+        lost = self.owner
+        self.processes[lost].kill()
+        self.lose(lost)
+        return lost
+
+    def lose(self, which: int) -> int:
+        """Wait for its end; returns the exit code."""
+        process = self.processes.pop(which)
+        with process:
+            return process.wait(DEADLINE)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            with process:
+                process.wait()
+
+
+@contextmanager
+def stores() -> Iterator[list[str]]:
+    with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patched:
+        its = contextlib.AsyncExitStack()
+        try:
+            url = runner.run(its.enter_async_context(database()))
+            place = runner.run(its.enter_async_context(bucket(patched)))
+            yield ["--database", url, "--blobs", place]
+        finally:
+            runner.run(its.aclose())
+
+
+@contextmanager
+def nginx(folder: Path, port: int, ports: list[int]) -> Iterator[None]:
+    """The real one, with the file that is shipped, on other ports."""
+    command = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if command is None:
+        missing("nginx", "it is not installed")
+    new = dict(zip(range(8000, 8004), [port, *ports], strict=True))
+    text = re.sub(r"127\.0\.0\.1:(\d+)", lambda found: f"127.0.0.1:{new[int(found[1])]}", CONFIGURATION.read_text())
+    folder.mkdir()
+    (folder / "nginx.conf").write_text(text)
+    options = ["-p", str(folder), "-e", "stderr", "-c", "nginx.conf", "-g", "daemon off;"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([command, *options], stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
+
+
+@contextmanager
+def three(
+    folder: Path,
+    environment: Mapping[str, str] = ENVIRONMENT,
+    prepare: Callable[[str], None] = lambda database: None,
+) -> Iterator[Replicas]:
+    """All of them, once one owns the database and the others stand by; `prepare` has the database before them."""
+    port, *ports = free_ports(4)
+    with ExitStack() as stack:
+        stack.enter_context(nginx(folder / "nginx", port, ports))
+        its = Replicas(folder, stack.enter_context(stores()), ports, f"http://127.0.0.1:{port}", environment)
+        stack.callback(its.close)
+        prepare(its.database)
+        for which in range(3):
+            its.start(which)
+        its.await_owner()
+        for which in range(3):
+            if which != its.owner:
+                its.await_standby(which)
+        yield its
