@@ -3,11 +3,13 @@
 Addresses are `amqp[s]://user:password@host:5671/vhost?coordinator=<uid>`; without a uid it is `main`.
 """
 
+import asyncio
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import aio_pika
@@ -27,6 +29,7 @@ from tutti.ports import LinkLost, LinkRefused
 from tutti.wire.broker import Letter, encode
 
 CONNECT_SECONDS = 10.0
+REMOVE_SECONDS = 20.0
 AMQP_HEARTBEAT = 20
 """Seconds after which a connection without a sign of life is noticed."""
 
@@ -37,6 +40,7 @@ WAITING_COMMANDS = 4096
 DELIVERIES = 5
 """How often a letter is delivered before it goes to the dead letters, or is dropped."""
 
+Hear: TypeAlias = Callable[[AbstractIncomingMessage], Awaitable[object]]
 DEAD_LETTERS = 10_000
 UNUSED_MILLISECONDS = 7 * 24 * 3600 * 1000
 NoSuchQueue = ChannelNotFoundEntity
@@ -72,10 +76,9 @@ class Address:
     def dead(self) -> str:
         return f"coordinator.{self.uid}.dead"
 
-    def commands(self, node: NodeId, spare: int = 0) -> str:
-        """A node's queue, or a spare one: a broker that is killed may lose a young quorum queue, which hangs then."""
-        name = node if self.uid == "main" else f"{node}@{self.uid}"
-        return f"peer.{name}.command{f'.{spare}' if spare else ''}"
+    def commands(self, node: NodeId) -> str:
+        """A node's queue."""
+        return f"peer.{node if self.uid == 'main' else f'{node}@{self.uid}'}.command"
 
 
 def shown(url: str) -> str:
@@ -136,6 +139,25 @@ def _arguments(longest: int) -> FieldTable:
         "x-overflow": "reject-publish",
         "x-delivery-limit": DELIVERIES,
     }
+
+
+class QueueLost(LinkLost):
+    """The broker knows the queue, and nothing of what was in it; it was removed, to be declared anew."""
+
+
+async def consume(address: Address, queue: AbstractQueue, hear: Hear, ca: Path | None = None) -> None:
+    """Listen to a quorum queue; raises QueueLost for one that does not answer.
+
+    RabbitMQ (3.10) that is killed within a second or so of a queue's first declaration remembers its name and not
+    where it lies: it takes declarations, and hangs on everything else for ever. Removing it takes 5 s.
+    """
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await queue.consume(hear)
+    except TimeoutError:
+        async with await connect(address, ca) as another:  # the first one is closed once the broker gives up too
+            await (await another.channel()).queue_delete(queue.name, timeout=REMOVE_SECONDS)
+        raise QueueLost(f"the broker had lost {queue.name}, which is made anew") from None
 
 
 async def publish(channel: AbstractChannel, queue: str, letter: Letter, reply_to: str | None = None) -> None:

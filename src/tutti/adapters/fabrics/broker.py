@@ -17,7 +17,7 @@ from typing import Protocol, Self, TypeAlias
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
 from tutti.adapters.fabrics import amqp
-from tutti.adapters.fabrics.amqp import Address, Undeliverable
+from tutti.adapters.fabrics.amqp import Address, QueueLost, Undeliverable
 from tutti.adapters.fabrics.hub import Authenticate, TurnedAway
 from tutti.core.errors import Conflict, Forbidden, NotFound, TuttiError
 from tutti.domain.events import Digest, NodeId
@@ -163,8 +163,7 @@ class BrokerFabric:
         connection = await amqp.connect(self.address, self._ca)
         try:
             with amqp.lost_when_broken("use the broker"):
-                async with asyncio.timeout(amqp.CONNECT_SECONDS):  # a queue that is being recovered answers late
-                    channels = await self._listen(connection, alone)
+                channels = await self._listen(connection, alone)
         except BaseException:
             with contextlib.suppress(*amqp.BROKEN):
                 await connection.close()
@@ -176,12 +175,13 @@ class BrokerFabric:
 
     async def _listen(self, connection: AbstractConnection, alone: bool) -> tuple[AbstractChannel, AbstractChannel]:
         """A channel to publish by, and one by which events come."""
-        publishing, listening = await amqp.open_channel(connection), await connection.channel()
-        await listening.set_qos(prefetch_count=self.limits.events)
-        queue = await amqp.declare_events(listening, self.address)
+        async with asyncio.timeout(amqp.CONNECT_SECONDS):
+            publishing, listening = await amqp.open_channel(connection), await connection.channel()
+            await listening.set_qos(prefetch_count=self.limits.events)
+            queue = await amqp.declare_events(listening, self.address)
         if alone and queue.declaration_result.consumer_count:
             raise LinkRefused(f"another coordinator listens to {self.address.events}: choose another uid")
-        await queue.consume(self._inbox.put)
+        await amqp.consume(self.address, queue, self._inbox.put, self._ca)
         return publishing, listening
 
     def _on_closed(self, connection: AbstractConnection | None) -> None:
@@ -207,6 +207,9 @@ class BrokerFabric:
             try:
                 await self._connect()
             except (LinkLost, LinkRefused) as error:
+                if isinstance(error, QueueLost):  # nobody can tell which letters were in it
+                    for peer in list(self._sessions.values()):
+                        self._end(peer, str(error))
                 log.warning("%s; trying again in %g s", error, wait)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)

@@ -44,7 +44,6 @@ class BrokerLink:
         self._http: aiohttp.ClientSession | None = None
         self._hub: HubLink | None = None
         self._download: Download | None = None
-        self._spare = 0  # command queues that the broker did not let us use
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,18 +71,11 @@ class BrokerLink:
         try:
             await session.register(registration)
             await self._turn_to(session.blobs)
-            await self._listen(session)
+            await session.listen()
         except BaseException:
             await session.close(goodbye=False)
             raise
         return session.messages()
-
-    async def _listen(self, session: "_Session") -> None:
-        try:
-            await session.listen(self._address.commands(self._node, self._spare))
-        except LinkLost:
-            self._spare += 1
-            raise
 
     async def send(self, message: NodeMessage) -> None:
         if self._session is None:
@@ -142,8 +134,10 @@ class BrokerLink:
 class _Session:
     """One connection to the broker, and what it takes to speak through it; over once anything breaks."""
 
-    def __init__(self, address: Address, node: NodeId, times: LinkTimes, connection: AbstractConnection) -> None:
-        self._address, self._node, self._times, self._connection = address, node, times, connection
+    def __init__(
+        self, address: Address, node: NodeId, times: LinkTimes, ca: Path | None, connection: AbstractConnection
+    ) -> None:
+        self._address, self._node, self._times, self._ca, self._connection = address, node, times, ca, connection
         self._name = f"{time.time_ns():016x}{secrets.token_hex(16)}"  # it grows with time
         self._own = ""
         self._reports_to = address.events
@@ -165,7 +159,7 @@ class _Session:
     @classmethod
     async def open(cls, address: Address, node: NodeId, times: LinkTimes, ca: Path | None) -> "_Session":
         """Connected, with a queue of its own, and somebody listens at the other end."""
-        session = cls(address, node, times, await amqp.connect(address, ca))
+        session = cls(address, node, times, ca, await amqp.connect(address, ca))
         try:
             await session._prepare()
         except BaseException:
@@ -175,12 +169,14 @@ class _Session:
 
     async def _prepare(self) -> None:
         with amqp.lost_when_broken("use the broker"):
-            async with self._connection.channel() as looking:
-                if not await _is_listened_to(looking, self._address):
+            async with asyncio.timeout(self._times.connect):
+                async with self._connection.channel() as looking:
+                    listened_to = await _is_listened_to(looking, self._address)
+                if not listened_to:
                     raise LinkLost(f"no coordinator {self._address.uid!r} listens at {amqp.shown(self._address.url)}")
-            self._channel = await amqp.open_channel(self._connection)
-            own = await self._channel.declare_queue(exclusive=True, auto_delete=True)
-            await own.consume(self._on_notice, no_ack=True)
+                self._channel = await amqp.open_channel(self._connection)
+                own = await self._channel.declare_queue(exclusive=True, auto_delete=True)
+                await own.consume(self._on_notice, no_ack=True)
         self._own = own.name
         self._connection.close_callbacks.add(self._on_closed)
         self._channel.close_callbacks.add(self._on_closed)
@@ -198,14 +194,15 @@ class _Session:
         self._reports_to, self.blobs, self._pulse_seconds = welcome.queue, welcome.blobs, welcome.pulse
         self._feel_pulse()
 
-    async def listen(self, queue: str) -> None:
+    async def listen(self) -> None:
         """For commands, and say so."""
+        queue = self._address.commands(self._node)
         with amqp.lost_when_broken(f"listen to {queue}"):
-            listening = await self._connection.channel()
-            await listening.set_qos(prefetch_count=PREFETCH)
             async with asyncio.timeout(self._times.connect):
+                listening = await self._connection.channel()
+                await listening.set_qos(prefetch_count=PREFETCH)
                 commands = await amqp.declare_commands(listening, queue)
-                await commands.consume(self._on_command)
+            await amqp.consume(self._address, commands, self._on_command, self._ca)
         listening.close_callbacks.add(self._on_closed)
         await self._count(lambda seq: wire.Enabled(session=self._name, seq=seq, queue=queue))
 
