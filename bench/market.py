@@ -102,7 +102,7 @@ class Bench:
         """Seconds from the first wish to the last payment."""
         await self.desk.register_client("client", 10 * jobs, ADMIN)
         rng = np.random.default_rng(0)
-        data = await self.desk.keep_table(encode_table(Table(rng.random((50, 4)), rng.random(50))))
+        data = await self.desk.keep_table(encode_table(Table(rng.random((50, 4)), rng.random(50))), ADMIN)
         wish = Wish(client="client", kind=Choice("linear_regression"), reward=10, data=data)
         done = asyncio.Event()
         told = self.desk.changed
@@ -116,7 +116,7 @@ class Bench:
         started = time.perf_counter()
         for start in range(0, jobs, 64):
             await asyncio.gather(*(self.desk.submit(wish, ADMIN, f"k{i}") for i in range(start, min(start + 64, jobs))))
-            self.desk._tables[data] = time.time()
+            self.desk._tables[data] = (ADMIN.name, time.time())
         await done.wait()
         took = time.perf_counter() - started
         verified = sum(job.verified is not None for job in self.desk.market.jobs.values())

@@ -1,14 +1,17 @@
 """The compute market with real workers: jobs are done, checked and paid, whatever happens on the way."""
 
+from dataclasses import replace
+
 import pytest
 
 from support.market import ADMIN, Marketplace
-from tutti.core.errors import Forbidden
+from tutti.core.errors import Conflict, Forbidden
 from tutti.core.registry import Choice
 from tutti.domain.ledger import InsufficientFunds, Mint, Order
 from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import Status
-from tutti.services.market.desk import Who, Wish
+from tutti.domain.market.rules import RULES
+from tutti.services.market.desk import TABLES_OF_ONE, Who, Wish
 from tutti.testing.cheats import Silent
 
 
@@ -100,3 +103,53 @@ async def test_a_stake_at_risk_cannot_be_taken_back(place):
     with pytest.raises(InsufficientFunds):
         await place.market.unstake("ada", 150 - bond + 1, "u")
     assert await place.market.unstake("ada", 150 - bond, "u") == bond
+
+
+async def test_a_repeated_unstake_gives_the_same_answer_after_a_restart_too(place):
+    await place.hire("ada", 150)
+    await place.kill("ada")  # lest it stakes again
+    assert await place.market.unstake("ada", 100, "once") == 50
+    await place.down()
+    await place.up()
+    assert await place.market.unstake("ada", 100, "once") == 50
+    ada = await place.worker_holds("ada")
+    assert (ada.free, ada.staked) == (100, 50)
+    with pytest.raises(InsufficientFunds, match="at most 50"):
+        await place.market.unstake("ada", 100, "twice")
+
+
+async def test_a_forged_update_of_a_model_costs_reputation_even_before_the_node_is_a_worker(place):
+    await place.hire("ada", 150)
+    await place.core.drain_node("ada", forged="computed again, 3 of 9 values differ")
+    ada = place.market.worker("ada")
+    assert (ada.overall.score, ada.record("kmeans").score, ada.failed) == (11, 11, 1)
+    await place.join("bob", 0)
+    await place.kill("bob")
+    await place.core.drain_node("bob", forged="computed again, 3 of 9 values differ")
+    await place.core.drain_node("bob", on=False)
+    await place.down()
+    await place.up()
+    await place.hire("bob", 150)
+    assert place.market.worker("bob").overall.score == place.market.worker("ada").overall.score == 11
+
+
+async def test_nobody_fills_the_market_with_tables(place):
+    somebody = Who(name="somebody")
+    for number in range(TABLES_OF_ONE):
+        await place.market.keep_table(bytes([number]), somebody)
+    with pytest.raises(Conflict, match="20 tables of somebody wait"):
+        await place.market.keep_table(b"more", somebody)
+    await place.market.keep_table(b"more", Who(name="another"))
+
+
+async def test_nobody_fills_the_market_with_jobs(tmp_path):
+    place = Marketplace(tmp_path)
+    place.rules = replace(RULES, queue=2)
+    await place.open()
+    try:
+        for _ in range(2):
+            await place.submit()
+        with pytest.raises(Conflict, match="2 jobs of 'client-0' go on"):
+            await place.submit()
+    finally:
+        await place.close()

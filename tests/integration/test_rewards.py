@@ -95,6 +95,30 @@ async def test_the_models_part_of_an_update_is_scored(world, strategy):
         assert any(one.gain for one in scored.contributions)
 
 
+async def test_who_was_left_out_of_the_model_earns_nothing_and_has_given_nothing(tmp_path):
+    world = World(tmp_path)
+    await world.up()
+    try:
+        for i, name in enumerate("abcd"):
+            await world.join(name, i)
+        rows = toy_data(4)
+        liar = Examples(rows.train.x, rows.train.y - 1000)
+        await world.join("mallory", 4, data=Data("toy", rows.schema, liar, rows.held_out))
+        await world.ledger.post(Order("mint", Mint(to="treasury", amount=10_000)))
+        fields = {"rewards": {"pool": 1000, "data": "toy"}, "training": {"lr": 0.002, "epochs": 1}}
+        job = await world.core.submit(toy_spec(5, reducer="multi-krum:f=1", **fields))
+        account = await settled(world, job)
+        for scored in account.scored.values():
+            *honest, last = scored.contributions
+            assert (last.node, last.payment, "left its update out" in last.fault) == ("mallory", 0, True)
+            assert not any(one.fault for one in honest)
+        assert set(world.core.job(job.id).contributions) == set("abcd")
+        assert await world.ledger.account("node:mallory") == Account()
+        assert (await world.ledger.totals()).owed > 0
+    finally:
+        await world.close()
+
+
 async def test_without_funds_rounds_are_scored_and_paid_when_there_are_some(world):
     job = await world.core.submit(spec())
     await world.finished(job)

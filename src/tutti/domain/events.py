@@ -220,10 +220,14 @@ class NodeRemoved(Event, frozen=True, kw_only=True):
 
 
 class NodeDrained(Event, frozen=True, kw_only=True):
-    """The node finishes what it does and is given no more work, until it is undrained."""
+    """The node finishes what it does and is given no more work, until it is undrained.
+
+    `forged`: what an audit found wrong with its update, if that is why.
+    """
 
     node: NodeId
     by: str = ""
+    forged: str = ""
 
 
 class NodeUndrained(Event, frozen=True, kw_only=True):

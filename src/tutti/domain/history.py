@@ -165,13 +165,19 @@ class Contribution:
         )
 
 
+def is_in(shares: Mapping[NodeId, float], node: NodeId) -> bool:
+    """Whether the update of a node that was counted is in the model: a robust reducer may have left it out."""
+    return not shares or shares.get(node, 0.0) > 0
+
+
 def credit(given: Mapping[NodeId, Contribution], made: RoundSummary) -> Mapping[NodeId, Contribution]:
-    """The contributions after one more attempt, in full, if it made a model."""
+    """The contributions after one more attempt, in full, if it made a model. Who was left out has given nothing."""
     if not made.made_model:
         return given
     members = made.round.members
     new = {
         update.node: given.get(update.node, Contribution()).plus(update, members[update.node].waited)
         for update in made.round.accepted
+        if is_in(made.shares, update.node)
     }
     return {**given, **new}

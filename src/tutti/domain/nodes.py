@@ -91,11 +91,12 @@ class Remove:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """Give a node no more work, or (`on` False) give it work again."""
+    """Give a node no more work, or (`on` False) give it work again. `forged`: as in NodeDrained."""
 
     node: NodeId
     on: bool = True
     by: str = ""
+    forged: str = ""
 
 
 Command: TypeAlias = IssueInvite | Join | Remove | Drain
@@ -123,12 +124,13 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
             if node not in state.nodes:
                 raise NotFound(f"there is no node {node!r}")
             return [e.NodeRemoved(at=now, node=node, reason=reason)]
-        case Drain(node=node, on=on, by=by):
+        case Drain(node=node, on=on, by=by, forged=forged):
             if node not in state.nodes:
                 raise NotFound(f"there is no node {node!r}")
             if on == (node in state.drained):
                 return []
-            return [e.NodeDrained(at=now, node=node, by=by) if on else e.NodeUndrained(at=now, node=node, by=by)]
+            drained = e.NodeDrained(at=now, node=node, by=by, forged=forged[:500])
+            return [drained if on else e.NodeUndrained(at=now, node=node, by=by)]
     assert_never(command)
 
 

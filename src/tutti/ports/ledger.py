@@ -44,6 +44,10 @@ class Ledger(Protocol):
         """
         ...
 
+    async def known(self, key: str) -> Receipt | None:
+        """The receipt of the order with this key, if it was carried out; raises as `post` does if that is not known."""
+        ...
+
     async def account(self, name: str) -> Account:
         """What an account holds; nothing, if it has never been heard of."""
         ...

@@ -2,7 +2,8 @@
 
 A browser trains with a kernel that gives the same bits everywhere (adapters/browser). Where anybody can have the rows,
 as those that the coordinator assigned itself, an honest update therefore comes out again to the last bit. One that
-does not was made up: it is refused, and its node gets no more work until an operator says so.
+does not was made up: it is refused, its node gets no more work until an operator says so, and its reputation on the
+compute market is that of a cheat.
 """
 
 import logging
@@ -42,7 +43,7 @@ class Auditor:
         keeper: BlobKeeper,
         presence: Presence,
         known_schema: Callable[[Choice], DataSchema | None],
-        quarantine: Callable[[NodeId], Awaitable[None]],
+        quarantine: Callable[[NodeId, str], Awaitable[None]],
         share: float,
         draw: Callable[[], float] | None = None,
     ) -> None:
@@ -84,5 +85,5 @@ class Auditor:
 
     async def _forged(self, node: NodeId, fault: str) -> str:
         log.warning("%s is given no more work: an audit of its update found: %s", node, fault)
-        await self._quarantine(node)
+        await self._quarantine(node, fault)
         return f"audited: {fault}"

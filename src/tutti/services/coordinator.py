@@ -280,17 +280,17 @@ class Coordinator:
                 await self._steer(job_id, commands.Drop(node=node, reason=f"removed: {reason}"))
             driver.nodes_changed()
 
-    async def drain_node(self, node: NodeId, *, on: bool = True, by: str = "") -> None:
+    async def drain_node(self, node: NodeId, *, on: bool = True, by: str = "", forged: str = "") -> None:
         """Let a node finish what it does and give it no more work; `on` False gives it work again."""
-        await self.journal.nodes(nodes.Drain(node=node, on=on, by=by))
+        await self.journal.nodes(nodes.Drain(node=node, on=on, by=by, forged=forged))
         self._nodes_changed()
 
     def offers(self) -> Mapping[Offer, int]:
         """What the connected nodes that may be given work offer, and how many offer the same."""
         return self.presence.offers(but=self.register.drained)
 
-    async def _quarantine(self, node: NodeId) -> None:
-        await self.drain_node(node, by="an audit of its update")
+    async def _quarantine(self, node: NodeId, fault: str) -> None:
+        await self.drain_node(node, by="an audit of its update", forged=fault)
 
     def node_statuses(self) -> list[NodeStatus]:
         """All registered nodes, by name."""

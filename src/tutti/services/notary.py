@@ -16,6 +16,7 @@ import msgspec
 from tutti.core.errors import NotFound, TuttiError
 from tutti.domain import events as e
 from tutti.domain.contributions import Contribution, root_of
+from tutti.domain.history import is_in
 from tutti.domain.jobs import Job
 from tutti.ports import Recorded
 from tutti.ports.notary import Notary
@@ -146,11 +147,11 @@ class NotaryDesk:
 
 
 def _contributions(job: str, session: Session, closed: e.RoundClosed) -> list[Contribution]:
-    """The updates that counted, in the order of their nodes' names."""
+    """The updates that are in the model, in the order of their nodes' names."""
     return [
         Contribution(job=job, round=closed.round, node=node, digest=update.digest, weight=update.weight)
         for node, update in sorted(session.accepted.items())
-        if node in closed.counted
+        if node in closed.counted and is_in(closed.shares, node)
     ]
 
 

@@ -16,6 +16,7 @@ from tutti.core.errors import Conflict, NotFound, StorageError, TuttiError
 from tutti.domain import events as e
 from tutti.domain.contributions import account_of, escrow_of, payment_key, root_of, settle
 from tutti.domain.events import Digest
+from tutti.domain.history import is_in
 from tutti.domain.jobs import Job
 from tutti.domain.ledger import AnyOperation, Distribute, Escrow, Order, Refund
 from tutti.domain.spec import Rewards
@@ -123,8 +124,15 @@ class RewardDesk:
     def _closed(self, job: str, account: Account, event: e.RoundClosed) -> None:
         opened, account.opened = account.opened, None
         if opened is not None and opened.task == "train" and event.round not in account.scored:
-            updates = tuple(update for node, update in account.accepted.items() if node in event.counted)
-            account.due[event.round] = Closed(job, event.round, opened.model, event.model, updates)
+            counted = [update for node, update in account.accepted.items() if node in event.counted]
+            account.due[event.round] = Closed(
+                job,
+                event.round,
+                opened.model,
+                event.model,
+                updates=tuple(update for update in counted if is_in(event.shares, update.node)),
+                left_out=tuple(update for update in counted if not is_in(event.shares, update.node)),
+            )
 
     def _scored(self, account: Account, event: e.ContributionsScored) -> None:
         account.due.pop(event.round, None)

@@ -37,19 +37,25 @@ STEP = 1e-2
 enough that float32 sees them."""
 
 
+LEFT_OUT = "the job's reducer left its update out of the model"
+
 Read = Callable[[UpdateAccepted], Awaitable[Params]]
 """Gives an update's change of the model; raises CorruptBlob or NotFound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A round that made a model: from which `base`, out of which updates, in the order in which they were accepted."""
+    """A round that made a model: from which `base`, out of which updates, in the order in which they were accepted.
+
+    `left_out` are those that counted, and that the job's reducer did not take.
+    """
 
     job: str
     round: int
     base: Digest
     model: Digest
     updates: tuple[UpdateAccepted, ...]
+    left_out: tuple[UpdateAccepted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +75,16 @@ class Scorer:
         self._blobs, self._workbench = blobs, workbench
 
     async def measure(self, closed: Closed, job: Job, data: Choice, past: "Past") -> Measured:
-        """Score the updates of a round. What keeps a model from being measured becomes a note, and scores are 0."""
+        """Score the updates of a round; those that were left out of its model come last, and earn nothing.
+
+        What keeps a model from being measured becomes a note, and scores are 0.
+        """
+        nobody = Measured([], np.zeros((0, scoring.SKETCH), np.float32))
+        found = await self._measure(closed, job, data, past) if closed.updates else nobody
+        found.contributions.extend(_contribution(closed, update, fault=LEFT_OUT) for update in closed.left_out)
+        return found
+
+    async def _measure(self, closed: Closed, job: Job, data: Choice, past: "Past") -> Measured:
         seed = node_seed(job.spec.seed, closed.round, "contributions")
         with tempfile.TemporaryDirectory(prefix="tutti-") as folder:
             place = Path(folder)
@@ -202,10 +217,13 @@ def _faults(closed: Closed, norms: NDArray[np.float64], sketches: NDArray[np.flo
     """Of each update why it earns nothing; empty if it is sound."""
     least = scoring.EMPTY * float(np.median(norms))
     again = scoring.repeated(sketches, past.sketches)
-    found = []
+    found, first = [], dict[Digest, str]()
     for update, norm, is_repeated in zip(closed.updates, norms, again, strict=True):
+        owner = first.setdefault(update.digest, update.node)
         if norm <= least:
             found.append("its update is empty")
+        elif owner != update.node:
+            found.append(f"its update is that of {owner}, which came first")
         elif is_repeated or update.digest in past.digests:
             found.append("its update repeats one of an earlier round")
         else:

@@ -216,7 +216,9 @@ class LedgerSuite:
 
     async def test_the_same_order_again_changes_nothing(self, bench: Bench) -> None:
         order = Order("once", l.Mint(to="a", amount=5))
+        assert await bench.ledger.known("once") is None
         first = await bench.ledger.post(order)
+        assert await bench.ledger.known("once") == first
         assert await bench.ledger.post(order) == first
         assert await bench.ledger.account("a") == Account(free=5)
         with pytest.raises(KeyReused):

@@ -133,6 +133,12 @@ class Sender:
         async with self._turn:
             await self._settle()
 
+    async def sent(self, key: str) -> Sent | None:
+        """What was carried out under a key; raises Unavailable if that is not certain."""
+        async with self._turn:
+            await self._settle()
+            return self._find(key)
+
     async def _settle(self) -> None:
         head = int(await self._rpc.call("eth_blockNumber"), 16)
         with self._journal():

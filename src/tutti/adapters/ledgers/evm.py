@@ -94,6 +94,10 @@ class EvmLedger:
             raise _refusal(operation, refusal) from None
         return Receipt(order.key, sent.hash)
 
+    async def known(self, key: str) -> Receipt | None:
+        sent = await self.chain.sender.sent(key)
+        return Receipt(key, sent.hash) if sent else None
+
     async def account(self, name: str) -> Account:
         address = self._wallets.address(name)
         free, (staked, unbonding, _, _), claimed, count = await self.chain.views(

@@ -88,6 +88,11 @@ class SqliteLedger:
         await self._waiting.put(_Waiting(order, done))
         return await done
 
+    async def known(self, key: str) -> Receipt | None:
+        async with self._turn:  # no commit runs
+            entry = await asyncio.to_thread(self._find, key)
+        return Receipt(key, entry.hash) if entry else None
+
     async def account(self, name: str) -> Account:
         async with self._turn:
             return (await self._present_books()).account(name)
@@ -174,8 +179,7 @@ class SqliteLedger:
         return outcomes
 
     def _book(self, order: Order) -> Receipt:
-        if (row := self._db.execute(FIND, (order.key,)).fetchone()) is not None:
-            known = msgspec.json.decode(row[0], type=Entry)
+        if (known := self._find(order.key)) is not None:
             if known.operation != order.operation:
                 raise KeyReused(f"the key {order.key!r} was used for another operation: choose a new key")
             return Receipt(order.key, known.hash)
@@ -197,6 +201,11 @@ class SqliteLedger:
         self._books.apply(entry.operation, entry.postings, entry.at)
         self._last = entry
         return Receipt(entry.key, entry.hash)
+
+    def _find(self, key: str) -> Entry | None:
+        with _storage_errors("read", self.path):
+            row = self._db.execute(FIND, (key,)).fetchone()
+        return msgspec.json.decode(row[0], type=Entry) if row is not None else None
 
     # -- opening -----------------------------------------------------------------------------------------
 

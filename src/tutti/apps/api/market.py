@@ -236,7 +236,7 @@ class MarketRoutes:
         """
         body = await _read(request)
         table = await asyncio.to_thread(read_table, body, target)
-        digest = await self._desk.keep_table(await asyncio.to_thread(encode_table, table))
+        digest = await self._desk.keep_table(await asyncio.to_thread(encode_table, table), _who(request))
         rows, columns = table.x.shape
         return Answer(TableView(data=digest, rows=rows, columns=columns, target=table.y is not None), 201)
 

@@ -18,6 +18,7 @@ class Rules:
         small: Up to which reward for one replica a job is small.
         esteem: The power of the reputation in the weight with which workers are drawn.
         lost: How much of a failure it is not to deliver.
+        queue: Jobs of one client that may go on at a time.
     """
 
     min_stake: int = 100
@@ -30,6 +31,7 @@ class Rules:
     small: int = 100
     esteem: float = 2.0
     lost: float = 0.25
+    queue: int = 10_000
 
     def bond(self, share: int, detection: float) -> int:
         """What must be at risk so that cheating on a reward does not pay: S / R > 1 / p - 1 (docs/market.md).

@@ -1,5 +1,6 @@
-"""What is known of workers and clients: a fold over all events of the market, changed in place by `apply` alone."""
+"""What is known of workers and clients: a fold over events, changed in place by `apply` and `note_forgery` alone."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -11,13 +12,17 @@ from tutti.domain.market.rules import RULES, Rules
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """`offer` is its newest registration; `records` are by kind of job, `overall` of all kinds together."""
+    """`offer` is its newest registration; `records` are by kind of job, `overall` of all kinds together.
+
+    `base` is the record at a kind that it has not done yet: empty, but for forged updates of models.
+    """
 
     offer: e.WorkerRegistered
     since: float
     gflops: float = 0.0
     records: dict[str, Record] = field(default_factory=dict)
     overall: Record = field(default_factory=Record)
+    base: Record = field(default_factory=Record)
     completed: int = 0
     failed: int = 0
     lost: int = 0
@@ -32,11 +37,17 @@ class Worker:
         return self.offer.owner or self.name
 
     def record(self, kind: str) -> Record:
-        return self.records.get(kind, Record())
+        return self.records.get(kind, self.base)
 
     def after(self, kind: str, *, success: float = 0.0, failure: float = 0.0) -> "Worker":
         records = {**self.records, kind: self.record(kind).after(success=success, failure=failure)}
         return replace(self, records=records, overall=self.overall.after(success=success, failure=failure))
+
+    def after_forgery(self) -> "Worker":
+        """A forged update of a model: who does that would do so at any kind of job."""
+        records = {kind: record.after(failure=1) for kind, record in self.records.items()}
+        base, overall = self.base.after(failure=1), self.overall.after(failure=1)
+        return replace(self, records=records, base=base, overall=overall, failed=self.failed + 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,12 +63,14 @@ class Market:
     open: dict[str, None] = field(default_factory=dict)
     locked: dict[str, int] = field(default_factory=dict)
     """Of each worker's stake, what is at risk with the jobs that are not settled."""
+    forgeries: Counter[str] = field(default_factory=Counter)
+    """Of each node, whether it is a worker yet or not, the updates of models that audits found to be made up."""
 
     def apply(self, event: e.MarketEvent, job_id: str = "") -> None:
         match event:
             case e.WorkerRegistered(worker=name):
                 known = self.workers.get(name)
-                self.workers[name] = replace(known, offer=event) if known else Worker(offer=event, since=event.at)
+                self.workers[name] = replace(known, offer=event) if known else self._newcomer(event)
             case e.WorkerMeasured(worker=name, gflops=gflops):
                 self.workers[name] = replace(self.workers[name], gflops=gflops)
             case e.ClientRegistered(client=client):
@@ -69,6 +82,18 @@ class Market:
                 self.open[event.job] = None
             case _:
                 self._evolve(self.jobs[job_id], event)
+
+    def _newcomer(self, offer: e.WorkerRegistered) -> Worker:
+        worker = Worker(offer=offer, since=offer.at)
+        for _ in range(self.forgeries[offer.worker]):
+            worker = worker.after_forgery()
+        return worker
+
+    def note_forgery(self, node: str) -> None:
+        """An audit of this node's training found an update that it did not compute."""
+        self.forgeries[node] += 1
+        if node in self.workers:
+            self.workers[node] = self.workers[node].after_forgery()
 
     def _evolve(self, before: ComputeJob, event: e.ComputeEvent) -> None:
         job = self.jobs[before.id] = evolve(before, event)

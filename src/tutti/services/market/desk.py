@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from tutti.core.errors import Conflict, Forbidden, NotFound, UserError
 from tutti.core.registry import Choice
 from tutti.core.workload import workloads
-from tutti.domain.events import Digest, MarketEvent
+from tutti.domain.events import Digest, MarketEvent, NodeDrained
 from tutti.domain.ledger import Account, InsufficientFunds, Mint, Order, Stake, StillUnbonding, Unstake, Withdraw
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
@@ -35,7 +35,8 @@ STREAM = "market"
 KEEP_TABLES = 86_400.0
 """Seconds for which an uploaded table waits for a job."""
 
-TABLES_AT_MOST = 200
+TABLES_AT_MOST, TABLES_OF_ONE = 200, 20
+"""Tables that wait for jobs; so that nobody's keep others from working, less of one person."""
 
 
 def _suffix(who: str, key: str) -> str:
@@ -93,7 +94,7 @@ class MarketDesk:
         self.reserved: dict[str, int] = {}
         self.changed: Callable[[str], None] = lambda _: None
         self._journal = journal
-        self._tables: dict[Digest, float] = {}
+        self._tables: dict[Digest, tuple[str, float]] = {}  # whose, and since when
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         journal.projections.append(self.observe)
 
@@ -102,16 +103,17 @@ class MarketDesk:
         return self.market.rules
 
     def observe(self, recorded: Recorded) -> None:
-        if isinstance(recorded.event, MarketEvent):
+        if isinstance(recorded.event, NodeDrained):
+            if recorded.event.forged:
+                self.market.note_forgery(recorded.event.node)
+        elif isinstance(recorded.event, MarketEvent):
             job = recorded.stream.removeprefix("compute:") if recorded.stream != STREAM else ""
             self.market.apply(recorded.event, job)
             self.changed(job)
 
     def retained(self) -> set[Digest]:
         """Blobs that must stay: tables of jobs that go on or are about to come, and results."""
-        now = self.clock()
-        self._tables = {digest: at for digest, at in self._tables.items() if now - at < KEEP_TABLES}
-        kept = set(self._tables)
+        kept = set(self._waiting_tables())
         for job in self.market.jobs.values():
             if not job.settled:
                 kept.add(job.submitted.data)
@@ -119,6 +121,11 @@ class MarketDesk:
                 attempt.result for attempt in job.attempts if attempt.result and (attempt.holds or not job.settled)
             }
         return kept
+
+    def _waiting_tables(self) -> dict[Digest, tuple[str, float]]:
+        now = self.clock()
+        self._tables = {digest: its for digest, its in self._tables.items() if now - its[1] < KEEP_TABLES}
+        return self._tables
 
     # -- looking things up -------------------------------------------------------------------------------
 
@@ -197,17 +204,14 @@ class MarketDesk:
         self.changed("")
 
     async def unstake(self, worker: str, amount: int, key: str) -> int:
-        """Take stake back, as far as it is not at risk with work that goes on; returns what stays staked."""
+        """Take stake back, as far as it is not at risk with work that goes on; returns what stays staked.
+
+        The same key again takes nothing more, after a restart too.
+        """
         self.worker(worker)
         async with self._turns[worker]:
-            held = await self.ledger.account(worker_account(worker))
-            free = held.staked - self.market.locked.get(worker, 0) - self.reserved.get(worker, 0)
-            if amount > free:
-                raise InsufficientFunds(
-                    f"{worker} has {held.staked} tokens at stake, {held.staked - free} of them with jobs that go on: "
-                    f"at most {free} can be taken back now"
-                )
-            self.stakes[worker] = max(0, held.staked - amount)  # nobody gives it away meanwhile
+            if await self.ledger.known(key) is None:
+                await self._spare(worker, amount)
             try:
                 await self.ledger.post(Order(key, Unstake(account=worker_account(worker), amount=amount)))
                 with suppress(StillUnbonding):  # there is an unbonding period: see `withdraw`
@@ -215,6 +219,17 @@ class MarketDesk:
             finally:
                 await self._refresh(worker)
         return self.stakes[worker]
+
+    async def _spare(self, worker: str, amount: int) -> None:
+        """Keep so much of a stake from being given to jobs; raises InsufficientFunds if they have it."""
+        held = await self.ledger.account(worker_account(worker))
+        free = held.staked - self.market.locked.get(worker, 0) - self.reserved.get(worker, 0)
+        if amount > free:
+            raise InsufficientFunds(
+                f"{worker} has {held.staked} tokens at stake, {held.staked - free} of them with jobs that go on: "
+                f"at most {free} can be taken back now"
+            )
+        self.stakes[worker] = held.staked - amount  # nobody gives it away meanwhile
 
     async def withdraw(self, worker: str, key: str) -> Account:
         """Take what has unbonded; raises StillUnbonding before the period is over."""
@@ -245,14 +260,17 @@ class MarketDesk:
 
     # -- jobs --------------------------------------------------------------------------------------------
 
-    async def keep_table(self, data: bytes) -> Digest:
-        """Store a table for jobs to come."""
-        if len(self._tables) >= TABLES_AT_MOST:
-            self.retained()
-        if len(self._tables) >= TABLES_AT_MOST:
-            raise Conflict(f"{TABLES_AT_MOST} tables wait for jobs already: submit these first")
+    async def keep_table(self, data: bytes, who: Who) -> Digest:
+        """Store a table for jobs to come; raises Conflict if too many wait for theirs."""
+        waiting = self._waiting_tables()
+        own = sum(name == who.name for name, _ in waiting.values())
+        if len(waiting) >= TABLES_AT_MOST or (own >= TABLES_OF_ONE and not who.admin):
+            raise Conflict(
+                f"{own} tables of {who.name} wait for jobs, and {len(waiting)} in all: submit these first, for at "
+                f"most {TABLES_OF_ONE} of one person may wait and {TABLES_AT_MOST} of all"
+            )
         digest = await self.blobs.put(data)
-        self._tables[digest] = self.clock()
+        self._tables[digest] = (who.name, self.clock())
         return digest
 
     async def submit(self, wish: Wish, who: Who, key: str = "") -> ComputeJob:
@@ -268,13 +286,15 @@ class MarketDesk:
                 f"{wish.replicas} replicas need a reward of {wish.replicas} tokens or more, came {wish.reward}"
             )
         job_id = f"{wish.kind.name.replace('_', '-')[:40]}-{_suffix(who.name, key)}"
-        data = wish.data or await self.keep_table(sample())
+        data = wish.data or await self.keep_table(sample(), who)
         if job_id not in self.market.jobs:
             await self._submit(job_id, wish, data, who)
         return self._same(self.job(job_id), wish, data, key)
 
     async def _submit(self, job_id: str, wish: Wish, data: Digest, who: Who) -> None:
         rows, columns = await asyncio.to_thread(admit, wish.kind, await self.blobs.read(data))
+        if sum(self.job(it).submitted.client == wish.client for it in self.market.open) >= self.rules.queue:
+            raise Conflict(f"{self.rules.queue} jobs of {wish.client!r} go on: wait until some are done")
         if (free := await self.balance(wish.client)) < wish.reward:
             raise InsufficientFunds(f"{wish.client!r} has {free} tokens, the reward is {wish.reward}")
         event = e.ComputeSubmitted(
