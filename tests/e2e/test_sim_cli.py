@@ -71,7 +71,8 @@ def test_a_sweep_runs_every_combination_and_shows_them_with_intervals(tmp_path):
     done = tutti(*sweep, "--plot", "page.html", "--out", "all.parquet", "--checkpoint", "run.ckpt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     header, low, high, last = done.stdout.splitlines()[:4]
-    assert header.split()[:3] == ["setting", "runs", "accuracy"]
+    metrics = ["accuracy", "calibration", "loss"]
+    assert re.split("  +", header) == ["setting", "runs", *metrics, "accuracy alone", "accuracy in one place"]
     assert low.startswith("training.lr=0.05, partition=iid")
     assert high.startswith("training.lr=0.3, partition=iid")
     assert " ± " in low
@@ -81,7 +82,7 @@ def test_a_sweep_runs_every_combination_and_shows_them_with_intervals(tmp_path):
     assert sorted(set(table.column("training.lr").to_pylist())) == ["0.05", "0.3"]
     assert sorted(set(table.column("seed").to_pylist())) == [0, 1]
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == len(header.split()) - 2
+    assert page.count("<svg") == len(metrics)
     assert "http-equiv" not in page
     assert len(list(tmp_path.glob("run-*.ckpt"))) == 4
     again = tutti(*sweep, "--checkpoint", "run.ckpt", "--json", cwd=tmp_path)
@@ -90,6 +91,17 @@ def test_a_sweep_runs_every_combination_and_shows_them_with_intervals(tmp_path):
     assert again.stderr.count("round ") == 0
     alone = json.loads(tutti(*SMALL, "--lr", 0.3, "--seed", 1, "--json", cwd=tmp_path).stdout)
     assert runs[3]["header"]["model"] == alone["header"]["model"]
+    assert runs[3]["baselines"] == alone["baselines"] != runs[1]["baselines"]
+
+
+def test_runs_that_differ_only_in_what_several_nodes_need_have_the_same_baselines(tmp_path):
+    done = tutti(*SMALL, "--vary", "strategy=fedavg", "--vary", "strategy=fedadam", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, other = json.loads(done.stdout)["runs"]
+    assert one["baselines"] == other["baselines"]
+    assert one["header"]["model"] != other["header"]["model"]
+    plain = tutti(*SMALL, "--vary", "strategy=fedavg", "--seeds", 2, "--no-baselines", "--json", cwd=tmp_path)
+    assert not any("baselines" in run for run in json.loads(plain.stdout)["runs"])
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

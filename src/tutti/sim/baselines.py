@@ -35,6 +35,11 @@ class Baselines:
     pooled: Baseline
     nodes: int
 
+    def mean_alone(self, metric: str) -> float | None:
+        """Of those that did not diverge."""
+        values = [each.metrics[metric] for each in self.alone.values() if metric in each.metrics]
+        return sum(values) / len(values) if values else None
+
 
 def baselines(
     spec: JobSpec,
@@ -51,11 +56,9 @@ def baselines(
             pooled rows are gone through as often.
         told: Is called with how many of how many models are trained.
     """
-    if spec.normalize:
-        federation, spec = federation.normalized(), replace(spec, normalize=False)
-    there = len(federation.nodes)
-    drawn = cohort_size(there, spec.cohort.size, spec.cohort.fraction)
-    job = _alone(spec, max(1, round(rounds * drawn / there)))
+    job, there = alone(spec, len(federation.nodes), rounds), len(federation.nodes)
+    if job.normalize:
+        federation, job = federation.normalized(), replace(job, normalize=False)
     names = sample(federation.nodes, MOST_ALONE, seed=spec.seed, round=0, attempt=1)
     parts = [*(federation.alone(name) for name in federation.nodes if name in names), federation.pooled()]
     found = []
@@ -75,11 +78,15 @@ def final(record: RoundRecord) -> Metrics:
     return record.evaluated.get("coordinator") or record.evaluated.get("nodes") or {}
 
 
-def _alone(spec: JobSpec, rounds: int) -> JobSpec:
-    """The same training by one node, without anything that is there for several."""
+def alone(spec: JobSpec, nodes: int, rounds: int) -> JobSpec:
+    """The same training by one node, without anything that is there for several: jobs alike in this share baselines."""
+    drawn = cohort_size(nodes, spec.cohort.size, spec.cohort.fraction)
+    rounds = max(1, round(rounds * drawn / nodes))
     return replace(
         spec,
+        name="alone",
         strategy=Choice("fedavg"),
+        codec=Choice("none"),
         reducer=Choice("mean"),
         trusted=None,
         rounds=rounds,

@@ -74,10 +74,12 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
         """The round that made the resulting model: the last, or the best."""
         return next(record for record in reversed(self.rounds) if record.model == self.model)
 
-    def to_json(self, baselines: object = None) -> str:
+    def plain(self, baselines: object = None) -> dict[str, object]:
         """Header and rounds, and what the run is put beside, if anything; the parameters are left out."""
-        plain = {"header": self.header, "rounds": self.rounds, **({"baselines": baselines} if baselines else {})}
-        return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+        return {"header": self.header, "rounds": self.rounds, **({"baselines": baselines} if baselines else {})}
+
+    def to_json(self, baselines: object = None) -> str:
+        return msgspec.json.format(msgspec.json.encode(self.plain(baselines)), indent=2).decode()
 
     def write_model(self, file: Path) -> None:
         """The model as a safetensors file that says what it is, as if it had been pulled from a job."""

@@ -12,6 +12,7 @@ import msgspec
 
 from tutti.adapters._imports import extra
 from tutti.core.errors import UserError
+from tutti.sim.baselines import Baselines, final
 from tutti.sim.history import History, RoundRecord, flat
 
 Settings: TypeAlias = Mapping[str, str]
@@ -37,6 +38,15 @@ class Trial:
     @property
     def label(self) -> str:
         return ", ".join(f"{field}={value}" for field, value in self.settings.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of a trial, and what it is put beside, if anything."""
+
+    trial: Trial
+    history: History
+    baselines: Baselines | None = None
 
 
 def grid(varied: Iterable[tuple[str, str]], seeds: Iterable[int]) -> list[Trial]:
@@ -73,18 +83,13 @@ def student(freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
-def measured(record: RoundRecord) -> Mapping[str, float]:
-    """What the coordinator measured, or else what the nodes did."""
-    return record.evaluated.get("coordinator") or record.evaluated.get("nodes") or {}
-
-
 def curves(runs: Iterable[tuple[Trial, Sequence[RoundRecord]]], metric: str) -> dict[str, list[Point]]:
     """By setting, how a metric went over rounds, wherever at least one of its runs measured it."""
     found: dict[str, dict[int, list[float]]] = {}
     for trial, records in runs:
         by_round = found.setdefault(trial.label, {})
         for record in records:
-            value = measured(record).get(metric)
+            value = final(record).get(metric)
             if value is not None and isfinite(value):
                 by_round.setdefault(record.round, []).append(value)
     return {
@@ -92,15 +97,14 @@ def curves(runs: Iterable[tuple[Trial, Sequence[RoundRecord]]], metric: str) -> 
     }
 
 
-def to_json(runs: Sequence[tuple[Trial, History]]) -> str:
+def to_json(runs: Sequence[Run]) -> str:
     plain = [
-        {"settings": trial.settings, "seed": trial.seed, "header": history.header, "rounds": history.rounds}
-        for trial, history in runs
+        {"settings": run.trial.settings, "seed": run.trial.seed, **run.history.plain(run.baselines)} for run in runs
     ]
     return msgspec.json.format(msgspec.json.encode({"runs": plain}), indent=2).decode()
 
 
-def write(runs: Sequence[tuple[Trial, History]], file: Path) -> None:
+def write(runs: Sequence[Run], file: Path) -> None:
     """As .json, or as .parquet: a row a run and round, with `run`, `seed` and the varied fields as columns."""
     if file.suffix == ".json":
         file.write_text(to_json(runs), encoding="utf-8")
@@ -111,11 +115,11 @@ def write(runs: Sequence[tuple[Trial, History]], file: Path) -> None:
         import pyarrow
         from pyarrow import parquet
     rows = [
-        {"run": number, **trial.settings, "seed": trial.seed, **flat(record)}
-        for number, (trial, history) in enumerate(runs)
-        for record in history.rounds
+        {"run": number, **run.trial.settings, "seed": run.trial.seed, **flat(record)}
+        for number, run in enumerate(runs)
+        for record in run.history.rounds
     ]
     columns = dict.fromkeys(name for row in rows for name in row)
     table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
-    headers = msgspec.json.encode([history.header for _, history in runs])
+    headers = msgspec.json.encode([run.history.header for run in runs])
     parquet.write_table(table.replace_schema_metadata({"tutti": headers}), file)

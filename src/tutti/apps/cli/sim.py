@@ -1,6 +1,7 @@
 """`sim`: a whole federation in this process, with the strategies, rounds and trainers of a deployment."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tutti.domain.spec import JobSpec
     from tutti.sim import Federation, History
     from tutti.sim.baselines import Baselines
-    from tutti.sim.sweep import Point, Trial
+    from tutti.sim.sweep import Point, Run, Trial
 
 
 @click.command()
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     "--baselines/--no-baselines",
     default=True,
     show_default=True,
-    help="Of a single run: train nodes alone, and all rows in one place, too.",
+    help="Train nodes alone, and all rows in one place, too.",
 )
 @click.option("--model-out", type=File, help="Write the model to this safetensors file, as `tutti model pull` does.")
 @click.option("--checkpoint", type=File, help="Go on from this file if it is there, and keep it up to date.")
@@ -70,8 +71,8 @@ def sim(
 
     Where the data set has common test rows (mnist, digits, …) the model is measured on them and nodes train on
     all of their rows; else each node holds out a fifth of its rows. The engine decides only how fast it goes.
-    With --seeds or --vary there are several runs, and a checkpoint file for each beside the one that is named. A
-    single run is put beside its baselines: up to ten nodes that train alone, and all rows in one place, for as
+    With --seeds or --vary there are several runs, and a checkpoint file for each beside the one that is named.
+    Runs are put beside their baselines: up to ten nodes that train alone, and all rows in one place, for as
     many epochs as the federation took.
 
     \b
@@ -101,45 +102,61 @@ def sim(
     federations = _Federations(options)
     fields = [_assignment(written, "--set") for written in more]
     specs = [_spec(options, fields, trial, federations) for trial in trials]  # a mistake in any of them shows at once
-    runs: list[tuple[Trial, History]] = []
+    runs: list[Run] = []
     with SimProgress(trials, specs, page=plot, quiet=as_json) as progress:
         for trial, spec in zip(trials, specs, strict=True):
             federation, file = federations.of(trial), checkpoint and _beside(checkpoint, trial, len(trials))
             watch = progress.begin(trial, spec)
             history = simulate(spec, federation, engine=options["engine"], checkpoint=file, watch=watch)
-            runs.append((trial, history))
             kept = keep(manifest_of(history, federation))
             progress.end(trial, history)
+            runs.append(sweep.Run(trial, history))
+    if options["baselines"]:
+        apart = _Apart(quiet=as_json)
+        runs = [replace(run, baselines=apart.of(run, federations.of(run.trial))) for run in runs]
     if len(runs) == 1:
-        _, history = runs[0]
         if out is not None:
             history.write(out)
         if model_out is not None:
             history.write_model(model_out)
         if not as_json:
             click.echo(f"{_summary(history, out)}\n{kept}")
-        apart = _apart(history, federation, quiet=as_json) if options["baselines"] else None
+        found = runs[0].baselines
         if as_json:
-            click.echo(history.to_json(apart))
-        elif apart is not None:
-            click.echo(f"\n{beside(apart, final(history.result))}")
+            click.echo(history.to_json(found))
+        elif found is not None:
+            click.echo(f"\n{beside(found, final(history.result))}")
     else:
         if out is not None:
             sweep.write(runs, out)
         click.echo(sweep.to_json(runs) if as_json else _overview(runs, out))
-    if failed := [history.header for _, history in runs if history.header.status != "completed"]:
+    if failed := [run.history.header for run in runs if run.history.header.status != "completed"]:
         which = "the simulated job" if len(runs) == 1 else f"{len(failed)} of {len(runs)} simulated jobs"
         raise JobNotDone(f"{which} {failed[0].status}: {failed[0].outcome}")
 
 
-def _apart(history: "History", federation: "Federation", *, quiet: bool) -> "Baselines | None":
-    """The baselines of a run that has come to its end, and has measured its model."""
-    from tutti.sim.baselines import baselines, final
+class _Apart:
+    """Baselines, trained once for all runs that differ only in what is there for several nodes."""
 
-    if history.header.status != "completed" or not final(history.result):
-        return None
-    with told("baselines", quiet=quiet) as tell:
-        return baselines(history.header.spec, federation, history.rounds[-1].round, told=tell)
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._found: dict[tuple[str | None, bytes], Baselines] = {}
+
+    def of(self, run: "Run", federation: "Federation") -> "Baselines | None":
+        """Those of a run that has come to its end, and has measured its model."""
+        from msgspec import json
+
+        from tutti.sim.baselines import alone, baselines, final
+
+        history = run.history
+        if history.header.status != "completed" or not final(history.result):
+            return None
+        spec, rounds = history.header.spec, history.rounds[-1].round
+        key = run.trial.settings.get("partition"), json.encode(alone(spec, len(federation.nodes), rounds))
+        if key not in self._found:
+            with told("baselines", quiet=self._quiet) as tell:
+                self._found[key] = baselines(spec, federation, rounds, told=tell)
+        return self._found[key]
 
 
 class _Federations:
@@ -232,29 +249,41 @@ def _summary(history: "History", out: Path | None) -> str:
     )
 
 
-def _overview(runs: "Sequence[tuple[Trial, History]]", out: Path | None) -> str:
-    """A line a setting: its last round's mean over seeds, with the half of the 95 % confidence interval."""
+def _overview(runs: "Sequence[Run]", out: Path | None) -> str:
+    """A line a setting: its last round's mean over seeds, with the half of the 95 % confidence interval.
+
+    Beside it what the same training gives without a federation: the mean of nodes alone, and all data in one place.
+    """
+    from tutti.apps.cli.baselines import metric_of
     from tutti.sim.sweep import curves
 
-    records = [(trial, history.rounds) for trial, history in runs]
-    metrics = dict.fromkeys(name for _, rounds in records for name in metrics_of(rounds))
+    records = [(run.trial, run.history.rounds) for run in runs]
+    metrics = list(dict.fromkeys(name for _, rounds in records for name in metrics_of(rounds)))
     by_metric = {metric: curves(records, metric) for metric in metrics}
-    labels = dict.fromkeys(trial.label for trial, _ in runs)
-    rows = [
-        [
-            label or "all runs",
-            sum(trial.label == label for trial, _ in runs),
-            *(_mean(curve[label]) for curve in by_metric.values()),
-        ]
-        for label in labels
-    ]
-    seconds = sum(history.header.seconds for _, history in runs)
+    metric = metric_of(metrics)
+    compared = any(run.baselines for run in runs)
+    rows = []
+    for label in dict.fromkeys(run.trial.label for run in runs):
+        mine = [run for run in runs if run.trial.label == label]
+        lasts = [curve[label][-1] if curve[label] else None for curve in by_metric.values()]
+        if compared:
+            lasts += [_over_seeds(run.baselines.mean_alone(metric) for run in mine if run.baselines)]
+            lasts += [_over_seeds(run.baselines.pooled.metrics.get(metric) for run in mine if run.baselines)]
+        rows.append([label or "all runs", len(mine), *map(_mean, lasts)])
+    heads = ["setting", "runs", *metrics, *([f"{metric} alone", f"{metric} in one place"] if compared else [])]
+    seconds = sum(run.history.header.seconds for run in runs)
     where = f"\nrounds: {out}" if out else ""
-    return f"{text.table(['setting', 'runs', *metrics], rows)}\n{len(runs)} runs in {text.duration(seconds)}{where}"
+    return f"{text.table(heads, rows)}\n{len(runs)} runs in {text.duration(seconds)}{where}"
 
 
-def _mean(curve: "Sequence[Point]") -> str:
-    if not curve:
+def _over_seeds(values: "Iterable[float | None]") -> "Point | None":
+    from tutti.sim.sweep import point
+
+    found = [value for value in values if value is not None]
+    return point(0, found) if found else None
+
+
+def _mean(last: "Point | None") -> str:
+    if last is None:
         return "-"
-    last = curve[-1]
     return f"{last.mean:.4g} ± {(last.high - last.low) / 2:.2g}" if last.runs > 1 else f"{last.mean:.4g}"

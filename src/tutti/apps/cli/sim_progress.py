@@ -108,15 +108,15 @@ class SimProgress:
 
 def metrics_of(records: "Iterable[RoundRecord]") -> list[str]:
     """What was measured, accuracies before losses."""
-    from tutti.sim.sweep import measured
+    from tutti.sim.baselines import final
 
-    return sorted({name for record in records for name in measured(record)})
+    return sorted({name for record in records for name in final(record)})
 
 
 def score(record: "RoundRecord") -> str:
-    from tutti.sim.sweep import measured
+    from tutti.sim.baselines import final
 
-    found = measured(record)
+    found = final(record)
     if "accuracy" in found:
         return f"accuracy {text.share(found['accuracy'])}"
     return f"loss {text.number(found.get('loss'))}"
