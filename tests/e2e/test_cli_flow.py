@@ -261,6 +261,11 @@ def test_what_nodes_earn_is_paid_explained_and_checked_without_trust(site):
     assert "whole and signed" in checked
     assert f"3 rounds of {job} are paid by the rule" in checked
     assert "of clinic-a is among those of round 2" in checked
+    address = json.loads(site.ok("nodes", "show", "clinic-a", "--json"))["signs_as"]
+    assert f"clinic-a: 3 updates, signed by {address}" in checked
+    site.ok("ledger", "verify", "--key", key, "--job", job, "--signer", f"clinic-a={address}")
+    other = site.tutti("ledger", "verify", "--key", key, "--job", job, "--signer", f"clinic-b={address}")
+    assert (other.returncode, f"clinic-b signs as {address}" in other.stderr) == (Exit.USAGE, True)
     owed = json.loads(site.ok("ledger", "account", "node:clinic-a", "--json"))["owed"]
     assert owed == found["earned"]["clinic-a"] > 0
     assert f"has {owed} tokens" in site.ok("ledger", "claim", "node:clinic-a", "--key", "first")

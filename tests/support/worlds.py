@@ -17,6 +17,7 @@ from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.identities.ed25519 import Ed25519Key
+from tutti.adapters.identities.secp256k1 import verify
 from tutti.adapters.identities.x25519 import seal
 from tutti.adapters.ledgers.sqlite import SqliteLedger
 from tutti.adapters.logs.sqlite import SqliteLog
@@ -28,6 +29,7 @@ from tutti.domain.market.rules import RULES
 from tutti.domain.policy import Policy
 from tutti.domain.spec import DataSchema, JobSpec, load_spec
 from tutti.ports import Data, EventLog, Examples, LinkRefused, Report, Task, Work
+from tutti.ports.identity import SigningKey
 from tutti.ports.ledger import Ledger
 from tutti.ports.training import models
 from tutti.services.coordinator import Coordinator
@@ -125,6 +127,7 @@ class World:
             workbench=ThreadWorkbench(),
             known_schema=lambda choice: SCHEMA if choice.name == "toy" else known_schema(choice),
             clock=lambda: time.time() + self.later,
+            verify=verify,
         )
         clock = self.core.clock
         self.ledger = await self.open_ledger()
@@ -164,6 +167,7 @@ class World:
         offer: Offer | None = None,
         solve: Solve = solve,
         worker: type[Worker] = Worker,
+        key: SigningKey | None = None,
     ) -> None:
         if name not in self._secrets:
             self._secrets[name] = await self.core.members.admit(await self.core.members.invite(), name)
@@ -180,8 +184,13 @@ class World:
             worker=worker(name, self._secrets[name], offer, link, self.folder / "market" / name, solve)
             if offer
             else None,
+            key=key,
         )
         self._nodes[name] = asyncio.create_task(runtime.run())
+
+    def task(self, name: str) -> "asyncio.Task[None]":
+        """A node's life."""
+        return self._nodes[name]
 
     def look_again(self) -> None:
         """What a timer would do that went by the coordinator's clock."""

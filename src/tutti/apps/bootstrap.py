@@ -23,6 +23,7 @@ import msgspec
 from tutti.core.errors import Conflict, StorageError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.policy import Policy, load_policy
+from tutti.domain.signing import address_of
 from tutti.domain.spec import DataSchema
 from tutti.ports import Data, LinkLost, Trainer
 
@@ -163,12 +164,13 @@ async def coordinator(
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric, HubLimits
     from tutti.adapters.fabrics.joined import JoinedFabrics
+    from tutti.adapters.identities.secp256k1 import verify
     from tutti.adapters.identities.x25519 import seal
     from tutti.adapters.tracing import TracedFabric
     from tutti.adapters.workbench import ProcessWorkbench
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
-    from tutti.apps.chain import open_chain
+    from tutti.apps.chain import chain_domain, open_chain
     from tutti.services.accounts import Accounts
     from tutti.services.coordinator import Coordinator
     from tutti.services.market.desk import MarketDesk
@@ -197,6 +199,8 @@ async def coordinator(
         clock=steady_clock(),
         audited=settings.audited if find_spec("wasmtime") else 0.0,
         pays=not settings.standby,
+        domain=chain_domain(folder),
+        verify=verify,
     )
     fabric.traffic = core.stats
     clock = core.clock
@@ -350,8 +354,8 @@ class NodeSettings:
     ca: Path | None = None
     compress: bool = False
     offer: "Offer | None" = None
-    on_connected: Callable[[str], None] = lambda url: None
-    """Called with the coordinator's address whenever it has taken the node in."""
+    on_connected: Callable[[str, str], None] = lambda url, signs_as: None
+    """Called whenever the coordinator has taken the node in: with its URL, and the address that the node signs as."""
 
 
 class Membership(msgspec.Struct, frozen=True):
@@ -372,6 +376,7 @@ async def run_node(settings: NodeSettings) -> None:
 
 
 async def _run_node(settings: NodeSettings, policy: Policy) -> None:
+    from tutti.adapters.identities.secp256k1 import Secp256k1Key
     from tutti.adapters.machine import Machine, apply_limits
     from tutti.adapters.tracing import TracedLink, tracing
     from tutti.services.market.worker import Worker
@@ -381,7 +386,7 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
     peer = settings.data is not None and settings.data.name == PEER
     data = await asyncio.to_thread(load_data, settings.data) if settings.data and not peer else no_data()
     member = await membership(settings)
-    machine = Machine()
+    machine, key = Machine(), await asyncio.to_thread(Secp256k1Key.at, settings.state_dir / "signing-key")
     async with contextlib.AsyncExitStack() as stack:
         tracer = stack.enter_context(tracing("tutti-node"))
         plain = await stack.enter_async_context(_link(settings, member))
@@ -399,8 +404,9 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
                 machine=machine,
                 workdir=settings.state_dir / "work",
                 trainer_for=trainers(policy),
-                on_connected=lambda: settings.on_connected(member.url),
+                on_connected=lambda: settings.on_connected(member.url, address_of(key.public)),
                 worker=worker,
+                key=key,
             )
 
         if not peer:

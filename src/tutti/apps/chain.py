@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutti.apps.bootstrap import data_folder
 from tutti.core.errors import Conflict, UserError
+from tutti.domain.signing import Domain
 
 if TYPE_CHECKING:
     from tutti.adapters.chain.connection import Deployment
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from tutti.services.coordinator import Coordinator
 
 CHAIN_FILE = "chain.json"
+
+
+def chain_domain(folder: Path) -> Domain:
+    """Where nodes' signatures are to hold: on the chain of the data directory, if it has one."""
+    if not (folder / CHAIN_FILE).exists():
+        return Domain()
+    with _extra():
+        from tutti.adapters.chain.connection import Deployment
+
+    deployment = Deployment.read(folder / CHAIN_FILE)
+    return Domain(deployment.chain_id, deployment.contracts["tracker"].lower())
 
 
 def open_chain(folder: Path, core: "Coordinator") -> "OnChain | None":

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
+from tutti.domain.signing import Signed
 from tutti.domain.spec import Metrics
 
 
@@ -44,6 +45,7 @@ class SubmitUpdate:
     seconds: float = 0.0
     bytes: int = 0
     fault: str | None = None
+    signed: Signed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

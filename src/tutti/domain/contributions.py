@@ -20,6 +20,7 @@ from msgspec import Meta
 from tutti.core import merkle
 from tutti.core.errors import UserError
 from tutti.domain.ledger import Distribute, Entry
+from tutti.domain.signing import Signed, Verify, address_of, digest_of
 
 WHOLE = 10**9
 """Parts into which a round's scores are divided."""
@@ -36,7 +37,8 @@ class BadProof(UserError):
 class Contribution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One node's part in one round. Scores are parts of 10^9; `fault` says why an update earns nothing.
 
-    `gain`, `audit`: the update's share of the round's gain as measured; `standing`: after this round.
+    `gain`, `audit`: the update's share of the round's gain as measured; `standing`: after this round. `signed`: the
+    node's own signature under its update, if it has a key.
     """
 
     job: str
@@ -50,6 +52,7 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     standing: int = 0
     fault: str = ""
     payment: int = 0
+    signed: Signed | None = None
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,8 +123,9 @@ _encoder = msgspec.json.Encoder(order="deterministic")
 
 
 def record_of(contribution: Contribution) -> bytes:
-    """What is hashed of a contribution: its JSON with sorted keys and no spaces."""
-    return _encoder.encode(contribution)
+    """What is hashed of a contribution: its JSON with sorted keys and no spaces, without `signed` if it is not."""
+    fields = msgspec.structs.asdict(contribution)
+    return _encoder.encode({name: value for name, value in fields.items() if name != "signed" or value is not None})
 
 
 def leaves(contributions: Sequence[Contribution]) -> list[bytes]:
@@ -148,6 +152,39 @@ def check_proof(proof: Proof) -> None:
     steps = [bytes.fromhex(step) for step in proof.path]
     if merkle.follow(leaves([proof.contribution])[0], steps).hex() != proof.root:
         raise BadProof("the proof does not lead to its root: it, or the contribution in it, was changed")
+
+
+def check_signature(one: Contribution, verify: Verify) -> str:
+    """The key that has signed a contribution's update, empty if none has; raises BadProof if the signature is bad."""
+    its = one.signed
+    if its is None:
+        return ""
+    if not verify(its.key, digest_of(one.job, one.digest, its), bytes.fromhex(its.signature)):
+        raise BadProof(
+            f"the update {one.digest[:12]} of {one.node} in round {one.round} of {one.job} is not signed by the key "
+            "that its record names"
+        )
+    return its.key
+
+
+def check_signers(
+    contributions: Iterable[Contribution], verify: Verify, known: Mapping[str, str]
+) -> dict[str, tuple[int, str]]:
+    """By node, how many updates it has, and the address of the key that has signed them (empty: it has none).
+
+    Raises BadProof for a bad signature, for a node with two keys, and for one whose key is not the one that is `known`.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for one in contributions:
+        address = address_of(check_signature(one, verify))
+        count, before = found.get(one.node, (0, address))
+        if address != before or address != known.get(one.node, address):
+            raise BadProof(
+                f"{one.node} signs as {known.get(one.node, before) or 'nobody'}, and its update in round {one.round} "
+                f"of {one.job} is signed by {address or 'nobody'}"
+            )
+        found[one.node] = count + 1, address
+    return found
 
 
 def check_round(contributions: Sequence[Contribution], pool: int) -> None:

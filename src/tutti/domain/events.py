@@ -13,6 +13,7 @@ from tutti.domain.event import Event as Event
 from tutti.domain.event import NodeId as NodeId
 from tutti.domain.market.events import MarketEvent as MarketEvent
 from tutti.domain.sessions import SessionEvent as SessionEvent
+from tutti.domain.signing import Signed
 from tutti.domain.spec import DataSchema, JobSpec, Metrics
 
 # -- a job, stream `job:<id>` ------------------------------------------------------------------------
@@ -69,7 +70,7 @@ class UpdateAccepted(Event, frozen=True, kw_only=True):
     """This update counts, unless its blob is lost before the round closes. `weight` is after the cap.
 
     `facts` are the numbers that the strategy asked for; `base` is the round whose model was trained, if it is not
-    this round's.
+    this round's. `signed`: the node's own signature, if it has a key.
     """
 
     round: int
@@ -81,6 +82,7 @@ class UpdateAccepted(Event, frozen=True, kw_only=True):
     metrics: Metrics = {}
     seconds: float = 0.0
     bytes: int = 0
+    signed: Signed | None = None
 
     @property
     def staleness(self) -> int:
@@ -219,6 +221,13 @@ class NodeRemoved(Event, frozen=True, kw_only=True):
     reason: str = "asked"
 
 
+class NodeKeyed(Event, frozen=True, kw_only=True):
+    """The node signs its updates with this key from now on, until it is removed."""
+
+    node: NodeId
+    key: str
+
+
 class NodeDrained(Event, frozen=True, kw_only=True):
     """The node finishes what it does and is given no more work, until it is undrained.
 
@@ -269,6 +278,7 @@ NodeEvent: TypeAlias = (
     InviteIssued
     | NodeJoined
     | NodeRemoved
+    | NodeKeyed
     | NodeDrained
     | NodeUndrained
     | NodeConnected

@@ -343,6 +343,7 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
             metrics=command.metrics,
             seconds=command.seconds,
             bytes=command.bytes,
+            signed=command.signed,
         )
     ]
 

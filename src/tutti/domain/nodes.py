@@ -61,11 +61,15 @@ class Invite:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Invitations by token hash; nodes by name with their secret's hash. Removed nodes are gone."""
+    """Invitations by token hash; nodes by name with their secret's hash. Removed nodes are gone.
+
+    `keys` are those with which nodes sign their updates, of those that have one.
+    """
 
     invites: Mapping[str, Invite] = field(default_factory=dict)
     nodes: Mapping[NodeId, str] = field(default_factory=dict)
     drained: frozenset[NodeId] = frozenset()
+    keys: Mapping[NodeId, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,14 @@ class Remove:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """The node says with which key it signs: its first word counts."""
+
+    node: NodeId
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Give a node no more work, or (`on` False) give it work again. `forged`: as in NodeDrained."""
 
@@ -99,7 +111,7 @@ class Drain:
     forged: str = ""
 
 
-Command: TypeAlias = IssueInvite | Join | Remove | Drain
+Command: TypeAlias = IssueInvite | Join | Remove | Pin | Drain
 
 
 def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
@@ -124,6 +136,15 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
             if node not in state.nodes:
                 raise NotFound(f"there is no node {node!r}")
             return [e.NodeRemoved(at=now, node=node, reason=reason)]
+        case Pin(node=node, key=key):
+            if node not in state.nodes or state.keys.get(node, "") == key:
+                return []
+            if node in state.keys:
+                raise Conflict(
+                    f"{node} has signed with another key before: start it with the state directory that it had, or "
+                    "remove it (`tutti nodes rm`) and let it join anew"
+                )
+            return [e.NodeKeyed(at=now, node=node, key=key)]
         case Drain(node=node, on=on, by=by, forged=forged):
             if node not in state.nodes:
                 raise NotFound(f"there is no node {node!r}")
@@ -144,7 +165,10 @@ def evolve(state: Register, event: NodeEvent) -> Register:
             return replace(state, invites=invites, nodes={**state.nodes, node: secret})
         case e.NodeRemoved(node=gone):
             left = {node: secret for node, secret in state.nodes.items() if node != gone}
-            return replace(state, nodes=left, drained=state.drained - {gone})
+            keys = {node: key for node, key in state.keys.items() if node != gone}
+            return replace(state, nodes=left, drained=state.drained - {gone}, keys=keys)
+        case e.NodeKeyed(node=node, key=key):
+            return replace(state, keys={**state.keys, node: key})
         case e.NodeDrained(node=node):
             return replace(state, drained=state.drained | {node})
         case e.NodeUndrained(node=node):

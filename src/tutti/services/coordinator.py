@@ -18,6 +18,7 @@ from tutti.domain import commands, nodes
 from tutti.domain import events as e
 from tutti.domain.events import JobEvent, NodeId
 from tutti.domain.jobs import Job
+from tutti.domain.signing import Domain, Verify
 from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
 from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
 from tutti.ports.training import datasets, models
@@ -38,7 +39,7 @@ from tutti.services.scheduling import Scheduler
 from tutti.services.site import Site
 from tutti.services.stats import Stats
 from tutti.version import __version__
-from tutti.wire.messages import Described, Failure, Submission
+from tutti.wire.messages import Described, Failure, Refusal, Submission
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,13 @@ class Coordinator:
         clock: Callable[[], float],
         audited: float = 0.0,
         pays: bool = True,
+        domain: Domain = Domain(),  # noqa: B008 - frozen
+        verify: Verify = lambda key, digest, signature: False,
     ) -> None:
-        """`pays`: whether there is a ledger that lasts, as rewards need it."""
+        """`pays`: whether there is a ledger that lasts, as rewards need it.
+
+        Nodes' signatures are to hold in `domain`, and are checked by `verify`: who has none takes no node that signs.
+        """
         self.log = event_log
         self.blobs = blobs
         self.fabric = fabric
@@ -89,6 +95,8 @@ class Coordinator:
             workbench=workbench,
             background=self.background,
             auditor=Auditor(workbench, self.keeper, self.presence, known_schema, self._quarantine, audited),
+            domain=domain,
+            verify=verify,
         )
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -322,6 +330,8 @@ class Coordinator:
         match event:
             case Arrived(node=node, registration=registration):
                 self.presence.arrived(node, registration, now)
+                if registration.key != self.register.keys.get(node, ""):
+                    self.background.spawn(self._pin(node, registration.key))
                 self._nodes_changed()
                 await self._notify()
                 if self.members.may_note(node, now):
@@ -338,6 +348,16 @@ class Coordinator:
                     self._inbox.put(node, message, blob)
                 elif isinstance(message, Described):
                     self.preflight.heard(node, message)
+
+    async def _pin(self, node: NodeId, key: str) -> None:
+        """Note with which key a node signs; one that comes with another is sent away."""
+        try:
+            await self.journal.nodes(nodes.Pin(node=node, key=key))
+        except Conflict as conflict:
+            self.fabric.send(node, Refusal(code="key", detail=str(conflict), fatal=True))
+            self.fabric.disconnect(node, str(conflict))
+        except StorageError as error:  # its submissions are checked by what it says, until it comes again
+            log.error("the key of %s was not recorded: %s", node, error)
 
     async def _deal(self, node: NodeId, message: HandedIn, blob: bytes) -> None:
         if isinstance(message, Submission):

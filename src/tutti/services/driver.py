@@ -21,7 +21,7 @@ from tutti.domain.spec import JobSpec
 from tutti.ports.training import Task
 from tutti.services.aggregation import Aggregation, Fold, UnreadableUpdate
 from tutti.services.inbox import answer
-from tutti.services.judging import command_of, counts, still_owed, would_count
+from tutti.services.judging import command_of, counts, signature_fault, signed_by, still_owed, would_count
 from tutti.services.site import Site
 from tutti.services.telling import announce, assign, halt_last, halt_working, owed
 from tutti.wire import tensors
@@ -305,7 +305,7 @@ class JobDriver:
 
     async def receive(self, node: NodeId, said: Submission, blob: bytes = b"") -> None:
         """Judge a submission, record the judgement, then tell the node. `blob`: the update, if it came along."""
-        fault, size, fold, round = None, 0, None, self.job.round
+        fault, size, fold, round, signed = None, 0, None, self.job.round, None
         if node not in self._journal.register.nodes:
             self._answer(node, said, reason=f"{node} was removed")
             return
@@ -313,7 +313,10 @@ class JobDriver:
         if round is not None and round.opened.task == "train" and wanted:
             try:
                 fold = await self._fold_of(round.opened)
-                fault, size = await self._examine(fold, node, said, blob)
+                signed = signed_by(self._site.key_of(node), round.task_of(node), said, self._site.domain)
+                fault = signature_fault(said, signed, self._site.verify)
+                if fault is None:
+                    fault, size = await self._examine(fold, node, said, blob)
             except UnreadableUpdate as lost:
                 self._answer(node, said, reason=str(lost), resend=True)
                 return
@@ -321,7 +324,7 @@ class JobDriver:
                 await self._on_error(error)
                 raise
         try:
-            events = await self._journal.job(self._id, command_of(node, said, size, fault))
+            events = await self._journal.job(self._id, command_of(node, said, size, fault, signed))
         except Conflict as conflict:
             self._answer(node, said, reason=str(conflict), resend=self._still_owed(node, said))
             return

@@ -5,10 +5,13 @@ from tutti.domain import commands, jobs
 from tutti.domain import events as e
 from tutti.domain.events import NodeId
 from tutti.domain.jobs import Job
+from tutti.domain.signing import Domain, Signed, Verify, digest_of
 from tutti.wire.messages import Submission
 
 
-def command_of(node: NodeId, said: Submission, size: int, fault: str | None) -> commands.SubmitUpdate:
+def command_of(
+    node: NodeId, said: Submission, size: int, fault: str | None, signed: Signed | None = None
+) -> commands.SubmitUpdate:
     """The wish to count an update of `size` bytes, which was examined and found to have `fault`, or none."""
     return commands.SubmitUpdate(
         round=said.round,
@@ -21,7 +24,38 @@ def command_of(node: NodeId, said: Submission, size: int, fault: str | None) -> 
         seconds=said.seconds,
         bytes=size,
         fault=fault,
+        signed=signed,
     )
+
+
+def signed_by(key: str, task: e.RoundOpened, said: Submission, domain: Domain) -> Signed | None:
+    """The signature under an update, with all that was signed; None of a node that has no key."""
+    if not key:
+        return None
+    return Signed(
+        key=key,
+        round=task.round,
+        base=task.fetched,
+        samples=max(0, said.weight),
+        nonce=said.nonce,
+        signature=said.signature,
+        domain=domain,
+    )
+
+
+def signature_fault(said: Submission, signed: Signed | None, verify: Verify) -> str | None:
+    """Why the signature is not one of the node's under this update; None if it is, or if it has no key."""
+    if signed is None:
+        return None
+    if not signed.signature:
+        return "the update is not signed, and its node has named a key"
+    if not said.digest or not verify(signed.key, digest_of(said.job, said.digest, signed), _bytes(signed.signature)):
+        return "the signature is not one by the node's key, under this update of this round"
+    return None
+
+
+def _bytes(text: str) -> bytes:
+    return bytes.fromhex(text)
 
 
 def would_count(job: Job, node: NodeId, said: Submission, now: float) -> bool:

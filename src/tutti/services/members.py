@@ -44,6 +44,7 @@ class NodeStatus:
     progress: Progress | None = None
     task: str = ""
     drained: bool = False
+    key: str = ""
 
 
 @dataclass(slots=True)
@@ -134,13 +135,14 @@ class Members:
         """A registered node, and the job and round that it works on; raises NotFound."""
         if node not in self._journal.register.nodes:
             raise NotFound(f"there is no node {node!r}")
-        seen = self._presence.get(node)
-        joined, drained = self._journal.joined_at[node], node in self._journal.register.drained
+        seen, register = self._presence.get(node), self._journal.register
+        joined, drained, key = self._journal.joined_at[node], node in register.drained, register.keys.get(node, "")
         if seen is None:
-            return NodeStatus(node=node, connected=False, joined_at=joined, drained=drained)
+            return NodeStatus(node=node, connected=False, joined_at=joined, drained=drained, key=key)
         return NodeStatus(
             node=node,
             drained=drained,
+            key=key,
             connected=seen.connected,
             joined_at=joined,
             last_seen=seen.heard_at,

@@ -21,11 +21,13 @@ from tutti.core.statistics import Statistics
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered, tells, terms
 from tutti.ports.fabric import Link, LinkBusy, LinkLost, LinkRefused
+from tutti.ports.identity import SigningKey
 from tutti.ports.machine import Host
 from tutti.ports.training import Data
 from tutti.services.market.worker import Worker
 from tutti.services.preflight import statistics_of
 from tutti.services.runner import TaskRunner, TrainerFor, backoff, key_of, reconnects
+from tutti.services.signing import UpdateSigner
 from tutti.services.work import failure
 from tutti.wire.messages import (
     PROTOCOL,
@@ -71,7 +73,9 @@ class NodeRuntime:
         clock: Callable[[], float] = perf_counter,
         on_connected: Callable[[], None] = lambda: None,
         worker: Worker | None = None,
+        key: SigningKey | None = None,
     ) -> None:
+        """With a `key`, the node signs its updates."""
         self._on_connected = on_connected
         self._name, self._token, self._link, self._data = name, token, link, data
         self._policy, self._machine, self._now = policy, machine, now
@@ -79,7 +83,9 @@ class NodeRuntime:
         self._summary: DataSummary
         self._statistics: Statistics | None = None
         self._rng = Random(name)  # noqa: S311 - spreads reconnects, guards nothing
-        self._tasks = TaskRunner(name, link, data, workdir, trainer_for, self._rng, clock)
+        self._key = key.public if key else ""
+        signer = UpdateSigner(key, workdir / "signed") if key else None
+        self._tasks = TaskRunner(name, link, data, workdir, trainer_for, self._rng, clock, signer)
         self._worker = worker
         if worker is not None:
             worker.begin(self._tasks)
@@ -135,6 +141,7 @@ class NodeRuntime:
             terms=terms(self._policy, self._now()),
             codecs=tuple(codecs),
             offer=self._worker.offer if self._worker is not None else None,
+            key=self._key,
         )
 
     def _on_registered(self, welcome: Registered) -> None:

@@ -149,7 +149,14 @@ class NotaryDesk:
 def _contributions(job: str, session: Session, closed: e.RoundClosed) -> list[Contribution]:
     """The updates that are in the model, in the order of their nodes' names."""
     return [
-        Contribution(job=job, round=closed.round, node=node, digest=update.digest, weight=update.weight)
+        Contribution(
+            job=job,
+            round=closed.round,
+            node=node,
+            digest=update.digest,
+            weight=update.weight,
+            signed=update.signed,
+        )
         for node, update in sorted(session.accepted.items())
         if node in closed.counted and is_in(closed.shares, node)
     ]

@@ -27,6 +27,7 @@ from tutti.ports.blobs import Buffer
 from tutti.ports.fabric import Link, LinkLost
 from tutti.ports.training import Cancelled, Data, Report, Trainer
 from tutti.services.memory import NodeMemory
+from tutti.services.signing import UpdateSigner
 from tutti.services.work import Outcome, carry_out, failure, reason_of
 from tutti.wire.messages import MAX_ATTACHED, Halt, NodeMessage, Progress, Start, Submission, Verdict
 
@@ -109,13 +110,14 @@ class TaskRunner:
         trainer_for: TrainerFor,
         rng: Random,
         clock: Callable[[], float],
+        signer: UpdateSigner | None = None,
     ) -> None:
         self.held: Assignment | None = None
         self.connected = asyncio.Event()
         self.progress_every = PROGRESS_SECONDS
         self._name, self._link, self._data, self._trainer_for, self._rng = name, link, data, trainer_for, rng
         self._model: tuple[Digest, Buffer] = ("", b"")
-        self._memory = NodeMemory(workdir / "memory")
+        self._memory, self._signer = NodeMemory(workdir / "memory"), signer
         self._clock = clock
         self._rate: float | None = None  # bytes a second of the newest transfer that was not small
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -213,7 +215,13 @@ class TaskRunner:
         codec = chosen(len(weights), self._rate) if start.codec == AUTO else start.codec
         outcome = carry_out(*what, codec, self._clock)
         self._trainer = kept
-        return outcome
+        message = outcome.message
+        if self._signer is None or not isinstance(message, Submission) or not message.digest:
+            return outcome
+        signed = self._signer.sign(start, message.digest, message.weight)
+        return Outcome(
+            msgspec.structs.replace(message, nonce=signed.nonce, signature=signed.signature), blob=outcome.blob
+        )
 
     def _reporter(self, held: Assignment, loop: asyncio.AbstractEventLoop) -> Report:
         """For the worker thread: looks for a cancellation at every call, passes a report on now and then."""

@@ -240,4 +240,5 @@ def _contribution(closed: Closed, update: UpdateAccepted, *, gain: int = 0, faul
         weight=update.weight,
         gain=gain,
         fault=fault,
+        signed=update.signed,
     )

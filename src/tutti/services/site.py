@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tutti.domain.events import NodeId
+from tutti.domain.signing import Domain, Verify
 from tutti.ports import Fabric, Workbench
 from tutti.services.audit import Auditor
 from tutti.services.background import Background
@@ -13,7 +15,7 @@ from tutti.services.scheduling import Scheduler
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A coordinator, as the drivers of its jobs see it."""
+    """A coordinator, as the drivers of its jobs see it. Nodes' signatures hold in `domain`; `verify` checks them."""
 
     journal: Journal
     keeper: BlobKeeper
@@ -23,3 +25,11 @@ class Site:
     workbench: Workbench
     background: Background
     auditor: Auditor
+    domain: Domain
+    verify: Verify
+
+    def key_of(self, node: NodeId) -> str:
+        """With which a node signs; empty if it has named no key. The one in its first registration counts."""
+        seen = self.presence.get(node)
+        said = seen.registration.key if seen and seen.registration else ""
+        return self.journal.register.keys.get(node, said)

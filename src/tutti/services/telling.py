@@ -9,6 +9,7 @@ from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.jobs import Job
+from tutti.domain.signing import Domain
 from tutti.domain.spec import Metrics
 from tutti.ports.blobs import Buffer
 from tutti.services.presence import Owed
@@ -32,7 +33,9 @@ def assign(site: Site, job: Job, nodes: Iterable[NodeId], blob: Buffer) -> None:
         site.presence.tell(node, owed(job, task), site.journal.clock())
         taken = seen.registration.codecs if seen.registration else ()
         site.fabric.send(
-            node, _start(job, node, task, _codec(job.spec.codec, taken)), blob if task is round.opened else b""
+            node,
+            _start(job, node, task, _codec(job.spec.codec, taken), site.domain),
+            blob if task is round.opened else b"",
         )
 
 
@@ -41,7 +44,7 @@ def _codec(wanted: Choice, taken: Collection[str]) -> Choice:
     return wanted if wanted.name in taken or (wanted == AUTO and taken) else NONE
 
 
-def _start(job: Job, node: NodeId, opened: e.RoundOpened, codec: Choice) -> Start:
+def _start(job: Job, node: NodeId, opened: e.RoundOpened, codec: Choice, domain: Domain) -> Start:
     return Start(
         job=job.id,
         name=job.spec.name,
@@ -60,6 +63,7 @@ def _start(job: Job, node: NodeId, opened: e.RoundOpened, codec: Choice) -> Star
         counted=job.contributions[node].round if node in job.contributions else 0,
         codec=codec,
         evaluate=jobs.nodes_evaluate(job),
+        domain=domain,
     )
 
 

@@ -23,11 +23,16 @@ from tutti.domain.contributions import Contribution
 from tutti.domain.events import AnyEvent
 from tutti.domain.market import events as m
 from tutti.domain.sessions import ColumnReport, PeerPart, PeerTraining, SessionEnded, SessionStarted
+from tutti.domain.signing import Domain, Signed
 from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports.log import EventLog, Recorded, VersionConflict
 
 DEADLINE = 30.0
 """Seconds after which something that should happen at once is taken for broken."""
+
+SIGNED = Signed(
+    key="a" * 128, round=1, base="b" * 64, samples=360, nonce=2, signature="c" * 128, domain=Domain(1, "0x" + "1" * 40)
+)
 
 EVENTS: tuple[AnyEvent, ...] = (
     e.JobSubmitted(
@@ -52,6 +57,7 @@ EVENTS: tuple[AnyEvent, ...] = (
         settings={"proximal_mu": 0.1},
     ),
     e.UpdateAccepted(at=4.0, round=1, node="n1", digest="c" * 64, weight=360, metrics={"loss": 0.1 + 0.2}, bytes=6),
+    e.UpdateAccepted(at=4.0, round=1, node="n2", digest="d" * 64, weight=360, signed=SIGNED),
     e.UpdateRefused(at=4.0, round=1, node="n2", reason="a NaN in layer1.weight\x00", final=True),
     e.UpdateLost(at=4.0, round=1, node="n1", reason="damaged"),
     e.NodeDropped(at=4.0, round=1, node="n2", reason="no progress for 120 s"),
@@ -67,6 +73,7 @@ EVENTS: tuple[AnyEvent, ...] = (
     e.InviteIssued(at=0.0, token="f" * 64, uses=1, expires=86400.0),
     e.NodeJoined(at=0.5, node="n1", invite="f" * 64, secret="0" * 64),
     e.NodeRemoved(at=9.0, node="n1"),
+    e.NodeKeyed(at=3.0, node="n2", key="a" * 128),
     e.NodeDrained(at=9.25, node="n1", by="ada"),
     e.NodeUndrained(at=9.5, node="n1"),
     e.NodeConnected(at=1.0, node="n1", cpus=2, memory=2**40, examples=360, dataset="digits"),

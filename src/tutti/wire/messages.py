@@ -20,6 +20,7 @@ from tutti.core.registry import Choice
 from tutti.core.statistics import Statistics
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.nodes import Capabilities, DataSummary, Terms
+from tutti.domain.signing import Count, Domain, PublicKey, SignatureHex
 from tutti.domain.spec import DataSchema, Metrics, Name, Training
 
 _M = TypeVar("_M")
@@ -60,7 +61,8 @@ class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
 
     `attached`: the largest blob in bytes that this node takes attached to a message. `codecs`: what it can encode its
     updates with. `offer`: it is a worker, too.
-    `sealing`: its public key, if it is a peer that takes parts of uploaded tables.
+    `sealing`: its public key, if it is a peer that takes parts of uploaded tables. `key`: with which it signs its
+    updates; once it has named one, it keeps to it.
     """
 
     protocol: int
@@ -73,6 +75,7 @@ class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
     codecs: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
     offer: Offer | None = None
     sealing: Blob = ""
+    key: PublicKey = ""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag="device:heartbeat"):
@@ -98,7 +101,9 @@ class Progress(Message, frozen=True, kw_only=True, tag="training:progress"):
 class Submission(Message, frozen=True, kw_only=True, tag="weights:submit"):
     """The work is done; for training, the update is already stored under `digest`, or attached.
 
-    `facts` are the numbers that the strategy asks of its nodes, such as how many steps they took.
+    `facts` are the numbers that the strategy asks of its nodes, such as how many steps they took. A node that has named
+    a key signs job, round, the model that it was given, `digest`, `weight` and `nonce` (EIP-712): it counts `nonce` up
+    from 0 with each other update that it signs for this round.
     """
 
     job: JobId
@@ -109,6 +114,8 @@ class Submission(Message, frozen=True, kw_only=True, tag="weights:submit"):
     facts: Metrics = {}
     metrics: Metrics = {}
     seconds: float = 0.0
+    nonce: Count = 0
+    signature: SignatureHex = ""
 
 
 class Failure(Message, frozen=True, kw_only=True, tag="training:failed"):
@@ -209,8 +216,8 @@ class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     The node runs its half of `strategy`. `weights` is a model, or the strategy's whole state where nodes need it;
     `counted` is the newest round of this job in which an update of this node counted (0: none), from which it
     goes on with what it keeps to itself. `codec` is how its update is to travel, one that it named; with `auto` it
-    takes one that suits its link. `trace` is the round's `traceparent`, where the coordinator traces. A node that is
-    told twice of the same work does it once.
+    takes one that suits its link. `domain` is where its signature is to hold. `trace` is the round's `traceparent`,
+    where the coordinator traces. A node that is told twice of the same work does it once.
     """
 
     job: JobId
@@ -230,6 +237,7 @@ class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     counted: int = 0
     codec: Choice = NONE
     evaluate: bool = False
+    domain: Domain = Domain()
     trace: Annotated[str, Meta(max_length=64)] = ""
 
 

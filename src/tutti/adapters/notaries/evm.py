@@ -1,12 +1,12 @@
 """The notary on an Ethereum chain: TrainingRegistry and ContributionTracker, two transactions a job and one a round."""
 
 from dataclasses import dataclass
-from hashlib import sha256
 
 from tutti.adapters.chain.connection import Chain
 from tutti.adapters.chain.sender import Call, Reverted
 from tutti.core.errors import NotFound
 from tutti.domain.contributions import Proof, record_of
+from tutti.domain.signing import session_of
 
 NONE = "00" * 32
 
@@ -52,7 +52,7 @@ class EvmNotary:
         """`done`: how the contract says that this has happened, should our journal have been lost."""
 
         async def make() -> Call:
-            return self.chain.call(self.chain.operator, name, function, session_id(job), *arguments)
+            return self.chain.call(self.chain.operator, name, function, session_of(job), *arguments)
 
         try:
             await self.chain.send(f"notary/{key}", (await make()).data, make)
@@ -67,7 +67,7 @@ class EvmNotary:
 
     async def session(self, job: str) -> Session:
         """Raises NotFound."""
-        found = await self.chain.view("registry", "sessions", session_id(job))
+        found = await self.chain.view("registry", "sessions", session_of(job))
         coordinator, opened_at, rounds, closed_at, spec, data, model = found
         if int(coordinator, 16) == 0:
             raise NotFound(f"the chain has no session of job {job!r} (yet)")
@@ -83,7 +83,7 @@ class EvmNotary:
 
     async def round(self, job: str, round: int) -> RecordedRound:
         """Raises NotFound."""
-        root, model, count, at = await self.chain.view("tracker", "rounds", session_id(job), round)
+        root, model, count, at = await self.chain.view("tracker", "rounds", session_of(job), round)
         if not any(root):
             raise NotFound(f"the chain has no round {round} of job {job!r} (yet)")
         return RecordedRound(root=root.hex(), model=model.hex(), count=count, at=at)
@@ -92,14 +92,9 @@ class EvmNotary:
         """Whether the contract finds a contribution among those of its round."""
         one = proof.contribution
         path = [bytes.fromhex(step) for step in proof.path]
-        question = (session_id(one.job), one.round, record_of(one), path)
+        question = (session_of(one.job), one.round, record_of(one), path)
         found: bool = await self.chain.view("tracker", "verify", *question)
         return found
-
-
-def session_id(job: str) -> bytes:
-    """The name of a job on the chain."""
-    return sha256(f"session/{job}".encode()).digest()
 
 
 def _hash(text: str) -> bytes:

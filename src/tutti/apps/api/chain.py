@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from tutti.apps.api.schema import Answer, Api, Limit
 from tutti.core.errors import NotFound, TuttiError
 from tutti.domain.contributions import prove
+from tutti.domain.signing import session_of
 from tutti.services.notary import NotaryDesk
 from tutti.services.views.base import Page
 from tutti.services.views.chain import ChainSessionView, ChainView, ClaimView, ProvenView, RecordedView
@@ -82,13 +83,11 @@ class ChainRoutes:
         return Answer(await self._session(job))
 
     async def _session(self, job: str) -> ChainSessionView:
-        from tutti.adapters.notaries.evm import session_id
-
         found = await self._parts.notary.session(job)
         known = self._parts.desk.sessions.get(job)
         return ChainSessionView(
             job=job,
-            session="0x" + session_id(job).hex(),
+            session="0x" + session_of(job).hex(),
             coordinator=found.coordinator,
             opened_at=found.opened_at,
             closed_at=found.closed_at,

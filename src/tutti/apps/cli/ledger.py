@@ -1,5 +1,6 @@
 """Tokens: look at the ledger, check it without trusting the coordinator, and see why a node earned what it did."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from tutti.core.errors import UserError
 
 if TYPE_CHECKING:
     from tutti.apps.client import Client
-    from tutti.domain.contributions import Proof
+    from tutti.domain.contributions import Contribution, Proof
     from tutti.domain.ledger import Entry
     from tutti.services.views.ledger import ScoredView
 
@@ -142,25 +143,41 @@ def ledger_export(client: "Client", file: Path) -> None:
 @click.option(
     "--proof", type=ExistingFile, help="Check that a contribution (`tutti rewards --proof`) is in the ledger."
 )
+@click.option(
+    "--signer",
+    "signers",
+    multiple=True,
+    metavar="NODE=ADDRESS",
+    help="This node's updates must be signed by the key of this address; may be repeated.",
+)
 @with_client
 def ledger_verify(
-    client: "Client", key: str, head: str | None, file: Path | None, job: str | None, proof: Path | None
+    client: "Client",
+    key: str,
+    head: str | None,
+    file: Path | None,
+    job: str | None,
+    proof: Path | None,
+    signers: tuple[str, ...],
 ) -> None:
     """Check the whole ledger, trusting nobody.
 
     That is: the order, every hash, link and signature, that each operation was allowed and moved what it must, and
     that the sums hold. With --job also that the payments of each scored round follow from its scores by the published
-    rule, and that these are the ones whose Merkle root stands in the ledger.
+    rule, that these are the ones whose Merkle root stands in the ledger, and that each update is signed by its node,
+    always with one key; its address is what `tutti join` says on the node.
 
     \b
     Examples:
       tutti ledger verify --key 3b6a27bc…
       tutti ledger verify --key 3b6a27bc… --head 9f86d081… --job digits
       tutti ledger verify --key 3b6a27bc… --file ledger.jsonl --proof proof.json
+      tutti ledger verify --key 3b6a27bc… --job digits --signer clinic-a=0x70997970c51812dc3a010c7d01b50e0d17dc79c8
     """
     from tutti.adapters.identities.ed25519 import verify
     from tutti.domain.ledger import verify_chain
 
+    keys = dict(_named(text) for text in signers)
     entries = list(client.entries()) if file is None else _read(file)
     totals = verify_chain(entries, verify, key, head=head).totals()
     click.echo(f"the chain of {len(entries)} entries is whole and signed; {totals.minted} tokens are accounted for")
@@ -168,10 +185,11 @@ def ledger_verify(
         found = find_job(client, job).id
         rounds = [client.scored(found, number) for number in client.rewards(found).scored]
         paid = [each.round for each in rounds if _check_round(each, entries)]
+        _check_signatures([one.contribution for each in rounds for one in each.earned], keys)
         unpaid = f"; not paid yet: {', '.join(str(r.round) for r in rounds if r.round not in paid)}"
         click.echo(f"{len(paid)} rounds of {found} are paid by the rule{unpaid if len(paid) < len(rounds) else ''}")
     if proof is not None:
-        _check_proof(proof, entries)
+        _check_proof(proof, entries, keys)
 
 
 def _read(file: Path) -> "list[Entry]":
@@ -192,7 +210,24 @@ def _check_round(scored: "ScoredView", entries: "Iterable[Entry]") -> bool:
     return check_paid([each.contribution for each in scored.earned], scored.pool, entries)
 
 
-def _check_proof(file: Path, entries: "Iterable[Entry]") -> None:
+def _named(text: str) -> tuple[str, str]:
+    node, _, address = text.partition("=")
+    if not re.fullmatch(r"0x[0-9a-fA-F]{40}", address):
+        raise click.BadParameter(f"expected a node and an address, as in clinic-a=0x7099…, came {text!r}")
+    return node, address.lower()
+
+
+def _check_signatures(contributions: "Iterable[Contribution]", keys: dict[str, str]) -> None:
+    """Say who has signed; raises BadProof for a signature that is none, or by another key than a node's own."""
+    from tutti.adapters.identities.secp256k1 import verify
+    from tutti.domain.contributions import check_signers
+
+    signed = check_signers(contributions, verify, keys)
+    for node, (count, address) in signed.items():
+        click.echo(f"{node}: {count} updates, {f'signed by {address}' if address else 'not signed: it has no key'}")
+
+
+def _check_proof(file: Path, entries: "Iterable[Entry]", keys: dict[str, str]) -> None:
     import msgspec
 
     from tutti.domain.contributions import Proof, check_proof, entry_of
@@ -204,6 +239,7 @@ def _check_proof(file: Path, entries: "Iterable[Entry]") -> None:
     check_proof(proof)
     entry = entry_of(proof, entries)
     one = proof.contribution
+    _check_signatures([one], keys)
     click.echo(
         f"the update {one.digest[:12]} of {one.node} is among those of round {one.round} of {one.job} "
         f"and earned {one.payment} (entry {entry.seq})"

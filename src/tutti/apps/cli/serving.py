@@ -336,18 +336,18 @@ def _state_dir(name: str, url: str) -> Path:
     return root / "tutti" / f"{name}@{urlsplit(url).netloc.replace(':', '_')}"
 
 
-def _announcer(name: str, as_json: bool) -> Callable[[str], None]:
+def _announcer(name: str, as_json: bool) -> Callable[[str, str], None]:
     """Says once that the node is connected: whoever started it may count on it from then on."""
     said = False
 
-    def announce(url: str) -> None:
+    def announce(url: str, signs_as: str) -> None:
         nonlocal said
         if not said:
             said = True
             click.echo(
-                json.dumps({"node": name, "url": url})
+                json.dumps({"node": name, "url": url, "signs_as": signs_as})
                 if as_json
-                else f"node {name}: connected to {url}; ctrl-C ends it"
+                else f"node {name}: connected to {url}, signs as {signs_as}; ctrl-C ends it"
             )
 
     return announce

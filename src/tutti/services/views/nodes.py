@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from tutti.domain.events import NodeId
 from tutti.domain.nodes import Capabilities, Terms
+from tutti.domain.signing import address_of
 from tutti.domain.spec import DataSchema
 from tutti.services.views.base import View
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 class NodeView(View, frozen=True, kw_only=True):
     """A node. `task` is `job/round` while it works, `done` its share; `cpu` and `memory_used` are the machine's.
 
-    A `drained` node is given no more work.
+    A `drained` node is given no more work. `signs_as`: the address of the key with which it signs its updates.
     """
 
     name: NodeId
@@ -33,6 +34,7 @@ class NodeView(View, frozen=True, kw_only=True):
     cpu: float | None
     memory_used: float | None
     battery: float | None
+    signs_as: str = ""
 
 
 def node_view(status: "NodeStatus") -> NodeView:
@@ -55,6 +57,7 @@ def node_view(status: "NodeStatus") -> NodeView:
         cpu=heartbeat.cpu if heartbeat else None,
         memory_used=heartbeat.memory if heartbeat else None,
         battery=heartbeat.battery if heartbeat else None,
+        signs_as=address_of(status.key),
     )
 
 

@@ -1,0 +1,99 @@
+"""Nodes sign their updates: what they sign is in the log and in the records of a round, and forgeries are refused."""
+
+import asyncio
+
+import pytest
+
+from support.worlds import DEADLINE, World, toy_spec
+from tutti.adapters.identities.secp256k1 import Secp256k1Key, verify
+from tutti.domain.contributions import Contribution, check_signature
+from tutti.domain.jobs import Job, Status
+from tutti.ports import LinkRefused
+from tutti.services.history import attempts_of
+
+
+def key(name: str) -> Secp256k1Key:
+    return Secp256k1Key(name.encode() * 32)
+
+
+class Forger:
+    """Says that it has another's key."""
+
+    public = key("a").public
+
+    def sign(self, digest: bytes) -> bytes:
+        return key("f").sign(digest)
+
+
+class Silent:
+    public = key("a").public
+
+    def sign(self, digest: bytes) -> bytes:
+        return b""
+
+
+@pytest.fixture
+async def world(tmp_path):
+    world = World(tmp_path)
+    await world.up()
+    yield world
+    await world.close()
+
+
+async def who_signed(world: World, job: Job) -> dict[tuple[int, str], str]:
+    """The key, by round and node, that has signed each update that counted, after a look at the signature."""
+    found = {}
+    for attempt in await attempts_of(world.core.journal, job, range(1, job.rounds_done + 1)):
+        for update in attempt.round.accepted:
+            fields = {name: getattr(update, name) for name in ("round", "node", "digest", "weight", "signed")}
+            found[update.round, update.node] = check_signature(Contribution(job=job.id, **fields), verify)
+    return found
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"strategy": "fedbuff:buffer=2"}, {"codec": "int8"}, {"cohort": {"max_weight": 5}}]
+)
+async def test_every_update_is_signed_by_its_node(world, fields):
+    for part, name in enumerate("ab"):
+        await world.join(name, part, key=key(name))
+    await world.join("c", 2)  # has no key
+    job = await world.finished(await world.core.submit(toy_spec(3, **fields)))
+    assert job.status is Status.COMPLETED
+    signed = await who_signed(world, job)
+    assert {node for _, node in signed} & set("ab")
+    assert all(by == ("" if node == "c" else key(node).public) for (_, node), by in signed.items())
+    assert world.core.register.keys == {name: key(name).public for name in "ab"}
+    assert world.core.node_status("a").key == key("a").public
+
+
+@pytest.mark.parametrize(("forger", "reason"), [(Forger(), "not one by the node's key"), (Silent(), "is not signed")])
+async def test_what_its_key_has_not_signed_is_refused(world, forger, reason):
+    for part, name in enumerate("bc"):
+        await world.join(name, part, key=key(name))
+    await world.join("a", 2, key=forger)
+    spec = toy_spec(3, rounds=1, cohort={"quorum": 2}, evaluation={"nodes": False})
+    job = await world.finished(await world.core.submit(spec))
+    assert {node for _, node in await who_signed(world, job)} == {"b", "c"}
+    (refusal,) = [one for attempt in job.past for one in attempt.round.refusals]
+    assert (refusal.node, reason in refusal.reason) == ("a", True)
+
+
+async def test_a_node_keeps_its_key_over_restarts_and_is_sent_away_with_another(world):
+    await world.join("a", 0, key=key("a"))
+    await world.join("b", 1, key=key("b"))
+    job = await world.core.submit(toy_spec(2, rounds=2))
+    await world.finished(job)
+    await world.down()
+    await world.up()
+    for other in (key("x"), None):
+        await world.kill("a")
+        await world.join("a", 0, key=other)
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(LinkRefused, match="another key before"):
+                await world.task("a")
+    await world.kill("a")
+    await world.join("a", 0, key=key("a"))
+    job = await world.finished(await world.core.submit(toy_spec(2, name="again")))
+    assert job.status is Status.COMPLETED
+    await world.core.remove_node("a")
+    assert world.core.register.keys == {"b": key("b").public}
