@@ -2586,7 +2586,8 @@ export interface components {
          * Contribution
          * @description One node's part in one round. Scores are parts of 10^9; `fault` says why an update earns nothing.
          *
-         *         `gain`, `audit`: the update's share of the round's gain as measured; `standing`: after this round.
+         *         `gain`, `audit`: the update's share of the round's gain as measured; `standing`: after this round. `signed`: the
+         *         node's own signature under its update, if it has a key.
          */
         Contribution: {
             /** @default null */
@@ -2603,6 +2604,8 @@ export interface components {
             /** @default 0 */
             payment?: number;
             round: number;
+            /** @default null */
+            signed?: components["schemas"]["Signed"] | null;
             /** @default 0 */
             standing?: number;
             weight: number;
@@ -2690,6 +2693,16 @@ export interface components {
             partition: string;
             seed: number;
             source: string;
+        };
+        /**
+         * Domain
+         * @description Where a signature holds: a chain and its ContributionTracker; where there is no chain, 0 and nowhere.
+         */
+        Domain: {
+            /** @default 0 */
+            chain?: number;
+            /** @default 0x0000000000000000000000000000000000000000 */
+            contract?: string;
         };
         /**
          * Durations
@@ -3307,7 +3320,7 @@ export interface components {
          * NodeView
          * @description A node. `task` is `job/round` while it works, `done` its share; `cpu` and `memory_used` are the machine's.
          *
-         *         A `drained` node is given no more work.
+         *         A `drained` node is given no more work. `signs_as`: the address of the key with which it signs its updates.
          */
         NodeView: {
             battery: number | null;
@@ -3324,6 +3337,8 @@ export interface components {
             machine: components["schemas"]["Capabilities"] | null;
             memory_used: number | null;
             name: string;
+            /** @default  */
+            signs_as?: string;
             task: string;
             terms: components["schemas"]["Terms"] | null;
         };
@@ -3778,6 +3793,22 @@ export interface components {
             password: string;
             /** @default null */
             role?: ("" | "admin" | "operator" | "viewer") | null;
+        };
+        /**
+         * Signed
+         * @description A signature under an update, and what was signed beside job and digest.
+         *
+         *         `round` and `base` are those that the node trained on, `samples` what it claimed, before any cap.
+         */
+        Signed: {
+            base: string;
+            /** @default {} */
+            domain?: components["schemas"]["Domain"];
+            key: string;
+            nonce: number;
+            round: number;
+            samples: number;
+            signature: string;
         };
         /**
          * Slash
