@@ -20,7 +20,7 @@ from tutti.sim.engines import Assignment, Engine, Failed, Trained
 from tutti.sim.engines._batched import Vectorised
 from tutti.sim.engines.choose import choose
 from tutti.sim.engines.fused import Fused
-from tutti.sim.engines.port import CannotCompute
+from tutti.sim.engines.port import CannotCompute, longest_first
 from tutti.sim.engines.processes import Processes, gpu_for
 from tutti.sim.engines.sequential import Sequential
 
@@ -111,6 +111,15 @@ def test_the_compiled_loop_is_the_same_on_any_number_of_threads():
     case = Case("digits", "mlp", {}, nodes=7)
     one = case.run(Fused(case.spec, case.trainer, case.federation, threads=1))
     assert_equal(case.run(Fused(case.spec, case.trainer, case.federation, threads=3)), one, 0.0)
+
+
+def test_nodes_with_most_rows_are_begun_first():
+    case = Case("digits", "mlp:hidden=4", {}, nodes=7)
+    rows = [len(case.federation.train[each.node]) for each in longest_first(case.assignments, case.federation)]
+    assert rows == sorted(rows, reverse=True)
+    assert len(set(rows)) > 3
+    found = case.run(Processes(case.spec, case.federation, workers=1))
+    assert [len(case.federation.train[node]) for node in found] == rows
 
 
 @pytest.mark.parametrize(("source", "model", "training"), DENSE + TORCH_ONLY)

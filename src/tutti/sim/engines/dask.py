@@ -23,7 +23,7 @@ from tutti.domain.events import NodeId
 from tutti.domain.spec import DataSchema, JobSpec, Positive
 from tutti.ports.training import Examples, Trainer
 from tutti.sim.engines._resident import Done, Order, Resident, Trouble, order_for
-from tutti.sim.engines.port import Assignment, Engine, Failed, Result, Trained, engines
+from tutti.sim.engines.port import Assignment, Engine, Failed, Result, Trained, engines, longest_first
 from tutti.sim.federation import Federation
 from tutti.wire import tensors
 
@@ -104,8 +104,8 @@ class Dask:
         from distributed import KilledWorker, as_completed
 
         encoded = tensors.encode(params)
-        longest = sorted(assignments, key=lambda a: (-len(self._federation.train[a.node]), a.node))
-        waiting, lost, running = deque(longest), dict[NodeId, int](), dict[Any, Assignment]()
+        waiting = deque(longest_first(assignments, self._federation))
+        lost, running = dict[NodeId, int](), dict[Any, Assignment]()
         stream = as_completed()
         model = self._send(encoded)
         try:

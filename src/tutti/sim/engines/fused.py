@@ -21,7 +21,7 @@ from tutti.domain.spec import JobSpec, Metrics, Positive
 from tutti.ports.training import Task, Trainer
 from tutti.services.work import reason_of
 from tutti.sim.engines._dense import dense_of
-from tutti.sim.engines.port import Assignment, CannotCompute, Engine, Failed, Result, Trained, engines
+from tutti.sim.engines.port import Assignment, CannotCompute, Engine, Failed, Result, Trained, engines, longest_first
 from tutti.sim.federation import Federation
 
 
@@ -60,7 +60,7 @@ class Fused:
         self._free: list[Vector] = []
 
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
-        waiting = iter(sorted(assignments, key=lambda a: (-len(self._federation.train[a.node]), a.node)))
+        waiting = iter(longest_first(assignments, self._federation))
         running: dict[Future[Trained | Failed], Vector] = {}
         try:
             while True:

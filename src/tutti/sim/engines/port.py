@@ -9,6 +9,7 @@ from tutti.core.registry import Registry
 from tutti.domain.events import NodeId
 from tutti.domain.spec import Metrics
 from tutti.ports.training import Task
+from tutti.sim.federation import Federation
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ class Failed:
 
     node: NodeId
     reason: str
+
+
+def longest_first(assignments: Sequence[Assignment], federation: Federation) -> list[Assignment]:
+    """Those with most rows are begun first, so that workers come to their ends together (Graham 1969)."""
+    return sorted(assignments, key=lambda a: (-len(federation.train[a.node]), a.node))
 
 
 Result: TypeAlias = Trained | Failed

@@ -26,7 +26,7 @@ from tutti.domain.spec import JobSpec, Positive
 from tutti.ports.training import Trainer
 from tutti.sim.engines._resident import Done, Trouble, order_for
 from tutti.sim.engines._worker import Setup, slot_file
-from tutti.sim.engines.port import Assignment, CannotCompute, Engine, Failed, Result, Trained, engines
+from tutti.sim.engines.port import Assignment, CannotCompute, Engine, Failed, Result, Trained, engines, longest_first
 from tutti.sim.federation import Federation
 from tutti.wire import tensors
 
@@ -82,8 +82,7 @@ class Processes:
 
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
         self._publish(params)
-        longest = sorted(assignments, key=lambda a: (-len(self._federation.train[a.node]), a.node))
-        waiting, deaths = deque(longest), dict[NodeId, int]()
+        waiting, deaths = deque(longest_first(assignments, self._federation)), dict[NodeId, int]()
         try:
             while True:
                 self._hand_out(waiting)

@@ -21,7 +21,7 @@ from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema, JobSpec, Positive
 from tutti.ports.training import Examples, Trainer
 from tutti.sim.engines._resident import Done, Order, Resident, Trouble, order_for
-from tutti.sim.engines.port import Assignment, Engine, Failed, Result, Trained, engines
+from tutti.sim.engines.port import Assignment, Engine, Failed, Result, Trained, engines, longest_first
 from tutti.sim.federation import Federation
 from tutti.wire import tensors
 
@@ -84,8 +84,7 @@ class Ray:
         self._actors: list[Any] = [kind.remote(spec.model, federation.schema, x, y) for _ in range(workers)]
 
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
-        longest = sorted(assignments, key=lambda a: (-len(self._federation.train[a.node]), a.node))
-        waiting = deque(longest)
+        waiting = deque(longest_first(assignments, self._federation))
         model = self._ray.put(bytes(tensors.encode(params)))
         running: dict[Any, tuple[Assignment, Any]] = {}
         free = [actor for _ in range(AHEAD) for actor in self._actors]
