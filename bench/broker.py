@@ -28,6 +28,7 @@ from starlette.applications import Starlette
 from _common import copy_bandwidth, peak_anonymous, show
 from transfer import Doorkeeper
 from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.mirrored import MirroredBlobs
 from tutti.adapters.blobs.s3 import S3Blobs
 from tutti.adapters.fabrics import amqp, presigned
 from tutti.adapters.fabrics.amqp import Address
@@ -137,7 +138,8 @@ async def round_of(peers: int, count: int, address: Address, store: S3Blobs, roo
         by_hub = await rounds(fabric, model, [Node(f"n{i}", link) for i, link in enumerate(links)], count)
         await asyncio.gather(*(link.close() for link in links))
     model = await store.put(os.urandom(PAYLOAD))
-    depot = BucketDepot(store, lambda node, digest: True, lambda node: 1 << 30)
+    mirrored = MirroredBlobs(root / f"broker-{peers}", store)
+    depot = BucketDepot(mirrored, lambda node, digest: True, lambda node: 1 << 30)
     async with BrokerFabric(address, authenticate, depot=depot) as broker:
         running = asyncio.create_task(broker.run())
         peers_links = [BrokerLink(address, f"n{i}", token_of(f"n{i}")) for i in range(peers)]

@@ -92,7 +92,7 @@ log_file = $ceph/\$name.log
 admin_socket = $ceph/run/\$name.asok
 keyring = $ceph/keyring
 [client.rgw.a]
-rgw_frontends = beast endpoint=127.0.0.1:$S3_PORT
+rgw_frontends = beast endpoint=127.0.0.1:$S3_PORT tcp_nodelay=1
 rgw_data = $ceph/rgw
 keyring = $ceph/keyring
 CONF

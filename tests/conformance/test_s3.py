@@ -1,15 +1,17 @@
 """Blobs on a real S3 server: against the suite, by pre-signed addresses, and what people get wrong."""
 
 import asyncio
+from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 
-from support.services import S3, bucket
+from support.services import S3, bucket, overwrite
 from tutti.adapters.blobs.mirrored import MirroredBlobs
 from tutti.adapters.blobs.s3 import S3Blobs
 from tutti.core.errors import CorruptBlob, NotFound, StorageError, UserError
+from tutti.ports.blobs import TooLarge
 from tutti.testing.blobs import MEGABYTE, BlobSuite, digest_of, pattern
 
 DATA = pattern(20_000)
@@ -46,12 +48,9 @@ async def test_a_large_blob_goes_in_parts_and_is_mapped(blobs, url):
     assert await blobs.put(memoryview(LARGE), digest=digest) == digest
 
 
-async def test_damage_is_noticed(blobs, url):
-    digest = await blobs.put(DATA)
-    other = digest_of(b"announced")
-    async with httpx.AsyncClient() as client:
-        (await client.put(await blobs.upload_link(other, "n1", 60), content=DATA)).raise_for_status()
-    await blobs.adopt(other, "n1")
+async def test_damage_is_noticed(blobs):
+    digest, other = await blobs.put(DATA), digest_of(b"announced")
+    await overwrite(blobs, other, DATA)
     with pytest.raises(CorruptBlob, match=digest):
         await blobs.read(other)
     await blobs.delete(other)
@@ -97,29 +96,49 @@ async def test_a_link_expires(blobs):
             pass
 
 
-async def test_an_upload_is_a_blob_once_it_is_adopted(blobs):
-    digest = digest_of(DATA)
-    async with httpx.AsyncClient() as client:
-        (await client.put(await blobs.upload_link(digest, "n1", 60), content=DATA)).raise_for_status()
-        assert await blobs.digests() == []
-        with pytest.raises(NotFound):
-            await blobs.adopt(digest, "n2")
-        await blobs.adopt(digest, "n1", limit=len(DATA))
-        assert bytes(await blobs.read(digest)) == DATA
-        garbage = await blobs.upload_link(digest, "n2", 60)
-        (await client.put(garbage, content=b"garbage")).raise_for_status()
-        await blobs.adopt(digest, "n2")
-    assert bytes(await blobs.read(digest)) == DATA
+@pytest.fixture
+async def mirrored(url, tmp_path):
+    return MirroredBlobs(tmp_path / "blobs", await S3Blobs.open(url))
 
 
-async def test_an_upload_that_is_too_large_is_thrown_away(blobs):
-    digest = digest_of(DATA)
+async def uploaded(blobs: MirroredBlobs, node: str, name: str, data: bytes) -> None:
     async with httpx.AsyncClient() as client:
-        (await client.put(await blobs.upload_link(digest, "n1", 60), content=DATA)).raise_for_status()
-    with pytest.raises(UserError, match="at most 100 bytes"):
-        await blobs.adopt(digest, "n1", limit=100)
+        (await client.put(await blobs.far.upload_link(node, name, 60), content=data)).raise_for_status()
+
+
+@pytest.mark.parametrize("data", [DATA, LARGE], ids=["small", "large"])
+async def test_an_upload_is_a_blob_once_it_is_taken_in(mirrored, data):
+    digest = digest_of(data)
+    await uploaded(mirrored, "n1", "update", data)
+    assert await mirrored.digests() == []
     with pytest.raises(NotFound):
-        await blobs.adopt(digest, "n1")
+        await mirrored.take_in(digest, "n2", "update", len(data))
+    await mirrored.take_in(digest, "n1", "update", len(data))
+    await uploaded(mirrored, "n2", "update", b"garbage")
+    await mirrored.take_in(digest, "n2", "update", len(data))
+    assert bytes(await mirrored.read(digest)) == data
+    await mirrored.far.forget_upload("n1", "update")
+    with pytest.raises(NotFound):
+        await mirrored.far.uploaded("n1", "update")
+
+
+async def test_uploads_that_are_not_what_they_should_be_are_no_blobs(mirrored):
+    await uploaded(mirrored, "n1", "update", DATA)
+    with pytest.raises(TooLarge, match="at most 100 bytes"):
+        await mirrored.take_in(digest_of(DATA), "n1", "update", 100)
+    with pytest.raises(CorruptBlob):
+        await mirrored.take_in(digest_of(b"other"), "n1", "update", len(DATA))
+    assert await mirrored.digests() == []
+
+
+async def test_uploads_that_nobody_handed_in_are_forgotten_after_a_while(mirrored, monkeypatch):
+    await uploaded(mirrored, "n1", "update", DATA)
+    await mirrored.far.forget_old_uploads()
+    await mirrored.far.uploaded("n1", "update")
+    monkeypatch.setattr("tutti.adapters.blobs.s3.INCOMING_KEPT", timedelta(0))
+    await mirrored.far.forget_old_uploads()
+    with pytest.raises(NotFound):
+        await mirrored.far.uploaded("n1", "update")
 
 
 # -- what people get wrong ---------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 from hub_server import Doorkeeper, running_hub
 
-from support.services import bucket, coordinator_uid
+from support.services import bucket, coordinator_uid, overwrite
+from tutti.adapters.blobs.mirrored import MirroredBlobs
 from tutti.adapters.blobs.s3 import S3Blobs
 from tutti.adapters.fabrics.amqp import Address
 from tutti.adapters.fabrics.broker import BrokerFabric
@@ -59,17 +59,10 @@ class TestBrokerAndBucket(FabricSuite):
     flood = 800  # each is on disk before the next is sent
 
     @pytest.fixture
-    async def setup(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
+    async def setup(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Setup]:
         async with bucket(monkeypatch) as url, coordinator_uid() as address:
-            blobs, links, keeper = await S3Blobs.open(url), Links(address), Doorkeeper()
-
-            async def damage(digest: str, data: bytes) -> None:
-                await blobs.delete(digest)
-                async with httpx.AsyncClient() as client:
-                    await client.put(await blobs.upload_link(digest, "vandal", 60), content=data)
-                await blobs.adopt(digest, "vandal")
-
+            blobs, links, keeper = MirroredBlobs(tmp_path, await S3Blobs.open(url)), Links(address), Doorkeeper()
             depot = BucketDepot(blobs, keeper.may_read, keeper.update_limit)
             async with running(BrokerFabric(address, authenticate, depot=depot)) as fabric:
-                yield Setup(fabric, blobs, links, damage)
+                yield Setup(fabric, blobs, links, lambda digest, data: overwrite(blobs.far, digest, data))
                 await links.close()

@@ -18,6 +18,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
+from tutti.adapters.blobs.s3 import S3Blobs
 from tutti.adapters.fabrics import amqp
 from tutti.adapters.fabrics.amqp import Address
 from tutti.ports import LinkLost
@@ -87,6 +88,11 @@ async def bucket(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
         async for batch in store.list():
             await store.delete_async([meta["path"] for meta in batch])
         await client.delete(remove)
+
+
+async def overwrite(blobs: S3Blobs, digest: str, data: bytes) -> None:
+    """Other bytes under a blob's name, as a store has them that damaged it."""
+    await obstore.put_async(blobs._store, f"blobs/{digest}", data)
 
 
 @asynccontextmanager

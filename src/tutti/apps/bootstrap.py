@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from tutti.adapters.blobs.directory import DirectoryBlobs
     from tutti.adapters.fabrics.broker import BrokerFabric
+    from tutti.adapters.fabrics.bucket import BucketDepot
     from tutti.ports import EventLog, Link
     from tutti.ports.accounts import AccountStore
     from tutti.ports.ledger import Ledger
@@ -187,7 +188,8 @@ async def coordinator(
         turned_away=lambda *refused: core.members.turn_away(*refused),
         limits=HubLimits(heartbeat=settings.heartbeat, nodes=settings.max_nodes),
     )
-    broker = _broker(settings, blobs, settings.url(port), lambda: core)
+    depot = _depot(blobs, lambda: core) if settings.broker else None
+    broker = _broker(settings, depot, settings.url(port), lambda: core)
     reached = fabric if broker is None else JoinedFabrics(fabric, broker)
     traced = TracedFabric(reached, tracer) if tracer is not None else None
     core = Coordinator(
@@ -233,6 +235,8 @@ async def coordinator(
         sessions.resume()
         if broker is not None:
             core.background.spawn(broker.run())
+        if depot is not None:
+            core.background.spawn(depot.keep_tidy())
         if chain is not None:
             core.background.spawn(chain.desk.run())
         try:
@@ -245,24 +249,28 @@ async def coordinator(
             await accounts.close()
 
 
-def _broker(
-    settings: CoordinatorSettings, blobs: "DirectoryBlobs", url: str, core: "Callable[[], Coordinator]"
-) -> "BrokerFabric | None":
+def _depot(blobs: "DirectoryBlobs", core: "Callable[[], Coordinator]") -> "BucketDepot | None":
     """Nodes of the broker go to the bucket for blobs, if there is one, else to the coordinator."""
-    if not settings.broker:
-        return None
     from tutti.adapters.blobs.mirrored import MirroredBlobs
-    from tutti.adapters.fabrics.amqp import Address
-    from tutti.adapters.fabrics.broker import BrokerFabric
     from tutti.adapters.fabrics.bucket import BucketDepot
 
-    depot = None
-    if isinstance(blobs, MirroredBlobs):
-        depot = BucketDepot(
-            blobs.far,
-            may_read=lambda node, digest: core().access.may_read(node, digest),
-            update_limit=lambda node: core().access.update_limit(node),
-        )
+    if not isinstance(blobs, MirroredBlobs):
+        return None
+    return BucketDepot(
+        blobs,
+        may_read=lambda node, digest: core().access.may_read(node, digest),
+        update_limit=lambda node: core().access.update_limit(node),
+    )
+
+
+def _broker(
+    settings: CoordinatorSettings, depot: "BucketDepot | None", url: str, core: "Callable[[], Coordinator]"
+) -> "BrokerFabric | None":
+    if not settings.broker:
+        return None
+    from tutti.adapters.fabrics.amqp import Address
+    from tutti.adapters.fabrics.broker import BrokerFabric
+
     return BrokerFabric(
         Address.parse(settings.broker),
         lambda node, secret: core().members.authenticate(node, secret),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from tutti.core.errors import CorruptBlob, Forbidden, NotFound, TuttiError
 from tutti.core.registry import Choice
@@ -28,6 +29,7 @@ from tutti.ports import Arrived, BlobStore, Fabric, FabricEvent, Left, Link, Lin
 from tutti.testing.blobs import digest_of, pattern
 from tutti.wire.messages import (
     PROTOCOL,
+    Computed,
     CoordinatorMessage,
     GlobalWeights,
     Progress,
@@ -298,16 +300,33 @@ class FabricSuite:
 
     @pytest.mark.parametrize("size", [0, 7000, 3_000_000])
     async def test_store(self, setup: Setup, size: int) -> None:
-        """A small update may be stored at once, or come with the submission."""
+        """A small update, or result of a compute job, may be stored at once, or come with the message that names it."""
         node, data = await setup.join("n1"), pattern(size)
-        submission = Submission(job="toy-1", round=1, attempt=0, digest=digest_of(data))
-        for buffer in (data, memoryview(data)):
+        update = Submission(job="toy-1", round=1, attempt=0, digest=digest_of(data))
+        result = Computed(job="c-1", attempt=0, digest=digest_of(data), nonce="a" * 64)
+        for message, buffer in ((update, data), (update, memoryview(data)), (result, data)):
             await node.link.store(buffer, digest_of(data))
-            await node.link.send(submission)
+            await node.link.send(message)
             said = await soon(setup.events)
             assert isinstance(said, Said)
-            assert said.message == submission
+            assert said.message == message
             assert (said.blob or bytes(await setup.blobs.read(digest_of(data)))) == data
+
+    async def test_what_comes_of_work_is_stored(self, setup: Setup) -> None:
+        """With the work a node may be told where to put an update; the next one goes there too, or elsewhere."""
+        node, model = await setup.join("n1"), await setup.blobs.put(pattern(7000))
+        for number, size in ((1, 100_000), (2, 3_000_000), (3, 10)):
+            start, data = replace(work(model), round=number), pattern(size)
+            assert setup.fabric.send("n1", start)
+            assert await soon(node.messages) == start
+            assert await node.link.fetch(model) == pattern(7000)
+            for update in (data, data + b"once more"):
+                done = Submission(job="toy-1", round=number, attempt=0, digest=digest_of(update))
+                await node.link.store(update, digest_of(update))
+                await node.link.send(done)
+                said = await soon(setup.events)
+                assert isinstance(said, Said)
+                assert (said.message, said.blob or bytes(await setup.blobs.read(digest_of(update)))) == (done, update)
 
     async def test_store_under_another_digest(self, setup: Setup) -> None:
         node, came = await setup.join("n1"), pattern(3_000_000)

@@ -6,7 +6,7 @@ queue to report to; it listens on its command queue and says ENABLED. From then 
 1 on, in one session), so that what comes twice or out of order is noticed, and put right; names of sessions grow, so
 that what was for an older one is thrown away, and what is for a newer one tells of it. PULSE, on the node's own queue,
 says that the coordinator lives; the broker tells the coordinator when that queue is gone. Models and updates do not
-travel here: a node asks for an address (ASK, ANSWER), or is told one with the work (TRAIN). With a coordinator that is
+travel here: a node is told addresses with the work (TRAIN), or asks for one (ASK, ANSWER). With a coordinator that is
 not called `main`, the node's queue is `peer.<name>@<uid>.command`.
 """
 
@@ -113,10 +113,15 @@ Event: TypeAlias = Join | Register | Enabled | Beat | Done | Say | Ask | Leave
 
 
 class Train(Counted, frozen=True, kw_only=True, tag="TRAIN"):
-    """Work to do; `link` is where the model can be read for a while, if the store gives such addresses."""
+    """Work to do. `link` is where the model can be read for a while, `store` where the update can be PUT, over
+    the one of the work before.
+
+    They are empty if the store gives no such addresses; ASK gives new ones.
+    """
 
     work: Start
     link: str = ""
+    store: str = ""
 
 
 class Stop(Counted, frozen=True, kw_only=True, tag="STOP"):
@@ -153,7 +158,7 @@ class Pulse(Letter, frozen=True, kw_only=True, tag="PULSE"):
 
 
 class Answer(Letter, frozen=True, kw_only=True, tag="ANSWER"):
-    """`link` is empty for a blob that is stored already; `status` is that of HTTP, `reason` goes with an error."""
+    """`status` is that of HTTP, `reason` goes with an error, and without a `link`."""
 
     id: int
     link: str = ""
@@ -212,11 +217,11 @@ def report_in(letter: Beat | Done | Say) -> NodeMessage:
             return message
 
 
-def commanded(session: str, seq: int, message: CoordinatorMessage, link: str = "") -> Command:
+def commanded(session: str, seq: int, message: CoordinatorMessage, link: str = "", store: str = "") -> Command:
     """A coordinator's message as a letter."""
     match message:
         case Start():
-            return Train(session=session, seq=seq, work=message, link=link)
+            return Train(session=session, seq=seq, work=message, link=link, store=store)
         case Halt():
             return Stop(session=session, seq=seq, halt=message)
         case _:

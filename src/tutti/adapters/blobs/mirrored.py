@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.blobs.s3 import S3Blobs
-from tutti.core.errors import NotFound
-from tutti.domain.events import Digest
+from tutti.core.errors import NotFound, StorageError
+from tutti.domain.events import Digest, NodeId
 from tutti.ports.blobs import Buffer, Mapped
 
 
@@ -32,6 +32,15 @@ class MirroredBlobs(DirectoryBlobs):
         except NotFound:
             await super().put(memoryview(await self.far.read(digest)), digest=digest, sync=False)
             return self.path(digest)
+
+    async def take_in(self, digest: Digest, node: NodeId, name: str, limit: int) -> None:
+        """Make a blob of what a node uploaded to the store, without `sync`.
+
+        Raises NotFound if nothing was, CorruptBlob if it is something else, TooLarge, StorageError.
+        """
+        size, chunks = await self.far.uploaded(node, name)
+        if not await self.partial(digest, node).write(chunks, offset=0, total=size, limit=limit):
+            raise StorageError(f"upload {name} of {node} ended early: it is read again when the node hands it in again")
 
     async def delete(self, *digests: Digest) -> None:
         await self.far.delete(*digests)

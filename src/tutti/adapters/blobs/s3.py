@@ -4,13 +4,12 @@ Addresses are `s3://bucket/prefix?endpoint=https://host:9000&region=eu-central-1
 Key and secret come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), never from an address.
 
 Nodes may be given pre-signed addresses: to read one blob, and to upload one to a place of their own,
-`<prefix>/incoming/<node>/<digest>`, from where `adopt` makes it a blob. So nobody can write over what is there.
+`<prefix>/incoming/<node>/<name>`, where `uploaded` reads it. So nobody can write over what is there.
 """
 
 import asyncio
 import mmap
 import tempfile
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -46,13 +45,12 @@ class S3Blobs:
         self._where = url.partition("?")[0]
         self._store = _store(url)
         self._sound: set[Digest] = set()
-        self._adopting: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @classmethod
     async def open(cls, url: str) -> "S3Blobs":
         """Raises UserError if the bucket is missing or refuses the key, StorageError if the store is away."""
         blobs = cls(url)
-        await blobs._forget_old_uploads()
+        await blobs.forget_old_uploads()
         return blobs
 
     async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
@@ -118,30 +116,28 @@ class S3Blobs:
             await obstore.head_async(self._store, _key(digest))
             return await self._sign("GET", _key(digest), seconds)
 
-    async def upload_link(self, digest: Digest, node: NodeId, seconds: float) -> str:
-        """An address to which this blob of this node can be PUT for a while; `adopt` takes it from there."""
-        check_digest(digest)
-        with self._errors(f"make room for blob {digest}"):
-            return await self._sign("PUT", _incoming(digest, node), seconds)
+    async def upload_link(self, node: NodeId, name: str, seconds: float) -> str:
+        """An address to which this node can PUT bytes for a while; `uploaded` reads them."""
+        with self._errors(f"make room for an upload of {node}"):
+            return await self._sign("PUT", _incoming(node, name), seconds)
 
-    async def adopt(self, digest: Digest, node: NodeId, limit: int | None = None) -> None:
-        """Make what a node uploaded a blob, which `read` verifies; one that is there stays as it is.
+    async def uploaded(self, node: NodeId, name: str) -> tuple[int, AsyncIterator[Buffer]]:
+        """What a node uploaded, which nobody has looked at: its size, and its bytes; raises NotFound."""
+        with self._errors(f"read an upload of {node}", name):
+            stream = await obstore.get_async(self._store, _incoming(node, name))
+        return stream.meta["size"], self._chunks(stream, node)
 
-        Raises NotFound if nothing was uploaded, UserError if it is larger than `limit`; what was uploaded goes then.
-        """
-        check_digest(digest)
-        place = _incoming(digest, node)
-        async with self._adopting[digest]:
-            with self._errors(f"take in blob {digest}", digest):
-                if not await self._is_there(digest):
-                    size = (await obstore.head_async(self._store, place))["size"]
-                    if limit is not None and size > limit:
-                        await obstore.delete_async(self._store, [place])
-                        raise UserError(f"at most {limit} bytes are allowed here, {size} were uploaded")
-                    await obstore.copy_async(self._store, place, _key(digest))
-                await obstore.delete_async(self._store, [place])
-        if not self._adopting[digest].locked():
-            del self._adopting[digest]
+    async def forget_upload(self, node: NodeId, name: str) -> None:
+        with self._errors(f"delete an upload of {node}"):
+            await obstore.delete_async(self._store, [_incoming(node, name)])
+
+    async def forget_old_uploads(self) -> None:
+        """Those that were not read for a day: never handed in, or by a node that was gone."""
+        with self._errors("look after old uploads"):
+            old = datetime.now(UTC) - INCOMING_KEPT
+            async for batch in obstore.list(self._store, "incoming/", chunk_size=1000):
+                if stale := [meta["path"] for meta in batch if meta["last_modified"] < old]:
+                    await obstore.delete_async(self._store, stale)
 
     # -- within ----------------------------------------------------------------------------------------------
 
@@ -155,12 +151,10 @@ class S3Blobs:
     async def _sign(self, method: Literal["GET", "PUT"], key: str, seconds: float) -> str:
         return await obstore.sign_async(self._store, method, key, timedelta(seconds=seconds))
 
-    async def _forget_old_uploads(self) -> None:
-        with self._errors("open the bucket"):
-            old = datetime.now(UTC) - INCOMING_KEPT
-            async for batch in obstore.list(self._store, "incoming/", chunk_size=1000):
-                if stale := [meta["path"] for meta in batch if meta["last_modified"] < old]:
-                    await obstore.delete_async(self._store, stale)
+    async def _chunks(self, stream: "GetResult", node: NodeId) -> AsyncIterator[Buffer]:
+        with self._errors(f"read an upload of {node}"):
+            async for chunk in stream.stream(min_chunk_size=MAPPED):
+                yield memoryview(chunk)
 
     @contextmanager
     def _errors(self, doing: str, digest: Digest = "") -> Iterator[None]:
@@ -202,8 +196,8 @@ def _key(digest: Digest) -> str:
     return f"blobs/{digest}"
 
 
-def _incoming(digest: Digest, node: NodeId) -> str:
-    return f"incoming/{_digest(node.encode())[:32]}/{digest}"
+def _incoming(node: NodeId, name: str) -> str:
+    return f"incoming/{_digest(node.encode())[:32]}/{name}"
 
 
 def _digest(data: Buffer | mmap.mmap) -> Digest:

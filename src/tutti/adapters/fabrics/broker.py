@@ -8,6 +8,7 @@ has to say waits.
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,16 @@ from tutti.ports import Arrived, FabricEvent, Left, LinkLost, LinkRefused, Said
 from tutti.ports.blobs import Buffer, TooLarge
 from tutti.version import __version__
 from tutti.wire import broker as wire
-from tutti.wire.messages import PROTOCOL, BadMessage, CoordinatorMessage, Registered, Registration, Start
+from tutti.wire.messages import (
+    PROTOCOL,
+    BadMessage,
+    Computed,
+    CoordinatorMessage,
+    Registered,
+    Registration,
+    Start,
+    Submission,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +51,19 @@ class Depot(Protocol):
         """An address to read from; raises NotFound."""
         ...
 
-    async def upload(self, node: NodeId, digest: Digest, size: int) -> str:
-        """An address to store to, empty if the blob is there; raises Conflict, TooLarge."""
+    async def upload(self, node: NodeId, name: str, size: int = 0) -> str:
+        """An address of the node's own to store to, under a name; raises Conflict, TooLarge."""
         ...
 
-    async def arrived(self, node: NodeId, digest: Digest) -> None:
-        """What the node has stored becomes a blob; raises NotFound, TooLarge."""
+    async def arrived(self, node: NodeId, digest: Digest, *names: str) -> str:
+        """What the node has stored under one of these names becomes a blob; returns the name.
+
+        Raises NotFound, CorruptBlob, TooLarge, StorageError.
+        """
+        ...
+
+    async def forget(self, node: NodeId, name: str) -> None:
+        """What was stored under this name is not needed any more; it is no error if that fails."""
         ...
 
 
@@ -73,6 +90,8 @@ class _Peer:
     heard_at: float
     commands: str = ""  # the queue on which it listens
     channel: AbstractChannel | None = None  # a queue that does not answer holds up its own channel only
+    place: str = field(default_factory=lambda: secrets.token_hex(16))  # the name under which it stores its updates
+    stored: bool = False  # there is one
     seq: int = 0  # of the newest letter dealt with
     said: int = 0  # of the newest letter sent
     early: dict[int, tuple["wire.Counted", AbstractIncomingMessage]] = field(default_factory=dict)
@@ -329,12 +348,17 @@ class BrokerFabric:
     async def _hand_over(
         self, peer: _Peer, said: wire.Beat | wire.Done | wire.Say, letter: AbstractIncomingMessage
     ) -> None:
-        if isinstance(said, wire.Done) and self._depot is not None and said.submission.digest:
-            try:
-                await self._depot.arrived(peer.node, said.submission.digest)
-            except TuttiError as error:  # the coordinator finds no such update, and says what to do about it
-                log.warning("update %s of %s: %s", said.submission.digest, peer.node, error)
-        self._events.put_nowait((Said(peer.node, wire.report_in(said)), letter))
+        match message := wire.report_in(said):
+            case Submission(digest=digest) | Computed(digest=digest) if digest and self._depot is not None:
+                try:
+                    name = await self._depot.arrived(peer.node, digest, peer.place, digest)
+                except TuttiError as error:  # the coordinator finds no such blob, and says what to do about it
+                    log.warning("blob %s of %s: %s", digest, peer.node, error)
+                else:
+                    peer.stored |= name == peer.place
+                    if name == digest:
+                        self._tasks.create_task(self._depot.forget(peer.node, name))
+        self._events.put_nowait((Said(peer.node, message), letter))
 
     async def _answer(self, peer: _Peer, asked: wire.Ask) -> wire.Answer:
         try:
@@ -371,6 +395,8 @@ class BrokerFabric:
         peer.outgoing.clear()
         if peer.channel is not None:
             self._tasks.create_task(_close(peer.channel))
+        if peer.stored and self._depot is not None:
+            self._tasks.create_task(self._depot.forget(peer.node, peer.place))
         if not took_leave:
             self._tasks.create_task(self._notify(peer.own, wire.Disable(reason=reason[:1000], fatal=fatal)))
 
@@ -386,9 +412,9 @@ class BrokerFabric:
         while peer.outgoing:
             message = peer.outgoing.popleft()
             peer.said += 1
-            link = await self._link_for(peer, message)
+            link, store = await self._links_for(peer, message)
             try:
-                await self._command(peer, wire.commanded(peer.session, peer.said, message, link))
+                await self._command(peer, wire.commanded(peer.session, peer.said, message, link, store))
             except (Undeliverable, TimeoutError) as error:
                 self._end(peer, f"does not read: {error or 'its queue does not answer'}")
 
@@ -415,15 +441,18 @@ class BrokerFabric:
             except amqp.BROKEN:
                 self._on_closed(connection)
 
-    async def _link_for(self, peer: _Peer, message: CoordinatorMessage) -> str:
-        """Where work's model is, which spares the node a question; it asks if this fails."""
+    async def _links_for(self, peer: _Peer, message: CoordinatorMessage) -> tuple[str, str]:
+        """Where work's model is, and where its update goes, which spares the node questions; it asks if this fails."""
         if self._depot is None or not isinstance(message, Start):
-            return ""
+            return "", ""
+        link = store = ""
         try:
-            return await self._depot.download(peer.node, message.weights)
+            link = await self._depot.download(peer.node, message.weights)
+            if message.task == "train":
+                store = await self._depot.upload(peer.node, peer.place)
         except TuttiError as error:
-            log.warning("no address of %s for %s yet: %s", message.weights, peer.node, error)
-            return ""
+            log.warning("no address for the work of %s yet: %s", peer.node, error)
+        return link, store
 
     async def _notify(self, queue: str, notice: wire.Notice) -> None:
         """On the node's own queue; one that is gone is noticed by the pulse."""

@@ -111,8 +111,10 @@ class BrokerLink:
         body = memoryview(blob).cast("B")
         if (found := await asyncio.to_thread(tensors.digest, body)) != digest:
             raise CorruptBlob(f"expected bytes with digest {digest}, those given have {found}")
-        if link := await self._present().ask(digest, size=len(body)):
-            await presigned.write(self._open_http(), link, body, self._times.stall)
+        session = self._present()
+        link, session.store = session.store, ""
+        link = link or await session.ask(digest, size=len(body))
+        await presigned.write(self._open_http(), link, body, self._times.stall)
 
     def _present(self) -> "_Session":
         if self._session is None:
@@ -143,6 +145,7 @@ class _Session:
         self._reports_to = address.events
         self.blobs = ""
         self.links: dict[Digest, str] = {}
+        self.store = ""  # where to put what comes of the newest work, once
         self._channel: AbstractChannel
         self._said = 0
         self._heard = 0
@@ -217,7 +220,7 @@ class _Session:
         await self._count(lambda seq: wire.reported(self._name, seq, message))
 
     async def ask(self, digest: Digest, size: int | None = None) -> str:
-        """The address to read a blob from; with its size, that to store it to, empty if it is stored."""
+        """The address to read a blob from; with its size, that to store it to."""
         answered: asyncio.Future[wire.Answer] = asyncio.get_running_loop().create_future()
         number = self._said + 1
         while number in self._asked:
@@ -319,8 +322,8 @@ class _Session:
         while (following := self._early.pop(self._heard + 1, None)) is not None:
             self._heard += 1
             command, letter = following
-            if isinstance(command, wire.Train) and command.link:
-                self.links = {command.work.weights: command.link}
+            if isinstance(command, wire.Train):
+                self.links, self.store = {command.work.weights: command.link}, command.store
             self._arrived.put_nowait((wire.command_in(command), letter))
 
     async def _disconnect(self) -> None:
