@@ -105,9 +105,19 @@ def test_sessions_contributions_and_rewards_are_on_the_chain_and_survive_a_kill(
             assert held["node:clinic-b"].owed == earned["clinic-b"]
             assert held[hers].free == 3
         assert "minted 500" in " ".join(ok("ledger", "show", cwd=folder, **at).split())
-        refused = tutti("ledger", "verify", "--key", "00", cwd=folder, **at)
-        assert refused.returncode == Exit.CONFLICT
-        assert "tutti chain session" in refused.stderr
+        operator = json.loads(ok("chain", "keys", "--json", cwd=folder))["operator"]
+        ok("ledger", "export", "ledger.jsonl", cwd=folder, **at)
+        checked = ok("ledger", "verify", "--key", operator, "--file", "ledger.jsonl", cwd=folder)
+        assert "executed again, signed and as told; 500 tokens are accounted for" in checked
+        assert "2 rounds are paid by the rule" in checked
+        assert "clinic-a: 2 updates, signed by 0x" in checked
+        assert f"2 rounds of {job} are paid" in ok(
+            "ledger", "verify", "--key", operator, "--job", job, cwd=folder, **at
+        )
+        told = folder / "ledger.jsonl"
+        told.write_text(told.read_text().replace('"amount":500', '"amount":501'))
+        forged = tutti("ledger", "verify", "--key", operator, "--file", "ledger.jsonl", cwd=folder)
+        assert "is said to be Mint: it says 500" in forged.stderr
         assert "finds clinic-b's update" in ok(
             "chain", "session", job, "--round", 2, "--node", "clinic-b", cwd=folder, **at
         )
@@ -154,6 +164,10 @@ def test_with_hardhat_as_documented_and_when_it_dies(folder):
         with running("up", "--port", 0, "--data-dir", "other", cwd=folder) as up, Client(up.ready["url"]) as client:
             assert client.mint("alice", 5, key="k").free == 5
             assert client.chain().connected
+            operator = json.loads(ok("chain", "keys", "--data-dir", "other", "--json", cwd=folder))["operator"]
+            at = {"TUTTI_URL": up.ready["url"]}
+            checked = ok("ledger", "verify", "--key", operator, "--rpc", node.url, cwd=folder, **at)
+            assert "1 transactions are on chain 31337, signed and as told; 5 tokens" in checked
             os.killpg(node.process.pid, signal.SIGKILL)
             node.process.wait()
             status = client.chain()

@@ -83,6 +83,8 @@ def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]
         lambda: client.chain_round(job, 1),
         lambda: client.chain_proof(job, 1, "ada"),
         lambda: client.claimable("spare"),
+        lambda: next(client.transactions()),
+        lambda: next(client.blocks()),
     ):
         with pytest.raises(NotFound, match="tutti chain deploy"):
             on_chain()

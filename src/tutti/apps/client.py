@@ -45,7 +45,15 @@ from tutti.services.views import (
     WhyView,
 )
 from tutti.services.views.accounts import AccountView, AuditView, Grant, IssuedToken, SessionView, TokenView
-from tutti.services.views.chain import ChainSessionView, ChainView, ClaimView, ProvenView, RecordedView
+from tutti.services.views.chain import (
+    BlockView,
+    ChainSessionView,
+    ChainView,
+    ClaimView,
+    ProvenView,
+    RecordedView,
+    TransactionView,
+)
 from tutti.services.views.ledger import BalanceView, Entry, LedgerView, Proof, RewardsView, ScoredView
 
 T = TypeVar("T")
@@ -249,6 +257,14 @@ class Client:
     def claimable(self, account: str) -> ClaimView:
         """What an account can claim on the chain, and by which proof."""
         return self._call("GET", f"/blockchain/claims/{quote(account)}", ClaimView)
+
+    def transactions(self) -> Iterator[TransactionView]:
+        """Every transaction of the coordinator's that is on its chain, in order."""
+        return self._pages("/blockchain/transactions", TransactionView, first="0")
+
+    def blocks(self) -> Iterator[BlockView]:
+        """Every block of an embedded chain."""
+        return self._pages("/blockchain/blocks", BlockView, first="0")
 
     # -- models --------------------------------------------------------------------------------------------
 

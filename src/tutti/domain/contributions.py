@@ -12,14 +12,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from tutti.core import merkle
 from tutti.core.errors import UserError
-from tutti.domain.ledger import Distribute, Entry
+from tutti.domain.ledger import AnyOperation, Distribute
 from tutti.domain.signing import Signed, Verify, address_of, digest_of
 
 WHOLE = 10**9
@@ -194,7 +194,18 @@ def check_round(contributions: Sequence[Contribution], pool: int) -> None:
         raise BadProof("the standings or payments do not follow from the scores by the published rule")
 
 
-def check_paid(contributions: Sequence[Contribution], pool: int, entries: Iterable[Entry]) -> bool:
+class Booked(Protocol):
+    """What moved tokens, under which key: an entry of a ledger, or a transaction of a chain."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def operation(self) -> AnyOperation | None: ...
+
+
+def check_paid(contributions: Sequence[Contribution], pool: int, entries: Iterable[Booked]) -> bool:
     """Whether a ledger pays these contributions of one round; raises BadProof if it pays something else for it."""
     check_round(contributions, pool)
     key = payment_key(contributions[0].job, contributions[0].round) if contributions else ""
@@ -207,7 +218,7 @@ def check_paid(contributions: Sequence[Contribution], pool: int, entries: Iterab
     return True
 
 
-def entry_of(proof: Proof, entries: Iterable[Entry]) -> Entry:
+def entry_of(proof: Proof, entries: Iterable[Booked]) -> Booked:
     """The entry that pays the round of a proof; raises BadProof if none has the proof's root, or pays otherwise."""
     one = proof.contribution
     for entry in entries:

@@ -112,6 +112,12 @@ class EmbeddedChain:
         with self._turn:
             self._db.close()
 
+    def blocks(self, after: int, limit: int) -> list[tuple[int, int, str, bytes]]:
+        """Number, time, hash of the transaction, and the transaction itself, of at most `limit` blocks behind one."""
+        query = "SELECT number, time, tx, raw FROM blocks WHERE number > ? AND raw IS NOT NULL ORDER BY number LIMIT ?"
+        with self._turn, _storage_errors(self._path):
+            return self._db.execute(query, (after, limit)).fetchall()
+
     def rewind(self, blocks: int) -> None:
         """Forget the newest blocks, as a chain does that finds a longer branch."""
         with self._turn:

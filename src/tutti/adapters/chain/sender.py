@@ -107,6 +107,21 @@ class Sender:
         with self._journal():
             return [what for (what,) in self._db.execute("SELECT what FROM sent ORDER BY seq")]
 
+    def adopt(self, sent: Sent) -> None:
+        """Take over what another journal has."""
+        values = (
+            sent.seq,
+            sent.key,
+            sent.what,
+            sent.sender,
+            sent.nonce,
+            sent.hash,
+            sent.raw,
+            str(sent.cost),
+            sent.block,
+        )
+        self._write("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *values)
+
     def newest(self) -> tuple[int, str]:
         """How many transactions were seen in a block, and the hash of the last."""
         with self._journal():

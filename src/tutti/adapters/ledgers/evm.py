@@ -89,7 +89,7 @@ class EvmLedger:
         l.check(order)
         operation = order.operation
         try:
-            sent = await self.chain.send(order.key, _encoder.encode(operation), lambda: self._call(operation))
+            sent = await self.chain.send(order.key, encoded(operation), lambda: self._call(operation))
         except Reverted as refusal:
             raise _refusal(operation, refusal) from None
         return Receipt(order.key, sent.hash)
@@ -112,7 +112,7 @@ class EvmLedger:
     async def holders(self) -> dict[str, Account]:
         """Those whom the journal of transactions names: what strangers hold, the chain alone knows."""
         known: dict[str, str] = {}
-        for operation in map(_operation, self.chain.sender.told()):
+        for operation in map(operation_of, self.chain.sender.told()):
             for name in l.accounts_of(operation) if operation else ():
                 known.setdefault(self._wallets.address(name), name)
         held = {name: await self.account(name) for name in sorted(known.values())}
@@ -145,6 +145,15 @@ class EvmLedger:
 
     async def close(self) -> None:
         await self.chain.close()
+
+    def transactions(self, after: int, limit: int) -> list[tuple[Sent, AnyOperation | None]]:
+        """At most `limit` of the journal that are on the chain, behind a number; with what they are for, if tokens."""
+        return [(sent, operation_of(sent.what)) for sent in self.chain.sender.done(after)[:limit]]
+
+    async def unexplained(self) -> int:
+        """How many roots of earnings on the chain do not follow from the payments in the journal: 0."""
+        count: int = await self.chain.view("rewards", "roundCount", self._operator.address)
+        return count - 1 - (await self._published(count))[-1].number
 
     async def claimable(self, name: str) -> Claimable:
         """What the account can claim of rounds that are valid by now; raises InsufficientFunds if nothing is owed."""
@@ -276,7 +285,7 @@ class EvmLedger:
         last = self._rounds[-1]
         if b'"Distribute"' not in sent.what:
             return
-        operation = _operation(sent.what)
+        operation = operation_of(sent.what)
         if isinstance(operation, l.Distribute):
             root, _, _, valid_from = await self.chain.view("rewards", "rounds", self._operator.address, last.number + 1)
             tried = replace(_with(last, self._addressed(operation.payments)), valid_from=valid_from)
@@ -284,7 +293,12 @@ class EvmLedger:
                 self._rounds.append(tried)
 
 
-def _operation(what: bytes) -> AnyOperation | None:
+def encoded(operation: AnyOperation) -> bytes:
+    """As the journal has it."""
+    return _encoder.encode(operation)
+
+
+def operation_of(what: bytes) -> AnyOperation | None:
     """What a transaction of the journal is for; None if it is for another part than the ledger."""
     try:
         return _decoder.decode(what)

@@ -1,16 +1,28 @@
 """The chain: whether it is there, what is recorded on it, and what can be claimed from it."""
 
+import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
+
+from fastapi import Query
 
 from tutti.apps.api.schema import Answer, Api, Limit
 from tutti.core.errors import NotFound, TuttiError
 from tutti.domain.contributions import prove
+from tutti.domain.ledger import accounts_of
 from tutti.domain.signing import session_of
 from tutti.services.notary import NotaryDesk
 from tutti.services.views.base import Page
-from tutti.services.views.chain import ChainSessionView, ChainView, ClaimView, ProvenView, RecordedView
+from tutti.services.views.chain import (
+    BlockView,
+    ChainSessionView,
+    ChainView,
+    ClaimView,
+    ProvenView,
+    RecordedView,
+    TransactionView,
+)
 
 if TYPE_CHECKING:
     from tutti.adapters.ledgers.evm import EvmLedger
@@ -18,6 +30,8 @@ if TYPE_CHECKING:
 
 NO_CHAIN = "this coordinator uses no chain, and keeps its own ledger: `tutti chain deploy` gives it one"
 ROLES = ("operator", "arbiter", "guardian")
+
+Number = Annotated[int, Query(ge=0, description="Continue after this one.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,36 @@ class ChainRoutes:
         proof = prove(self._parts.desk.round(job, round).contributions, node)
         return Answer(ProvenView(proof=proof, verified=await self._parts.notary.holds(proof)))
 
+    async def transactions(self, limit: Limit = 100, after: Number = 0) -> Answer[Page[TransactionView]]:
+        """This coordinator's transactions, in order: what `tutti ledger verify` checks against the chain."""
+        found = self._parts.ledger.transactions(after, limit)
+        address = self._parts.ledger.chain.wallets.address
+        views = [
+            TransactionView(
+                seq=sent.seq,
+                key=sent.key,
+                hash=sent.hash,
+                raw=sent.raw.hex(),
+                operation=operation,
+                accounts={name: address(name) for name in (accounts_of(operation) if operation else ())},
+            )
+            for sent, operation in found
+        ]
+        return Answer(Page(items=views, next=str(views[-1].seq) if len(views) == limit else None))
+
+    async def blocks(self, limit: Limit = 100, after: Number = 0) -> Answer[Page[BlockView]]:
+        """The blocks of an embedded chain, which anybody can execute again; of any other, ask its nodes."""
+        from tutti.adapters.chain.embedded import EmbeddedChain
+
+        rpc = self._parts.ledger.chain.rpc
+        if not isinstance(rpc, EmbeddedChain):
+            raise NotFound(f"the blocks are on {_shown(self._parts.ledger.chain.deployment.rpc)}: ask a node of it")
+        found = await asyncio.to_thread(rpc.blocks, after, limit)
+        views = [
+            BlockView(number=number, time=time, transaction=hash, raw=raw.hex()) for number, time, hash, raw in found
+        ]
+        return Answer(Page(items=views, next=str(views[-1].number) if len(views) == limit else None))
+
     async def claimable(self, name: str) -> Answer[ClaimView]:
         """What an account can claim, with the proof: enough to claim it from any wallet, without this coordinator."""
         ledger = self._parts.ledger
@@ -142,3 +186,5 @@ def add_routes(api: Api, its: ChainRoutes) -> None:
     api.add("GET", root + "/sessions/{job}/rounds/{round}", its.recorded, "blockchain")
     api.add("GET", root + "/sessions/{job}/rounds/{round}/proof/{node}", its.proof, "blockchain")
     api.add("GET", root + "/claims/{name}", its.claimable, "blockchain")
+    api.add("GET", root + "/transactions", its.transactions, "blockchain")
+    api.add("GET", root + "/blocks", its.blocks, "blockchain")

@@ -1,7 +1,6 @@
 """Tokens: look at the ledger, check it without trusting the coordinator, and see why a node earned what it did."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,13 +8,11 @@ import click
 
 from tutti.apps.cli import text
 from tutti.apps.cli.options import ExistingFile, File, as_json, find_job, print_json, with_client
-from tutti.core.errors import UserError
 
 if TYPE_CHECKING:
     from tutti.apps.client import Client
-    from tutti.domain.contributions import Contribution, Proof
-    from tutti.domain.ledger import Entry
-    from tutti.services.views.ledger import ScoredView
+    from tutti.domain.contributions import Proof
+    from tutti.domain.ledger import Totals
 
 
 @click.group()
@@ -122,7 +119,9 @@ def ledger_claim(client: "Client", account: str, key: str) -> None:
 @click.argument("file", type=File)
 @with_client
 def ledger_export(client: "Client", file: Path) -> None:
-    """Write every entry to a file, one line of JSON each.
+    """Write everything that `tutti ledger verify --file` needs to a file, one line of JSON each.
+
+    That is every entry, or on a chain every transaction (and block, of an embedded one), and all scored rounds.
 
     \b
     Examples:
@@ -130,16 +129,20 @@ def ledger_export(client: "Client", file: Path) -> None:
     """
     import msgspec
 
-    lines = [msgspec.json.encode(entry) for entry in client.entries()]
+    from tutti.apps.ledger_check import ask
+
+    lines = [msgspec.json.encode(line) for line in ask(client, [each.job for each in client.all_rewards()])]
     file.write_bytes(b"\n".join(lines) + b"\n")
-    click.echo(f"{len(lines)} entries in {file}")
+    click.echo(f"{len(lines)} lines in {file}")
 
 
 @ledger.command("verify")
-@click.option("--key", required=True, help="The ledger's public key, as you noted it (`tutti ledger show`).")
-@click.option("--head", help="The hash of an entry, noted earlier: it must still be there.")
-@click.option("--file", type=ExistingFile, help="Check entries that were exported, not those of a coordinator.")
-@click.option("--job", help="Check the scores and payments of this job's rounds too.")
+@click.option(
+    "--key", required=True, help="The ledger's public key, on a chain the operator's address, as you know it."
+)
+@click.option("--head", help="The hash of an entry or transaction, noted earlier: it must still be there.")
+@click.option("--file", type=ExistingFile, help="Check what was exported; no coordinator is asked.")
+@click.option("--job", help="Check the scores, payments and signatures of this job's rounds too.")
 @click.option(
     "--proof", type=ExistingFile, help="Check that a contribution (`tutti rewards --proof`) is in the ledger."
 )
@@ -150,6 +153,7 @@ def ledger_export(client: "Client", file: Path) -> None:
     metavar="NODE=ADDRESS",
     help="This node's updates must be signed by the key of this address; may be repeated.",
 )
+@click.option("--rpc", help="Of tokens on a chain: a node that you trust.  [default: the coordinator's]")
 @with_client
 def ledger_verify(
     client: "Client",
@@ -159,11 +163,16 @@ def ledger_verify(
     job: str | None,
     proof: Path | None,
     signers: tuple[str, ...],
+    rpc: str | None,
 ) -> None:
-    """Check the whole ledger, trusting nobody.
+    """Check the whole ledger, trusting no coordinator.
 
     That is: the order, every hash, link and signature, that each operation was allowed and moved what it must, and
-    that the sums hold. With --job also that the payments of each scored round follow from its scores by the published
+    that the sums hold. On a chain: that each transaction is signed, was carried out and does what is said of it, that
+    nobody is owed what was not paid for, and the sums. A chain that the coordinator keeps in its own process is
+    executed again.
+
+    With --job (from a file: always) also that the payments of each scored round follow from its scores by the published
     rule, that these are the ones whose Merkle root stands in the ledger, and that each update is signed by its node,
     always with one key; its address is what `tutti join` says on the node.
 
@@ -173,41 +182,39 @@ def ledger_verify(
       tutti ledger verify --key 3b6a27bc… --head 9f86d081… --job digits
       tutti ledger verify --key 3b6a27bc… --file ledger.jsonl --proof proof.json
       tutti ledger verify --key 3b6a27bc… --job digits --signer clinic-a=0x70997970c51812dc3a010c7d01b50e0d17dc79c8
+      tutti ledger verify --key 0x3c44cdddb6a900fa2b585dd299e03d12fa4293bc --file ledger.jsonl --rpc http://my-node:8545
     """
-    from tutti.adapters.identities.ed25519 import verify
-    from tutti.domain.ledger import verify_chain
+    from tutti.apps import ledger_check as its
 
     keys = dict(_named(text) for text in signers)
-    entries = list(client.entries()) if file is None else _read(file)
-    totals = verify_chain(entries, verify, key, head=head).totals()
-    click.echo(f"the chain of {len(entries)} entries is whole and signed; {totals.minted} tokens are accounted for")
-    if job is not None:
-        found = find_job(client, job).id
-        rounds = [client.scored(found, number) for number in client.rewards(found).scored]
-        paid = [each.round for each in rounds if _check_round(each, entries)]
-        _check_signatures([one.contribution for each in rounds for one in each.earned], keys)
-        unpaid = f"; not paid yet: {', '.join(str(r.round) for r in rounds if r.round not in paid)}"
-        click.echo(f"{len(paid)} rounds of {found} are paid by the rule{unpaid if len(paid) < len(rounds) else ''}")
+    if file is not None:
+        told = its.Told.of(its.read(file))
+    else:
+        job = find_job(client, job).id if job is not None else None
+        told = its.Told.of(its.ask(client, [job] if job is not None else []))
+    if told.chain is None:
+        totals = its.check_books(told, key, head)
+        click.echo(f"the chain of {len(told.entries)} entries is whole and signed; {_accounted(totals)}")
+    else:
+        totals = its.check_chain(told, key, head, rpc)
+        where = f"on chain {told.chain.chain_id}" + (", executed again" if told.blocks and not rpc else "")
+        click.echo(f"{len(told.transactions)} transactions are {where}, signed and as told; {_accounted(totals)}")
+    if told.rounds or job is not None:
+        paid, unpaid = its.check_rounds(told, job)
+        later = f"; not paid yet: {', '.join(str(each.round) for each in unpaid)}" if unpaid else ""
+        click.echo(f"{len(paid)} rounds{f' of {job}' if job else ''} are paid by the rule{later}")
+        _say_signed(its.check_signed([each.contribution for one in (*paid, *unpaid) for each in one.earned], keys))
     if proof is not None:
-        _check_proof(proof, entries, keys)
+        one, seq = its.check_one(proof, told)
+        _say_signed(its.check_signed([one], keys))
+        click.echo(
+            f"the update {one.digest[:12]} of {one.node} is among those of round {one.round} of {one.job} "
+            f"and earned {one.payment} ({'entry' if told.chain is None else 'transaction'} {seq})"
+        )
 
 
-def _read(file: Path) -> "list[Entry]":
-    import msgspec
-
-    from tutti.domain.ledger import Entry
-
-    try:
-        return [msgspec.json.decode(line, type=Entry) for line in file.read_bytes().splitlines() if line]
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{file} does not hold entries as `tutti ledger export` writes them: {error}") from None
-
-
-def _check_round(scored: "ScoredView", entries: "Iterable[Entry]") -> bool:
-    """Whether a round is paid; raises BadProof if it is paid otherwise than by the rule."""
-    from tutti.domain.contributions import check_paid
-
-    return check_paid([each.contribution for each in scored.earned], scored.pool, entries)
+def _accounted(totals: "Totals") -> str:
+    return f"{totals.minted} tokens are accounted for"
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -217,33 +224,9 @@ def _named(text: str) -> tuple[str, str]:
     return node, address.lower()
 
 
-def _check_signatures(contributions: "Iterable[Contribution]", keys: dict[str, str]) -> None:
-    """Say who has signed; raises BadProof for a signature that is none, or by another key than a node's own."""
-    from tutti.adapters.identities.secp256k1 import verify
-    from tutti.domain.contributions import check_signers
-
-    signed = check_signers(contributions, verify, keys)
+def _say_signed(signed: dict[str, tuple[int, str]]) -> None:
     for node, (count, address) in signed.items():
         click.echo(f"{node}: {count} updates, {f'signed by {address}' if address else 'not signed: it has no key'}")
-
-
-def _check_proof(file: Path, entries: "Iterable[Entry]", keys: dict[str, str]) -> None:
-    import msgspec
-
-    from tutti.domain.contributions import Proof, check_proof, entry_of
-
-    try:
-        proof = msgspec.json.decode(file.read_bytes(), type=Proof)
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{file} does not hold a proof as `tutti rewards --proof` writes it: {error}") from None
-    check_proof(proof)
-    entry = entry_of(proof, entries)
-    one = proof.contribution
-    _check_signatures([one], keys)
-    click.echo(
-        f"the update {one.digest[:12]} of {one.node} is among those of round {one.round} of {one.job} "
-        f"and earned {one.payment} (entry {entry.seq})"
-    )
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tutti.domain.contributions import Proof
+from tutti.domain.ledger import AnyOperation
 from tutti.services.views.base import View
 
 
@@ -71,3 +72,26 @@ class ClaimView(View, frozen=True, kw_only=True):
     round: int
     total: int
     proof: list[str]
+
+
+class TransactionView(View, frozen=True, kw_only=True):
+    """A transaction of this coordinator's that is on the chain: signed, in hex, and what it is for.
+
+    `operation`: of the ledger, if it moves tokens of accounts; `accounts`: the addresses of those that it names.
+    """
+
+    seq: int
+    key: str
+    hash: str
+    raw: str
+    operation: AnyOperation | None = None
+    accounts: Mapping[str, str] = {}
+
+
+class BlockView(View, frozen=True, kw_only=True):
+    """A block of an embedded chain, which holds one transaction: all that it takes to execute it again."""
+
+    number: int
+    time: int
+    transaction: str
+    raw: str

@@ -1,0 +1,170 @@
+"""A coordinator's account of its transactions is checked against the chain, and every lie in it is found."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from support.evm import WALLETS, Clock, embedded
+from tutti.adapters.chain.connection import Chain
+from tutti.adapters.chain.deploy import Rules
+from tutti.adapters.chain.embedded import EmbeddedChain
+from tutti.adapters.chain.verify import check, replayed
+from tutti.adapters.ledgers.evm import EvmLedger
+from tutti.domain import ledger as l
+from tutti.domain.ledger import BadChain, Order
+from tutti.services.views.chain import BlockView, ChainView, TransactionView
+from tutti.testing.ledgers import post
+
+OPERATIONS = (
+    l.Mint(to="client", amount=1_000),
+    l.Mint(to="node:a", amount=300),
+    l.Transfer(source="client", to="sponsor", amount=400),
+    l.Stake(account="node:a", amount=200),
+    l.Unstake(account="node:a", amount=50),
+    l.Slash(account="node:a", amount=40, reason="wrong", victim="client", compensation=15),
+    l.Slash(account="node:a", amount=1, reason="late"),
+    l.Escrow(escrow="job", payer="client", amount=60),
+    l.Reward(escrow="job", to="node:a"),
+    l.Escrow(escrow="other", payer="client", amount=7),
+    l.Refund(escrow="other"),
+    l.Escrow(escrow="pool", payer="sponsor", amount=200, purpose="pool"),
+    l.Distribute(escrow="pool", payments={"node:a": 30, "node:b": 4}, evidence="ab" * 32),
+    l.Distribute(escrow="pool", payments={"node:b": 10}, evidence="cd" * 32),
+    l.Claim(account="node:b"),
+    l.Refund(escrow="pool"),
+    l.Withdraw(account="node:a"),
+)
+
+
+@dataclasses.dataclass
+class Told:
+    chain: Chain
+    said: ChainView
+    transactions: list[TransactionView]
+    blocks: list[BlockView]
+
+
+@pytest.fixture
+async def told(tmp_path):
+    (tmp_path / "its").mkdir()
+    clock = Clock()
+    chain, rpc = await embedded(tmp_path / "its", Rules(unbonding=0), clock)
+    ledger = EvmLedger(chain)
+    await post(ledger, *OPERATIONS)
+    yield tell(ledger, rpc)
+    await ledger.close()
+
+
+def tell(ledger: EvmLedger, rpc: EmbeddedChain) -> Told:
+    chain = ledger.chain
+    said = ChainView(
+        connected=True,
+        node="embedded",
+        chain_id=chain.deployment.chain_id,
+        contracts=chain.deployment.contracts,
+        roles={role: str(WALLETS.role(role).address) for role in ("operator", "arbiter", "guardian")},
+    )
+    transactions = [
+        TransactionView(
+            seq=sent.seq,
+            key=sent.key,
+            hash=sent.hash,
+            raw=sent.raw.hex(),
+            operation=operation,
+            accounts={name: WALLETS.address(name) for name in l.accounts_of(operation)} if operation else {},
+        )
+        for sent, operation in ledger.transactions(0, 1_000)
+    ]
+    blocks = [
+        BlockView(number=number, time=time, transaction=hash, raw=raw.hex())
+        for number, time, hash, raw in rpc.blocks(0, 1_000)
+    ]
+    return Told(chain, said, transactions, blocks)
+
+
+async def checked(told: Told, folder: Path):
+    """From what was told alone."""
+    rpc = await replayed(folder / "chain.sqlite", told.blocks, told.said)
+    try:
+        return await check(rpc, told.said, told.transactions, folder)
+    finally:
+        await rpc.close()
+
+
+async def test_an_honest_account_is_executed_again_and_found_in_order(told, tmp_path):
+    found = await checked(told, tmp_path / "anew")
+    assert found == await EvmLedger(told.chain).totals()
+    assert (found.minted, found.burned) == (1_300, 26)
+
+
+async def test_it_can_be_checked_on_a_node_too(told, tmp_path):
+    assert (await check(told.chain.rpc, told.said, told.transactions, tmp_path)).minted == 1_300
+
+
+LIES = [
+    (0, {"amount": 1_001}, "is said to be Mint: it says 1000 where"),
+    (0, {"to": "node:a"}, "is said to be Mint: it says '0x"),
+    (2, {"source": "node:a"}, "it is signed by"),
+    (3, {"amount": 199}, "it says 200"),
+    (5, {"compensation": 14}, "it says 15"),
+    (6, {"victim": "client"}, "it says"),
+    (7, {"purpose": "pool"}, "it says '0x"),
+    (7, {"escrow": "another"}, "it says b"),
+    (8, {"to": "node:b"}, "it says '0x"),
+    (10, {"escrow": "another"}, "it says b"),
+    (12, {"evidence": "cd" * 32}, "it says b"),
+    (12, {"payments": {"node:a": 4, "node:b": 30}}, "roots of earnings"),
+    (14, {"account": "node:a"}, "it says '0x"),
+]
+
+
+async def test_an_operation_that_is_not_what_was_done_is_found(told, tmp_path):
+    for place, (number, fields, said) in enumerate(LIES):
+        lies = list(told.transactions)
+        lies[number] = replace(lies[number], operation=replace(lies[number].operation, **fields))
+        with pytest.raises(BadChain, match=said):
+            await check(told.chain.rpc, told.said, lies, tmp_path / str(place))
+
+
+async def test_what_is_missing_or_made_up_is_found(told, tmp_path):
+    whole = list(told.transactions)
+    told.transactions = [one for one in whole if one.key != whole[13].key]  # a payment of which nothing is said
+    with pytest.raises(BadChain, match="1 roots of earnings"):
+        await check(told.chain.rpc, told.said, told.transactions, tmp_path)
+    told.transactions, blocks = whole, told.blocks
+    told.blocks = blocks[:-1]
+    with pytest.raises(BadChain, match="was not carried out"):
+        await checked(told, tmp_path / "b")
+    told.blocks = [*blocks[:-1], replace(blocks[-1], raw=blocks[-2].raw)]
+    with pytest.raises(Exception, match=r"nonce|does not hold"):
+        await checked(told, tmp_path / "c")
+    told.blocks, told.transactions = blocks, [replace(whole[0], raw=whole[1].raw), *whole[1:]]
+    with pytest.raises(BadChain, match="its hash is not that of its bytes"):
+        await check(told.chain.rpc, told.said, told.transactions, tmp_path / "d")
+    told.transactions = [replace(whole[0], accounts={"client": "0x" + "11" * 20}), *whole[1:]]
+    with pytest.raises(BadChain, match="and was"):
+        await check(told.chain.rpc, told.said, told.transactions, tmp_path / "e")
+    told.transactions, wrong = whole, dict(told.said.contracts)
+    told.said = replace(told.said, contracts={**wrong, "token": wrong["rewards"]})
+    with pytest.raises(BadChain, match="was not made from the code of TuttiToken"):
+        await checked(told, tmp_path / "f")
+
+
+async def test_a_round_that_was_vetoed_is_no_fault(tmp_path):
+    (tmp_path / "its").mkdir()
+    chain, rpc = await embedded(tmp_path / "its", Rules(unbonding=0, veto=500), Clock())
+    ledger = EvmLedger(chain)
+    pool = l.Escrow(escrow="p", payer="s", amount=90, purpose="pool")
+    await post(ledger, l.Mint(to="s", amount=100), pool, l.Distribute(escrow="p", payments={"b": 10}))
+
+    async def veto():
+        return chain.call(WALLETS.role("guardian"), "rewards", "veto", chain.operator.address, 0)
+
+    await chain.send("veto", b"veto", veto)
+    await ledger.post(Order("right", l.Distribute(escrow="p", payments={"b": 2})))
+    try:
+        assert (await checked(tell(ledger, rpc), tmp_path / "anew")).owed == 2
+    finally:
+        await ledger.close()
