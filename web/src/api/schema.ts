@@ -242,6 +242,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/blockchain/blocks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Blocks
+         * @description The blocks of an embedded chain, which anybody can execute again; of any other, ask its nodes.
+         */
+        get: operations["blocks_api_v1_blockchain_blocks_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/blockchain/claims/{name}": {
         parameters: {
             query?: never;
@@ -354,6 +374,26 @@ export interface paths {
          * @description Whether the chain answers, where its contracts are, and what they hold.
          */
         get: operations["status_api_v1_blockchain_status_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/blockchain/transactions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Transactions
+         * @description This coordinator's transactions, in order: what `tutti ledger verify` checks against the chain.
+         */
+        get: operations["transactions_api_v1_blockchain_transactions_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -2300,6 +2340,16 @@ export interface components {
             rows: number;
         };
         /**
+         * BlockView
+         * @description A block of an embedded chain, which holds one transaction: all that it takes to execute it again.
+         */
+        BlockView: {
+            number: number;
+            raw: string;
+            time: number;
+            transaction: string;
+        };
+        /**
          * Capabilities
          * @description What a node says of its machine. Sizes in bytes.
          */
@@ -3370,6 +3420,15 @@ export interface components {
             next?: string | null;
         };
         /**
+         * Page[BlockView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_BlockView_: {
+            items: components["schemas"]["BlockView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
          * Page[ChainSessionView]
          * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
          */
@@ -3483,6 +3542,15 @@ export interface components {
          */
         Page_TokenView_: {
             items: components["schemas"]["TokenView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
+         * Page[TransactionView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_TransactionView_: {
+            items: components["schemas"]["TransactionView"][];
             /** @default null */
             next?: string | null;
         };
@@ -4006,6 +4074,24 @@ export interface components {
             rounds?: number | null;
             /** @default null */
             strategy?: string | null;
+        };
+        /**
+         * TransactionView
+         * @description A transaction of this coordinator's that is on the chain: signed, in hex, and what it is for.
+         *
+         *         `operation`: of the ledger, if it moves tokens of accounts; `accounts`: the addresses of those that it names.
+         */
+        TransactionView: {
+            /** @default {} */
+            accounts?: {
+                [key: string]: string;
+            };
+            hash: string;
+            key: string;
+            /** @default null */
+            operation?: (components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Slash"] | components["schemas"]["Escrow"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"]) | null;
+            raw: string;
+            seq: number;
         };
         /** Transfer */
         Transfer: {
@@ -4844,6 +4930,40 @@ export interface operations {
             };
         };
     };
+    blocks_api_v1_blockchain_blocks_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this one. */
+                after?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_BlockView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     claimable_api_v1_blockchain_claims__name__get: {
         parameters: {
             query?: never;
@@ -5020,6 +5140,40 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ChainView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    transactions_api_v1_blockchain_transactions_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this one. */
+                after?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_TransactionView_"];
                 };
             };
             /** @description What went wrong. */
