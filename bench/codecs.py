@@ -3,7 +3,8 @@
     python bench/codecs.py                 MNIST (100 nodes, IID and two digits each) and heart disease by hospital
     python bench/codecs.py --rounds 10     a shorter look; --seeds N for more runs
 
-Accuracy is on the official test rows, bytes are those of an update's values as they travel, on average over the run;
+Updates (`codec`) by every codec, and models in steps (`model_codec`) by those that suit them. Accuracy is on the
+official test rows; bytes are those of the values of an update or a step as they travel, on average over the run;
 "encode" and "decode" are for an update of the 2NN's size (199,210 values).
 """
 
@@ -22,6 +23,7 @@ from tutti.domain.spec import load_spec
 from tutti.sim import Federation
 from tutti.sim.simulation import Simulation
 
+MODEL_CODECS = ("shuffle", "fp16", "int8", "int4")
 CODECS = ("none", "shuffle", "fp16", "int8", "int4", "topk:0.05", "topk:0.01")
 VALUES = 199_210
 Row = dict[str, Any]
@@ -57,16 +59,20 @@ DIGITS = {
 }
 
 
-def run(task: Mapping[str, Any], nodes: int, partition: str, codec: str, seed: int, rounds: int) -> tuple[float, float]:
-    """Accuracy of the final model, and the mean bytes of an update."""
-    spec = load_spec({**task, "codec": codec, "seed": seed, "rounds": rounds})
+def run(
+    task: Mapping[str, Any], nodes: int, partition: str, what: Mapping[str, str], seed: int, rounds: int
+) -> tuple[float, float]:
+    """Accuracy of the final model, and the mean bytes of an update or, with a `model_codec`, of a step."""
+    spec = load_spec({**task, **what, "seed": seed, "rounds": rounds})
     federation = Federation.divide(spec.dataset, nodes, partition, seed=seed, held_out=0.0)
-    simulation = Simulation(spec, federation, "auto", 10, lambda _: None)
+    steps: list[int] = []
+    simulation = Simulation(spec, federation, "auto", 10, lambda _: steps.append(len(simulation.server.step)))
     try:
         history = simulation.run(None)
     finally:
         simulation.engine.close()
     sizes = [event.bytes for event in simulation.events if isinstance(event, UpdateAccepted)]
+    sizes = [step for step in steps if step] or sizes
     return history.rounds[-1].evaluated["coordinator"]["accuracy"], mean(sizes)
 
 
@@ -74,13 +80,16 @@ def measure(tasks: Mapping[str, Any], seeds: int, rounds: int | None) -> Iterato
     update = (np.random.default_rng(0).standard_normal(VALUES) * 1e-3).astype(np.float32)
     for name, (task, nodes, partition) in tasks.items():
         plain: Row = {}
-        for codec in CODECS:
-            found = [run(task, nodes, partition, codec, seed, rounds or task["rounds"]) for seed in range(seeds)]
+        both = [("codec", codec) for codec in CODECS] + [("model_codec", codec) for codec in MODEL_CODECS]
+        for what, codec in both:
+            whole = rounds or task["rounds"]
+            found = [run(task, nodes, partition, {what: codec}, seed, whole) for seed in range(seeds)]
             built = codecs.build(Choice.parse(codec))
             code = built.encode(update)
             accuracy, size = mean(each[0] for each in found), mean(each[1] for each in found)
             row = {
                 "task": name,
+                "what": what,
                 "codec": codec,
                 "accuracy %": 100 * accuracy,
                 "bytes": round(size),

@@ -1,6 +1,7 @@
 """The protocol of a fleet on virtual time: real coordinator and node runtimes, ten thousand nodes, a thousand rounds.
 
     python bench/worlds.py
+    python bench/worlds.py --by-speed    twenty nodes of very different speed, that train; cohort.by_speed or not
 
 Nodes do not train, but receive, store, hand in and are counted as they would be. The peer in the same run is the same
 world with a tenth of the nodes: what a round costs more is work that grows with the fleet. BENCH_PROFILE=file keeps
@@ -60,14 +61,44 @@ def measure(nodes: int, rounds: int, cohort: int, folder: Path) -> dict[str, Any
     }
 
 
+def by_speed(rounds: int) -> list[dict[str, Any]]:
+    """The same job on the same fleet twice; `ratio` is of the world's time to the first one's."""
+    world = load_world({"nodes": 20, "machine": {"speed": "lognormal:median=100,sigma=1"}})
+    rows: list[dict[str, Any]] = []
+    for chosen in (False, True):
+        job = {
+            "dataset": "digits",
+            "model": "mlp",
+            "rounds": rounds,
+            "cohort": {"min_nodes": 20, "by_speed": chosen},
+            "training": {"epochs": 5, "batch_size": 10, "lr": 0.05},
+            "evaluation": {"nodes": False, "data": "digits:split=test"},
+        }
+        done = simulate_world(world, job)
+        rows.append(
+            {
+                "cohort.by_speed": chosen,
+                "rounds": done.job.rounds_done,
+                "world seconds": done.seconds,
+                "a round": (done.job.past[-1].closed_at - done.job.past[0].closed_at) / max(1, rounds - 1),
+                "accuracy %": 100 * done.job.evaluations[rounds]["coordinator"]["accuracy"],
+                "ratio": done.seconds / (rows[0]["world seconds"] if rows else done.seconds),
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--cohort", type=int, default=50)
+    parser.add_argument("--by-speed", action="store_true")
     parser.add_argument("--quick", action="store_true", help="twenty nodes, three rounds: does it work at all?")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.by_speed:
+        return show(by_speed(min(options.rounds, 30)), as_json=options.json, notes={})
     nodes, rounds, cohort = (20, 3, 5) if options.quick else (options.nodes, options.rounds, options.cohort)
     memory = Path("/dev/shm")  # files that nobody needs tomorrow
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 
 from support.worlds import World, toy_data, toy_spec
+from tutti.adapters.fabrics.local import LocalLink
 from tutti.core.codec import RESIDUAL
 from tutti.core.errors import UserError
+from tutti.domain.events import Digest
 from tutti.domain.jobs import Job
 from tutti.domain.spec import BadSpec, JobSpec
+from tutti.ports.blobs import Buffer
+from tutti.services import aggregation, runner
 from tutti.services import node as node_module
 from tutti.services.manifest import manifest_of_job
 from tutti.sim import Federation, simulate
@@ -65,6 +69,71 @@ async def test_a_strategy_keeps_its_memory_beside_what_the_codec_left_out(tmp_pa
 async def test_kills_change_nothing(tmp_path: Path) -> None:
     job = await run(tmp_path, spec_of("topk:0.3"), restart_after=2)
     assert job.model == simulated(spec_of("topk:0.3"))
+
+
+class Fetched:
+    """Which blobs nodes fetch, and how large these are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[tuple[str, int]] = []
+        fetch = LocalLink.fetch
+
+        async def noted(link: LocalLink, digest: Digest) -> Buffer:
+            blob = await fetch(link, digest)
+            self.sizes.append((digest, len(blob)))
+            return blob
+
+        monkeypatch.setattr(LocalLink, "fetch", noted)
+        monkeypatch.setattr(aggregation, "MAX_ATTACHED", 0)  # else the toy is so small that it comes with the message
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("codec", ["shuffle", "fp16", "int8", "int4", "topk:0.5"])
+async def test_models_travel_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, strategy: str
+) -> None:
+    """And are the same for a simulation, which knows whole models only; a lossless codec changes nothing at all."""
+    fetched = Fetched(monkeypatch)
+    spec = spec_of("none", model_codec=codec, strategy=strategy)
+    job = await run(tmp_path, spec)
+    assert job.model == simulated(spec)
+    assert (job.model == simulated(spec_of("none", strategy=strategy))) == (codec == "shuffle")
+    models = {job.model_of(number) for number in range(6)}
+    whole = [digest for digest, _ in fetched.sizes if digest in models]
+    assert whole == [job.initial_model] * len(NODES), "a node that held a model fetched another one whole"
+    assert len(fetched.sizes) == len(NODES) * 6
+
+
+async def test_who_holds_no_base_of_a_step_fetches_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a node that is new in the cohort, or was killed; the model is that of an undisturbed job."""
+    fetched, spec = Fetched(monkeypatch), spec_of("int4", model_codec="int4")
+    job = await run(tmp_path, spec, restart_after=2)
+    assert job.model == simulated(spec)
+    models = {job.model_of(number) for number in range(6)}
+    assert sum(digest in models for digest, _ in fetched.sizes) > len(NODES)
+
+
+async def test_a_step_that_leads_elsewhere_costs_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = Fetched(monkeypatch)
+    right = runner.updates.applied
+    monkeypatch.setattr(runner.updates, "applied", lambda *files: right(*files)[:-4] + bytes(4))
+    spec = spec_of("none", model_codec="int8")
+    job = await run(tmp_path, spec)
+    assert job.model == simulated(spec)
+    models = {job.model_of(number) for number in range(6)}
+    assert sum(digest in models for digest, _ in fetched.sizes) == len(NODES) * 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model_codec": "auto"}, "name one, such as int8"),
+        ({"strategy": "scaffold", "model_codec": "int8"}, "no steps"),
+    ],
+)
+def test_models_that_can_have_no_steps_are_refused(fields: dict[str, str], says: str) -> None:
+    with pytest.raises(BadSpec, match=says):
+        simulated(spec_of("none", **fields))
 
 
 async def test_a_robust_reducer_works_on_what_was_decoded(tmp_path: Path) -> None:

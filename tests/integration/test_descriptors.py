@@ -17,9 +17,8 @@ FOLD = """
     from tutti.adapters.blobs.directory import MAPPED, DirectoryBlobs
     from tutti.core.errors import StorageError
     from tutti.core.params import Params
-    from tutti.core.registry import Choice
-    from tutti.core.strategy import compose
     from tutti.domain.events import UpdateAccepted
+    from tutti.domain.spec import load_spec
     from tutti.services.aggregation import AT_ONCE, Aggregation
     from tutti.wire import tensors
 
@@ -36,7 +35,7 @@ FOLD = """
 
 
     async def opened(blobs):
-        aggregation = Aggregation(compose(Choice("fedavg"), Choice("mean")), blobs, 1000)
+        aggregation = Aggregation(load_spec({"dataset": "d", "model": "linear"}), blobs)
         aggregation.commit(await aggregation.initialise(Path(sys.argv[1]) / "initial"))
         return aggregation, aggregation.begin((1, 0), NODES)
 

@@ -8,7 +8,6 @@ import pytest
 
 from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.core.params import Params
-from tutti.core.strategy import compose
 from tutti.domain.events import UpdateAccepted
 from tutti.domain.forecast import Pace, forecast, trained_rows
 from tutti.domain.spec import DataSchema, Training, load_spec
@@ -87,7 +86,7 @@ async def test_aggregation_stays_within_its_memory(tmp_path: Path, strategy: str
     job, cohort = spec(strategy=strategy, reducer=reducer, cohort={"min_nodes": 8}), 8
     size = 500_000
     blobs = ScratchBlobs(tmp_path)
-    aggregation = Aggregation(compose(job.strategy, job.reducer), blobs, job.cohort.largest_weight)
+    aggregation = Aggregation(job, blobs)
     first = tmp_path / "first"
     first.write_bytes(tensors.encode(Params.from_arrays({"w": np.zeros(size, np.float32)})))
     updates = []

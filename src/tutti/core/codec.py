@@ -44,12 +44,14 @@ class Codec:
             never takes more memory than the values do.
         ratio: How much smaller updates become, about: by this a node chooses, where it may.
         feedback: What is left out is kept, and added to the next update.
+        exact: Nothing is left out; values may then be any bits at all.
     """
 
     encode: Callable[[Vector], bytes]
     decode: Callable[[Bytes, int], Vector]
     ratio: float
     feedback: bool = False
+    exact: bool = False
 
 
 codecs: Registry[Codec] = Registry("codec", "tutti.core.compress")

@@ -19,12 +19,15 @@ class ServerState:
         slots: Vectors of the server's half (momentum, control variate), each as long as the model.
         steps: How many rounds have been folded in.
         scalars: Finite numbers of the server's half.
+        step: The code of the step that led to the model, where the job's models have a codec (see `core.steps`); no
+            part of the checkpoint.
     """
 
     params: Params
     slots: Mapping[str, Vector] = field(default_factory=dict)
     steps: int = 0
     scalars: Mapping[str, float] = field(default_factory=dict)
+    step: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

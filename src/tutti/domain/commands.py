@@ -77,7 +77,10 @@ class Extend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """The aggregate of `counted`, in these `shares`, is stored as `model`; `state` is the strategy's checkpoint."""
+    """The aggregate of `counted`, in these `shares`, is stored as `model`; `state` is the strategy's checkpoint.
+
+    `step` leads there from the model before, where the job's models have a codec.
+    """
 
     round: int
     attempt: int
@@ -85,6 +88,7 @@ class Close:
     model: Digest
     state: Digest
     shares: Mapping[NodeId, float] = field(default_factory=dict)
+    step: Digest = ""
     seconds: float = 0.0
 
 

@@ -42,6 +42,7 @@ class RoundOpened(Event, frozen=True, kw_only=True):
     first, and `left_out_more` counts the others by reason. `candidates` could have been drawn; `state` is the blob
     that nodes fetch, if the strategy shares its whole state with them. With `overlaps`, nodes that have not answered
     when the round closes work on, into the next; `carried` are those of the cohort that do so from rounds before.
+    `less` is the share of the local work that slow nodes were asked for; the others do all of it.
     """
 
     round: int
@@ -59,6 +60,7 @@ class RoundOpened(Event, frozen=True, kw_only=True):
     state: Digest = ""
     overlaps: bool = False
     carried: tuple[NodeId, ...] = ()
+    less: dict[NodeId, float] = {}
 
     @property
     def fetched(self) -> Digest:
@@ -126,7 +128,8 @@ class RoundExtended(Event, frozen=True, kw_only=True):
 class RoundClosed(Event, frozen=True, kw_only=True):
     """The updates of `counted` made `model` from the round's base; an evaluation round keeps the model.
 
-    `shares` are theirs of the result, where the reducer weighed them anew: 0 is who was left out.
+    `shares` are theirs of the result, where the reducer weighed them anew: 0 is who was left out. `step` is a blob that
+    leads from the base to the model, for nodes that hold the base.
     """
 
     round: int
@@ -136,6 +139,7 @@ class RoundClosed(Event, frozen=True, kw_only=True):
     state: Digest
     counted: dict[NodeId, int]
     shares: dict[NodeId, float] = {}
+    step: Digest = ""
     metrics: Metrics = {}
     aggregation_seconds: float = 0.0
 

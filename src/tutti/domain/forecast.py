@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from tutti.core.codec import ratio_of
+from tutti.core.codec import NONE, ratio_of
 from tutti.core.reduce import reducers
 from tutti.core.sampling import Pool, cohort_size, sample
 from tutti.domain.events import NodeId
@@ -133,6 +133,8 @@ def forecast(
         down += len(each)
     if asked > wanted:
         notes.append(f"{asked - wanted} more nodes are asked in each round: what they send in vain is not counted")
+    if spec.model_codec != NONE:
+        notes.append("nodes that hold an earlier model fetch less than is counted here: its steps")
     updates = spec.rounds * wanted
     return Forecast(
         seconds=seconds,

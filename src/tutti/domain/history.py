@@ -24,6 +24,7 @@ from tutti.domain.events import (
     UpdateLost,
     UpdateRefused,
 )
+from tutti.domain.pacing import Tempo
 from tutti.domain.rounds import Round, evolve_round, open_round
 from tutti.domain.spec import Metrics
 
@@ -140,7 +141,7 @@ def attempts_at(events: Iterable[JobEvent], rounds: Container[int]) -> list[Roun
 class Contribution:
     """What one node gave to a job: the sums over those of its updates that made models, and the newest's round.
 
-    `seconds` is what it says it worked, `waited` how long the coordinator waited for it.
+    `seconds` is what it says it worked, `waited` how long the coordinator waited for it; `tempo` is the newest's.
     """
 
     updates: int = 0
@@ -151,8 +152,9 @@ class Contribution:
     first_at: float = 0.0
     last_at: float = 0.0
     round: int = 0
+    tempo: Tempo | None = None
 
-    def plus(self, update: UpdateAccepted, waited: float) -> "Contribution":
+    def plus(self, update: UpdateAccepted, waited: float, share: float) -> "Contribution":
         return Contribution(
             self.updates + 1,
             self.weight + update.weight,
@@ -162,6 +164,7 @@ class Contribution:
             self.first_at if self.updates else update.at,
             update.at,
             update.round,
+            Tempo(update.seconds, waited, share),
         )
 
 
@@ -174,9 +177,11 @@ def credit(given: Mapping[NodeId, Contribution], made: RoundSummary) -> Mapping[
     """The contributions after one more attempt, in full, if it made a model. Who was left out has given nothing."""
     if not made.made_model:
         return given
-    members = made.round.members
+    members, less = made.round.members, made.round.opened.less
     new = {
-        update.node: given.get(update.node, Contribution()).plus(update, members[update.node].waited)
+        update.node: given.get(update.node, Contribution()).plus(
+            update, members[update.node].waited, less.get(update.node, 1.0)
+        )
         for update in made.round.accepted
         if is_in(made.shares, update.node)
     }

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias, assert_never
 
 import msgspec
 
+from tutti.core.codec import ratio_of
 from tutti.core.errors import Conflict
 from tutti.core.sampling import Pool, cohort_size, sample
 from tutti.domain import commands as c
@@ -26,6 +27,7 @@ from tutti.domain import events as e
 from tutti.domain.events import Digest, JobEvent, NodeId
 from tutti.domain.history import Contribution, RoundEnd, RoundSummary, credit, finish, remember
 from tutti.domain.metrics import average, fault_of, finite
+from tutti.domain.pacing import Tempo, less_work
 from tutti.domain.rounds import (
     PACES_KEPT,
     Pace,
@@ -49,6 +51,9 @@ LEFT_OUT_NAMED = 100
 
 LEFT_OUT_REASONS = 16
 """Reasons that are counted one by one; a reason may quote a node, so there could be as many as nodes."""
+
+STEPS_KEPT = 4
+"""Newest steps from model to model that nodes can fetch, at most."""
 
 LONGEST_REASON = 200
 NOT_DRAWN = "not drawn"
@@ -83,6 +88,13 @@ STATUS_AFTER: Mapping[tuple[Status, type[e.Event]], Status] = MappingProxyType(
 )
 
 
+class ModelStep(msgspec.Struct, frozen=True):
+    """A blob that leads from the model `base` to the next one."""
+
+    base: Digest
+    step: Digest
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job's state, rebuilt from its events.
 
@@ -98,6 +110,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         paces: How the newest attempts went in time.
         waiting_since: When the job last began to wait for nodes.
         working: Between overlapping rounds, the tasks of nodes that go on with their work.
+        steps: From older models to this one, in their order, where the job's models have a codec.
     """
 
     id: str
@@ -125,6 +138,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     paces: tuple[Pace, ...] = ()
     waiting_since: float = 0.0
     working: Mapping[NodeId, e.RoundOpened] = msgspec.field(default_factory=dict)
+    steps: tuple[ModelStep, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -256,8 +270,13 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
             state=state.state if command.shares_state else "",
             overlaps=task == "train" and command.buffer is not None,
             carried=carried,
+            less=less_work(cohort, _tempos(state)) if task == "train" and rules.by_speed else {},
         )
     ]
+
+
+def _tempos(state: Job) -> Mapping[NodeId, Tempo]:
+    return {node: given.tempo for node, given in state.contributions.items() if given.tempo is not None}
 
 
 def _next_in_turn(state: Job, candidates: Pool) -> NodeId:
@@ -381,6 +400,7 @@ def _close(state: Job, command: c.Close, now: float) -> list[JobEvent]:
             state=command.state,
             counted=expected,
             shares=dict(command.shares),
+            step=command.step,
             metrics=average(round.accepted, "train_", max_weight=most),
             aggregation_seconds=command.seconds,
         )
@@ -567,13 +587,17 @@ def evolve(state: Job, event: JobEvent) -> Job:
 
 def _after_close(state: Job, event: e.RoundClosed) -> Job:
     assert state.round is not None
-    trained, working = state.round.opened.task == "train", state.working
+    trained, working, steps = state.round.opened.task == "train", state.working, state.steps
+    if trained:
+        taken = ModelStep(state.round.opened.model, event.step)
+        steps = (*steps, taken)[-_most_steps(state.spec) :] if event.step else ()
     if state.round.opened.overlaps and state.rounds_done + 1 < state.spec.rounds:
         working = {node: state.round.task_of(node) for node in state.round.waiting_for}
     state = _end_round(state, event)
     return msgspec.structs.replace(
         state,
         working=working,
+        steps=steps,
         contributions=credit(state.contributions, state.past[-1]),
         model=event.model,
         state=event.state,
@@ -582,6 +606,11 @@ def _after_close(state: Job, event: e.RoundClosed) -> Job:
         measured_at_end=state.measured_at_end or not trained,
         waiting_since=event.at,
     )
+
+
+def _most_steps(spec: JobSpec) -> int:
+    """As many as are fewer bytes than the model itself."""
+    return max(1, min(STEPS_KEPT, int(ratio_of(spec.model_codec)) - 1))
 
 
 def _after_failure(state: Job, event: e.RoundFailed) -> Job:

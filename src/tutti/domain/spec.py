@@ -11,7 +11,8 @@ from tutti.core.errors import UserError
 from tutti.core.reduce import reducers
 from tutti.core.registry import Choice
 from tutti.core.sampling import cohort_size
-from tutti.core.strategy import strategies
+from tutti.core.steps import in_steps
+from tutti.core.strategy import Strategy, compose, strategies
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)")]
 Positive = Annotated[int, Meta(ge=1)]
@@ -117,6 +118,7 @@ class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wait: How long to wait for `min_nodes` before the job fails, in seconds; None for ever.
         weighting: `examples` weights an update by its number of examples, `equal` by 1.
         max_weight: The most that one update and its metrics may weigh; larger claims are cut to it.
+        by_speed: Nodes that were slow get fewer local steps, so as to be done with the middle of the cohort.
     """
 
     min_nodes: Positive = 1
@@ -133,6 +135,7 @@ class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: Seconds | None = None
     weighting: Literal["examples", "equal"] = "examples"
     max_weight: Annotated[int, Meta(ge=1, le=2**24)] = 2**20
+    by_speed: bool = False
 
     @property
     def largest_weight(self) -> int:
@@ -187,6 +190,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strategy: Choice = Choice("fedavg")
     reducer: Choice = Choice("mean")  # how updates become one: robust ones hold against bad nodes
     codec: Choice = codec.NONE  # how updates travel; `auto`: each node chooses by its link
+    model_codec: Choice = Choice("none")  # how models travel to nodes that hold an earlier one; `none`: whole
     trusted: Choice | None = None  # rows that the coordinator itself trains on, for reducers that compare (fltrust)
     rounds: Positive = 10
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
@@ -198,11 +202,18 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rewards: Rewards | None = None
 
 
+def strategy_of(spec: JobSpec) -> Strategy:
+    """The job's strategy with its reducer, and its models in steps if they have a codec."""
+    composed = compose(spec.strategy, spec.reducer)
+    return composed if spec.model_codec == codec.NONE else in_steps(composed, codec.codecs.build(spec.model_codec))
+
+
 _CHOICES = (
     ("model",),
     ("strategy",),
     ("reducer",),
     ("codec",),
+    ("model_codec",),
     ("trusted",),
     ("training", "lr_schedule"),
     ("evaluation", "data"),
@@ -249,6 +260,7 @@ def check_composition(spec: JobSpec) -> None:
     _check_reducer(spec)
     _check_strategy(spec)
     codec.check(spec.codec)
+    _check_model_codec(spec)
     if spec.rewards is not None and spec.rewards.pool * spec.rounds > 2**53:
         raise BadSpec(f"rewards.pool of {spec.rewards.pool} for {spec.rounds} rounds is more than there can be tokens")
     if spec.early_stopping and spec.early_stopping.target is None and spec.early_stopping.patience is None:
@@ -257,10 +269,24 @@ def check_composition(spec: JobSpec) -> None:
         raise BadSpec("early_stopping needs an evaluation: set evaluation.nodes or evaluation.data")
 
 
+def _check_model_codec(spec: JobSpec) -> None:
+    if spec.model_codec == codec.NONE:
+        return
+    if spec.model_codec == codec.AUTO:
+        raise BadSpec("model_codec decides what the model is, the same for all nodes: name one, such as int8")
+    codec.check(spec.model_codec)
+    if strategies.build(spec.strategy).shares_slots:
+        raise BadSpec(
+            f"strategy {spec.strategy} sends nodes more than the model, which has no steps: leave model_codec out"
+        )
+
+
 def _check_strategy(spec: JobSpec) -> None:
     strategy, training = strategies.build(spec.strategy), spec.training
     if strategy.rounds is not None and spec.rounds != strategy.rounds:
         raise BadSpec(f"strategy {spec.strategy} exchanges models {strategy.rounds} time: set rounds = 1 (--rounds 1)")
+    if spec.cohort.by_speed and (strategy.in_turn or strategy.asynchrony is not None):
+        raise BadSpec(f"with strategy {spec.strategy} nobody waits for a slow node: leave cohort.by_speed out")
     if strategy.in_turn and (spec.cohort.size or 1) != 1:
         raise BadSpec(f"strategy {spec.strategy} asks one node a round: leave cohort.size out, or set it to 1")
     if not strategy.only_deltas and not reducers.build(spec.reducer).linear:

@@ -45,11 +45,12 @@ class Access:
         return self.errands.update_limit(node)
 
     def may_read(self, node: NodeId, digest: Digest) -> bool:
-        """Whether a node may fetch a blob: the models of rounds that it takes part in, the table of its compute job."""
+        """Whether a node may fetch a blob: the models of rounds that it takes part in and what
+        leads to them, the table of its compute job."""
         for job_id in self._live:
             job = self._journal.jobs[job_id]
             task = job.round.task_of(node) if job.round and node in job.round.members else job.working.get(node)
-            if task is not None and task.fetched == digest:
+            if task is not None and (task.fetched == digest or any(each.step == digest for each in job.steps)):
                 return True
         return self.errands.may_read(node, digest)
 

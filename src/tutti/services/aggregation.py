@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from tutti.core.errors import CorruptBlob, NotFound, TuttiError, UserError
 from tutti.core.params import Layout, Params
 from tutti.core.reduce import Update
-from tutti.core.strategy import ServerState, Strategy, folded
+from tutti.core.strategy import ServerState, folded
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
-from tutti.domain.spec import Metrics
+from tutti.domain.spec import JobSpec, Metrics, strategy_of
 from tutti.ports import BlobStore
 from tutti.wire import tensors, updates
 from tutti.wire.messages import MAX_ATTACHED
@@ -54,7 +54,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A strategy's state as it will be stored: its blobs by digest, and which of them are model and checkpoint."""
+    """A strategy's state as it will be stored: its blobs by digest, and which are model, checkpoint and step."""
 
     server: ServerState
     counted: dict[NodeId, int]
@@ -62,6 +62,7 @@ class Result:
     model: Digest
     state: Digest
     blobs: dict[Digest, bytearray]
+    step: Digest = ""
 
 
 def encoded(server: ServerState, counted: dict[NodeId, int], shares: Mapping[NodeId, float] = NOBODY) -> Result:
@@ -89,8 +90,9 @@ class Aggregation:
     the stored updates. Arithmetic on models that are not small runs in worker threads, one at a time per job.
     """
 
-    def __init__(self, strategy: Strategy, blobs: BlobStore, max_weight: int) -> None:
-        self.strategy = strategy
+    def __init__(self, spec: JobSpec, blobs: BlobStore) -> None:
+        self.strategy, max_weight = strategy_of(spec), spec.cohort.largest_weight
+        self._model_codec = spec.model_codec
         self.server: ServerState | None = None
         self._blobs = blobs
         self._max_weight = max_weight
@@ -219,10 +221,19 @@ class Aggregation:
                 given = [(weight, fold.facts[node]) for node, weight in fold.counted.items()]
                 update = folded(mean, server.params.layout, strategy.local, given, candidates)
                 shares = reducer.shares(fold.accumulator)
-                return encoded(strategy.finish(server, update), dict(fold.counted), shares)
+                return self._with_step(encoded(strategy.finish(server, update), dict(fold.counted), shares))
 
             fold.finished = True  # the accumulator is used up; a repeated close folds again from the stored updates
             return await self._work(step)
+
+    def _with_step(self, result: Result) -> Result:
+        """Also what led to the model, unless that is so small that it comes with the message."""
+        server = result.server
+        if not server.step or len(result.blobs[result.model]) <= MAX_ATTACHED:
+            return result
+        step = updates.encode_coded(server.params.layout, server.step, self._model_codec)
+        digest = tensors.digest(step)
+        return replace(result, step=digest, blobs={**result.blobs, digest: step})
 
     async def store(self, result: "Result") -> None:
         await asyncio.gather(*(self._blobs.put(data, digest=digest) for digest, data in result.blobs.items()))

@@ -11,7 +11,6 @@ from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, Tut
 from tutti.core.params import Params
 from tutti.core.sampling import node_seed
 from tutti.core.schedules import schedules
-from tutti.core.strategy import compose
 from tutti.domain import commands, jobs
 from tutti.domain import events as e
 from tutti.domain.events import Digest, JobEvent, NodeId
@@ -58,9 +57,7 @@ class JobDriver:
         self._journal = site.journal
         self._id = job_id
         self._on_events = on_events
-        spec = self.job.spec
-        strategy = compose(spec.strategy, spec.reducer)
-        self.aggregation = Aggregation(strategy, site.keeper.store, spec.cohort.largest_weight)
+        self.aggregation = Aggregation(self.job.spec, site.keeper.store)
         self._changed = asyncio.Event()
         self._look_at_nodes = True
         self._first_expiry = 0.0
@@ -247,7 +244,7 @@ class JobDriver:
         return self.aggregation.begin((opened.round, opened.attempt), len(opened.cohort))
 
     async def _close(self, updates: tuple[e.UpdateAccepted, ...]) -> None:
-        job, before = self.job, self.job.state
+        job, before = self.job, [self.job.state, *(each.step for each in self.job.steps)]
         assert job.round is not None
         opened = job.round.opened
         if opened.task == "evaluate":
@@ -271,12 +268,13 @@ class JobDriver:
                 model=result.model,
                 state=result.state,
                 shares=result.shares,
+                step=result.step,
                 seconds=self._journal.clock() - started,
             )
             closed = await self._command(close)
         if closed:
             self.aggregation.commit(result)
-            self._site.background.spawn(self._forget([before, *(update.digest for update in updates)]))
+            self._site.background.spawn(self._forget([*before, *(update.digest for update in updates)]))
 
     async def _own_update(self, opened: e.RoundOpened) -> Params | None:
         """What the coordinator learns from its own rows in this round, if the reducer compares with that."""

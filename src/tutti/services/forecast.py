@@ -7,12 +7,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from tutti.core.params import Params
-from tutti.core.strategy import compose
 from tutti.domain.events import NodeId
 from tutti.domain.forecast import OVERHEAD_SECONDS, Basis, Forecast, Pace, assumed_speed, forecast, trained_rows
 from tutti.domain.jobs import Job
 from tutti.domain.nodes import DataSummary, why_not
-from tutti.domain.spec import DataSchema, JobSpec
+from tutti.domain.spec import DataSchema, JobSpec, strategy_of
 from tutti.services.coordinator import Coordinator
 from tutti.wire import tensors
 
@@ -60,7 +59,7 @@ class Forecaster:
 
 def slots_of(spec: JobSpec) -> int:
     """Vectors that the strategy keeps beside the model."""
-    return len(compose(spec.strategy, spec.reducer).init(Params.from_arrays({"w": np.zeros(1, np.float32)})).slots)
+    return len(strategy_of(spec).init(Params.from_arrays({"w": np.zeros(1, np.float32)})).slots)
 
 
 def pace_of(node: NodeId, data: DataSummary, spec: JobSpec, parameters: int, jobs: Iterable[Job]) -> Pace:

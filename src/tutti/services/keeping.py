@@ -30,6 +30,8 @@ def kept_blobs(job: Job) -> set[Digest]:
         kept.add(job.round.opened.model)
         kept.update(member.base.fetched for member in job.round.members.values() if member.base is not None)
     kept.update(task.fetched for task in job.working.values())
+    if not job.final:
+        kept.update(each.step for each in job.steps)
     return kept - {""}
 
 

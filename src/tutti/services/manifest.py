@@ -120,12 +120,16 @@ def manifest_of_job(job: Job, attempts: Sequence[RoundSummary], arrivals: Iterab
         outcome=job.outcome,
         rounds=job.rounds_done,
         model=job.model,
-        incidents=[*_changes(came), *_irregular(trained, drawn_from), *_codecs(job)],
+        incidents=[*_changes(came), *_irregular(trained, drawn_from), *_codecs(job), *_shares(job)],
     )
 
 
 def _codecs(job: Job) -> list[str]:
     return ["its nodes chose codecs by how fast their links were"] if job.spec.codec == AUTO else []
+
+
+def _shares(job: Job) -> list[str]:
+    return ["slow nodes were asked for less work"] if job.spec.cohort.by_speed else []
 
 
 def _held(connections: Sequence[NodeConnected], job: Job) -> Holding:

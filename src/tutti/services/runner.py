@@ -19,7 +19,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from tutti.core.codec import AUTO, chosen
-from tutti.core.errors import CorruptBlob
+from tutti.core.errors import CorruptBlob, NotFound, UserError
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest
 from tutti.domain.spec import DataSchema
@@ -29,6 +29,7 @@ from tutti.ports.training import Cancelled, Data, Report, Trainer
 from tutti.services.memory import NodeMemory
 from tutti.services.signing import UpdateSigner
 from tutti.services.work import Outcome, carry_out, failure, reason_of
+from tutti.wire import tensors, updates
 from tutti.wire.messages import MAX_ATTACHED, Halt, NodeMessage, Progress, Start, Submission, Verdict
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 FIRST_DELAY, LAST_DELAY = 0.1, 5.0
 SOON, SOON_TRIES = 0.5, 40
 PROGRESS_SECONDS = 5.0
+UNMEASURED_TASKS = 10
+"""Tasks without a measured upload after which an older one is not believed any more."""
 
 TrainerFor: TypeAlias = Callable[[Choice, DataSchema], Trainer]
 T = TypeVar("T")
@@ -119,7 +122,9 @@ class TaskRunner:
         self._model: tuple[Digest, Buffer] = ("", b"")
         self._memory, self._signer = NodeMemory(workdir / "memory"), signer
         self._clock = clock
-        self._rate: float | None = None  # bytes a second of the newest transfer that was not small
+        self._up: float | None = None  # bytes a second of the newest upload that was not small
+        self._down: float | None = None
+        self._unmeasured = 0  # tasks since that upload
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._trainer: tuple[Choice, Trainer] | None = None
         self._progress: Progress | None = None
@@ -188,7 +193,7 @@ class TaskRunner:
     async def _work(self, held: Assignment) -> None:
         """Fetch, compute, deliver; an error becomes a Failure, and the node stays."""
         try:
-            weights = await self._transfer(held, 0.0, self._fetch(held.start.weights))
+            weights = await self._transfer(held, 0.0, self._fetch(held.start))
             loop = asyncio.get_running_loop()
             held.outcome = await loop.run_in_executor(self._thread, self._compute, held, weights, loop)
         except Exception as error:
@@ -212,7 +217,7 @@ class TaskRunner:
             kept = (start.model, self._trainer_for(start.model, self._data.schema))
         report = self._reporter(held, loop)
         what = (start, weights, self._data, kept[1], held.batch_size, report, self._memory)
-        codec = chosen(len(weights), self._rate) if start.codec == AUTO else start.codec
+        codec = self._chosen(len(weights)) if start.codec == AUTO else start.codec
         outcome = carry_out(*what, codec, self._clock)
         self._trainer = kept
         message = outcome.message
@@ -222,6 +227,16 @@ class TaskRunner:
         return Outcome(
             msgspec.structs.replace(message, nonce=signed.nonce, signature=signed.signature), blob=outcome.blob
         )
+
+    def _chosen(self, size: int) -> Choice:
+        """The codec of an update of that size: by the newest upload, or for want of one by the newest download.
+
+        Small updates say nothing of the link, so one that has become fast again is found out by a larger one.
+        """
+        self._unmeasured += 1
+        if self._unmeasured > UNMEASURED_TASKS:
+            self._up, self._unmeasured = None, 0
+        return chosen(size, self._up or self._down)
 
     def _reporter(self, held: Assignment, loop: asyncio.AbstractEventLoop) -> Report:
         """For the worker thread: looks for a cancellation at every call, passes a report on now and then."""
@@ -288,28 +303,51 @@ class TaskRunner:
         finally:
             renewal.cancel()
 
-    async def _fetch(self, digest: Digest) -> Buffer:
-        """A model; the last one is kept, for an attempt that is repeated wants it again."""
+    async def _fetch(self, start: Start) -> Buffer:
+        """A model; the last one is kept, for an attempt that is repeated wants it again, and steps lead on from it."""
+        digest = start.weights
+        if self._model[0] != digest and (stepped := await self._by_steps(start)) is not None:
+            self._model = (digest, stepped)
         if self._model[0] != digest:
             self._model = ("", b"")  # two large ones may not fit
             try:
-                blob = await self._timed(lambda: self._link.fetch(digest), len)
+                blob = await self._fetched(digest)
             except CorruptBlob as corrupt:
                 log.warning("%s; loading it once more", corrupt)
                 blob = await self.insist(lambda: self._link.fetch(digest))
             self._model = (digest, blob)
         return self._model[1]
 
-    async def _store(self, blob: bytearray, digest: Digest) -> None:
-        await self._timed(lambda: self._link.store(memoryview(blob), digest), lambda _: len(blob))
+    async def _by_steps(self, start: Start) -> Buffer | None:
+        """The model, by the steps from the one that is here; None if none lead there."""
+        held, model = self._model
+        bases = [step.base for step in start.steps]
+        if held not in bases:
+            return None
+        try:
+            for step in start.steps[bases.index(held) :]:
+                code = await self._fetched(step.digest)
+                model = await asyncio.to_thread(updates.applied, model, code)
+        except (CorruptBlob, NotFound, UserError) as error:
+            log.warning("job %s node %s: no step to the model, fetching it whole: %s", start.job, self._name, error)
+            return None
+        if tensors.digest(model) != start.weights:
+            log.warning("job %s node %s: steps led to another model, fetching it whole", start.job, self._name)
+            return None
+        return model
 
-    async def _timed(self, transfer: Callable[[], Awaitable[T]], size: Callable[[T], int]) -> T:
-        """Carry out a transfer and note how fast it was; one that may have come or gone with a message says nothing."""
+    async def _store(self, blob: bytearray, digest: Digest) -> None:
         began = self._clock()
-        done = await self.insist(transfer)
-        if (moved := size(done)) > MAX_ATTACHED:
-            self._rate = moved / max(self._clock() - began, 1e-6)
-        return done
+        await self.insist(lambda: self._link.store(memoryview(blob), digest))
+        if len(blob) > MAX_ATTACHED:  # else it may go with a message, which says nothing of the link
+            self._up, self._unmeasured = len(blob) / max(self._clock() - began, 1e-6), 0
+
+    async def _fetched(self, digest: Digest) -> Buffer:
+        began = self._clock()
+        blob = await self.insist(lambda: self._link.fetch(digest))
+        if len(blob) > MAX_ATTACHED:
+            self._down = len(blob) / max(self._clock() - began, 1e-6)
+        return blob
 
     async def insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try again whenever the coordinator was away, once it is back."""

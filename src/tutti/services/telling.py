@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterable
 
+from msgspec.structs import replace
+
 from tutti.core.codec import AUTO, NONE
 from tutti.core.registry import Choice
 from tutti.core.sampling import node_seed
@@ -14,7 +16,7 @@ from tutti.domain.spec import Metrics
 from tutti.ports.blobs import Buffer
 from tutti.services.presence import Owed
 from tutti.services.site import Site
-from tutti.wire.messages import GlobalWeights, Halt, Start
+from tutti.wire.messages import GlobalWeights, Halt, Start, Step
 
 
 def owed(job: Job, task: e.RoundOpened) -> Owed:
@@ -32,11 +34,10 @@ def assign(site: Site, job: Job, nodes: Iterable[NodeId], blob: Buffer) -> None:
             continue
         site.presence.tell(node, owed(job, task), site.journal.clock())
         taken = seen.registration.codecs if seen.registration else ()
-        site.fabric.send(
-            node,
-            _start(job, node, task, _codec(job.spec.codec, taken), site.domain),
-            blob if task is round.opened else b"",
-        )
+        start = _start(job, node, task, _codec(job.spec.codec, taken), site.domain)
+        if task is round.opened and job.spec.model_codec.name in taken:
+            start = replace(start, steps=tuple(Step(base=each.base, digest=each.step) for each in job.steps))
+        site.fabric.send(node, start, blob if task is round.opened else b"")
 
 
 def _codec(wanted: Choice, taken: Collection[str]) -> Choice:
@@ -58,6 +59,7 @@ def _start(job: Job, node: NodeId, opened: e.RoundOpened, codec: Choice, domain:
         seed=node_seed(job.spec.seed, opened.round, node),
         cohort=len(opened.cohort),
         training=job.spec.training,
+        share=opened.less.get(node, 1.0),
         strategy=job.spec.strategy,
         settings=opened.settings,
         counted=job.contributions[node].round if node in job.contributions else 0,

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from tutti.core.errors import NotFound, TuttiError
-from tutti.core.strategy import compose
 from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.events import AnyEvent, Digest
@@ -59,8 +58,7 @@ class Verifier:
         if job.spec.trusted is not None:  # part of it was learnt from the leader's own rows
             await self._have(closed.model, closed.state)
             return ""
-        strategy = compose(job.spec.strategy, job.spec.reducer)
-        sums = Aggregation(strategy, self._blobs, job.spec.cohort.largest_weight)
+        sums = Aggregation(job.spec, self._blobs)
         await sums.restore(job.model, job.state, job.rounds_done)
         fold = sums.begin((opened.round, opened.attempt), len(opened.cohort))
         await self._have(*(update.digest for update in accepted))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
 
+import msgspec
 import numpy as np
 
 from tutti.core.codec import NONE, compressed, without_residual
@@ -64,7 +65,7 @@ def carry_out(
         raise UserError(f"{data.name} here does not fit the job: {difference}")
     report(0.0, 0, None)
     local = strategies.build(start.strategy).local
-    task = _task(start, batch_size)
+    task = _task(start, batch_size, len(data.train))
     model, slots = tensors.decode_model(weights)
     kept = memory.load(start.job, start.counted)
     request = Request(model, slots, start.settings, without_residual(kept), task.lr, task.training.momentum)
@@ -127,8 +128,13 @@ def reported(metrics: Metrics, examples: int, batch_size: int) -> Metrics:
     return {**trained, "train_examples": float(examples), "batch_size": float(batch_size)}
 
 
-def _task(start: Start, batch_size: int) -> Task:
+def _task(start: Start, batch_size: int, rows: int) -> Task:
     training = start.training
+    if start.share < 1:
+        steps = training.epochs * -(-rows // batch_size)
+        training = msgspec.structs.replace(
+            training, max_steps=max(1, round(start.share * min(steps, training.max_steps or steps)))
+        )
     factor = schedules.build(training.lr_schedule)(start.round, start.rounds)
     return Task(training, start.seed, batch_size, training.lr * factor)
 

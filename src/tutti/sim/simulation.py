@@ -26,13 +26,13 @@ from tutti.core.params import Params
 from tutti.core.reduce import BadUpdate, Reducer, Update
 from tutti.core.sampling import Pool, node_seed
 from tutti.core.schedules import schedules
-from tutti.core.strategy import ServerState, compose, folded
+from tutti.core.strategy import ServerState, folded
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.jobs import Job
-from tutti.domain.spec import BadSpec, JobSpec, Metrics, check_composition, load_spec
+from tutti.domain.spec import BadSpec, JobSpec, Metrics, check_composition, load_spec, strategy_of
 from tutti.ports.training import Task, models
 from tutti.services.driver import own_task
 from tutti.services.work import Diverged, check_finite, measure, reported
@@ -110,7 +110,7 @@ class Simulation:
         federation = federation.normalized() if spec.normalize else federation
         self.spec, self.federation = spec, federation
         self._pool = Pool.of(federation.nodes)
-        self._strategy = compose(spec.strategy, spec.reducer)
+        self._strategy = strategy_of(spec)
         self._factor = schedules.build(spec.training.lr_schedule)
         self._trainer = models.build(spec.model, data=federation.schema)
         self._batch_size = spec.training.batch_size or batch_size
@@ -433,6 +433,8 @@ def _check(spec: JobSpec, federation: Federation) -> None:
     check_composition(spec)
     if spec.codec == AUTO:
         raise BadSpec("codec auto chooses by a node's link, and a simulation has none: name one, such as int8")
+    if spec.cohort.by_speed:
+        raise BadSpec("cohort.by_speed goes by how fast nodes are, and all are equal here: try it by `tutti world run`")
     if spec.dataset != federation.name:
         raise BadSpec(f"the job trains on {spec.dataset!r}, the nodes of this federation hold {federation.name!r}")
     if empty := [node for node, rows in federation.train.items() if len(rows) == 0]:

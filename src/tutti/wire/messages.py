@@ -210,13 +210,23 @@ class Registered(Message, frozen=True, kw_only=True, tag="device:registered"):
     attached: _Size = 0
 
 
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What leads from the model `base` to the next one: a file of the kind in which updates travel by codec."""
+
+    base: Blob
+    digest: Blob
+
+
 class Start(Message, frozen=True, kw_only=True, tag="training:start"):
-    """Work to do. `seed` is this node's own for this round; `settings` come from the strategy.
+    """Work to do. `seed` is this node's own for this round; `settings` come from the strategy; `share` is how much of
+    its local steps it should take, being slow.
 
     The node runs its half of `strategy`. `weights` is a model, or the strategy's whole state where nodes need it;
     `counted` is the newest round of this job in which an update of this node counted (0: none), from which it
     goes on with what it keeps to itself. `codec` is how its update is to travel, one that it named; with `auto` it
-    takes one that suits its link. `domain` is where its signature is to hold. `trace` is the round's `traceparent`,
+    takes one that suits its link. `steps` lead one after another to the model, for a node that holds one of their
+    bases; where they lead elsewhere, or cannot be had, it fetches the model. `domain` is where its signature is to
+    hold. `trace` is the round's `traceparent`,
     where the coordinator traces. A node that is told twice of the same work does it once.
     """
 
@@ -232,10 +242,12 @@ class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     seed: int
     cohort: int
     training: Training
+    share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     strategy: Choice = Choice("fedavg")
     settings: dict[str, float] = {}
     counted: int = 0
     codec: Choice = NONE
+    steps: Annotated[tuple[Step, ...], Meta(max_length=16)] = ()
     evaluate: bool = False
     domain: Domain = Domain()
     trace: Annotated[str, Meta(max_length=64)] = ""

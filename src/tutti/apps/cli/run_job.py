@@ -42,6 +42,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "strategy": "strategy",
         "reducer": "reducer",
         "codec": "codec",
+        "model_codec": "model_codec",
         "trusted": "trusted",
         "rounds": "rounds",
         "name": "name",
@@ -82,6 +83,9 @@ def job_options(command: Any) -> Any:
             click.option("--reducer", help="How updates become one: mean, or robust, such as trimmed-mean:0.2."),
             click.option(
                 "--codec", help="How updates travel: fp16, int8, int4, topk:0.05, … or auto.  [default: none]"
+            ),
+            click.option(
+                "--model-codec", help="How models travel to nodes that hold the one before.  [default: whole]"
             ),
             click.option("--trusted", help="Bundled data that the coordinator trains on, for --reducer fltrust."),
             click.option("--rounds", type=click.IntRange(1), help="How many.  [default: 10]"),

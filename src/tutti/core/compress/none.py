@@ -9,7 +9,7 @@ from tutti.core.params import Vector
 @codecs.register("none")
 def none() -> Codec:
     """Every value as it is, 4 bytes each."""
-    return Codec(lambda values: values.tobytes(), _decode, 1.0)
+    return Codec(lambda values: values.tobytes(), _decode, 1.0, exact=True)
 
 
 def _decode(code: Bytes, size: int) -> Vector:

@@ -1,0 +1,94 @@
+"""Slow links and slow machines, on virtual time: nodes choose codecs by their links, and get work by their speed."""
+
+from statistics import median
+from typing import Any
+
+import pytest
+
+from tutti.core.codec import chosen, codecs
+from tutti.domain import events as e
+from tutti.domain.pacing import LEAST, Tempo, less_work
+from tutti.domain.spec import BadSpec, load_spec
+from tutti.sim import Federation, simulate
+from tutti.sim.worlds import Outcome, load_world, simulate_world
+from tutti.sim.worlds.node import profiles
+
+NODES = 8
+JOB: dict[str, Any] = {
+    "dataset": "digits",
+    "model": "mlp:hidden=512",
+    "rounds": 5,
+    "cohort": {"min_nodes": NODES},
+    "training": {"epochs": 2, "batch_size": 10, "lr": 0.05},
+    "evaluation": {"nodes": False, "data": "digits:split=test"},
+}
+VALUES = 64 * 512 + 512 + 512 * 10 + 10
+
+
+def run(world: dict[str, Any], **job: Any) -> Outcome:
+    done = simulate_world(load_world({"nodes": NODES, "seed": 2, **world}), {**JOB, **job})
+    assert done.job.status == "completed", done.job.outcome
+    return done
+
+
+def last_updates(done: Outcome) -> dict[str, e.UpdateAccepted]:
+    found = [each.event for each in done.events if isinstance(each.event, e.UpdateAccepted)]
+    return {event.node: event for event in found if event.round == JOB["rounds"]}
+
+
+def test_nodes_choose_codecs_by_their_upward_links() -> None:
+    """Downward all are fast: what counts is the way that the update takes."""
+    world = {"network": {"latency": 0.01, "up": "lognormal:median=60000,sigma=1.2", "down": 1e8}}
+    done = run(world, codec="auto")
+    speeds = {
+        f"node-{number}": each.up
+        for number, each in enumerate(profiles(load_world({**world, "nodes": NODES, "seed": 2})), 1)
+    }
+    sent = {node: update.bytes for node, update in last_updates(done).items()}
+    expected = {node: str(chosen(4 * VALUES, 0.97 * speed)) for node, speed in speeds.items()}
+    assert len(set(expected.values())) >= 3, expected
+    for node, name in expected.items():
+        assert sent[node] <= 1.35 * 4 * VALUES / codecs.factory(name)().ratio, (node, name)
+    slowest, fastest = min(speeds, key=speeds.__getitem__), max(speeds, key=speeds.__getitem__)
+    assert sent[slowest] * 3 < sent[fastest]
+
+
+def test_slow_nodes_get_less_work_and_are_done_with_the_others() -> None:
+    """The rounds become shorter; the model learns about as well from it."""
+    world = {"machine": {"speed": "lognormal:median=100,sigma=1"}, "network": {"latency": 0.01}}
+    plain, paced = run(world), run(world, cohort={**JOB["cohort"], "by_speed": True})
+    opened = [
+        each.event for each in paced.events if isinstance(each.event, e.RoundOpened) and each.event.task == "train"
+    ]
+    assert not opened[0].less, "nothing is known of anybody yet"
+    assert 2 <= len(opened[-1].less) <= NODES // 2
+    assert all(LEAST <= share < 1 for share in opened[-1].less.values())
+    seconds = [past.closed_at - past.opened_at for past in paced.job.past]
+    assert max(seconds[1:]) < 0.6 * seconds[0]
+    waited = [member.waited for member in paced.job.past[-1].round.members.values()]
+    assert max(waited) < 1.5 * median(waited)
+    accuracy = [done.job.evaluations[JOB["rounds"]]["coordinator"]["accuracy"] for done in (plain, paced)]
+    assert accuracy[1] > accuracy[0] - 0.05
+
+
+def test_less_work_by_hand() -> None:
+    known = {"a": Tempo(10, 11), "b": Tempo(10, 12), "c": Tempo(40, 41), "d": Tempo(4, 5, share=0.1), "e": Tempo(1, 90)}
+    cohort = ["a", "b", "c", "d", "new"]
+    assert less_work(cohort, known) == {"c": 0.637, "d": 0.637}  # the middle of 11, 12, 41 and 41 is 26.5
+    assert less_work(["a", "b", "e"], known) == {"e": LEAST}  # its link is slow, not its machine
+    assert less_work(["a"], known) == {}
+    assert less_work(["a", "b", "z"], {**known, "z": Tempo(0, 90)}) == {}
+
+
+@pytest.mark.parametrize("strategy", ["fedbuff", "cyclic"])
+def test_where_nobody_waits_for_slow_nodes_it_is_refused(strategy: str) -> None:
+    job = {**JOB, "cohort": {"by_speed": True}, "strategy": strategy}
+    with pytest.raises(BadSpec, match=r"leave cohort\.by_speed out"):
+        simulate_world(load_world({"nodes": 2}), job)
+
+
+def test_a_simulation_has_no_speeds() -> None:
+    with pytest.raises(BadSpec, match="tutti world run"):
+        simulate(
+            load_spec({**JOB, "cohort": {"min_nodes": 2, "by_speed": True}}), Federation.divide("digits", 2, "iid")
+        )
