@@ -2503,8 +2503,11 @@ export interface components {
          *             wait: How long to wait for `min_nodes` before the job fails, in seconds; None for ever.
          *             weighting: `examples` weights an update by its number of examples, `equal` by 1.
          *             max_weight: The most that one update and its metrics may weigh; larger claims are cut to it.
+         *             by_speed: Nodes that were slow get fewer local steps, so as to be done with the middle of the cohort.
          */
         CohortRules: {
+            /** @default false */
+            by_speed?: boolean;
             /** @default 600 */
             deadline?: number;
             /** @default 30 */
@@ -3040,6 +3043,7 @@ export interface components {
             codec?: components["schemas"]["Choice"];
             /**
              * @default {
+             *       "by_speed": false,
              *       "deadline": 600,
              *       "floor": 30,
              *       "fraction": 1,
@@ -3069,6 +3073,13 @@ export interface components {
              */
             evaluation?: components["schemas"]["Evaluation"];
             model: components["schemas"]["Choice"];
+            /**
+             * @default {
+             *       "name": "none",
+             *       "options": {}
+             *     }
+             */
+            model_codec?: components["schemas"]["Choice"];
             /** @default job */
             name?: string;
             /** @default false */
