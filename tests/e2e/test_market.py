@@ -54,15 +54,15 @@ def test_the_commands_of_the_page_run(tmp_path):
             elif command[0] != "up":
                 done = tutti(*command, cwd=tmp_path, TUTTI_URL=url)
                 assert done.returncode == 0, (command, done.stderr)
-        assert [command[0] for command in commands].count("market") == 4
+        assert [command[0] for command in commands].count("market") == 5
         check_listings(tmp_path, url)
         check_refusals(tmp_path, url)
 
 
 def check_listings(folder: Path, url: str) -> None:
     (worker,) = json.loads(tutti("market", "workers", "--json", cwd=folder, TUTTI_URL=url).stdout)
-    assert (worker["worker_id"], worker["jobs_completed"], worker["reputation"]) == ("gpu-box", 1, 100)
-    (job,) = json.loads(tutti("market", "jobs", "--json", cwd=folder, TUTTI_URL=url).stdout)
+    assert (worker["worker_id"], worker["jobs_completed"], worker["reputation"]) == ("gpu-box", 7, 100)
+    job = json.loads(tutti("market", "jobs", "--json", cwd=folder, TUTTI_URL=url).stdout)[-1]
     done = tutti("market", "result", job["job_id"], "--json", cwd=folder, TUTTI_URL=url)
     values = json.loads(done.stdout)["values"]
     assert values["coefficients"] == pytest.approx([2.0], rel=1e-2)
@@ -72,7 +72,7 @@ def check_listings(folder: Path, url: str) -> None:
 
 def check_refusals(folder: Path, url: str) -> None:
     too_much = tutti("market", "submit", "alice", "kmeans", "--reward", 951, cwd=folder, TUTTI_URL=url)
-    assert (too_much.returncode, "950 tokens" in too_much.stderr) == (7, True)
+    assert (too_much.returncode, "920 tokens" in too_much.stderr) == (7, True)
     unknown = tutti("market", "submit", "alice", "deep_thought", "--reward", 1, cwd=folder, TUTTI_URL=url)
     assert (unknown.returncode, "kmeans" in unknown.stderr) == (2, True)
 

@@ -1,10 +1,16 @@
 """The compute market with real workers: jobs are done, checked and paid, whatever happens on the way."""
 
+import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from support.market import ADMIN, Marketplace
+from support.programs import SUMS
+from support.served import app_of, served
+from tutti.apps.client import Client
+from tutti.apps.market_train import Plan, train
 from tutti.core.errors import Conflict, Forbidden
 from tutti.core.registry import Choice
 from tutti.domain.ledger import InsufficientFunds, Mint, Order
@@ -12,6 +18,8 @@ from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import Status
 from tutti.domain.market.rules import RULES
 from tutti.services.market.desk import TABLES_OF_ONE, Who, Wish
+from tutti.services.market.judging import solve
+from tutti.testing import cheats
 from tutti.testing.cheats import Silent
 
 
@@ -153,3 +161,44 @@ async def test_nobody_fills_the_market_with_jobs(tmp_path):
             await place.submit()
     finally:
         await place.close()
+
+
+async def test_updates_of_a_federation_are_done_by_paid_workers_and_averaged(place):
+    for name in ("ada", "bob", "cyd"):
+        await place.hire(name, 500)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 240)
+    x = rng.standard_normal((240, 2)) + 4 * np.array([[0, 0], [1, 0], [0, 1]])[y]
+    plan = Plan(client="client-0", parts=3, rounds=4, reward=5, key="spring", options={"classes": 3, "epochs": 20})
+    losses: list[float] = []
+    async with served(app_of(place)) as url:
+
+        def training() -> np.ndarray:
+            with Client(url) as client:
+                return train(client.market, x, y.astype(float), plan, lambda _, loss: losses.append(loss))
+
+        weights = await asyncio.to_thread(training)
+        assert await place.client_holds() == 10_000 - 4 * 3 * 5
+        again = await asyncio.to_thread(training)  # with its key: nothing is paid twice
+    assert np.array_equal(again, weights)
+    assert await place.client_holds() == 10_000 - 4 * 3 * 5
+    right = np.concatenate([x, np.ones((240, 1))], axis=1) @ weights.reshape(3, 3)
+    assert (right.argmax(axis=1) == y).mean() > 0.9
+    assert losses[0] > losses[3]
+    assert (await place.balanced()).escrowed == 0
+
+
+async def test_a_program_is_run_by_workers_of_different_owners_and_a_wrong_result_costs_nine_rewards(place):
+    place.floor._chance = lambda: 0.99  # no spot check: that replicas differ is what finds it
+    for name in ("ada", "mallory"):
+        await place.hire(name, 500, solve=cheats.random if name == "mallory" else solve)
+    kind = Choice("script", {"code": SUMS})
+    job = await place.market.submit(Wish(client="client-0", kind=kind, reward=20, replicas=2), ADMIN)
+    known = place.market.market.jobs
+    await place.until_market(lambda: any(a.holds is False for a in known[job.id].attempts))
+    await place.hire("bob", 500)
+    (job,) = await place.settled(job)
+    assert job.status is Status.VERIFIED
+    held = {name: await place.worker_holds(name) for name in ("ada", "bob", "mallory")}
+    assert [held[name].free + held[name].staked - 500 for name in held] == [10, 10, -RULES.bond(10, 0.0)]
+    assert await place.client_holds() == 10_000 - 20 + 10

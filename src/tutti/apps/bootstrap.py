@@ -400,7 +400,8 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
         plain = await stack.enter_async_context(_link(settings, member))
         link = TracedLink(plain, tracer, member.node) if tracer else plain
         market = settings.state_dir / "market"
-        worker = Worker(member.node, member.secret, settings.offer, link, market) if settings.offer else None
+        offer = _able(settings.offer) if settings.offer else None
+        worker = Worker(member.node, member.secret, offer, link, market) if offer else None
 
         def runtime(link: "Link", data: Data) -> NodeRuntime:
             return NodeRuntime(
@@ -434,6 +435,16 @@ def _link(settings: NodeSettings, member: Membership) -> "AbstractAsyncContextMa
     from tutti.adapters.fabrics.hub_link import HubLink
 
     return HubLink(member.url, member.node, member.secret, ca=settings.ca, compress=settings.compress)
+
+
+def _able(offer: "Offer") -> "Offer":
+    """The offer without kinds of jobs that cannot be done here."""
+    from tutti.core.workload import workloads
+    from tutti.core.workloads.script import runs_here
+
+    if offer.kinds or runs_here():
+        return offer
+    return msgspec.structs.replace(offer, kinds=tuple(name for name in workloads if name != "script"))
 
 
 def trainers(policy: Policy) -> Callable[[Choice, DataSchema], Trainer]:

@@ -25,10 +25,14 @@ class BadTable(UserError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """The rows of a job: `x` float64 (n, d) and, where there is something to predict, `y` float64 (n,)."""
+    """The rows of a job: `x` float64 (n, d) and, where there is something to predict, `y` float64 (n,).
+
+    `start`: numbers to go on from, such as the weights of a model.
+    """
 
     x: Floats
     y: Floats | None = None
+    start: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)

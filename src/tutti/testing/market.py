@@ -34,9 +34,14 @@ def random_kind(rng: np.random.Generator) -> Choice:
         "linear_regression": {"ridge": float(10.0 ** rng.integers(-6, 2))},
         "kmeans": {"clusters": int(rng.integers(1, 6)), "iterations": int(rng.integers(1, 40))},
         "pca": {"components": int(rng.integers(1, 5))},
+        "training": {
+            "lr": float(rng.uniform(0.01, 1)),
+            "epochs": int(rng.integers(1, 6)),
+            "batch": int(rng.integers(1, 40)),
+        },
     }
-    name = str(rng.choice(sorted(workloads)))
-    return Choice(name, options.get(name, {}))  # type: ignore[arg-type]  # options of these kinds
+    name = str(rng.choice(sorted(options)))
+    return Choice(name, options[name])  # type: ignore[arg-type]  # options of these kinds
 
 
 def random_job(rng: np.random.Generator) -> tuple[ComputeSubmitted, Table]:

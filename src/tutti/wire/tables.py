@@ -73,7 +73,8 @@ def _aligned(values: NDArray[np.float64]) -> Floats:
 
 
 def encode_table(table: Table) -> bytes:
-    return encode({"x": table.x} if table.y is None else {"x": table.x, "y": table.y})
+    arrays = {"x": table.x, "y": table.y, "start": table.start}
+    return encode({name: array for name, array in arrays.items() if array is not None})
 
 
 def decode_table(data: Data) -> Table:
@@ -81,4 +82,4 @@ def decode_table(data: Data) -> Table:
     arrays = decode(data)
     if "x" not in arrays:
         raise BadTensors(f"expected a table with the array 'x', came {', '.join(arrays) or 'nothing'}")
-    return Table(arrays["x"], arrays.get("y"))
+    return Table(arrays["x"], arrays.get("y"), arrays.get("start"))

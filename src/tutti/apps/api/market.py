@@ -230,7 +230,7 @@ class MarketRoutes:
     # -- jobs ----------------------------------------------------------------------------------------------
 
     async def upload(self, request: Request, target: Annotated[str, Query(max_length=200)] = "") -> Answer[TableView]:
-        """Upload a table for jobs to come: CSV with a line of names, or NPZ with the arrays `x` and perhaps `y`.
+        """Upload a table for jobs to come: CSV with a line of names, or NPZ with arrays `x` and perhaps `y`, `start`.
 
         `target` names the CSV column that linear regression is to predict. A table waits a day for its job.
         """
@@ -343,7 +343,7 @@ def _kinds() -> list[KindView]:
     for name in workloads:
         schema = workloads.schema(name)
         options = schema.get("properties", {})
-        needs = name == "linear_regression"
+        needs = name in ("linear_regression", "training")
         found.append(KindView(name=name, description=schema["description"], options=options, needs_target=needs))
     return found
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def market() -> None:
-    """Lend machines for tokens, or have work done for them: verified linear regression, k-means and PCA.
+    """Lend machines for tokens, or have work done for them, and checked: regression, k-means, PCA, training, scripts.
 
     \b
     Examples:
@@ -129,6 +129,7 @@ def register(client: "Client", name: str, balance: int, as_json: bool) -> None:
 @click.option("--reward", type=click.IntRange(1), required=True, help="Tokens, for all replicas together.")
 @click.option("--data", type=ExistingFile, help="CSV with a line of names, or NPZ with x and y.  [default: a sample]")
 @click.option("--target", default="", help="The CSV column to predict.")
+@click.option("--code", type=ExistingFile, help="Of kind `script`: the program, WebAssembly as text or compiled.")
 @click.option("--replicas", type=click.IntRange(1, 9), default=1, show_default=True, help="Workers that do it alike.")
 @click.option("--within", "seconds", type=float, default=3600.0, show_default=True, help="Seconds until it fails.")
 @click.option(
@@ -145,6 +146,7 @@ def submit(
     kind: str,
     data: Path | None,
     target: str,
+    code: Path | None,
     wait: bool,
     as_json: bool,
     **wish: Any,
@@ -155,10 +157,13 @@ def submit(
     Examples:
       tutti market submit alice kmeans:clusters=5 --reward 20 --data rows.csv --wait
       tutti market submit alice pca:components=3 --reward 30 --data rows.npz --replicas 3 --json
+      tutti market submit alice script --code sums.wat --reward 20 --data rows.csv --replicas 2 --wait
     """
     from tutti.core.registry import Choice
 
     choice = Choice.parse(kind)
+    if code is not None:
+        choice.options["code"] = _program(code)
     table = client.market.upload(data.read_bytes(), target).data if data is not None else ""
     wish["key"] = wish["key"] or secrets.token_hex(8)  # so that an answer that is lost does not cost twice
     job = client.market.submit(client_name, choice.name, options=choice.options, data=table, **wish)
@@ -166,6 +171,73 @@ def submit(
         print_json(job) if as_json else click.echo(f"{job.job_id}: {job.status}")
         return
     _print_result(client, client.market.wait(job.job_id, _tell), as_json)
+
+
+def _program(file: Path) -> str:
+    """A compiled program as base64, one in text as it is; raises UserError."""
+    from base64 import b64encode
+
+    from tutti.core.errors import UserError
+
+    data = file.read_bytes()
+    try:
+        return b64encode(data).decode() if data.startswith(b"\0asm") else data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is neither compiled WebAssembly nor its text") from None
+
+
+@market.command("train")
+@click.argument("client_name", metavar="CLIENT")
+@click.option("--data", type=ExistingFile, required=True, help="CSV with a line of names, or NPZ with x and y.")
+@click.option("--target", default="", help="The CSV column to predict.")
+@click.option("--classes", type=click.IntRange(0, 1000), default=0, help="Classes of the target.  [default: a number]")
+@click.option("--parts", type=click.IntRange(1, 1000), default=4, show_default=True, help="Updates of a round.")
+@click.option("--rounds", type=click.IntRange(1, 10_000), default=5, show_default=True)
+@click.option("--reward", type=click.IntRange(1), required=True, help="Tokens for each update.")
+@click.option("--epochs", type=click.IntRange(1, 1000), default=1, show_default=True, help="Of each update.")
+@click.option("--lr", type=float, default=0.5, show_default=True, help="Learning rate, up to 1.")
+@click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True)
+@click.option("--key", default="", help="A name for this very wish: repeated with it, nothing is paid twice.")
+@as_json
+@with_client
+def train(
+    client: "Client",
+    client_name: str,
+    data: Path,
+    target: str,
+    as_json: bool,
+    classes: int,
+    epochs: int,
+    lr: float,
+    key: str,
+    **plan: Any,
+) -> None:
+    """Train a linear or softmax model by federated averaging: workers are paid for each update that is checked.
+
+    The rows go to the workers, for nothing on the market is private; for rows that stay where they are, see `tutti
+    run`. Prints the mean loss before each round's average, and the weights at the end.
+
+    \b
+    Examples:
+      tutti market train alice --data rows.csv --target price --parts 4 --rounds 5 --reward 3
+      tutti market train alice --data flowers.npz --classes 3 --reward 2 --key november --json
+    """
+    from tutti.apps.market_train import Plan
+    from tutti.apps.market_train import train as federate
+    from tutti.services.market.tables import read_table
+
+    table = read_table(data.read_bytes(), target)
+    if table.y is None:
+        raise click.UsageError("--target says which column is to be predicted (an NPZ file has it as y)")
+    options = {"classes": classes, "epochs": epochs, "lr": lr}
+    its = Plan(client=client_name, key=key or secrets.token_hex(8), options=options, **plan)
+    weights = federate(
+        client.market, table.x, table.y, its, lambda n, loss: click.echo(f"round {n}: loss {loss:.6g}", err=True)
+    )
+    if as_json:
+        print_json({"key": its.key, "weights": weights.tolist()})
+    else:
+        click.echo(" ".join(f"{weight:.6g}" for weight in weights))
 
 
 def _tell(job: "ComputeJobView") -> None:

@@ -56,21 +56,21 @@ def _fault(lines: list[str], names: list[str]) -> str:
 
 
 def read_npz(data: bytes) -> Table:
-    """Arrays `x` (rows, columns) and, if there is something to predict, `y` (rows); raises BadTable."""
+    """Arrays `x` (rows, columns) and perhaps `y` (rows) to predict and `start` to go on from; raises BadTable."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > LARGEST:
             raise TooLarge(f"the arrays may have {LARGEST} bytes, these have {size}")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            found = {name: np.asarray(arrays[name], np.float64) for name in arrays.files if name in ("x", "y")}
+            found = {name: np.asarray(arrays[name], np.float64) for name in arrays.files if name in ("x", "y", "start")}
     except UserError:
         raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
         raise BadTable(f"not an NPZ file of arrays of numbers: {error}") from None
     if "x" not in found:
         raise BadTable("expected an array 'x' of rows and columns, and perhaps 'y' of targets, in the NPZ file")
-    return _checked(Table(np.ascontiguousarray(found["x"]), found.get("y")))
+    return _checked(Table(np.ascontiguousarray(found["x"]), found.get("y"), found.get("start")))
 
 
 def read_table(data: bytes, target: str = "") -> Table:
