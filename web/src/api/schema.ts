@@ -1235,7 +1235,7 @@ export interface paths {
         put?: never;
         /**
          * Upload
-         * @description Upload a table for jobs to come: CSV with a line of names, or NPZ with the arrays `x` and perhaps `y`.
+         * @description Upload a table for jobs to come: CSV with a line of names, or NPZ with arrays `x` and perhaps `y`, `start`.
          *
          *     `target` names the CSV column that linear regression is to predict. A table waits a day for its job.
          */
