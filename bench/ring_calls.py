@@ -2,7 +2,7 @@
 
 The peer is Apache's TThreadedServer with framed transport and its accelerated protocol in a process of its own, called
 by Apache's client: what one has who writes a Thrift service in Python. Ours is a member of a ring in a process of its
-own, called by our client (and by Apache's). Blobs go in the protocol's chunks of 256 KiB, one call after another.
+own, called by our client (and by Apache's). Blobs go in the protocol's chunks of 1 MiB, one call after another.
 
     python bench/ring_calls.py [--quick] [--json]
 """
@@ -33,6 +33,7 @@ from thrift.transport.TSocket import TServerSocket, TSocket
 from thrift.transport.TTransport import TFramedTransport, TFramedTransportFactory
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.thrift.client import Channel
 from tutti.adapters.thrift.idl import CHUNK, PROTOCOL, compute_node, key_bytes
 from tutti.adapters.thrift.node import ComputeNode, ThriftPeers, peer_at
@@ -70,7 +71,7 @@ def serve_apache(told: Connection, blob: bytes) -> None:
 def serve_ours(told: Connection, blob: bytes) -> None:
     async def main() -> None:
         with tempfile.TemporaryDirectory() as root:
-            blobs = DirectoryBlobs(Path(root))
+            blobs = HeldBlobs(DirectoryBlobs(Path(root)))
             await blobs.put(blob)
             peers = ThriftPeers()
             member = RingMember(peer_at("127.0.0.1:1"), peers)

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tutti.adapters.blobs.directory import PARTIAL_KEPT, DirectoryBlobs
+from tutti.adapters.blobs.held import SPARE, HeldBlobs
 from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.adapters.blobs.sink import BATCH
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError
@@ -27,6 +28,12 @@ class TestDirectoryBlobs(BlobSuite):
         blobs = DirectoryBlobs(tmp_path / "blobs")
         yield blobs
         assert files(blobs, "tmp") == []
+
+
+class TestHeldBlobs(BlobSuite):
+    @pytest.fixture
+    def blobs(self, tmp_path):
+        return HeldBlobs(DirectoryBlobs(tmp_path / "blobs"))
 
 
 class TestScratchBlobs(BlobSuite):
@@ -268,3 +275,55 @@ async def test_an_owner_has_one_unfinished_upload(blobs):
         assert await write(blobs.partial(digest_of(data), "n1"), data[:BATCH], total=len(data)) is False
     assert await write(blobs.partial(digest_of(LARGE), "n2"), LARGE[:BATCH], total=len(LARGE)) is False
     assert len(files(blobs, "partial")) == 2
+
+
+# -- blobs that are held in memory ---------------------------------------------------------------------
+
+
+async def test_what_is_held_is_read_without_a_file_until_there_is_no_room(tmp_path):
+    disk = DirectoryBlobs(tmp_path / "blobs")
+    blobs = HeldBlobs(disk, room=2 * MEGABYTE)
+    held = [bytes([number]) * MEGABYTE for number in range(3)]
+    for data in held:
+        await blobs.hold(digest_of(data), data)
+        assert await blobs.read(digest_of(data)) == data
+    assert await disk.digests() == [digest_of(held[0])]  # the oldest
+    assert set(await blobs.digests()) == {digest_of(data) for data in held}
+    assert [await blobs.part(digest_of(data), MEGABYTE - 2, 9) for data in held] == [
+        (MEGABYTE, data[:2]) for data in held
+    ]
+    async with blobs.file(digest_of(held[2])) as path:
+        assert path.read_bytes() == held[2]
+    await blobs.delete(*map(digest_of, held))
+    assert await blobs.digests() == []
+    with pytest.raises(NotFound):
+        await blobs.part(digest_of(held[0]), 0, 9)
+
+
+async def test_of_what_others_have_too_only_the_newest_are_held(tmp_path):
+    blobs = HeldBlobs(DirectoryBlobs(tmp_path / "blobs"))
+    models = [bytes([number]) * 10 for number in range(SPARE + 2)]
+    for data in models:
+        await blobs.hold(digest_of(data), data, spare=True)
+    assert [blobs.has(digest_of(data)) for data in models] == [False, False, *[True] * SPARE]
+
+
+@pytest.mark.parametrize("largest", [MEGABYTE, 4 * MEGABYTE], ids=["on disk", "in memory"])
+async def test_pieces_make_a_blob(tmp_path, largest):
+    disk = DirectoryBlobs(tmp_path / "blobs")
+    blobs = HeldBlobs(disk, largest=largest)
+    upload = blobs.pieces(digest_of(LARGE), len(LARGE))
+    starts = range(0, len(LARGE), 65536)
+    taken = await asyncio.gather(*(upload.take(start, LARGE[start : start + 65536]) for start in starts))
+    assert taken == [False] * (len(starts) - 1) + [True]
+    assert bytes(await blobs.read(digest_of(LARGE))) == LARGE
+    assert disk.has(digest_of(LARGE)) == (largest == MEGABYTE)
+    again = blobs.pieces(digest_of(SMALL), len(LARGE))
+    with pytest.raises(Conflict, match="0 bytes of this upload are here"):
+        await again.take(7, LARGE[7:])
+    with pytest.raises(CorruptBlob):
+        await again.take(0, LARGE)
+    with pytest.raises(Conflict, match="was given up"):
+        await again.take(len(LARGE), b"")
+    assert not blobs.has(digest_of(SMALL))
+    assert files(disk, "tmp") == []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.chains.sqlite import SqliteChain
 from tutti.adapters.datasets import parts
 from tutti.adapters.fabrics.ring import RingFabric, node_of
@@ -163,7 +164,7 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
         counted = {"a": 1, "b": 3}
         return jobs.decide(job, c.Close(round=1, attempt=0, counted=counted, model=made, state=made), now=4.0)
 
-    verifier = Verifier(blobs, lambda: before)
+    verifier = Verifier(blobs, blobs.has, lambda: before)
     proposed = [*news, *(("job:toy-1", event) for event in closed(right))]
     assert await verifier.fault(proposed) is None  # the updates are not here yet
     for blob, _ in updates.values():
@@ -185,7 +186,7 @@ async def test_nobody_speaks_for_another(tmp_path):
         async def agree(self, message):
             raise AssertionError("a forged message arrived")
 
-    server = Server(training_node.TrainingNode, TrainingNode(Nobody(), DirectoryBlobs(tmp_path)))
+    server = Server(training_node.TrainingNode, TrainingNode(Nobody(), HeldBlobs(DirectoryBlobs(tmp_path))))
     port = await server.start("127.0.0.1", 0)
     channel = Channel(training_node.TrainingNode, "127.0.0.1", port)
     said = msgspec.msgpack.encode(Fetch(sender="127.0.0.1:2", generation=0, height=0, tip=""))

@@ -7,18 +7,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
-from tutti.adapters.thrift.idl import compute_node
+from tutti.adapters.blobs.held import HeldBlobs
+from tutti.adapters.thrift.idl import CHUNK, compute_node
 from tutti.adapters.thrift.node import ComputeNode, ThriftPeers, peer_at
 from tutti.adapters.thrift.server import Server
 from tutti.ring.identifiers import Peer
 from tutti.services.ring import RingMember
+
+LARGEST_HELD = 4 * CHUNK
+"""Larger blobs go to the disk as they come."""
 
 
 class Running:
     """One member, its server and its calls to others."""
 
     def __init__(self, root: Path, *, server_tls: ssl.SSLContext | None = None, tls: ssl.SSLContext | None = None):
-        self.blobs = DirectoryBlobs(root)
+        self.blobs = HeldBlobs(DirectoryBlobs(root), largest=LARGEST_HELD)
         self.peers = ThriftPeers(tls=tls)
         self.handler = ComputeNode(self, self.blobs, limit=10_000_000)
         self.server = Server(compute_node.ComputeNode, self.handler, tls=server_tls)

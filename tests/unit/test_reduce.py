@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from tutti.core import fixedpoint
-from tutti.core.fixedpoint import FixedPoint, TooCoarse, accumulate_numpy, all_within_numpy, blocks_of, fixed_point
+from tutti.core.fixedpoint import (
+    FixedPoint,
+    TooCoarse,
+    accumulate_numpy,
+    all_within_numpy,
+    blocks_of,
+    divide_numpy,
+    fixed_point,
+)
 from tutti.core.params import Params, Role
 from tutti.core.reduce import BadUpdate, Update, fold, weighted_mean
 
@@ -212,6 +220,12 @@ def test_kernel_and_numpy_agree() -> None:
     assert results[0][0] == [False, True]
     for delta in deltas:
         assert kernels.all_within(delta, blocks, 256.0) == all_within_numpy(delta, blocks, 256.0)
+    near_ties = (rng.integers(2**24, 2**25, size) | 1) * 1000 * 2**20 + rng.integers(-2, 3, size)
+    means = [near_ties * rng.choice([-1, 1], size)] * 2
+    for at, divide in enumerate((kernels.divide, divide_numpy)):
+        means[at] = means[at].copy()
+        divide(means[at], 1000, 23)
+    assert means[0].view(np.float32)[:size].tobytes() == means[1].view(np.float32)[:size].tobytes()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 256.5, -256.5])

@@ -10,10 +10,10 @@ from tutti.adapters.thrift.idl import BadValue, compute_node, key_from, peer_fro
 from tutti.ring.identifiers import Peer
 from tutti.ring.member import View
 from tutti.ring.roster import EMPTY
-from tutti.wire.thrift import BadFrame, Kind, decode, encode
+from tutti.wire.thrift import LARGE, LENGTH, BadFrame, Kind, decode, encode
 
 PEER = compute_node.Peer(b"i" * 20, "host:1", 7)
-CALL = encode("tell", Kind.CALL, 5, compute_node.ComputeNode.tell_args(1, PEER))
+CALL = b"".join(encode("tell", Kind.CALL, 5, compute_node.ComputeNode.tell_args(1, PEER)))[LENGTH:]
 HEAD = CALL[:16]
 
 peers = st.builds(Peer, st.integers(0, 2**160 - 1), st.text(max_size=20), st.integers(0, 2**62))
@@ -53,8 +53,21 @@ def test_a_call_has_the_bytes_of_the_specification():
 def test_views_go_there_and_back(peer, successors, others):
     roster = EMPTY.heard(*others[1:]).lost(others[0]) if others else EMPTY
     view = View(peer, None, tuple(successors), tuple(others), roster)
-    frame = encode("ask", Kind.REPLY, 1, view_struct(view))
-    assert view_from(decode(frame).struct(compute_node.View)) == view
+    frame = b"".join(encode("ask", Kind.REPLY, 1, view_struct(view)))
+    assert int.from_bytes(frame[:LENGTH]) == len(frame) - LENGTH
+    for message in (frame[LENGTH:], memoryview(frame)[LENGTH:]):
+        assert view_from(decode(message).struct(compute_node.View)) == view
+
+
+@pytest.mark.parametrize("size", [0, LARGE - 1, LARGE, 3 * LARGE])
+def test_large_values_are_sent_and_read_where_they_lie(size):
+    data = memoryview(bytes(size))
+    pieces = encode("store", Kind.CALL, 1, compute_node.ComputeNode.store_args(b"d" * 32, size, 0, data))
+    assert any(piece is data for piece in pieces) == (size >= LARGE)
+    frame = memoryview(b"".join(pieces))
+    assert int.from_bytes(frame[:LENGTH]) == len(frame) - LENGTH
+    arguments = decode(frame[LENGTH:]).struct(compute_node.ComputeNode.store_args)
+    assert (arguments.digest, arguments.size, arguments.data) == (b"d" * 32, size, data)
 
 
 @given(st.binary(max_size=200))

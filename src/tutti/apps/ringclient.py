@@ -159,7 +159,7 @@ class RingClient:
             before = view
             await asyncio.sleep(LOOK_EVERY)
 
-    async def model(self, digest: str) -> bytearray:
+    async def model(self, digest: str) -> memoryview:
         """A model's bytes, from whoever has it; raises NotFound, CorruptBlob."""
         blob = await collect(self._peers, [peer.address for peer in await self.members()], digest)
         if blake3(blob).hexdigest() != digest:

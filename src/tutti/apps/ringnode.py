@@ -15,12 +15,13 @@ import msgspec
 import numpy as np
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.blobs.ring import RingBlobs
 from tutti.adapters.chains.sqlite import SqliteChain
 from tutti.adapters.datasets import known_schema, parts
 from tutti.adapters.fabrics.ring import RingFabric, RingLink, node_of
 from tutti.adapters.logs.chain import Agreed, ChainLog, events_of
-from tutti.adapters.machine import Machine, apply_limits
+from tutti.adapters.machine import Machine, apply_limits, keep_freed_memory
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_from, peer_struct, supernode, training_node
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
@@ -127,6 +128,7 @@ async def run_ring_node(settings: RingNodeSettings) -> None:
         policy = read_policy(settings.policy)
         policy = msgspec.structs.replace(policy, allow_modules=(*policy.allow_modules, *settings.allow_modules))
         apply_limits(policy)
+        keep_freed_memory()
         node = RingNode(settings, policy)
         try:
             await node.run()
@@ -144,8 +146,8 @@ class RingNode:
         server_tls, tls = _contexts(settings.tls)
         self._tls = tls
         self._peers = ThriftPeers(within=WITHIN, tls=tls)
-        self._here = DirectoryBlobs(folder / "blobs")
-        self._blobs = RingBlobs(self._here, self._peers, self._holders)
+        self._here = HeldBlobs(DirectoryBlobs(folder / "blobs"))
+        self._blobs = RingBlobs(self.address, self._here, self._peers, self._holders)
         self._server = Server(training_node.TrainingNode, TrainingNode(self, self._here), tls=server_tls)
         self._store = SqliteChain(folder / "chain.sqlite")
         self._memory = folder / "ring.json"
@@ -165,7 +167,7 @@ class RingNode:
         )
         self.agreed = Agreed(self.chain)
         self.agreed.forgotten = self._forget
-        self._verifier = Verifier(self._blobs, lambda: self.agreed.jobs)
+        self._verifier = Verifier(self._blobs, self._here.has, lambda: self.agreed.jobs)
         self._link = RingLink(self.chain, self._peers, self._blobs, time.monotonic)
         self.core: Coordinator | None = None
         self._fabric: RingFabric | None = None
@@ -263,9 +265,9 @@ class RingNode:
         everybody = (self.chain.leader, *self.chain.replica.order, *(() if tip is None else tip.addresses))
         return [address for address in dict.fromkeys(everybody) if address and address != self.address]
 
-    async def _verify(self, record: Record) -> str | None:
+    async def _verify(self, record: Record, asked_for: float) -> str | None:
         try:
-            return await self._verifier.fault(events_of(record))
+            return await self._verifier.fault(events_of(record), asked_for=asked_for)
         except StorageError as error:
             log.error("cannot verify record %d: %s", record.height, error)
             return None

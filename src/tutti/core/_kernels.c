@@ -6,6 +6,8 @@
 
 #include "_kernels.h"
 
+#include <math.h>
+
 enum { WORTH = 32 }; /* blocks of vectors: with fewer for each, starting a thread takes longer than the work */
 
 static const double MAGIC = 6755399441055744.0; /* 1.5 * 2^52 */
@@ -141,7 +143,79 @@ static PyObject *accumulate(PyObject *module, PyObject *arguments) {
     return result;
 }
 
+enum { CHUNK = 1024 };
+static const int64_t LOW = (INT64_C(1) << 29) - 1, HALF = INT64_C(1) << 28, DOUBT = 4;
+
+/* Quotients in double precision; whether one of them may be rounded to the wrong float32 (see _settled). */
+FOR_EACH_CPU static int quotients(double *quotient, const int64_t *sums, size_t size, double divisor) {
+    int64_t doubt = 0;
+    for (size_t i = 0; i < size; i++) {
+        int64_t bits;
+        quotient[i] = (double)sums[i] / divisor;
+        memcpy(&bits, quotient + i, sizeof bits);
+        int64_t distance = (bits & LOW) - HALF;
+        doubt |= (distance <= DOUBT) & (distance >= -DOUBT);
+    }
+    return (int)doubt;
+}
+
+/* Put a quotient next to the middle of two float32 values on the side of it where the exact one lies. */
+static double settled(double quotient, int64_t sum, int64_t total, int fraction_bits) {
+    int64_t bits;
+    memcpy(&bits, &quotient, sizeof bits);
+    int64_t distance = (bits & LOW) - HALF;
+    if (distance > DOUBT || distance < -DOUBT)
+        return quotient;
+    int64_t middle = (bits & ~LOW) | HALF;
+    double value;
+    memcpy(&value, &middle, sizeof value);
+    int exponent;
+    uint64_t product = (uint64_t)(frexp(fabs(value), &exponent) * 33554432.0) * (uint64_t)total; /* 2^25 */
+    uint64_t exact = sum < 0 ? -(uint64_t)sum : (uint64_t)sum;
+    int shift = exponent - 25 + fraction_bits;
+    if (shift > 0)
+        product <<= shift;
+    else
+        exact <<= -shift;
+    middle += (exact > product) - (exact < product);
+    memcpy(&value, &middle, sizeof value);
+    return value;
+}
+
+PyDoc_STRVAR(divide_doc, "divide(sums, total, fraction_bits)\n\n"
+                         "Write sums / (total * 2**fraction_bits), rounded to float32, over the first half of the int64 sums.");
+
+static PyObject *divide(PyObject *module, PyObject *arguments) {
+    PyObject *object;
+    long long total;
+    int fraction_bits;
+    Py_buffer view;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OLi:divide", &object, &total, &fraction_bits) ||
+        get_vector(object, &view, sizeof(int64_t), PyBUF_WRITABLE) < 0)
+        return NULL;
+    const int64_t *sums = view.buf;
+    char *means = view.buf;
+    size_t size = (size_t)view.len / sizeof(int64_t);
+    Py_BEGIN_ALLOW_THREADS
+    double quotient[CHUNK], divisor = ldexp((double)total, fraction_bits);
+    float mean[CHUNK];
+    for (size_t start = 0; start < size; start += CHUNK) { /* upwards: a mean is written where sums were read already */
+        size_t count = size - start < CHUNK ? size - start : CHUNK;
+        if (quotients(quotient, sums + start, count, divisor))
+            for (size_t i = 0; i < count; i++)
+                quotient[i] = settled(quotient[i], sums[start + i], total, fraction_bits);
+        for (size_t i = 0; i < count; i++)
+            mean[i] = (float)quotient[i];
+        memcpy(means + start * sizeof(float), mean, count * sizeof(float));
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"divide", divide, METH_VARARGS, divide_doc},
     {"accumulate", accumulate, METH_VARARGS, accumulate_doc},
     {"all_within", all_within, METH_VARARGS, within_doc},
     {NULL, NULL, 0, NULL},

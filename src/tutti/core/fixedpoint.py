@@ -128,13 +128,21 @@ def divide_in_place(sums: Sums, total: int, fraction_bits: int) -> Vector:
 
     `total` is below 2**37 and the sums are no further from zero than 2**63 - 1, as FixedPoint makes sure.
     """
+    divide(sums, total, fraction_bits)
+    return sums.view(np.float32)[: sums.size]
+
+
+def divide_numpy(sums: Sums, total: int, fraction_bits: int) -> None:
+    """Write the quotients of divide_in_place over the first half of `sums`."""
     mean = sums.view(np.float32)[: sums.size]
     divisor = float(total) * 2.0**fraction_bits
     for start in range(0, sums.size, _BLOCK):  # upwards: a mean is written where sums have been read already
         block = sums[start : start + _BLOCK]
         quotient = block / divisor
         mean[start : start + _BLOCK] = _settled(quotient, block, total, fraction_bits)
-    return mean
+
+
+divide = divide_numpy if _kernels is None else _kernels.divide
 
 
 _LOW = np.int64(2**29 - 1)  # the bits of a double that a float32 lacks

@@ -10,7 +10,7 @@ from tutti.core.errors import UserError
 from tutti.domain.events import Digest
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Mapped: TypeAlias = bytes | mmap
+Mapped: TypeAlias = bytes | mmap | memoryview
 
 
 class TooLarge(UserError):

@@ -16,6 +16,7 @@ from tutti.core.strategy import ServerState, folded
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
 from tutti.domain.spec import JobSpec, Metrics, strategy_of
 from tutti.ports import BlobStore
+from tutti.ports.blobs import Buffer
 from tutti.wire import tensors, updates
 from tutti.wire.messages import MAX_ATTACHED
 
@@ -61,7 +62,7 @@ class Result:
     shares: Mapping[NodeId, float]
     model: Digest
     state: Digest
-    blobs: dict[Digest, bytearray]
+    blobs: dict[Digest, Buffer]
     step: Digest = ""
 
 
@@ -235,8 +236,9 @@ class Aggregation:
         digest = tensors.digest(step)
         return replace(result, step=digest, blobs={**result.blobs, digest: step})
 
-    async def store(self, result: "Result") -> None:
-        await asyncio.gather(*(self._blobs.put(data, digest=digest) for digest, data in result.blobs.items()))
+    async def store(self, result: "Result", *, sync: bool = True) -> None:
+        puts = (self._blobs.put(data, digest=digest, sync=sync) for digest, data in result.blobs.items())
+        await asyncio.gather(*puts)
 
     async def initialise(self, path: Path) -> "Result":
         """The first state, from a file of initial parameters; raises UserError if updates could not be summed."""

@@ -50,8 +50,8 @@ class ChainMember:
     """Keeps a chain with the other members.
 
     Args:
-        verify: Looks at a record before this member votes for it: why it is wrong, empty if it is right, None if that
-            cannot be found out now.
+        verify: Looks at a record before this member votes for it, having been asked to for so many seconds: why it is
+            wrong, empty if it is right, None if that cannot be found out now.
         roster: Who the members are now, this one included.
         clock: Seconds, of a clock that does not go back.
     """
@@ -62,7 +62,7 @@ class ChainMember:
         store: ChainStore,
         voices: Voices,
         *,
-        verify: Callable[[Record], Awaitable[str | None]],
+        verify: Callable[[Record, float], Awaitable[str | None]],
         roster: Callable[[], tuple[Seat, ...]],
         clock: Callable[[], float],
     ) -> None:
@@ -151,8 +151,9 @@ class ChainMember:
 
     async def _look_at(self, vote: Vote) -> None:
         """Until it is known whether the record is right, or another one came first."""
+        began = self._clock()
         while self.replica.verifying == vote:
-            fault = await self._verify(vote.record)
+            fault = await self._verify(vote.record, self._clock() - began)
             if fault is not None:
                 if fault:
                     log.error("not voting for record %d of %s: %s", vote.record.height, vote.record.leader, fault)

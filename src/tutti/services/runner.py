@@ -336,7 +336,7 @@ class TaskRunner:
             return None
         return model
 
-    async def _store(self, blob: bytearray, digest: Digest) -> None:
+    async def _store(self, blob: Buffer, digest: Digest) -> None:
         began = self._clock()
         await self.insist(lambda: self._link.store(memoryview(blob), digest))
         if len(blob) > MAX_ATTACHED:  # else it may go with a message, which says nothing of the link

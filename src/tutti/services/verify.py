@@ -10,20 +10,30 @@ from tutti.domain.jobs import Job
 from tutti.ports import BlobStore
 from tutti.services.aggregation import Aggregation, UnreadableUpdate
 
+OTHERS_FIRST = 2.0
+"""Seconds for which a member leaves a vote to those who were given the updates."""
+
 
 class Verifier:
     """Verifies the events of a record against the jobs as they were agreed on before it.
 
     Args:
         blobs: Gets what is not here from other members.
+        here: Whether a blob is here already.
         jobs: Those jobs, by id.
     """
 
-    def __init__(self, blobs: BlobStore, jobs: Callable[[], dict[str, Job]]) -> None:
-        self._blobs, self._jobs = blobs, jobs
+    def __init__(self, blobs: BlobStore, here: Callable[[Digest], bool], jobs: Callable[[], dict[str, Job]]) -> None:
+        self._blobs, self._here, self._jobs = blobs, here, jobs
 
-    async def fault(self, events: Sequence[tuple[str, AnyEvent]]) -> str | None:
-        """Why the events are wrong; empty if they are right, None if their blobs cannot be had now."""
+    async def fault(self, events: Sequence[tuple[str, AnyEvent]], *, asked_for: float = OTHERS_FIRST) -> str | None:
+        """Why the events are wrong; empty if they are right, None if that cannot be found out now.
+
+        A member that was given none of the updates leaves it to those who were, until it has been `asked_for` so long.
+        """
+        updates = [event.digest for _, event in events if isinstance(event, e.UpdateAccepted)]
+        if updates and asked_for < OTHERS_FIRST and not any(map(self._here, updates)):
+            return None
         after = dict(self._jobs())
         try:
             for stream, event in events:
@@ -66,13 +76,12 @@ class Verifier:
         result = await sums.finish(fold, opened.candidates)
         if result.counted != closed.counted:
             return f"round {opened.round} counts {closed.counted}, accepted were {result.counted}"
-        if (result.model, result.state) != (closed.model, closed.state):
+        if (result.model, result.state, result.step) != (closed.model, closed.state, closed.step):
             return f"round {opened.round} makes model {result.model[:12]}, not {closed.model[:12]}"
-        await sums.store(result)
+        await sums.store(result, sync=False)  # the leader has synced it, and here it survives the process
         return ""
 
     async def _have(self, *digests: Digest) -> None:
         """Have these blobs here; raises NotFound."""
         for digest in digests:
-            async with self._blobs.file(digest):
-                pass
+            await self._blobs.read(digest)

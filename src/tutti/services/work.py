@@ -42,7 +42,7 @@ class Outcome:
     """What the coordinator is to be told, and the bytes of the update it names, if it names one."""
 
     message: Submission | Failure
-    blob: bytearray | None = None
+    blob: Buffer | None = None
 
 
 def carry_out(

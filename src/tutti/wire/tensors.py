@@ -76,7 +76,7 @@ class _Header:
 # -- writing -----------------------------------------------------------------------------------------
 
 
-def encode(params: Params, metadata: Mapping[str, str] = {}) -> bytearray:
+def encode(params: Params, metadata: Mapping[str, str] = {}) -> memoryview:
     """The whole file. `metadata` travels along; its key "tutti" is reserved. Raises BadTensors for unusable names."""
     return _assemble(params.layout.entries, [params.buffer], metadata, _Extra())
 
@@ -87,7 +87,7 @@ def encode_layout(layout: Layout) -> bytes:
     return len(header).to_bytes(_LENGTH, "little") + header
 
 
-def encode_state(state: ServerState) -> bytearray:
+def encode_state(state: ServerState) -> memoryview:
     """A server state as one file: the model's entries, then one vector for each slot."""
     slots = tuple(Entry(_SLOT + name, slot.shape) for name, slot in state.slots.items())
     extra = _Extra(slots=list(state.slots), steps=state.steps, scalars=dict(state.scalars))
@@ -96,10 +96,10 @@ def encode_state(state: ServerState) -> bytearray:
 
 def _assemble(
     entries: Sequence[Entry], pieces: Iterable[Vector], metadata: Mapping[str, str], extra: _Extra
-) -> bytearray:
+) -> memoryview:
     header = _header(entries, metadata, extra)
     start = _LENGTH + len(header)
-    file = bytearray(start + 4 * sum(entry.size for entry in entries))
+    file = np.empty(start + 4 * sum(entry.size for entry in entries), np.uint8).data  # a bytearray is zeros first
     file[:_LENGTH] = len(header).to_bytes(_LENGTH, "little")
     file[_LENGTH:start] = header
     body = np.frombuffer(file, np.float32, offset=start)

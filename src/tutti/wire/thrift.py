@@ -15,11 +15,18 @@ from typing import Any, TypeAlias
 
 from tutti.core.errors import UserError
 
-MAX_FRAME = 1024 * 1024
+MAX_FRAME = 2 * 1024 * 1024
+LENGTH = 4
+"""Bytes that say how long a frame is."""
+
+LARGE = 1 << 14
+"""Bytes of a value from which on it is a piece of its own."""
+
 MAX_DEPTH = 16
 _VERSION = 0x80010000
 
 Spec: TypeAlias = dict[int, tuple[Any, ...]]
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class BadFrame(UserError):
@@ -76,11 +83,11 @@ class Message:
     name: str
     kind: Kind
     seqid: int
-    frame: bytes
+    frame: bytes | memoryview
     body: int
 
     def struct(self, cls: type) -> Any:
-        """The struct of this message; raises BadFrame."""
+        """The struct of this message, whose binary fields are views of the frame if that is one; raises BadFrame."""
         reader = _Reader(self.frame, self.body)
         value = reader.struct(cls, MAX_DEPTH)
         if reader.at != len(self.frame):
@@ -88,28 +95,29 @@ class Message:
         return value
 
 
-def decode(frame: bytes) -> Message:
-    """The head of a message; raises BadFrame."""
+def decode(frame: bytes | memoryview) -> Message:
+    """The head of a message, which begins after the frame's length; raises BadFrame."""
     reader = _Reader(frame, 0)
     head = reader.number(Type.I32) & 0xFFFFFFFF
     if head & 0xFFFF0000 != _VERSION or head & 0xFF not in iter(Kind):
-        raise BadFrame(f"expected a framed message of Thrift's strict binary protocol, came {frame[:4].hex()!r}")
+        raise BadFrame(f"expected a framed message of Thrift's strict binary protocol, came {bytes(frame[:4]).hex()!r}")
     name = reader.text()
     return Message(name, Kind(head & 0xFF), reader.number(Type.I32), frame, reader.at)
 
 
-def encode(name: str, kind: Kind, seqid: int, value: Any) -> bytes:
-    """A whole message, without the four bytes of length before it."""
-    out = bytearray()
-    out += (_VERSION | kind).to_bytes(4)
-    _write(out, Type.STRING, None, name)
-    _write(out, Type.I32, None, seqid)
-    _write_struct(out, value)
-    return bytes(out)
+def encode(name: str, kind: Kind, seqid: int, value: Any) -> list[Buffer]:
+    """A whole frame, its length included, in pieces: large values are not copied."""
+    out = _Writer()
+    out.small += (_VERSION | kind).to_bytes(4)
+    out.value(Type.STRING, None, name)
+    out.value(Type.I32, None, seqid)
+    out.struct(value)
+    pieces = out.pieces()
+    return [sum(map(len, pieces)).to_bytes(LENGTH) + pieces[0], *pieces[1:]]
 
 
 class _Reader:
-    def __init__(self, data: bytes, at: int) -> None:
+    def __init__(self, data: bytes | memoryview, at: int) -> None:
         self.data, self.at = data, at
 
     def number(self, kind: Type) -> Any:
@@ -121,7 +129,7 @@ class _Reader:
         self.at += packed.size
         return value
 
-    def bytes(self) -> bytes:
+    def bytes(self) -> bytes | memoryview:
         size = self.number(Type.I32)
         if not 0 <= size <= len(self.data) - self.at:
             raise BadFrame(f"a string claims {size} bytes, {len(self.data) - self.at} are left")
@@ -130,7 +138,7 @@ class _Reader:
 
     def text(self) -> str:
         try:
-            return self.bytes().decode()
+            return str(self.bytes(), "utf-8")
         except UnicodeDecodeError:
             raise BadFrame("a text is not UTF-8") from None
 
@@ -212,35 +220,50 @@ def _on_wire(declared: int) -> Type:
     return Type.STRING if declared == Type.BINARY else Type(declared)
 
 
-def _write_struct(out: bytearray, value: Any) -> None:
-    for number, (kind, name, *inner, required) in value.thrift_spec.items():
-        field = getattr(value, name)
-        if field is None:
-            if required:
-                raise ValueError(f"{type(value).__name__}.{name} is not set")
-            continue
-        out.append(_on_wire(kind))
-        out += number.to_bytes(2, signed=True)
-        _write(out, kind, inner[0] if inner else None, field)
-    out.append(Type.STOP)
+class _Writer:
+    """`small` is what follows the pieces that are complete."""
 
+    def __init__(self) -> None:
+        self._before: list[Buffer] = []
+        self.small = bytearray()
 
-def _write(out: bytearray, declared: int, inner: Any, value: Any) -> None:
-    kind = Type(declared)
-    match kind:
-        case Type.STRING | Type.BINARY:
-            data = value.encode() if isinstance(value, str) else value
-            out += len(data).to_bytes(4)
-            out += data
-        case Type.STRUCT:
-            _write_struct(out, value)
-        case Type.LIST | Type.SET:
-            element, below = inner if isinstance(inner, tuple) else (inner, None)
-            out.append(_on_wire(element))
-            out += len(value).to_bytes(4)
-            for each in value:
-                _write(out, element, below, each)
-        case Type.MAP:
-            raise NotImplementedError("the protocol has no maps")
-        case _:
-            out += _NUMBERS[kind].pack(value)
+    def pieces(self) -> list[Buffer]:
+        return [*self._before, self.small] if self.small else self._before
+
+    def struct(self, value: Any) -> None:
+        for number, (kind, name, *inner, required) in value.thrift_spec.items():
+            field = getattr(value, name)
+            if field is None:
+                if required:
+                    raise ValueError(f"{type(value).__name__}.{name} is not set")
+                continue
+            self.small.append(_on_wire(kind))
+            self.small += number.to_bytes(2, signed=True)
+            self.value(kind, inner[0] if inner else None, field)
+        self.small.append(Type.STOP)
+
+    def value(self, declared: int, inner: Any, value: Any) -> None:
+        kind = Type(declared)
+        match kind:
+            case Type.STRING | Type.BINARY:
+                self.data(value.encode() if isinstance(value, str) else value)
+            case Type.STRUCT:
+                self.struct(value)
+            case Type.LIST | Type.SET:
+                element, below = inner if isinstance(inner, tuple) else (inner, None)
+                self.small.append(_on_wire(element))
+                self.small += len(value).to_bytes(4)
+                for each in value:
+                    self.value(element, below, each)
+            case Type.MAP:
+                raise NotImplementedError("the protocol has no maps")
+            case _:
+                self.small += _NUMBERS[kind].pack(value)
+
+    def data(self, data: Buffer) -> None:
+        self.small += len(data).to_bytes(4)
+        if len(data) < LARGE:
+            self.small += data
+        else:
+            self._before += (self.small, data)
+            self.small = bytearray()

@@ -20,7 +20,7 @@ _NAME, _LENGTH = 2, 8
 LONGEST_NAME = 200
 
 
-def encode(handed: Handed, codec: Choice) -> bytearray:
+def encode(handed: Handed, codec: Choice) -> bytes | bytearray | memoryview:
     """The file of what a node hands in, which went through this codec if it has a code."""
     if not handed.code:
         return tensors.encode(handed.joined())
@@ -33,7 +33,7 @@ def encode_coded(layout: Layout, code: bytes, codec: Choice) -> bytearray:
     return bytearray().join((MAGIC, len(name).to_bytes(_NAME, "little"), name, header, code))
 
 
-def applied(model: Data, step: Data) -> bytearray:
+def applied(model: Data, step: Data) -> memoryview:
     """The file of the next model; raises as `decode`."""
     before = tensors.decode(model)
     if (codec := codec_of(step)) is None:

@@ -13,4 +13,4 @@ from thrift.TRecursive import fix_spec
 import sys
 from .ttypes import *
 PROTOCOL = 1
-CHUNK = 262144
+CHUNK = 1048576

@@ -24,6 +24,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from tutti.adapters.blobs.partial import Partial
+from tutti.adapters.blobs.pieces import FileSink, Pieces
 from tutti.adapters.blobs.sink import (
     Sink,
     remove_abandoned,
@@ -146,10 +147,9 @@ class DirectoryBlobs:
 
     def path(self, digest: Digest) -> Path:
         """Where a blob lies; raises NotFound. Not verified."""
-        place = self._place(digest)
-        if not _is_file(place):
+        if not self.has(digest):
             raise NotFound(f"there is no blob {digest}")
-        return place
+        return self._place(digest)
 
     async def delete(self, *digests: Digest) -> None:
         places = [self._place(digest) for digest in digests]
@@ -172,6 +172,18 @@ class DirectoryBlobs:
         if before is not None and before != self._begun[owner] and before not in self._uploads:
             before.unlink(missing_ok=True)
         return Partial(digest, place, self._unfinished / name, self._uploads, self._sound)
+
+    def pieces(self, digest: Digest, size: int) -> Pieces:
+        """A new upload of this blob of `size` bytes, which ends with this process."""
+
+        async def stored() -> None:
+            self._sound.add(digest)
+
+        sink = FileSink(self._temporary / secrets.token_hex(16), self._place(digest))
+        return Pieces(digest, size, sink, stored)
+
+    def has(self, digest: Digest) -> bool:
+        return _is_file(self._place(digest))
 
     def _place(self, digest: Digest) -> Path:
         check_digest(digest)

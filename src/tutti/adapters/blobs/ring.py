@@ -6,16 +6,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tutti.adapters.blobs.directory import DirectoryBlobs
+import numpy as np
+
+from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import CHUNK, compute_node
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
 from tutti.core.errors import CorruptBlob, NotFound
 from tutti.domain.events import Digest
 from tutti.ports.blobs import Buffer, Mapped
+from tutti.wire import tensors
 
 STRIPES = 4
 """Members from which the parts of one blob are fetched at a time."""
+
+AT_ONCE = 2
+"""Parts that are asked of one of them at a time."""
 
 GIVEN = 1000
 """Newest gifts that are remembered, to notice one that is given twice."""
@@ -24,10 +30,10 @@ UNAVAILABLE = (Unreachable, UnknownCall, NotFound, compute_node.Refused, compute
 
 
 class RingBlobs:
-    """A BlobStore. `holders`: addresses of members that may have a blob, the likeliest first, without this one."""
+    """The BlobStore of the member `me`. `holders`: others that may have a blob, the likeliest first."""
 
-    def __init__(self, here: DirectoryBlobs, peers: ThriftPeers, holders: Callable[[], list[str]]) -> None:
-        self.here, self._peers, self._holders = here, peers, holders
+    def __init__(self, me: str, here: HeldBlobs, peers: ThriftPeers, holders: Callable[[], list[str]]) -> None:
+        self.me, self.here, self._peers, self._holders = me, here, peers, holders
         self.sent = self.resent = 0
         """Bytes given to other members, and those of them that the same member had been given before."""
         self._given: dict[tuple[str, Digest], None] = {}
@@ -60,16 +66,31 @@ class RingBlobs:
 
     async def obtain(self, digest: Digest) -> None:
         """Have the blob here; raises NotFound if no member that can be reached has it."""
-        try:
-            self.here.path(digest)
-        except NotFound:
-            await self.here.put(await collect(self._peers, self._holders(), digest), digest=digest)
+        if self.here.has(digest):
+            return
+        blob = await collect(self._peers, self._holders(), digest)
+        found = await asyncio.to_thread(tensors.digest, blob)
+        if found != digest:
+            raise NotFound(f"the members that have blob {digest} sent one with digest {found}")
+        await self.here.hold(digest, blob, spare=True)
 
-    async def spread(self, digest: Digest, data: Buffer, to: list[str]) -> int:
-        """Store a blob at members that lack it, at once; how many have it then."""
-        return sum(await asyncio.gather(*(self._give(address, digest, data) for address in to)))
+    async def spread(self, digest: Digest, data: Buffer, to: list[str], copies: int) -> int:
+        """Store a blob at so many of the members that can be reached, the first ones; how many have it then."""
+        candidates = iter(to)
+
+        async def place() -> int:
+            for address in candidates:
+                if await self._give(address, digest, data):
+                    return 1
+            return 0
+
+        return sum(await asyncio.gather(*(place() for _ in range(copies))))
 
     async def _give(self, address: str, digest: Digest, data: Buffer) -> bool:
+        """Whether the member, which may be the one here, has the blob now."""
+        if address == self.me:
+            await self.here.hold(digest, data)
+            return True
         peer, name = peer_at(address), bytes.fromhex(digest)
         try:
             if await self._peers.missing(peer, [name]):
@@ -95,7 +116,7 @@ async def _first(peers: ThriftPeers, holders: list[str], name: bytes) -> Any:
         return None
 
 
-async def collect(peers: ThriftPeers, holders: list[str], digest: Digest) -> bytearray:
+async def collect(peers: ThriftPeers, holders: list[str], digest: Digest) -> memoryview:
     """A blob's bytes, its parts from several holders at a time; raises NotFound. They are not verified."""
     name, number = bytes.fromhex(digest), 0
     first = await _first(peers, holders, name)
@@ -104,15 +125,13 @@ async def collect(peers: ThriftPeers, holders: list[str], digest: Digest) -> byt
         first = await _first(peers, holders[number:], name)
     if first is None:
         raise NotFound(f"no member of the ring that can be reached has blob {digest}")
-    blob = bytearray(first.size)
+    blob = np.empty(first.size, np.uint8).data  # a bytearray would be filled with zeros first
     blob[: len(first.data)] = first.data
-    offsets = list(range(first.size - first.size % CHUNK, 0, -CHUNK)) if len(first.data) < first.size else []
+    offsets = list(range(CHUNK, first.size, CHUNK))[::-1]
 
     async def take(address: str) -> None:
         while offsets:
             offset = offsets.pop()
-            if offset >= first.size:
-                continue
             try:
                 part = await peers.part(peer_at(address), name, offset)
             except UNAVAILABLE:
@@ -120,7 +139,7 @@ async def collect(peers: ThriftPeers, holders: list[str], digest: Digest) -> byt
                 return
             blob[offset : offset + len(part.data)] = part.data
 
-    await asyncio.gather(*(take(address) for address in holders[number : number + STRIPES]))
+    await asyncio.gather(*map(take, holders[number : number + STRIPES] * AT_ONCE))
     if offsets:
         raise NotFound(f"the members that have blob {digest} went away while it was fetched")
     return blob

@@ -8,7 +8,7 @@ the node is silent, or when another member leads. Updates go to the whole commit
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -40,12 +40,20 @@ HEARTBEAT = 0.5
 SILENT = 4.0
 """Seconds without a word after which a session is over. A process that dies is noticed at once, by its sockets."""
 
+SMALL = 1 << 18
+"""Bytes of an update that is given to the whole committee; a larger one goes to a majority of it."""
+
 OUTGOING, INCOMING = 256, 64
 LEADERLESS = 10.0
 
 _Inbox: TypeAlias = "asyncio.Queue[CoordinatorMessage | LinkLost]"
 
 FAILED = (Unreachable, UnknownCall, compute_node.Refused)
+
+
+def copies(size: int, committee: Sequence[str]) -> int:
+    """How many of the committee are given an update of so many bytes: as many as it takes to vote, if it is large."""
+    return len(committee) if size <= SMALL else majority(committee)
 
 
 def node_of(address: str) -> NodeId:
@@ -191,12 +199,11 @@ class RingLink:
             raise LinkLost(str(error)) from None  # whoever made it is away for now
 
     async def store(self, blob: Buffer, digest: Digest) -> None:
-        """Keep it, and give it to everybody who may have to sum it up."""
-        await self._blobs.put(blob, digest=digest, sync=False)
+        """Give it to those who have to sum it up: to all of the committee if it is small."""
         committee = self._chain.replica.order
-        others = [address for address in committee if address != self._chain.me]
-        stored = await self._blobs.spread(digest, blob, others) + (len(committee) - len(others))
-        if stored < majority(committee):
+        wanted = copies(len(blob), committee)
+        stored = await self._blobs.spread(digest, blob, [*committee], wanted)
+        if stored < min(wanted, majority(committee)):
             raise LinkLost(f"{stored} of {len(committee)} members of the committee could be given the update")
 
     # -- the leader's messages -----------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Calls to Thrift services: one connection to each address, any number of calls on it at once."""
 
 import asyncio
-import socket
 import ssl
 from typing import Any
 
+from tutti.adapters.thrift.frames import Frames
 from tutti.core.errors import TuttiError, UserError
-from tutti.wire.thrift import MAX_FRAME, BadFrame, Kind, Message, decode, encode
+from tutti.wire.thrift import LENGTH, MAX_FRAME, BadFrame, Buffer, Kind, Message, decode, encode
 
 
 class Unreachable(TuttiError):
@@ -27,7 +27,7 @@ class Channel:
 
     def __init__(self, service: Any, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._service, self._host, self._port, self._tls = service, host, port, tls
-        self._writer: asyncio.StreamWriter | None = None
+        self._frames: Frames | None = None
         self._reading: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._waiting: dict[int, asyncio.Future[Message]] = {}
@@ -38,8 +38,8 @@ class Channel:
         arguments_of, result_of = getattr(self._service, f"{name}_args"), getattr(self._service, f"{name}_result")
         self._last = seqid = (self._last + 1) % 2**31
         frame = encode(name, Kind.CALL, seqid, arguments_of(*arguments))
-        if len(frame) > MAX_FRAME:
-            raise UserError(f"a call may have {MAX_FRAME} bytes, {name!r} has {len(frame)}: send less at once")
+        if (size := sum(map(len, frame)) - LENGTH) > MAX_FRAME:
+            raise UserError(f"a call may have {MAX_FRAME} bytes, {name!r} has {size}: send less at once")
         try:
             async with asyncio.timeout(within):
                 message = await self._exchange(seqid, frame)
@@ -60,28 +60,26 @@ class Channel:
             await asyncio.wait([reading])
         self._lose(Unreachable("the connection was closed here"))
 
-    async def _exchange(self, seqid: int, frame: bytes) -> Message:
+    async def _exchange(self, seqid: int, frame: list[Buffer]) -> Message:
         async with self._opening:
-            if self._writer is None or self._writer.is_closing():
+            if self._frames is None or self._frames.over:
                 await self._open()
-        assert self._writer is not None
+        assert self._frames is not None
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[seqid] = answer
-        self._writer.write(len(frame).to_bytes(4) + frame)
-        await self._writer.drain()
+        await self._frames.write(frame)
         return await answer
 
     async def _open(self) -> None:
-        reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
-        undelayed(writer)
-        self._writer = writer
-        self._reading = asyncio.create_task(self._read(reader, writer))
+        loop = asyncio.get_running_loop()
+        _, self._frames = await loop.create_connection(Frames, self._host, self._port, ssl=self._tls)
+        self._reading = asyncio.create_task(self._read(self._frames))
 
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _read(self, frames: Frames) -> None:
         """Hand answers to those who wait for them, until the connection ends."""
         lost: Exception = Unreachable(f"{self._host}:{self._port} closed the connection")
         try:
-            while (frame := await read_frame(reader)) is not None:
+            while (frame := await frames.read()) is not None:
                 message = decode(frame)
                 waiting = self._waiting.pop(message.seqid, None)
                 if waiting is not None and not waiting.done():  # else nobody waits for it any more
@@ -89,14 +87,14 @@ class Channel:
         except (OSError, BadFrame) as error:
             lost = Unreachable(f"the connection to {self._host}:{self._port} broke: {error}")
         finally:
-            writer.close()
-            if self._writer is writer:
+            frames.close()
+            if self._frames is frames:
                 self._lose(lost)
 
     def _lose(self, reason: Exception) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        frames, self._frames = self._frames, None
+        if frames is not None:
+            frames.close()
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
@@ -121,22 +119,3 @@ class ApplicationException:
 
     def __init__(self, message: str | None = None, type: int | None = None) -> None:
         self.message, self.type = message, type
-
-
-async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
-    """The next frame, or None at the end; raises BadFrame for one that is too long or cut short."""
-    try:
-        size = int.from_bytes(await reader.readexactly(4))
-        if size > MAX_FRAME:
-            raise BadFrame(f"a frame may have {MAX_FRAME} bytes, one announces {size}; is framed transport in use?")
-        return await reader.readexactly(size)
-    except asyncio.IncompleteReadError as cut:
-        if cut.partial:
-            raise BadFrame("the connection ended in the middle of a frame") from None
-        return None
-
-
-def undelayed(writer: asyncio.StreamWriter) -> None:
-    """Small calls go out at once (TCP_NODELAY)."""
-    if (sock := writer.get_extra_info("socket")) is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -9,7 +9,7 @@ namespace py tutti.compute_node
 const i32 PROTOCOL = 1
 
 /** The largest `data` of one call, in bytes. A frame has at most 1 MiB. */
-const i32 CHUNK = 262144
+const i32 CHUNK = 1048576
 
 /** A process on the circle. `id` is 20 bytes, big-endian: the first 160 bits of SHA-256 of `address` (host:port). */
 struct Peer {

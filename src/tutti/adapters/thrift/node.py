@@ -3,9 +3,11 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.held import HeldBlobs
+from tutti.adapters.blobs.pieces import Pieces
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import (
     CHUNK,
@@ -21,12 +23,16 @@ from tutti.adapters.thrift.idl import (
     view_struct,
 )
 from tutti.core.errors import Conflict, NotFound, TuttiError
+from tutti.domain.events import Digest
+from tutti.ports.blobs import TooLarge
 from tutti.ring.identifiers import Peer, identifier
 from tutti.ring.member import View
 
 MAX_UPLOADS = 64
 SILENT = 60.0
-OWNER = "ring"  # all uploads of a blob are one: whoever sends next continues it
+WINDOW = 8
+"""Parts of a blob that are on their way to a member at a time."""
+
 MAX_DIGESTS = 4096
 
 
@@ -40,9 +46,9 @@ class Host(Protocol):
 class ComputeNode:
     """The handler of the service. `limit` is the largest blob that may be stored, in bytes."""
 
-    def __init__(self, host: Host, blobs: DirectoryBlobs, *, limit: int = 2**31) -> None:
+    def __init__(self, host: Host, blobs: HeldBlobs, *, limit: int = 2**31) -> None:
         self._host, self._blobs, self._limit = host, blobs, limit
-        self._unfinished: dict[bytes, float] = {}  # when each heard of last, the longest silent first
+        self._uploads: dict[Digest, Upload] = {}  # the longest silent first
 
     async def ask(self, protocol: int | None, key: bytes | None, asker: Any) -> Any:
         require_version(protocol)
@@ -58,46 +64,60 @@ class ComputeNode:
     async def missing(self, digests: list[bytes] | None) -> list[bytes]:
         if len(digests or ()) > MAX_DIGESTS:
             raise compute_node.Refused(f"one call may name {MAX_DIGESTS} blobs, this one names {len(digests or ())}")
-        here = set(await self._blobs.digests())
-        return [digest for digest in digests or () if digest.hex() not in here]
+        return [digest for digest in digests or () if not self._blobs.has(digest.hex())]
 
     async def fetch(self, digest: bytes | None, offset: int | None) -> Any:
         try:
-            path = self._blobs.path((digest or b"").hex())
+            return compute_node.Part(*await self._blobs.part((digest or b"").hex(), offset or 0, CHUNK))
         except TuttiError as error:
             raise compute_node.NotFound(str(error)) from None
-        size, data = await asyncio.to_thread(_part, path, offset or 0)
-        return compute_node.Part(size, data)
 
     async def store(self, digest: bytes | None, size: int | None, offset: int | None, data: bytes | None) -> None:
-        digest, size, offset, data = digest or b"", size or 0, offset or 0, data or b""
+        name, size, offset, data = (digest or b"").hex(), size or 0, offset or 0, data or b""
         if not 0 <= offset <= offset + len(data) <= size or len(data) > CHUNK:
             came = f"{len(data)} bytes at {offset} of {size}"
             raise compute_node.Refused(f"expected at most {CHUNK} bytes within the blob, came {came}")
         try:
-            upload = self._blobs.partial(digest.hex(), f"{OWNER} of {digest.hex()}")  # members upload side by side
-            self._make_room(digest)
-            stored = await upload.write(_stream(data), offset=offset, total=size, limit=self._limit)
+            if not self._blobs.has(name) and await self._upload(name, size, offset).take(offset, data):
+                self._uploads.pop(name, None)
         except TuttiError as error:
-            self._unfinished.pop(digest, None)
+            self._give_up(name)
             raise compute_node.Refused(str(error)) from None
-        if stored:
-            self._unfinished.pop(digest, None)
 
-    def _make_room(self, digest: bytes) -> None:
-        """Count this upload among the unfinished, of which a silent one may be displaced; raises Conflict."""
+    def _upload(self, name: Digest, size: int, offset: int) -> Pieces:
+        """All uploads of a blob are one: whoever sends next continues it, or begins it again. Raises Conflict."""
         now = asyncio.get_running_loop().time()
-        self._unfinished.pop(digest, None)
-        if len(self._unfinished) >= MAX_UPLOADS:
-            silent, since = next(iter(self._unfinished.items()))
-            if now - since < SILENT:
-                raise Conflict(f"{MAX_UPLOADS} uploads are under way here: try again in {SILENT:g} s")
-            del self._unfinished[silent]  # what came of it waits on disk, to be continued or removed at a later start
-        self._unfinished[digest] = now
+        upload = self._uploads.pop(name, None)
+        if upload is not None and offset == 0:
+            upload.pieces.give_up()
+            upload = None
+        if upload is None:
+            if size > self._limit:
+                raise TooLarge(f"at most {self._limit} bytes are allowed here, {size} were announced")
+            self._make_room(now)
+            upload = Upload(self._blobs.pieces(name, size), now)
+        upload.heard_at = now
+        self._uploads[name] = upload
+        return upload.pieces
+
+    def _make_room(self, now: float) -> None:
+        """For one more upload, which may displace a silent one; raises Conflict."""
+        if len(self._uploads) < MAX_UPLOADS:
+            return
+        silent, upload = next(iter(self._uploads.items()))
+        if now - upload.heard_at < SILENT:
+            raise Conflict(f"{MAX_UPLOADS} uploads are under way here: try again in {SILENT:g} s")
+        self._give_up(silent)
+
+    def _give_up(self, name: Digest) -> None:
+        if (upload := self._uploads.pop(name, None)) is not None:
+            upload.pieces.give_up()
 
 
-async def _stream(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+@dataclass(slots=True, eq=False)
+class Upload:
+    pieces: Pieces
+    heard_at: float
 
 
 class ThriftPeers:
@@ -147,8 +167,20 @@ class ThriftPeers:
 
     async def store(self, peer: Peer, digest: bytes, data: bytes | memoryview) -> None:
         """Store a blob at a peer; raises compute_node.Refused, Unreachable."""
-        for offset in range(0, max(len(data), 1), CHUNK):
-            await self._call(peer, "store", digest, len(data), offset, bytes(data[offset : offset + CHUNK]))
+        view = memoryview(data)
+        offsets = iter(range(0, max(len(view), 1), CHUNK))
+
+        async def send() -> None:
+            for offset in offsets:
+                part = view[offset : offset + CHUNK]
+                await self._call(peer, "store", digest, len(view), offset, part)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(WINDOW, -(-len(view) // CHUNK) or 1)):
+                    group.create_task(send())
+        except BaseExceptionGroup as failed:  # the others follow from the first
+            raise failed.exceptions[0] from None
 
     async def close(self) -> None:
         for channel in self._channels.values():
@@ -217,10 +249,3 @@ def genuine(struct: Any) -> Peer:
     if peer.id != identifier(peer.address):
         raise compute_node.Refused(f"the identifier {peer.id:x} is not that of {peer.address!r}")
     return peer
-
-
-def _part(path: Any, offset: int) -> tuple[int, bytes]:
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, min(offset, size)))
-        return size, file.read(CHUNK)

@@ -5,9 +5,10 @@ import logging
 import ssl
 from typing import Any
 
-from tutti.adapters.thrift.client import ApplicationException, read_frame, undelayed
+from tutti.adapters.thrift.client import ApplicationException
+from tutti.adapters.thrift.frames import Frames
 from tutti.core.errors import Conflict, UserError
-from tutti.wire.thrift import BadFrame, Kind, Message, decode, encode
+from tutti.wire.thrift import BadFrame, Buffer, Kind, Message, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class Server:
     async def start(self, host: str, port: int) -> int:
         """Listen; the port, which the system chooses for 0. Raises PortTaken."""
         try:
-            self._server = await asyncio.start_server(self._on_connection, host, port, ssl=self._tls)
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(lambda: Frames(self._opened), host, port, ssl=self._tls)
         except OSError as error:
             raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port") from None
         return int(self._server.sockets[0].getsockname()[1])
@@ -56,48 +58,45 @@ class Server:
         if self._connections:
             await asyncio.wait(self._connections)
 
-    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _opened(self, frames: Frames) -> None:
+        task = asyncio.create_task(self._on_connection(frames))
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _on_connection(self, frames: Frames) -> None:
         try:
             if len(self._connections) <= MAX_CONNECTIONS:
-                undelayed(writer)
-                await self._serve(reader, writer)
+                await self._serve(frames)
         except (OSError, BadFrame, TimeoutError) as error:
-            log.info("a connection from %s ended: %s", writer.get_extra_info("peername"), error or "idle")
-        except asyncio.CancelledError:
-            pass  # close() ends it: asyncio would report the cancelled task as an error
+            log.info("a connection from %s ended: %s", frames.peer, error or "idle")
         finally:
-            self._connections.discard(task)
-            writer.close()
+            frames.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, frames: Frames) -> None:
         room = asyncio.Semaphore(MAX_CALLS)
         try:
             async with asyncio.TaskGroup() as calls:
                 while True:
                     async with asyncio.timeout(self._idle):
-                        frame = await read_frame(reader)
+                        frame = await frames.read()
                     if frame is None:
                         return
                     message = decode(frame)
                     await room.acquire()
-                    calls.create_task(self._answer(message, writer, room))
+                    calls.create_task(self._answer(message, frames, room))
         except BaseExceptionGroup as failed:  # the first failure ended the connection, the others followed from it
             raise failed.exceptions[0] from None
 
-    async def _answer(self, message: Message, writer: asyncio.StreamWriter, room: asyncio.Semaphore) -> None:
+    async def _answer(self, message: Message, frames: Frames, room: asyncio.Semaphore) -> None:
         try:
             reply = await self._outcome(message)
             if message.kind is not Kind.ONEWAY:
-                writer.write(len(reply).to_bytes(4) + reply)
                 async with asyncio.timeout(self._idle):
-                    await writer.drain()
+                    await frames.write(reply)
         finally:
             room.release()
 
-    async def _outcome(self, message: Message) -> bytes:
+    async def _outcome(self, message: Message) -> list[Buffer]:
         name = message.name
         if message.kind not in (Kind.CALL, Kind.ONEWAY):
             raise BadFrame(f"expected a call, came {message.kind.name.lower()} {name!r}")
@@ -128,5 +127,5 @@ def _declared(result: Any, error: Exception) -> str | None:
     return None
 
 
-def _failure(message: Message, reason: str, code: int) -> bytes:
+def _failure(message: Message, reason: str, code: int) -> list[Buffer]:
     return encode(message.name, Kind.EXCEPTION, message.seqid, ApplicationException(reason, code))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import BadValue, compute_node, training_node
 from tutti.adapters.thrift.node import ComputeNode, ThriftPeers, genuine, peer_at, require_version
@@ -36,7 +36,7 @@ class Host(RingHost, Protocol):
 class TrainingNode(ComputeNode):
     """The handler of the service."""
 
-    def __init__(self, host: Host, blobs: DirectoryBlobs, *, limit: int = 2**31) -> None:
+    def __init__(self, host: Host, blobs: HeldBlobs, *, limit: int = 2**31) -> None:
         super().__init__(host, blobs, limit=limit)
         self._trains = host
 

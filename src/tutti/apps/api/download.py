@@ -50,7 +50,7 @@ def _round_of(job: Job, digest: Digest) -> int:
 def _with_metadata(stored: Mapped, extra: Mapping[str, str]) -> tuple[bytes, int]:
     """The file's head (length and JSON header) with more metadata, and how many bytes of the file it replaces."""
     length = int.from_bytes(stored[:8], "little")
-    header = json.loads(stored[8 : 8 + length])
+    header = json.loads(bytes(stored[8 : 8 + length]))
     header["__metadata__"] = {**header.get("__metadata__", {}), **extra}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
@@ -59,5 +59,6 @@ def _with_metadata(stored: Mapped, extra: Mapping[str, str]) -> tuple[bytes, int
 
 async def _chunks(head: bytes, stored: Mapped, skip: int) -> AsyncIterator[bytes]:
     yield head
+    view = memoryview(stored)
     for start in range(skip, len(stored), CHUNK):
-        yield await asyncio.to_thread(stored.__getitem__, slice(start, start + CHUNK))  # it may not be cached
+        yield await asyncio.to_thread(bytes, view[start : start + CHUNK])  # it may not be cached

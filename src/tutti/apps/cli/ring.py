@@ -280,7 +280,7 @@ def _rows(source: str) -> "Data":
     return Data(whole.name, whole.schema, whole.train, test.held_out)
 
 
-def _error_rate(job: "JobView", model: bytearray, data: "Data | None") -> float | None:
+def _error_rate(job: "JobView", model: memoryview, data: "Data | None") -> float | None:
     """The share of validation rows that the model gets wrong; None where there are none, or no classes."""
     from tutti.ports.training import models, normalized
     from tutti.wire import tensors

@@ -145,7 +145,7 @@ class Dask:
         """Of all workers that are there now; a while without any is no reason to hand out nothing."""
         return max(1, sum(int(worker["nthreads"]) for worker in self._client.scheduler_info()["workers"].values()))
 
-    def _send(self, encoded: bytearray) -> Any:
+    def _send(self, encoded: memoryview) -> Any:
         return self._client.scatter([bytes(encoded)], broadcast=True, hash=False)[0]
 
     def _result(self, params: Params, assignment: Assignment, reply: bytes, delta: bytes) -> Result:
