@@ -16,7 +16,8 @@ from pathlib import Path
 
 from _common import show
 from tutti.adapters.identities.ed25519 import Ed25519Key
-from tutti.adapters.ledgers.sqlite import SqliteLedger
+from tutti.adapters.ledgers.signed import SignedLedger
+from tutti.adapters.ledgers.sqlite import SqliteEntries
 from tutti.domain.ledger import AnyOperation, Escrow, Mint, Order, Reward, Stake, Transfer
 
 
@@ -33,7 +34,9 @@ def operations(jobs: int) -> list[AnyOperation]:
 
 
 async def ours(folder: Path, jobs: int, at_once: int) -> float:
-    ledger = await SqliteLedger.open(folder / "ledger.sqlite", Ed25519Key(bytes(32)), lambda: int(1000 * time.time()))
+    ledger = await SignedLedger(
+        SqliteEntries(folder / "ledger.sqlite"), Ed25519Key(bytes(32)), lambda: int(1000 * time.time())
+    ).open()
     await ledger.post(Order("mint", Mint(to="client", amount=10 * jobs)))
     orders = [Order(f"k{i}", operation) for i, operation in enumerate(operations(jobs))]
     started = time.perf_counter()

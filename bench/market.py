@@ -24,7 +24,8 @@ from _common import show
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.identities.ed25519 import Ed25519Key
-from tutti.adapters.ledgers.sqlite import SqliteLedger
+from tutti.adapters.ledgers.signed import SignedLedger
+from tutti.adapters.ledgers.sqlite import SqliteEntries
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.adapters.machine import Machine
 from tutti.adapters.workbench import ThreadWorkbench
@@ -66,7 +67,9 @@ class Bench:
             clock=time.time,
         )
         key = Ed25519Key(bytes(32))
-        self.ledger = await SqliteLedger.open(self.folder / "ledger.sqlite", key, lambda: int(1000 * time.time()))
+        self.ledger = await SignedLedger(
+            SqliteEntries(self.folder / "ledger.sqlite"), key, lambda: int(1000 * time.time())
+        ).open()
         self.desk = MarketDesk(self.core.journal, blobs, self.ledger, time.time)
         self.floor = MarketFloor(self.desk, fabric)
         self.core.lend(self.floor)

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "${1:-$(dirname "$0")}"
 umask 077
 mkdir -p secrets
-for name in jwt-secret operator-token; do
+for name in jwt-secret operator-token ledger-key; do
     [ -e "secrets/$name" ] || openssl rand -hex 32 > "secrets/$name"
     chmod 644 "secrets/$name" # read in the container by another user; the folder keeps everybody else out
 done

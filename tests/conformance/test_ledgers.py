@@ -2,13 +2,18 @@
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import closing, suppress
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from support.services import CUT, alone, database
 from tutti.adapters.identities.ed25519 import Ed25519Key, verify
-from tutti.adapters.ledgers.sqlite import LedgerInUse, SqliteLedger, read_entries
+from tutti.adapters.ledgers.postgres import PostgresEntries
+from tutti.adapters.ledgers.signed import Entries, SignedLedger
+from tutti.adapters.ledgers.sqlite import LedgerInUse, SqliteEntries, read_entries
 from tutti.core.errors import StorageError
 from tutti.domain import ledger as l
 from tutti.domain.ledger import Account, BadChain, Found, Order, seal, verify_chain
@@ -28,21 +33,37 @@ class Clock:
         self.now += 1000 * seconds
 
 
-class TestSqliteLedger(LedgerSuite):
+async def opened(path: Path) -> SignedLedger:
+    return await SignedLedger(SqliteEntries(path), KEY, Clock()).open()
+
+
+async def bench_on(entries: Entries) -> AsyncIterator[Bench]:
+    clock = Clock()
+    ledger = await SignedLedger(entries, KEY, clock).open(Found(public_key="", unbonding=UNBONDING, cap=CAP))
+    yield Bench(ledger, clock.later)
+    await ledger.close()
+
+
+class TestOnSqlite(LedgerSuite):
     @pytest.fixture
     async def bench(self, tmp_path):
-        clock = Clock()
-        rules = Found(public_key="", unbonding=UNBONDING, cap=CAP)
-        ledger = await SqliteLedger.open(tmp_path / "ledger.sqlite", KEY, clock, rules)
-        yield Bench(ledger, clock.later)
-        await ledger.close()
+        async for bench in bench_on(SqliteEntries(tmp_path / "ledger.sqlite")):
+            yield bench
+
+
+class TestOnPostgres(LedgerSuite):
+    @pytest.fixture
+    async def bench(self):
+        async with database() as url:
+            async for bench in bench_on(PostgresEntries(url)):
+                yield bench
 
 
 @pytest.fixture
 async def filled(tmp_path):
     """The path of a ledger with some entries, closed."""
     path = tmp_path / "ledger.sqlite"
-    ledger = await SqliteLedger.open(path, KEY, Clock())
+    ledger = await opened(path)
     await post(
         ledger,
         l.Mint(to="a", amount=100),
@@ -55,10 +76,10 @@ async def filled(tmp_path):
 
 
 async def test_it_is_there_again_after_a_restart(filled):
-    ledger = await SqliteLedger.open(filled, KEY, Clock())
+    ledger = await opened(filled)
     assert await ledger.account("a") == Account(free=50, staked=40)
     with pytest.raises(LedgerInUse):
-        await SqliteLedger.open(filled, KEY, Clock())
+        await opened(filled)
     first = (await post(ledger, l.Mint(to="a", amount=100)))[0]  # key k0: carried out before the restart
     assert first.reference == read_entries(filled)[1].hash
     await ledger.close()
@@ -114,11 +135,11 @@ async def test_a_changed_file_is_not_opened(filled):
     with closing(sqlite3.connect(filled)) as db, db:
         db.execute("UPDATE entries SET entry = replace(entry, '100', '900') WHERE seq = 1")
     with pytest.raises((BadChain, StorageError)):
-        await SqliteLedger.open(filled, KEY, Clock())
+        await opened(filled)
 
 
 async def test_when_the_disk_refuses_nothing_has_happened(tmp_path):
-    ledger = await SqliteLedger.open(tmp_path / "l.sqlite", KEY, Clock())
+    ledger = await opened(tmp_path / "l.sqlite")
     await post(ledger, l.Mint(to="a", amount=10))
     with closing(sqlite3.connect(tmp_path / "l.sqlite")) as other:
         other.execute("CREATE TRIGGER full BEFORE INSERT ON entries BEGIN SELECT raise(FAIL, 'disk full'); END")
@@ -135,7 +156,7 @@ async def test_when_the_disk_refuses_nothing_has_happened(tmp_path):
 
 
 async def test_after_close_orders_are_refused(tmp_path):
-    ledger = await SqliteLedger.open(tmp_path / "l.sqlite", KEY, Clock())
+    ledger = await opened(tmp_path / "l.sqlite")
     waiting = [asyncio.ensure_future(post(ledger, l.Mint(to="a", amount=1), start=i)) for i in range(20)]
     await asyncio.sleep(0)
     await ledger.close()
@@ -145,6 +166,62 @@ async def test_after_close_orders_are_refused(tmp_path):
     assert len(read_entries(tmp_path / "l.sqlite")) == 1 + done
     with pytest.raises(StorageError, match="closed"):
         await post(ledger, l.Mint(to="a", amount=1))
+
+
+# -- on PostgreSQL -------------------------------------------------------------------------------------------
+
+
+async def test_two_that_write_to_one_ledger_make_one_chain():
+    """As a coordinator does that was cut off, beside the one that took over."""
+    async with database() as url:
+        one, other = [await SignedLedger(PostgresEntries(url), KEY, Clock()).open() for _ in range(2)]
+        await post(one, l.Mint(to="a", amount=20))
+        sent = [Order(f"t{i}", l.Transfer(source="a", to="b", amount=1)) for i in range(30)]
+        outcomes = await asyncio.gather(
+            *(ledger.post(order) for order in sent for ledger in (one, other)), return_exceptions=True
+        )
+        assert sum(isinstance(outcome, l.InsufficientFunds) for outcome in outcomes) == 20  # 10 orders, by both
+        for ledger in (one, other):
+            await post(ledger, l.Mint(to=f"c{id(ledger)}", amount=1), start=id(ledger))
+            assert await ledger.account("b") == Account(free=20)
+        entries = await one.read(-1, 100)
+        assert verify_chain(entries, verify, KEY.public).account("b") == Account(free=20)
+        assert len(entries) == 1 + 1 + 20 + 2
+        await one.close()
+        await other.close()
+
+
+async def test_it_goes_on_when_its_connections_were_cut():
+    async with database() as url:
+        ledger = await SignedLedger(PostgresEntries(url), KEY, Clock()).open()
+        await post(ledger, l.Mint(to="a", amount=5))
+        for number in range(3):
+            await alone(url, CUT)
+            order, receipt = Order(f"t{number}", l.Transfer(source="a", to="b", amount=1)), None
+            while receipt is None:  # whoever does not know whether it was recorded posts it again
+                with suppress(StorageError):
+                    receipt = await ledger.post(order)
+        assert await ledger.account("b") == Account(free=3)
+        await ledger.close()
+        again = await SignedLedger(PostgresEntries(url), KEY, Clock()).open()
+        assert await again.account("b") == Account(free=3)
+        await again.close()
+
+
+async def test_a_changed_table_or_another_key_is_not_opened():
+    async with database() as url:
+        ledger = await SignedLedger(PostgresEntries(url), KEY, Clock()).open()
+        await post(ledger, l.Mint(to="a", amount=100))
+        await ledger.close()
+        with pytest.raises(StorageError, match="closed"):
+            await ledger.read(-1, 1)
+        with pytest.raises(BadChain, match="not with yours"):
+            await SignedLedger(PostgresEntries(url), Ed25519Key(b"x" * 32), Clock()).open()
+        await alone(
+            url, "UPDATE ledger SET entry = replace(encode(entry, 'escape'), '100', '900')::bytea WHERE seq = 1"
+        )
+        with pytest.raises(BadChain, match="entry 1 has been changed"):
+            await SignedLedger(PostgresEntries(url), KEY, Clock()).open()
 
 
 def test_a_key_file_is_made_once_and_kept_private(tmp_path):

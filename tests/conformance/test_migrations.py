@@ -10,6 +10,8 @@ from support.services import database
 from tutti.adapters import postgres, sqlite
 from tutti.adapters.accounts import postgres as postgres_accounts
 from tutti.adapters.accounts import sqlite as sqlite_accounts
+from tutti.adapters.ledgers import postgres as postgres_ledger
+from tutti.adapters.ledgers import sqlite as sqlite_ledger
 from tutti.adapters.logs import postgres as postgres_log
 from tutti.adapters.logs import sqlite as sqlite_log
 from tutti.adapters.migrations import Format, FormatTooNew, Step, scripts
@@ -68,7 +70,7 @@ async def test_postgres_up_and_down_with_data():
         await db.close()
 
 
-@pytest.mark.parametrize("format", [sqlite_log.FORMAT, sqlite_accounts.FORMAT])
+@pytest.mark.parametrize("format", [sqlite_log.FORMAT, sqlite_accounts.FORMAT, sqlite_ledger.FORMAT])
 def test_every_format_of_sqlite_can_be_undone(tmp_path, format):
     with closing(sqlite3.connect(path := tmp_path / "store", isolation_level=None)) as db:
         for _ in range(2):
@@ -77,7 +79,7 @@ def test_every_format_of_sqlite_can_be_undone(tmp_path, format):
         assert db.execute("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall() == []
 
 
-@pytest.mark.parametrize("format", [postgres_log.FORMAT, postgres_accounts.FORMAT])
+@pytest.mark.parametrize("format", [postgres_log.FORMAT, postgres_accounts.FORMAT, postgres_ledger.FORMAT])
 async def test_every_format_of_postgres_can_be_undone(format):
     async with database() as url:
         db = await asyncpg.connect(url)

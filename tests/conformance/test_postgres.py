@@ -6,9 +6,10 @@ import contextlib
 import asyncpg
 import pytest
 
-from support.services import alone, database
+from support.services import CUT, alone, database
 from tutti.adapters import postgres
 from tutti.adapters.accounts.postgres import PostgresAccounts
+from tutti.adapters.ledgers.postgres import PostgresEntries
 from tutti.adapters.logs.group import LogInUse
 from tutti.adapters.logs.postgres import FORMAT, PostgresLog
 from tutti.adapters.migrations import FormatTooNew
@@ -16,10 +17,6 @@ from tutti.core.errors import StorageError, UserError
 from tutti.ports import LogLost
 from tutti.testing.accounts import RECORDS, entry, sorted_by_key
 from tutti.testing.logs import EVENTS, news
-
-CUT = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
-
 
 LAPSE = "UPDATE events_owner SET until = '-infinity'"
 
@@ -263,9 +260,9 @@ async def test_a_write_of_accounts_is_whole(url):
     ],
 )
 async def test_addresses_that_do_not_work(url, wrong, error, says):
-    for opened in (PostgresLog, PostgresAccounts):
+    for opened in (PostgresLog.open(wrong), PostgresAccounts.open(wrong), PostgresEntries(wrong).open()):
         with pytest.raises(error, match=says) as raised:
-            await opened.open(wrong)
+            await opened
         assert "secret" not in str(raised.value)
 
 

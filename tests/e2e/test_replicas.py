@@ -11,7 +11,8 @@ import pytest
 from support.commands import running, tutti
 from support.replicas import Replicas, three
 from support.services import alone
-from tutti.core.errors import UserError
+from tutti.adapters.identities.ed25519 import verify
+from tutti.domain.ledger import Account, verify_chain
 from tutti.services.views import JobView
 
 SPEC = {
@@ -103,10 +104,17 @@ def test_the_database_drops_everybody(replicas, undisturbed):
     assert len({which for which, process in replicas.processes.items() if process.poll() is None}) >= 2
 
 
-def test_rewards_are_refused(replicas):
-    rewards = {"pool": 10, "sponsor": "bank", "data": "digits:split=test"}
-    with replicas.client() as client, pytest.raises(UserError, match="have no ledger in common"):
-        client.submit({**SPEC, "rewards": rewards})
+def test_whoever_takes_over_goes_on_with_the_ledger(replicas):
+    with replicas.client() as client:
+        client.mint("bank", 100, key="first")
+        before = client.ledger()
+        replicas.kill()
+        replicas.await_owner()
+        assert client.ledger() == before
+        assert client.mint("bank", 100, key="first").free == 100  # the same order again
+        assert client.transfer("bank", "lab", 30, key="second").free == 70
+        entries = list(client.entries())
+        assert verify_chain(entries, verify, before.public_key, head=before.head).account("lab") == Account(free=30)
 
 
 def test_bad_settings(tmp_path):

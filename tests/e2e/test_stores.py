@@ -1,6 +1,7 @@
 """A coordinator on PostgreSQL and S3: `kill -9`, its data directory lost, and the same model as on embedded stores."""
 
 import contextlib
+import secrets
 import shutil
 import socket
 from contextlib import ExitStack, closing
@@ -51,9 +52,11 @@ def trained(folder: Path, *options: object, interrupted: bool = False) -> str:
             for event in client.follow(job.id):
                 if event.type == "RoundClosed" and event.data["round"] == 3:
                     break
+            client.mint("bank", 100, key="first")
             first.close()
             shutil.rmtree(folder / "data")
             stack.enter_context(running(*up, cwd=folder, **S3_KEYS))
+            assert client.mint("bank", 100, key="first").free == 100  # it is in the ledger already
         done = client.wait(job.id)
         assert done.status == "completed"
         return done.model_digest
@@ -62,7 +65,8 @@ def trained(folder: Path, *options: object, interrupted: bool = False) -> str:
 def test_everything_that_lasts_is_in_the_stores(tmp_path, stores):
     (here := tmp_path / "embedded").mkdir()
     (there := tmp_path / "stores").mkdir()
-    options = [part for pair in stores.items() for part in pair]
+    (there / "ledger-key").write_text(secrets.token_hex(32))
+    options = [*(part for pair in stores.items() for part in pair), "--ledger-key-file", there / "ledger-key"]
     assert trained(there, *options, interrupted=True) == trained(here)
 
 

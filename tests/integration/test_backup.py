@@ -62,6 +62,14 @@ def test_members_of_other_names_are_refused(tmp_path, name):
         restore(tmp_path / "b.tar", tmp_path / "new")
 
 
+def test_where_the_events_are_in_postgresql_secrets_are_backed_up(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ledger.key").write_text("secret")
+    assert backup(tmp_path / "data", tmp_path / "b.tar").files.keys() == {"ledger.key"}
+    restore(tmp_path / "b.tar", tmp_path / "new")
+    assert (tmp_path / "new" / "ledger.key").read_text() == "secret"
+
+
 def test_what_cannot_be_done(tmp_path):
     with pytest.raises(NotFound, match="no data directory"):
         backup(tmp_path, tmp_path / "b.tar")

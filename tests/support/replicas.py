@@ -21,7 +21,7 @@ from support.services import S3_KEYS, bucket, database, missing
 from tutti.apps.client import Client
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy/nginx.conf"
-TOKEN, KEY = secrets.token_urlsafe(32), secrets.token_hex(32)
+TOKEN, KEY, LEDGER_KEY = secrets.token_urlsafe(32), secrets.token_hex(32), secrets.token_hex(32)
 WAITS = "standing by: another coordinator owns the database\n"
 
 
@@ -51,7 +51,9 @@ class Replicas:
             data.mkdir()
             (data / "operator-token").write_text(TOKEN)
             (data / "session-key").write_text(KEY)
+            (data / "key-of-the-ledger").write_text(LEDGER_KEY)
         up = ["up", "--standby", "--port", str(self.ports[which]), "--data-dir", str(data)]
+        up += ["--ledger-key-file", str(data / "key-of-the-ledger")]
         with (self.folder / f"log{which}").open("a") as log:
             self.processes[which] = subprocess.Popen(
                 [sys.executable, "-m", "tutti.apps.cli", *up, "--public-url", self.url, *self.stores, "--json"],

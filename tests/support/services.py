@@ -111,6 +111,11 @@ async def coordinator_uid(url: str = RABBITMQ) -> AsyncIterator[Address]:
                 await channel.queue_delete(queue)
 
 
+CUT = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+"""Ends all connections to a database but one's own."""
+
+
 async def alone(url: str, statement: str) -> None:
     """Carry out a statement on a connection of its own."""
     db = await asyncpg.connect(url)

@@ -19,7 +19,8 @@ from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.identities.ed25519 import Ed25519Key
 from tutti.adapters.identities.secp256k1 import verify
 from tutti.adapters.identities.x25519 import seal
-from tutti.adapters.ledgers.sqlite import SqliteLedger
+from tutti.adapters.ledgers.signed import SignedLedger
+from tutti.adapters.ledgers.sqlite import SqliteEntries
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.adapters.machine import Machine
 from tutti.adapters.workbench import ThreadWorkbench
@@ -146,7 +147,7 @@ class World:
 
     async def open_ledger(self) -> Ledger:
         clock, key = self.core.clock, Ed25519Key.at(self.folder / "ledger.key")
-        return await SqliteLedger.open(self.folder / "ledger.sqlite", key, lambda: int(1000 * clock()))
+        return await SignedLedger(SqliteEntries(self.folder / "ledger.sqlite"), key, lambda: int(1000 * clock())).open()
 
     async def down(self) -> None:
         """The coordinator is gone; its nodes notice, and go on trying."""

@@ -89,7 +89,7 @@ def test_a_password_that_everybody_knows_is_for_this_machine_only(capsys, url: s
 @pytest.mark.parametrize("secret", ["", "changeme", "secret" * 3, "0" * 64])
 def test_a_secret_that_can_be_guessed_is_refused(capsys, secret: str) -> None:
     Path("s").write_text(secret)
-    for option in ("--jwt-secret-file", "--operator-token-file"):
+    for option in ("--jwt-secret-file", "--operator-token-file", "--ledger-key-file"):
         assert run(["up", option, "s"]) == Exit.USAGE
         assert "openssl rand -hex 32" in capsys.readouterr().err
 

@@ -21,8 +21,8 @@ from tutti.core.errors import Conflict, NotFound, StorageError, UserError
 from tutti.version import __version__
 
 MANIFEST = "manifest.json"
-DATABASES = ("log.sqlite", "accounts.sqlite", "ledger.sqlite")
-SECRETS = ("operator-token", "session-key", "ledger.key")
+DATABASES = ("log.sqlite", "accounts.sqlite", "ledger.sqlite", "chain.sqlite", "chain-sent.sqlite")
+SECRETS = ("operator-token", "session-key", "ledger.key", "chain.key", "chain.json")
 _NAMES = re.compile(r"blobs/[0-9a-f]{2}/[0-9a-f]{64}|" + "|".join(map(re.escape, (*DATABASES, *SECRETS))))
 _BLOBS = "[0-9a-f][0-9a-f]/*"
 
@@ -42,8 +42,8 @@ class BadBackup(UserError):
 
 def backup(data_dir: Path, file: Path, progress: Progress = lambda name: None) -> Manifest:
     """Write a backup; the file is there whole or not at all. Raises NotFound, Conflict, StorageError."""
-    if not (data_dir / "log.sqlite").is_file():
-        raise NotFound(f"{data_dir} is no data directory of a coordinator: it has no log.sqlite")
+    if not any((data_dir / name).is_file() for name in ("log.sqlite", "ledger.key", "operator-token")):
+        raise NotFound(f"{data_dir} is no data directory of a coordinator: it has neither log.sqlite nor a secret")
     if file.exists():
         raise Conflict(f"{file} is there already: choose another name")
     partial = file.with_name(f".{file.name}.partial")

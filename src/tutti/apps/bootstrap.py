@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tutti.adapters.blobs.directory import DirectoryBlobs
     from tutti.adapters.fabrics.broker import BrokerFabric
     from tutti.adapters.fabrics.bucket import BucketDepot
+    from tutti.adapters.ledgers.signed import SignedLedger
     from tutti.ports import EventLog, Link
     from tutti.ports.accounts import AccountStore
     from tutti.ports.ledger import Ledger
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 
 INVITE_SECONDS = 24 * 3600.0
 SHUTDOWN_SECONDS = 3
-NO_LEDGER = "nothing is paid by coordinators that stand in for each other: each would have a ledger of its own"
+NO_LEDGER = (
+    "coordinators that stand in for each other pay once they sign with the same key: start each with --ledger-key-file"
+)
 PEER = "sessions"
 """What `tutti join --data` says for a peer, which has no data of its own and takes parts of uploaded tables."""
 
@@ -92,8 +95,14 @@ class CoordinatorSettings:
     heartbeat: float = 15.0  # seconds
     jwt_secret_file: Path | None = None
     operator_token_file: Path | None = None
+    ledger_key_file: Path | None = None
     on_ready: Callable[[Ready], None] | None = None
     on_standby: Callable[[], None] = lambda: None
+
+    @property
+    def pays(self) -> bool:
+        """Whether there is a ledger that lasts: a standby that takes over must be able to go on with it."""
+        return not self.standby or self.ledger_key_file is not None
 
     def url(self, port: int) -> str:
         """The address that nodes are given."""
@@ -200,14 +209,15 @@ async def coordinator(
         known_schema=known_schema,
         clock=steady_clock(),
         audited=settings.audited if find_spec("wasmtime") else 0.0,
-        pays=not settings.standby,
+        pays=settings.pays,
         domain=chain_domain(folder),
         verify=verify,
     )
     fabric.traffic = core.stats
     clock = core.clock
     chain = open_chain(folder, core)
-    ledger = chain.ledger if chain else await _open_ledger(folder, clock, NO_LEDGER if settings.standby else "")
+    signed = None if chain else _signed_ledger(settings, folder, clock)
+    ledger: Ledger = signed or chain.ledger  # type: ignore[union-attr]  # there is one of the two
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
     market = MarketDesk(core.journal, blobs, ledger, clock)
     floor = MarketFloor(market, reached, drained=lambda node: node in core.register.drained)
@@ -228,6 +238,8 @@ async def coordinator(
         core.journal.watchers.append(traced.told)
     await _own(log, core, settings)
     await accounts.load()
+    if signed is not None:
+        await signed.open()
     async with broker or contextlib.nullcontext():
         await core.start()
         core.background.spawn(desk.run())
@@ -282,13 +294,21 @@ def _broker(
     )
 
 
-async def _open_ledger(folder: Path, clock: Callable[[], float], closed: str) -> "Ledger":
+def _signed_ledger(settings: CoordinatorSettings, folder: Path, clock: Callable[[], float]) -> "SignedLedger":
+    """Where events are; it is opened once they are ours."""
     from tutti.adapters.identities.ed25519 import Ed25519Key
-    from tutti.adapters.ledgers.sqlite import SqliteLedger
+    from tutti.adapters.ledgers.signed import SignedLedger
 
-    key = Ed25519Key.at(folder / "ledger.key")
-    ledger = await SqliteLedger.open(folder / "ledger.sqlite", key, lambda: int(1000 * clock()))
-    ledger.closed = closed
+    key = Ed25519Key.at(settings.ledger_key_file or folder / "ledger.key")
+    if settings.database and settings.pays:
+        from tutti.adapters.ledgers.postgres import PostgresEntries
+
+        ledger = SignedLedger(PostgresEntries(settings.database), key, lambda: int(1000 * clock()))
+    else:
+        from tutti.adapters.ledgers.sqlite import SqliteEntries
+
+        ledger = SignedLedger(SqliteEntries(folder / "ledger.sqlite"), key, lambda: int(1000 * clock()))
+    ledger.closed = "" if settings.pays else NO_LEDGER
     return ledger
 
 

@@ -178,8 +178,8 @@ class Coordinator:
         check_composition(spec)
         if spec.rewards is not None and not self._pays:
             raise BadSpec(
-                "expected no rewards, for coordinators that stand in for each other have no ledger in common: "
-                "leave them out, or start one coordinator without --standby"
+                "expected no rewards, for coordinators that stand in for each other have no ledger's key in common: "
+                "leave them out, or start each with --ledger-key-file"
             )
         compose(spec.strategy, spec.reducer)
         schedules.build(spec.training.lr_schedule)

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from fastapi import Depends, Query
 
-from tutti.adapters.ledgers.sqlite import SqliteLedger
+from tutti.adapters.ledgers.signed import SignedLedger
 from tutti.apps.api.jobs import page_by_name
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit, OrderKey
 from tutti.core.errors import Conflict
@@ -50,9 +50,9 @@ class LedgerRoutes:
         self._desk, self._ledger, self._market = desk, ledger, market
 
     @property
-    def _book(self) -> SqliteLedger:
+    def _book(self) -> SignedLedger:
         """The ledger as a chain of signed entries."""
-        if not isinstance(self._ledger, SqliteLedger):
+        if not isinstance(self._ledger, SignedLedger):
             raise Conflict(
                 "the tokens are on a chain, whose blocks are the entries: `tutti chain status` says which, and "
                 "`tutti chain session JOB --round N --node NAME` has its contract check a contribution"

@@ -114,6 +114,12 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     help="The operator's token: 32 random characters or more, the same for all replicas.  "
     "[default: made at the first start]",
 )
+@click.option(
+    "--ledger-key-file",
+    type=ExistingFile,
+    help="What signs the ledger's entries: 64 hex digits, the same for all replicas, and never changed.  "
+    "[default: made at the first start]",
+)
 @allow_module
 @log_format
 @as_json
@@ -170,7 +176,7 @@ def checked(settings: Mapping[str, Any]) -> None:
         check_password(name, settings[name])
     if settings["tls_cert"]:
         check_certificate(settings["tls_cert"])
-    for secret in ("jwt_secret_file", "operator_token_file"):
+    for secret in ("jwt_secret_file", "operator_token_file", "ledger_key_file"):
         if settings[secret]:
             read_secret(settings[secret])
 
