@@ -45,8 +45,8 @@ from tutti.wire.messages import Offer
 from tutti.wire.tables import encode_table
 
 ADMIN = Who(name="bench", admin=True)
-LOG_ROWS, LEDGER_ROWS = 8, 2
-"""That one job leaves behind: eight events (tutti.domain.market.events), an escrow and a reward."""
+LOG_ROWS, LEDGER_ROWS = 8, 3
+"""That one job leaves behind: eight events (tutti.domain.market.events), an escrow, a bond and a reward."""
 
 
 class Bench:

@@ -8,18 +8,17 @@ import {TuttiToken} from "./TuttiToken.sol";
 /// @title Compute jobs: a reward in escrow, a worker's bond beside it, and a way out of every state.
 /// @notice The payer names the settler and the deadline when it pays in:
 /// `token.transferAndCall(escrow, amount, abi.encode(id, settler, deadline))`. The settler can pay the worker or give
-/// the payer its tokens back, never keep them; once a deadline is over, anybody can move the job on.
+/// the payer its tokens back, never keep them; an arbiter, who is never the settler, can take a bond, and never keep
+/// it; once the deadline is over, anybody can give everything back.
 ///
-///     Open -> Assigned -> Submitted -> Paid
-///       |         |           |-> Disputed -> Paid | Refunded
-///       |-> Paid | Refunded   (a job without a bond is settled at once)
+///     Open -- offer, accept --> Assigned --> Paid
+///       ^                          |
+///       +-- release | penalise ----+      Open, Assigned --> Paid | Refunded
 contract JobEscrow is Intake {
     enum State {
         None,
         Open,
         Assigned,
-        Submitted,
-        Disputed,
         Paid,
         Refunded
     }
@@ -32,7 +31,6 @@ contract JobEscrow is Intake {
         uint128 amount;
         uint128 bond;
         address worker;
-        bytes32 result;
     }
 
     struct Record {
@@ -41,13 +39,9 @@ contract JobEscrow is Intake {
     }
 
     bytes32 public constant ARBITER_ROLE = keccak256("ARBITER_ROLE");
-    bytes32 public constant NO_SHOW = "no show";
     bytes32 public constant WRONG_RESULT = "wrong result";
 
     Staking public immutable staking;
-
-    /// @notice Seconds in which a result can be disputed, and in which a dispute is decided.
-    uint64 public immutable window;
 
     mapping(bytes32 id => Job) public jobs;
     mapping(address worker => Record) public records;
@@ -58,8 +52,8 @@ contract JobEscrow is Intake {
     event Opened(bytes32 indexed id, address indexed payer, address indexed settler, uint256 amount, uint64 deadline);
     event Offered(bytes32 indexed id, address indexed worker, uint256 bond);
     event Accepted(bytes32 indexed id, address indexed worker, uint256 bond);
-    event Submitted(bytes32 indexed id, address indexed worker, bytes32 result);
-    event Disputed(bytes32 indexed id, uint64 deadline);
+    event Released(bytes32 indexed id, address indexed worker);
+    event Penalised(bytes32 indexed id, address indexed worker, uint256 bond, uint256 compensation);
     event Paid(bytes32 indexed id, address indexed to, uint256 amount);
     event Refunded(bytes32 indexed id, address indexed payer, uint256 amount);
 
@@ -72,9 +66,8 @@ contract JobEscrow is Intake {
     error TooEarly(bytes32 id, uint64 deadline);
     error BadTerms();
 
-    constructor(TuttiToken token_, Staking staking_, address admin, uint64 window_) Intake(token_, admin) {
+    constructor(TuttiToken token_, Staking staking_, address admin) Intake(token_, admin) {
         staking = staking_;
-        window = window_;
     }
 
     /// @notice 100 for a worker that has never failed, down to 0; it belongs to the address and cannot be reset.
@@ -103,36 +96,30 @@ contract JobEscrow is Intake {
         if (job.bond > 0) staking.lock(msg.sender, job.bond);
     }
 
-    /// @notice Commit to a result by its hash.
-    function submit(bytes32 id, bytes32 result) external {
+    /// @notice The settler ends a worker's turn without fault: its bond is free, and the job open to another.
+    function release(bytes32 id) external {
+        Job storage job = _mine(id, State.Assigned);
+        (address worker, uint128 bond) = _reopen(job);
+        emit Released(id, worker);
+        if (bond > 0) staking.unlock(worker, bond);
+    }
+
+    /// @notice A wrong result costs its bond: `compensation`, at most the reward, to the payer, the rest is burned. The
+    /// job is open to another worker.
+    function penalise(bytes32 id, uint128 compensation) external onlyRole(ARBITER_ROLE) {
         Job storage job = _in(id, State.Assigned);
-        if (msg.sender != job.worker) revert NotYours(id, msg.sender);
-        if (block.timestamp > job.deadline) revert TooLate(id, job.deadline);
-        (job.state, job.result, job.deadline) = (State.Submitted, result, uint64(block.timestamp) + window);
-        emit Submitted(id, msg.sender, result);
-    }
-
-    /// @notice The settler says that a result is wrong; the arbiter decides within the window.
-    function dispute(bytes32 id) external {
-        Job storage job = _mine(id, State.Submitted);
-        if (block.timestamp > job.deadline) revert TooLate(id, job.deadline);
-        (job.state, job.deadline) = (State.Disputed, uint64(block.timestamp) + window);
-        emit Disputed(id, job.deadline);
-    }
-
-    /// @notice Decide a dispute: the worker is paid, or loses its bond.
-    function judge(bytes32 id, bool workerWasRight) external onlyRole(ARBITER_ROLE) {
-        Job storage job = _in(id, State.Disputed);
         if (msg.sender == job.settler) revert NotYours(id, msg.sender);
-        if (workerWasRight) _pay(id, job, job.worker);
-        else _fail(id, job, WRONG_RESULT);
+        if (compensation > job.amount) revert BadTerms();
+        (address worker, uint128 bond) = _reopen(job);
+        records[worker].failed += 1;
+        emit Penalised(id, worker, bond, compensation);
+        staking.slashBond(worker, bond, job.payer, compensation, WRONG_RESULT);
     }
 
     /// @notice The settler pays: the worker that took the job, or anybody else but itself if nobody did.
     function pay(bytes32 id, address to) external {
         Job storage job = _live(id);
         if (msg.sender != job.settler) revert NotYours(id, msg.sender);
-        if (job.state == State.Disputed) revert WrongState(id, job.state);
         bool taken = job.state != State.Open;
         if (to == address(0) || to == job.settler || (taken && to != job.worker)) revert BadTerms();
         _pay(id, job, to);
@@ -142,18 +129,14 @@ contract JobEscrow is Intake {
     function refund(bytes32 id) external {
         Job storage job = _live(id);
         if (msg.sender != job.settler) revert NotYours(id, msg.sender);
-        if (job.state == State.Submitted || job.state == State.Disputed) revert WrongState(id, job.state);
-        _refund(id, job, true);
+        _refund(id, job);
     }
 
-    /// @notice Anybody, once the deadline is over: an open job is refunded, one that was taken and not delivered too
-    /// (the bond is lost), a result that nobody disputed is paid, a dispute that nobody decided is refunded.
+    /// @notice Anybody, once the deadline is over: the payer has its tokens back, and the worker its bond.
     function expire(bytes32 id) external {
         Job storage job = _live(id);
         if (block.timestamp <= job.deadline) revert TooEarly(id, job.deadline);
-        if (job.state == State.Submitted) _pay(id, job, job.worker);
-        else if (job.state == State.Assigned) _fail(id, job, NO_SHOW);
-        else _refund(id, job, true);
+        _refund(id, job);
     }
 
     function _received(address from, uint128 value, bytes calldata data) internal override {
@@ -177,22 +160,17 @@ contract JobEscrow is Intake {
         _send(to, job.amount);
     }
 
-    /// @dev Half of the bond makes the payer whole, at most the reward; the rest is burned.
-    function _fail(bytes32 id, Job storage job, bytes32 reason) private {
-        uint128 half = job.bond / 2;
-        records[job.worker].failed += 1;
-        _refund(id, job, false);
-        if (job.bond > 0) {
-            staking.slashBond(job.worker, job.bond, job.payer, half < job.amount ? half : job.amount, reason);
-        }
+    function _reopen(Job storage job) private returns (address worker, uint128 bond) {
+        (worker, bond) = (job.worker, job.bond);
+        (job.state, job.worker, job.bond) = (State.Open, address(0), 0);
     }
 
-    function _refund(bytes32 id, Job storage job, bool unlock) private {
+    function _refund(bytes32 id, Job storage job) private {
         bool taken = job.state != State.Open;
         job.state = State.Refunded;
         totalEscrowed -= job.amount;
         emit Refunded(id, job.payer, job.amount);
-        if (unlock && taken && job.bond > 0) staking.unlock(job.worker, job.bond);
+        if (taken && job.bond > 0) staking.unlock(job.worker, job.bond);
         _send(job.payer, job.amount);
     }
 

@@ -25,17 +25,14 @@ async function measure() {
   await cost("`staking.withdraw`", w.staking.connect(bob).withdraw());
   await cost("`staking.slash`", w.staking.connect(arbiter).slash(bob, 10n, w.carol, 5n, id("late")));
 
-  for (const [name, end] of [["paid", "pay"], ["judged", "judge"]]) {
-    const job = id(name);
-    await cost(`a job that is ${name}: pay in`, payIn(w.escrow.target, name, w.alice, 100n));
+  const job = id("job");
+  await cost("a job: pay in", payIn(w.escrow.target, "job", w.alice, 100n));
+  for (const end of ["release", "penalise", "pay"]) {
     await cost("– `offer`", w.escrow.connect(operator).offer(job, bob, 50n));
     await cost("– `accept`", w.escrow.connect(bob).accept(job, 50n));
-    await cost("– `submit`", w.escrow.connect(bob).submit(job, id("result")));
-    if (end === "pay") await cost("– `pay`", w.escrow.connect(operator).pay(job, bob));
-    else {
-      await cost("– `dispute`", w.escrow.connect(operator).dispute(job));
-      await cost("– `judge`, the bond is lost", w.escrow.connect(arbiter).judge(job, false));
-    }
+    if (end === "release") await cost("– `release`", w.escrow.connect(operator).release(job));
+    else if (end === "penalise") await cost("– `penalise`", w.escrow.connect(arbiter).penalise(job, 50n));
+    else await cost("– `pay`", w.escrow.connect(operator).pay(job, bob));
   }
 
   await cost("`registry.open`", w.registry.connect(operator).open(id("s"), id("spec"), id("data"), 10));

@@ -1,15 +1,14 @@
 // Deploys the contracts, each role to its own address. With no `admin` the deployer gives up its power at the end:
 // then nobody can ever grant a role, and the rules stay as they are.
 const PERIOD = 7 * 24 * 3600;
-const WINDOW = 24 * 3600;
 
 async function deploySystem(ethers, { operator, arbiter, guardian, admin, ...rules } = {}) {
   const [deployer] = await ethers.getSigners();
-  const { cap = 2n ** 53n, period = PERIOD, window = WINDOW, veto = 0, penalty = 1_000n } = rules;
+  const { cap = 2n ** 53n, period = PERIOD, veto = 0, penalty = 1_000n } = rules;
   const make = async (name, ...args) => (await ethers.deployContract(name, args)).waitForDeployment();
   const token = await make("TuttiToken", deployer.address, cap);
   const staking = await make("Staking", token.target, deployer.address, period);
-  const escrow = await make("JobEscrow", token.target, staking.target, deployer.address, window);
+  const escrow = await make("JobEscrow", token.target, staking.target, deployer.address);
   const rewards = await make("RewardDistributor", token.target, deployer.address, veto);
   const registry = await make("TrainingRegistry");
   const tracker = await make("ContributionTracker", registry.target, staking.target, penalty);
@@ -42,4 +41,4 @@ const NAMES = {
   tracker: "ContributionTracker",
 };
 
-module.exports = { deploySystem, NAMES, PERIOD, WINDOW };
+module.exports = { deploySystem, NAMES, PERIOD };

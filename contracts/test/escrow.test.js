@@ -1,29 +1,21 @@
 const { expect } = require("chai");
 const { loadFixture, time } = require("@nomicfoundation/hardhat-network-helpers");
 const { id, open, stake, world } = require("./support");
-const { WINDOW } = require("../scripts/system");
 
 const JOB = id("job");
 
 // A job of 100 tokens that alice pays for; bob has staked 200 and put up 50.
-async function taken() {
+async function offered() {
   const w = await world();
   await stake(w, w.bob, 200n);
   await open(w, "job", w.alice, 100n);
   await w.escrow.connect(w.operator).offer(JOB, w.bob, 50n);
+  return w;
+}
+
+async function taken() {
+  const w = await offered();
   await w.escrow.connect(w.bob).accept(JOB, 50n);
-  return w;
-}
-
-async function submitted() {
-  const w = await taken();
-  await w.escrow.connect(w.bob).submit(JOB, id("result"));
-  return w;
-}
-
-async function disputed() {
-  const w = await submitted();
-  await w.escrow.connect(w.operator).dispute(JOB);
   return w;
 }
 
@@ -35,10 +27,12 @@ const holdings = async (w) => ({
 });
 
 describe("JobEscrow", () => {
-  it("pays a worker that delivered, and gives its bond free", async () => {
-    const w = await loadFixture(submitted);
+  it("pays the worker that took it, and gives its bond free", async () => {
+    const w = await loadFixture(taken);
     const more = w.staking.connect(w.bob).unstake(151n);
     await expect(more).to.be.revertedWithCustomError(w.staking, "InsufficientStake");
+    const another = w.escrow.connect(w.operator).pay(JOB, w.carol);
+    await expect(another).to.be.revertedWithCustomError(w.escrow, "BadTerms");
     await w.escrow.connect(w.operator).pay(JOB, w.bob);
     expect(await holdings(w)).to.deep.equal({ alice: 900n, bob: 900n, staked: 200n, locked: 0n });
     const again = w.escrow.connect(w.operator).refund(JOB);
@@ -46,43 +40,43 @@ describe("JobEscrow", () => {
     expect(await w.escrow.reputation(w.bob)).to.equal(100n);
   });
 
-  it("pays a result that nobody disputes, whoever says so after the window", async () => {
-    const w = await loadFixture(submitted);
-    await expect(w.escrow.connect(w.eve).expire(JOB)).to.be.revertedWithCustomError(w.escrow, "TooEarly");
-    await time.increase(WINDOW + 1);
-    const late = w.escrow.connect(w.operator).dispute(JOB);
-    await expect(late).to.be.revertedWithCustomError(w.escrow, "TooLate");
-    await w.escrow.connect(w.eve).expire(JOB);
-    expect((await holdings(w)).bob).to.equal(900n);
-  });
-
-  it("takes the bond of a worker that was judged wrong: half to the client, half burned", async () => {
-    const w = await loadFixture(disputed);
-    await w.escrow.connect(w.arbiter).judge(JOB, false);
-    expect(await holdings(w)).to.deep.equal({ alice: 1_025n, bob: 800n, staked: 150n, locked: 0n });
+  it("takes the bond for a wrong result: a part to the client, the rest burned, and the job goes to another", async () => {
+    const w = await loadFixture(taken);
+    const greedy = w.escrow.connect(w.arbiter).penalise(JOB, 101n);
+    await expect(greedy).to.be.revertedWithCustomError(w.escrow, "BadTerms");
+    const beyond = w.escrow.connect(w.arbiter).penalise(JOB, 51n);
+    await expect(beyond).to.be.revertedWithCustomError(w.staking, "BadCompensation");
+    await w.escrow.connect(w.arbiter).penalise(JOB, 25n);
+    expect(await holdings(w)).to.deep.equal({ alice: 925n, bob: 800n, staked: 150n, locked: 0n });
     expect(await w.token.totalSupply()).to.equal(5_975n);
     expect(await w.escrow.reputation(w.bob)).to.equal(50n);
+    await stake(w, w.carol, 60n);
+    await w.escrow.connect(w.operator).offer(JOB, w.carol, 60n);
+    await w.escrow.connect(w.carol).accept(JOB, 60n);
+    await w.escrow.connect(w.operator).pay(JOB, w.carol);
+    expect(await w.token.balanceOf(w.carol)).to.equal(1_040n);
+    expect((await w.staking.positions(w.carol)).locked).to.equal(0n);
   });
 
-  it("pays a worker that was judged right", async () => {
-    const w = await loadFixture(disputed);
-    await w.escrow.connect(w.arbiter).judge(JOB, true);
-    expect(await holdings(w)).to.deep.equal({ alice: 900n, bob: 900n, staked: 200n, locked: 0n });
+  it("lets a worker go without fault, and the job go to another", async () => {
+    const w = await loadFixture(taken);
+    await w.escrow.connect(w.operator).release(JOB);
+    expect(await holdings(w)).to.deep.equal({ alice: 900n, bob: 800n, staked: 200n, locked: 0n });
+    expect(await w.escrow.reputation(w.bob)).to.equal(100n);
+    const twice = w.escrow.connect(w.operator).release(JOB);
+    await expect(twice).to.be.revertedWithCustomError(w.escrow, "WrongState");
+    const late = w.escrow.connect(w.arbiter).penalise(JOB, 0n);
+    await expect(late).to.be.revertedWithCustomError(w.escrow, "WrongState");
+    await w.escrow.connect(w.operator).pay(JOB, w.carol);
+    expect(await w.token.balanceOf(w.carol)).to.equal(1_100n);
   });
 
-  it("slashes nobody without a judge: an undecided dispute is refunded", async () => {
-    const w = await loadFixture(disputed);
-    await time.increase(WINDOW + 1);
+  it("gives everything back once the deadline is over, whoever says so: nobody is slashed without a judge", async () => {
+    const w = await loadFixture(taken);
+    await expect(w.escrow.connect(w.eve).expire(JOB)).to.be.revertedWithCustomError(w.escrow, "TooEarly");
+    await time.increase(3601);
     await w.escrow.connect(w.eve).expire(JOB);
     expect(await holdings(w)).to.deep.equal({ alice: 1_000n, bob: 800n, staked: 200n, locked: 0n });
-  });
-
-  it("refunds a job whose worker never delivered, and takes the bond", async () => {
-    const w = await loadFixture(taken);
-    await time.increase(3601);
-    await expect(w.escrow.connect(w.bob).submit(JOB, id("r"))).to.be.revertedWithCustomError(w.escrow, "TooLate");
-    await w.escrow.connect(w.eve).expire(JOB);
-    expect(await holdings(w)).to.deep.equal({ alice: 1_025n, bob: 800n, staked: 150n, locked: 0n });
   });
 
   it("settles a job without a bond at once, and never in the settler's favour", async () => {
@@ -117,9 +111,9 @@ describe("JobEscrow", () => {
 
   it("refuses every step to those whose step it is not", async () => {
     for (const [fixture, calls, allowed] of [
-      [taken, (e) => [() => e.submit(JOB, id("r")), () => e.accept(JOB, 50n)], ["bob"]],
-      [submitted, (e, w) => [() => e.dispute(JOB), () => e.pay(JOB, w.bob)], ["operator"]],
-      [disputed, (e) => [() => e.judge(JOB, true)], ["arbiter"]],
+      [offered, (e) => [() => e.accept(JOB, 50n)], ["bob"]],
+      [taken, (e, w) => [() => e.release(JOB), () => e.pay(JOB, w.bob), () => e.refund(JOB)], ["operator"]],
+      [taken, (e) => [() => e.penalise(JOB, 1n)], ["arbiter"]],
     ]) {
       const w = await loadFixture(fixture);
       for (const name of ["alice", "bob", "carol", "operator", "arbiter", "guardian", "deployer"]) {

@@ -6,10 +6,10 @@ const id = (text) => ethers.encodeBytes32String(text);
 const coder = ethers.AbiCoder.defaultAbiCoder();
 
 // Everything deployed, and six people with 1,000 tokens each.
-async function world() {
+async function world(rules = {}) {
   const signers = await ethers.getSigners();
   const [deployer, operator, arbiter, guardian, alice, bob, carol, dave, eve, frank] = signers;
-  const system = await deploySystem(ethers, { operator, arbiter, guardian, cap: 10_000n });
+  const system = await deploySystem(ethers, { operator, arbiter, guardian, cap: 10_000n, ...rules });
   const people = [alice, bob, carol, dave, eve, frank];
   for (const person of people) await system.token.connect(operator).mint(person, 1_000n);
   return { ...system, deployer, operator, arbiter, guardian, alice, bob, carol, dave, eve, frank, people };

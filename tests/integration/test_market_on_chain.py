@@ -1,14 +1,18 @@
 """The market over the other ledger: stakes, escrows, rewards and penalties by contracts, on a chain in this process."""
 
+import asyncio
+
 import pytest
 
 from support.evm import Clock, embedded
 from support.market import Marketplace
 from tutti.adapters.chain.deploy import Rules
 from tutti.adapters.ledgers.evm import EvmLedger
-from tutti.domain.ledger import StillUnbonding
+from tutti.domain.ledger import InsufficientFunds, Order, StillUnbonding, Unstake
 from tutti.domain.market.jobs import Status
+from tutti.domain.market.money import worker_account
 from tutti.testing import cheats
+from tutti.testing.cheats import Silent
 
 
 class OnChain(Marketplace):
@@ -34,6 +38,7 @@ async def test_a_job_is_paid_and_a_cheat_pays_by_contract(place):
         lambda: place.market.job(job.id).attempts and place.market.job(job.id).attempt(1).holds is False
     )
     await place.hire("ada", 150)
+    chain = place.ledger.chain
     (job,) = await place.settled(job)
     assert job.status is Status.VERIFIED
     ada, mallory = await place.worker_holds("ada"), await place.worker_holds("mallory")
@@ -41,6 +46,30 @@ async def test_a_job_is_paid_and_a_cheat_pays_by_contract(place):
     assert mallory.free + mallory.staked == 140
     assert await place.client_holds() == 10_000  # it paid 10, and got 10 of mallory's stake
     assert (await place.balanced()).escrowed == 0
+    for name, record, reputation in (("ada", (1, 0), 100), ("mallory", (0, 1), 50)):  # on the chain, for good
+        address = chain.wallets.address(worker_account(name))
+        assert await chain.view("escrow", "records", address) == record
+        assert await chain.view("escrow", "reputation", address) == reputation
+        assert (await chain.view("staking", "positions", address))[2] == 0  # nothing is locked any more
+
+
+async def test_the_contract_itself_keeps_a_bond_from_being_taken_back(place):
+    await place.hire("ada", 150, worker=Silent)
+    job = await place.submit("linear_regression", 120)
+    await place.until_market(lambda: place.market.job(job.id).attempts)
+    bond, address = place.market.job(job.id).attempt(1).bond, place.ledger.chain.wallets.address("node:ada")
+    async with asyncio.timeout(30):
+        while (await place.ledger.chain.view("staking", "positions", address))[2] != bond:
+            await place.ledger.chain.sender.settle()  # waits for its turn behind the order
+    with pytest.raises(InsufficientFunds, match="InsufficientStake"):
+        await place.ledger.post(Order("past-the-desk", Unstake(account="node:ada", amount=150 - bond + 1)))
+    place.later = 31.0  # no sign of its work for a whole lease
+    place.floor.poke(job.id)
+    await place.until_market(lambda: place.market.job(job.id).attempt(1).over)
+    async with asyncio.timeout(30):
+        while (await place.ledger.chain.view("staking", "positions", address))[2]:
+            await place.ledger.chain.sender.settle()
+    await place.ledger.post(Order("free-again", Unstake(account="node:ada", amount=150)))
 
 
 async def test_stake_is_withdrawn_once_it_has_unbonded(place):

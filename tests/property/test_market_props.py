@@ -69,9 +69,23 @@ class Walk:
                 self.done[type(event).__name__] = self.done.get(type(event).__name__, 0) + 1
         except Conflict:
             self.done["refused"] = self.done.get("refused", 0) + 1
-        for order in money.penalties(self.market.jobs[job.id]):
-            self.done["slashed"] = self.done.get("slashed", 0) + (order.key not in self.posted)
-            self._post(order.key, order.operation)
+        self._secure(self.market.jobs[job.id])
+
+    def _secure(self, job: j.ComputeJob) -> None:
+        """As the floor does it, which may come to an attempt only once it is over: it never had a bond then."""
+        for attempt in job.attempts:
+            bond, end = money.bond(job, attempt), money.bond_end(job, attempt)
+            if bond.key not in self.posted and (attempt.over or self.rng.random() < 0.1):
+                continue
+            try:
+                self._post(bond.key, bond.operation)
+            except NotFound:  # a dispute whose deposit is gone
+                continue
+            if end is not None:
+                self.done["slashed"] = self.done.get("slashed", 0) + (
+                    "penalty" in end.key and end.key not in self.posted
+                )
+                self._post(end.key, end.operation)
 
     def _submit(self) -> None:
         kind = Choice(str(self.rng.choice(["linear_regression", "kmeans", "pca"])))
@@ -166,7 +180,9 @@ class Walk:
                 for a in self.market.jobs[job_id].attempts
                 if a.worker == name and a.holds is False
             )
-            assert sum(bonds) - slashed <= self.books.account(money.worker_account(name)).staked
+            account = money.worker_account(name)
+            assert sum(bonds) - slashed <= self.books.account(account).staked
+            assert 0 <= self.books.bound.get(account, 0) <= self.books.account(account).staked
             at = [(job.id, a.number) for job in self.market.jobs.values() for a in job.live if a.worker == name]
             busy = self.market.busy.get(name)
             assert busy is None or busy in at
@@ -174,6 +190,8 @@ class Walk:
             if job.settled:
                 for slot in job.slots:
                     assert self.books.of(f"escrow:{money.escrow_of(job.id, slot)}") == 0
+                    held = self.books.escrows.get(money.escrow_of(job.id, slot))
+                    assert held is None or held.bond is None
 
     def finish(self) -> None:
         """Every job comes to an end, by its deadline at the latest."""
@@ -193,6 +211,7 @@ class Walk:
             assert self.market.jobs[job_id].settled, self.market.jobs[job_id]
             self.check()
         assert self.books.totals().escrowed == 0
+        assert not any(self.books.bound.values())
 
 
 def test_whatever_happens_the_books_balance_and_every_job_ends():

@@ -59,6 +59,10 @@ def random_operation(rng: random.Random) -> AnyOperation:
             l.Slash(account=name, amount=amount, reason="test"),
             l.Escrow(escrow=escrow, payer=name, amount=amount),
             l.Escrow(escrow=escrow, payer=name, amount=amount, purpose="pool"),
+            l.Bond(escrow=escrow, account=name, amount=amount),
+            l.Bond(escrow=escrow, account=name, amount=amount),
+            l.Release(escrow=escrow),
+            l.Penalise(escrow=escrow, reason="test", compensation=rng.choice((0, 1, amount))),
             l.Reward(escrow=escrow, to=name),
             l.Distribute(escrow=escrow, payments={name: amount, other: 1}, evidence="ab" * 32),
             l.Claim(account=name),
@@ -87,6 +91,45 @@ class LedgerSuite:
             with pytest.raises(l.EscrowOver):
                 await ledger.post(Order(f"again {type(again).__name__}".replace(" ", "-"), again))
         assert await ledger.totals() == Totals(minted=100, free=100)
+
+    async def test_a_bond_is_bound_to_its_job_and_lost_by_a_wrong_result(self, bench: Bench) -> None:
+        ledger = bench.ledger
+        await post(
+            ledger,
+            l.Mint(to="client", amount=100),
+            l.Mint(to="w", amount=80),
+            l.Mint(to="v", amount=80),
+            l.Stake(account="w", amount=80),
+            l.Stake(account="v", amount=30),
+            l.Escrow(escrow="job", payer="client", amount=60),
+            l.Bond(escrow="job", account="w", amount=50),
+        )
+        for refused in (
+            l.Unstake(account="w", amount=31),
+            l.Slash(account="w", amount=31, reason="something else"),
+            l.Bond(escrow="job", account="v", amount=10),
+            l.Reward(escrow="job", to="v"),
+            l.Penalise(escrow="job", reason="wrong", compensation=51),
+        ):
+            with pytest.raises(UserError):
+                await ledger.post(Order(f"x-{type(refused).__name__}", refused))
+        await post(ledger, l.Penalise(escrow="job", reason="wrong", compensation=20), start=7)
+        assert await ledger.account("w") == Account(staked=30)
+        assert await ledger.account("client") == Account(free=60)
+        await post(
+            ledger,
+            l.Bond(escrow="job", account="v", amount=30),
+            l.Release(escrow="job"),
+            l.Bond(escrow="job", account="w", amount=30),
+            l.Reward(escrow="job", to="w"),
+            l.Unstake(account="w", amount=30),
+            l.Unstake(account="v", amount=30),
+            start=8,
+        )
+        assert await ledger.account("w") == Account(free=60, unbonding=30)
+        assert await ledger.totals() == Totals(minted=260, burned=30, free=170, unbonding=60)
+        with pytest.raises(l.EscrowOver):
+            await ledger.post(Order("late", l.Release(escrow="job")))
 
     async def test_a_refund_goes_to_the_payer(self, bench: Bench) -> None:
         await post(

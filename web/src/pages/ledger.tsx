@@ -242,6 +242,12 @@ function said(it: Entry["operation"]): string {
       return `${it.account} lost ${tokens(it.amount)} of its stake: ${it.reason}`;
     case "Escrow":
       return `${it.payer} set ${tokens(it.amount)} aside for ${it.escrow}`;
+    case "Bond":
+      return `${it.account} took the job of ${it.escrow} and put up ${tokens(it.amount)} of its stake`;
+    case "Release":
+      return `The job of ${it.escrow} is open again, and who had taken it has its bond back`;
+    case "Penalise":
+      return `Who had taken the job of ${it.escrow} lost the bond: ${it.reason}`;
     case "Reward":
       return `${it.to} was paid what was set aside for ${it.escrow}`;
     case "Distribute":

@@ -38,7 +38,6 @@ class Rules:
 
     cap: int = LARGEST
     unbonding: int = 7 * 86_400
-    window: int = 86_400
     veto: int = 0
     penalty: int = 1_000
     admin: str | None = None
@@ -67,7 +66,7 @@ class _Deploying:
         rules, boss = self._rules, str(self._deployer.address)
         await self._make("token", boss, rules.cap)
         await self._make("staking", self._at["token"], boss, rules.unbonding)
-        await self._make("escrow", self._at["token"], self._at["staking"], boss, rules.window)
+        await self._make("escrow", self._at["token"], self._at["staking"], boss)
         await self._make("rewards", self._at["token"], boss, rules.veto)
         await self._make("registry")
         await self._make("tracker", self._at["registry"], self._at["staking"], rules.penalty)

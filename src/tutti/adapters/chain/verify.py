@@ -191,6 +191,12 @@ def _meaning(operation: AnyOperation, said: ChainView, wallets: Known) -> Meanin
         case l.Escrow(escrow=escrow, payer=payer, amount=amount, purpose=purpose):
             terms = Beginning(encode(["bytes32", "address"], [escrow_id(escrow), operator]))
             return paid_in(payer, "escrow" if purpose == "job" else "rewards", amount, terms)
+        case l.Bond(escrow=escrow, account=name, amount=amount):
+            return address(name), ("escrow",), "accept", (escrow_id(escrow), amount)
+        case l.Release(escrow=escrow):
+            return operator, ("escrow",), "release", (escrow_id(escrow),)
+        case l.Penalise(escrow=escrow, compensation=compensation):
+            return str(wallets.role("arbiter").address), ("escrow",), "penalise", (escrow_id(escrow), compensation)
         case l.Reward(escrow=escrow, to=to):
             return operator, ("escrow",), "pay", (escrow_id(escrow), address(to))
         case l.Distribute(escrow=escrow, payments=payments, evidence=evidence):

@@ -1,4 +1,4 @@
-"""The ledger on an Ethereum chain: each account a wallet, each order one transaction, everything due by proof.
+"""The ledger on an Ethereum chain: each account a wallet, each order a transaction, everything due by proof.
 
 Whoever holds an account's key signs for it: the coordinator for the names of its ledger, nobody here for an account
 that is an address. Payments out of a pool are one Merkle root a round over everybody's cumulative earnings; the list
@@ -39,7 +39,9 @@ _REFUSALS: Mapping[str, type[Exception]] = {
     "PoolOver": l.EscrowOver,
     "NoSuchJob": NotFound,
     "NoSuchPool": NotFound,
+    "WrongState": l.EscrowOver,
     "BadCompensation": l.BadOperation,
+    "BadTerms": l.BadOperation,
 }
 
 _encoder = msgspec.json.Encoder(order="deterministic")
@@ -89,6 +91,9 @@ class EvmLedger:
         l.check(order)
         operation = order.operation
         try:
+            if isinstance(operation, l.Bond):  # two have to want it: the settler of the job, and who takes it
+                offer = b"offer " + encoded(operation)
+                await self.chain.send(f"{order.key}/offer", offer, lambda: self._offer(operation))
             sent = await self.chain.send(order.key, encoded(operation), lambda: self._call(operation))
         except Reverted as refusal:
             raise _refusal(operation, refusal) from None
@@ -190,6 +195,15 @@ class EvmLedger:
                 return self._slash(operation)
             case l.Escrow(escrow=escrow, payer=payer, amount=amount, purpose=purpose):
                 return await self._escrow(escrow, payer, amount, "escrow" if purpose == "job" else "rewards")
+            case l.Bond(escrow=escrow, account=name, amount=amount):
+                return chain.call(key(name), "escrow", "accept", escrow_id(escrow), amount)
+            case l.Release(escrow=escrow):
+                await self._holder(escrow, "escrow")
+                return chain.call(self._operator, "escrow", "release", escrow_id(escrow))
+            case l.Penalise(escrow=escrow, compensation=compensation):
+                await self._holder(escrow, "escrow")
+                arbiter = self._wallets.role("arbiter")
+                return chain.call(arbiter, "escrow", "penalise", escrow_id(escrow), compensation)
             case l.Reward(escrow=escrow, to=to):
                 await self._holder(escrow, "escrow")
                 return chain.call(self._operator, "escrow", "pay", escrow_id(escrow), self._wallets.address(to))
@@ -205,6 +219,11 @@ class EvmLedger:
                 return chain.call(self._operator, holder, "refund", escrow_id(escrow))
             case _:
                 raise l.BadOperation(f"{type(operation).__name__}: an order cannot do this")
+
+    async def _offer(self, bond: l.Bond) -> Call:
+        await self._holder(bond.escrow, "escrow")
+        worker = self._wallets.address(bond.account)
+        return self.chain.call(self._operator, "escrow", "offer", escrow_id(bond.escrow), worker, bond.amount)
 
     def _pay(self, payer: str, to: str, amount: int, data: bytes) -> Call:
         return self.chain.call(

@@ -33,7 +33,6 @@ def chain() -> None:
 @data_dir
 @click.option("--cap", type=click.IntRange(1), help="The most tokens that may ever be minted.  [default: 2^53]")
 @click.option("--unbonding", type=click.IntRange(0), help="Seconds from unstake to withdraw.  [default: a week]")
-@click.option("--window", type=click.IntRange(1), help="Seconds to dispute, and to judge.  [default: a day]")
 @click.option("--veto", type=click.IntRange(0), help="Seconds in which a round's payments can be vetoed.  [default: 0]")
 @click.option("--penalty", type=click.IntRange(1), help="What signing two updates for one costs.  [default: 1000]")
 @click.option("--admin", help="Who may grant roles later, such as a timelock's address.  [default: nobody]")

@@ -6,7 +6,7 @@ negative is the supply ever made), `burned:` the one from which nothing returns.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from tutti.core.errors import Conflict, NotFound
@@ -64,11 +64,12 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An escrow; `over` once nothing can come out of it any more."""
+    """An escrow; `over` once nothing can come out of it any more. `bond`: who has taken the job, with how much."""
 
     payer: str
     purpose: Literal["job", "pool"]
     over: bool = False
+    bond: tuple[str, int] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +79,8 @@ class Books:
     balances: dict[str, int] = field(default_factory=dict)
     escrows: dict[str, Held] = field(default_factory=dict)
     due: dict[str, int] = field(default_factory=dict)
+    bound: dict[str, int] = field(default_factory=dict)
+    """Of each account's stake, what is bond of jobs."""
     rules: o.Found = field(default_factory=lambda: o.Found(public_key=""))
 
     def of(self, bucket: str) -> int:
@@ -85,6 +88,10 @@ class Books:
 
     def account(self, name: str) -> Account:
         return Account(*(self.of(f"{kind}:{name}") for kind in ("free", "stake", "unbonding", "owed")))
+
+    def unbound(self, name: str) -> int:
+        """Stake that is no bond."""
+        return self.of(f"stake:{name}") - self.bound.get(name, 0)
 
     def holders(self) -> list[str]:
         """Who holds anything, by name."""
@@ -134,6 +141,7 @@ class Books:
             case o.Stake(account=name, amount=amount):
                 return _move(f"free:{name}", f"stake:{name}", amount)
             case o.Unstake(account=name, amount=amount):
+                self._require_unbound(operation, name, amount)
                 return _move(f"stake:{name}", f"unbonding:{name}", amount)
             case o.Withdraw(account=name):
                 return _move(f"unbonding:{name}", f"free:{name}", self._withdrawable(name, at))
@@ -143,8 +151,17 @@ class Books:
                 if escrow in self.escrows:
                     raise EscrowOver(f"there is an escrow {escrow!r} already: choose another id")
                 return _move(f"free:{payer}", f"escrow:{escrow}", amount)
+            case o.Bond():
+                return self._bond(operation)
+            case o.Release(escrow=escrow):
+                self._bonded(escrow)
+                return {}
+            case o.Penalise():
+                return self._penalise(operation)
             case o.Reward(escrow=escrow, to=to):
-                self._open_escrow(escrow, "job")
+                held = self._open_escrow(escrow, "job")
+                if held.bond is not None and held.bond[0] != to:
+                    raise o.BadOperation(f"Reward: {held.bond[0]!r} has taken the job of {escrow!r}, came {to!r}")
                 return _move(f"escrow:{escrow}", f"free:{to}", self.of(f"escrow:{escrow}"))
             case o.Distribute(escrow=escrow, payments=payments):
                 self._open_escrow(escrow, "pool")
@@ -167,9 +184,9 @@ class Books:
         return amount
 
     def _slash(self, slash: o.Slash) -> Postings:
-        """Stake goes first, then what unbonds; raises if both together are less."""
+        """Stake that is no bond goes first, then what unbonds; raises if both together are less."""
         name, amount = slash.account, slash.amount
-        from_stake = min(amount, self.of(f"stake:{name}"))
+        from_stake = min(amount, self.unbound(name))
         postings = {f"stake:{name}": -from_stake, f"unbonding:{name}": from_stake - amount}
         if slash.compensation > amount or (slash.compensation and slash.victim is None):
             raise o.BadOperation(
@@ -180,6 +197,39 @@ class Books:
         postings[BURNED] = amount - slash.compensation
         if slash.victim is not None:
             postings[f"free:{slash.victim}"] = slash.compensation
+        return {bucket: moved for bucket, moved in postings.items() if moved}
+
+    def _require_unbound(self, operation: AnyOperation, name: str, amount: int) -> None:
+        if amount > (free := self.unbound(name)):
+            raise InsufficientFunds(
+                f"{type(operation).__name__} takes {amount} from {name!r}, which has {free} (staked, and no bond of a "
+                "job): use less, or pay in first"
+            )
+
+    def _bond(self, bond: o.Bond) -> Postings:
+        """Nothing moves: a bond is stake that cannot go elsewhere."""
+        held = self._open_escrow(bond.escrow, "job")
+        if held.bond is not None:
+            raise EscrowOver(f"{held.bond[0]!r} has taken the job of {bond.escrow!r}: release it first")
+        if bond.account == held.payer:
+            raise o.BadOperation(f"Bond: {bond.account!r} pays for the job of {bond.escrow!r}, and cannot take it")
+        self._require_unbound(bond, bond.account, bond.amount)
+        return {}
+
+    def _bonded(self, escrow: str) -> tuple[Held, str, int]:
+        held = self._open_escrow(escrow, "job")
+        if held.bond is None:
+            raise EscrowOver(f"nobody has taken the job of {escrow!r}: there is no bond")
+        return held, *held.bond
+
+    def _penalise(self, wrong: o.Penalise) -> Postings:
+        held, name, amount = self._bonded(wrong.escrow)
+        if wrong.compensation > min(amount, self.of(f"escrow:{wrong.escrow}")):
+            raise o.BadOperation(
+                f"Penalise: a compensation is at most the bond {amount} and the escrow, came {wrong.compensation}"
+            )
+        burned = amount - wrong.compensation
+        postings = {f"stake:{name}": -amount, f"free:{held.payer}": wrong.compensation, BURNED: burned}
         return {bucket: moved for bucket, moved in postings.items() if moved}
 
     def _open_escrow(self, escrow: str, purpose: str | None) -> Held:
@@ -205,11 +255,23 @@ class Books:
                 self.due[name] = at + 1000 * self.rules.unbonding
             case o.Escrow(escrow=escrow, payer=payer, purpose=purpose):
                 self.escrows[escrow] = Held(payer, purpose)
+            case o.Bond(escrow=escrow, account=name, amount=amount):
+                self.escrows[escrow] = replace(self.escrows[escrow], bond=(name, amount))
+                self.bound[name] = self.bound.get(name, 0) + amount
+            case o.Release(escrow=escrow) | o.Penalise(escrow=escrow):
+                self._unbind(escrow)
             case o.Reward(escrow=escrow) | o.Refund(escrow=escrow):
-                held = self.escrows[escrow]
-                self.escrows[escrow] = Held(held.payer, held.purpose, over=True)
+                self._unbind(escrow)
+                self.escrows[escrow] = replace(self.escrows[escrow], over=True)
             case _:
                 pass
+
+    def _unbind(self, escrow: str) -> None:
+        held = self.escrows[escrow]
+        if held.bond is not None:
+            name, amount = held.bond
+            self.bound[name] -= amount
+            self.escrows[escrow] = replace(held, bond=None)
 
 
 _IN_WORDS = {

@@ -94,8 +94,30 @@ class Escrow(Operation, frozen=True, kw_only=True):
     purpose: Literal["job", "pool"] = "job"
 
 
+class Bond(Operation, frozen=True, kw_only=True):
+    """Take a job: so much of the stake of `account` is bound to its escrow, and can neither be unstaked nor slashed."""
+
+    escrow: EscrowId
+    account: AccountName
+    amount: Amount
+
+
+class Release(Operation, frozen=True, kw_only=True):
+    """Whoever had taken a job has it no more, without fault: the bond is free, and the escrow open to another."""
+
+    escrow: EscrowId
+
+
+class Penalise(Operation, frozen=True, kw_only=True):
+    """A wrong result costs its bond: `compensation`, at most the escrow, to its payer, the rest is burned."""
+
+    escrow: EscrowId
+    reason: str
+    compensation: Annotated[int, Meta(ge=0, le=LARGEST)] = 0
+
+
 class Reward(Operation, frozen=True, kw_only=True):
-    """A job is done: everything in its escrow goes to `to`, once."""
+    """A job is done: everything in its escrow goes to `to`, once; that is who took it, if somebody did."""
 
     escrow: EscrowId
     to: AccountName
@@ -122,7 +144,21 @@ class Refund(Operation, frozen=True, kw_only=True):
 
 
 AnyOperation: TypeAlias = (
-    Found | Mint | Transfer | Stake | Unstake | Withdraw | Slash | Escrow | Reward | Distribute | Claim | Refund
+    Found
+    | Mint
+    | Transfer
+    | Stake
+    | Unstake
+    | Withdraw
+    | Slash
+    | Escrow
+    | Bond
+    | Release
+    | Penalise
+    | Reward
+    | Distribute
+    | Claim
+    | Refund
 )
 
 
@@ -135,13 +171,15 @@ def accounts_of(operation: AnyOperation) -> list[str]:
             return [source, to]
         case Stake(account=name) | Unstake(account=name) | Withdraw(account=name) | Claim(account=name):
             return [name]
+        case Bond(account=name):
+            return [name]
         case Slash(account=name, victim=victim):
             return [name] if victim is None else [name, victim]
         case Escrow(payer=payer):
             return [payer]
         case Distribute(payments=payments):
             return [*payments]
-        case Found() | Refund():
+        case Found() | Release() | Penalise() | Refund():
             return []
 
 

@@ -1,13 +1,14 @@
 """Which orders to the ledger follow from where a compute job stands. Each has a key of its own, so it is done once.
 
-Rewards lie in one escrow for each slot. A wrong result costs the bond: the client gets what the slot was worth for its
-lost time (its reward it has back anyway, or a good result for it), the rest is burned; nothing goes to who decides.
+Rewards lie in one escrow for each slot, and to it the bond of each attempt at it is bound in turn. A wrong result costs
+the bond: the client gets what the slot was worth for its lost time (its reward it has back anyway, or a good result for
+it), the rest is burned; nothing goes to who decides.
 """
 
 from collections.abc import Iterator
 
-from tutti.domain.ledger import Escrow, Order, Refund, Reward, Slash
-from tutti.domain.market.jobs import ComputeJob
+from tutti.domain.ledger import Bond, Escrow, Order, Penalise, Refund, Release, Reward
+from tutti.domain.market.jobs import Attempt, ComputeJob
 
 
 def worker_account(worker: str) -> str:
@@ -36,23 +37,25 @@ def funding(job: ComputeJob) -> list[Order]:
     ]
 
 
-def penalties(job: ComputeJob) -> list[Order]:
-    """A bond for each wrong result."""
-    victim = client_account(job.submitted.client)
-    return [
-        Order(
-            f"market/{job.id}/slash/{attempt.number}",
-            Slash(
-                account=worker_account(attempt.worker),
-                amount=attempt.bond,
-                reason=f"compute job {job.id}: {attempt.reason}"[:500],
-                victim=victim,
-                compensation=min(attempt.bond, job.share(attempt.slot)),
-            ),
-        )
-        for attempt in job.attempts
-        if attempt.holds is False
-    ]
+def bond(job: ComputeJob, attempt: Attempt) -> Order:
+    """What a worker puts at risk with its attempt."""
+    operation = Bond(
+        escrow=escrow_of(job.id, attempt.slot), account=worker_account(attempt.worker), amount=attempt.bond
+    )
+    return Order(f"market/{job.id}/bond/{attempt.number}", operation)
+
+
+def bond_end(job: ComputeJob, attempt: Attempt) -> Order | None:
+    """What becomes of the bond of an attempt that has ended; that of a good result is free once the job is paid."""
+    escrow = escrow_of(job.id, attempt.slot)
+    if attempt.over:
+        return Order(f"market/{job.id}/release/{attempt.number}", Release(escrow=escrow))
+    if attempt.holds is not False:
+        return None
+    reason = f"compute job {job.id}: {attempt.reason}"[:500]
+    compensation = min(attempt.bond, job.share(attempt.slot))
+    wrong = Penalise(escrow=escrow, reason=reason, compensation=compensation)
+    return Order(f"market/{job.id}/penalty/{attempt.number}", wrong)
 
 
 def settlement(job: ComputeJob) -> list[Order]:

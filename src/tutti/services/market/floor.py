@@ -429,7 +429,7 @@ class MarketFloor:
             return bool(await self.desk.do(job.id, j.Conclude(reason="its reward could not be set aside")))
         if not job.funded:
             return bool(await self.desk.do(job.id, j.Fund()))
-        if await self._penalise(job):
+        if await self._secure(job):
             return True
         if job.final:
             return await self._end(job)
@@ -456,14 +456,43 @@ class MarketFloor:
             return bool(job.funded)  # a dispute whose deposit is gone: the replay decides alone
         return True
 
-    async def _penalise(self, job: ComputeJob) -> bool:
-        fresh = [order for order in money.penalties(job) if order.key not in self._posted[job.id]]
-        await self._post(job, fresh)
+    async def _secure(self, job: ComputeJob) -> bool:
+        """See to the bonds, attempt by attempt: bound before its work is judged, let go or taken once it has ended.
+
+        True if something came of it, so that the job has to be looked at again.
+        """
+        fresh = False
         for attempt in job.attempts:
-            if attempt.holds is False and f"market/{job.id}/slash/{attempt.number}" in {order.key for order in fresh}:
+            try:
+                bound = await self._bind(job, attempt)
+            except InsufficientFunds as error:
+                reason = f"its bond is not there: {error}"
+                await self.desk.do(job.id, j.Release(attempt=attempt.number, reason=reason, ours=True))
+                return True
+            end = money.bond_end(job, attempt)
+            if not bound or end is None or end.key in self._posted[job.id]:
+                continue
+            await self._post(job, [end])
+            fresh = True
+            if attempt.holds is False:
                 await self.desk.raise_stake(attempt.worker)
                 self._tell(job, attempt)
-        return bool(fresh)
+        return fresh
+
+    async def _bind(self, job: ComputeJob, attempt: Attempt) -> bool:
+        """Whether the attempt has its bond, which it gets now if it goes on."""
+        order, posted = money.bond(job, attempt), self._posted[job.id]
+        never = f"{order.key} never"
+        if order.key in posted or never in posted:
+            return order.key in posted
+        if attempt.over and await self.desk.ledger.known(order.key) is None:
+            posted.add(never)  # it ended before it had one
+            return False
+        try:
+            await self._post(job, [order])
+        except NotFound:  # after a dispute whose deposit is gone: nothing is paid for this slot
+            posted.add(never)
+        return order.key in posted
 
     async def _release(self, job: ComputeJob) -> bool:
         """End attempts that nothing is heard of, and all that go on when the job's time is up."""
