@@ -2350,6 +2350,17 @@ export interface components {
             transaction: string;
         };
         /**
+         * Bond
+         * @description Take a job: so much of the stake of `account` is bound to its escrow, and can neither be unstaked nor slashed.
+         */
+        Bond: {
+            account: string;
+            amount: number;
+            escrow: string;
+            /** @enum {unknown} */
+            type: "Bond";
+        };
+        /**
          * Capabilities
          * @description What a node says of its machine. Sizes in bytes.
          */
@@ -2804,7 +2815,7 @@ export interface components {
             /** @default  */
             hash?: string;
             key: string;
-            operation: components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Slash"] | components["schemas"]["Escrow"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"];
+            operation: components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Slash"] | components["schemas"]["Escrow"] | components["schemas"]["Bond"] | components["schemas"]["Release"] | components["schemas"]["Penalise"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"];
             postings: {
                 [key: string]: number;
             };
@@ -3630,6 +3641,18 @@ export interface components {
             lr?: number | null;
         };
         /**
+         * Penalise
+         * @description A wrong result costs its bond: `compensation`, at most the escrow, to its payer, the rest is burned.
+         */
+        Penalise: {
+            /** @default 0 */
+            compensation?: number;
+            escrow: string;
+            reason: string;
+            /** @enum {unknown} */
+            type: "Penalise";
+        };
+        /**
          * PreflightView
          * @description All nodes, `rows`, `columns` and `classes` of all together, and remarks.
          *
@@ -3712,6 +3735,15 @@ export interface components {
             selected: boolean;
         };
         /**
+         * Release
+         * @description Whoever had taken a job has it no more, without fault: the bond is free, and the escrow open to another.
+         */
+        Release: {
+            escrow: string;
+            /** @enum {unknown} */
+            type: "Release";
+        };
+        /**
          * ResultView
          * @description What came out, as lists of numbers: `coefficients`, `intercept` and `mse`, and so on, by kind.
          *
@@ -3727,7 +3759,7 @@ export interface components {
         };
         /**
          * Reward
-         * @description A job is done: everything in its escrow goes to `to`, once.
+         * @description A job is done: everything in its escrow goes to `to`, once; that is who took it, if somebody did.
          */
         Reward: {
             escrow: string;
@@ -4100,7 +4132,7 @@ export interface components {
             hash: string;
             key: string;
             /** @default null */
-            operation?: (components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Slash"] | components["schemas"]["Escrow"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"]) | null;
+            operation?: (components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Slash"] | components["schemas"]["Escrow"] | components["schemas"]["Bond"] | components["schemas"]["Release"] | components["schemas"]["Penalise"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"]) | null;
             raw: string;
             seq: number;
         };
