@@ -1,4 +1,4 @@
-"""Nodes by way of a broker and a bucket: everything is killed in turn, and the model is that of the hub."""
+"""Nodes by way of a broker and a bucket: everything goes away in turn, and the model is that of the hub."""
 
 import socket
 from collections.abc import Callable
@@ -6,8 +6,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from support.commands import running, tutti
+from support.gateway import gateway
 from support.rabbit import rabbit
 from support.services import S3_KEYS, bucket
+from tutti.adapters.blobs.s3 import S3Blobs
 from tutti.apps.client import Client
 
 SPEC = {
@@ -53,9 +55,10 @@ class Federation:
 
 
 async def test_the_same_model_as_by_the_hub_whoever_is_killed(tmp_path, monkeypatch):
-    (here := tmp_path / "hub").mkdir()
-    (there := tmp_path / "broker").mkdir()
-    (rabbits := tmp_path / "rabbit").mkdir()
+    """Each in the middle of a round; what nobody refers to goes from the bucket meanwhile."""
+    here, there, rabbits, shelf = (tmp_path / name for name in ("hub", "broker", "rabbit", "gateway"))
+    for folder in (here, there, rabbits, shelf):
+        folder.mkdir()
     with ExitStack() as stack:
         hub = Federation(here, [], stack)
         hub.start("coordinator")
@@ -63,24 +66,38 @@ async def test_the_same_model_as_by_the_hub_whoever_is_killed(tmp_path, monkeypa
         for name in ("n0", "n1"):
             hub.start(name, link)
         expected = hub.train(link, {})
-    async with bucket(monkeypatch) as place:
-        with rabbit(rabbits) as server, ExitStack() as stack:
-            broker = Federation(there, ["--broker", server.url, "--blobs", place], stack)
-            assert "guest" not in str(broker.start("coordinator")["broker_link"])
-            link = f"{server.url}?coordinator=main#{broker.client.invite(uses=2).link.partition('#')[2]}"
-            for name in ("n0", "n1"):
-                broker.start(name, link)
+    with gateway(shelf) as store:
+        async with bucket(monkeypatch, server=store.url) as place:
+            orphan = await (await S3Blobs.open(place)).put(b"a model that nobody knows")
+            with rabbit(rabbits) as server, ExitStack() as stack:
+                broker = Federation(there, ["--broker", server.url, "--blobs", place], stack)
+                assert "guest" not in str(broker.start("coordinator")["broker_link"])
+                link = f"{server.url}?coordinator=main#{broker.client.invite(uses=2).link.partition('#')[2]}"
+                for name in ("n0", "n1"):
+                    broker.start(name, link)
 
-            def restart(name: str) -> None:
-                broker.kill(name)
-                broker.start(name, "" if name == "coordinator" else link)
+                def restart(name: str) -> None:
+                    broker.kill(name)
+                    broker.start(name, "" if name == "coordinator" else link)
 
-            def restart_the_broker() -> None:
-                server.stop()
-                server.start()
+                def kill_the_broker() -> None:
+                    server.kill()
+                    server.start()
 
-            faults = {2: lambda: restart("n1"), 4: restart_the_broker, 6: lambda: restart("coordinator")}
-            assert broker.train(link, faults) == expected
+                def take_the_store_away() -> None:
+                    store.stop()
+                    store.start()
+
+                faults = {
+                    1: lambda: restart("n1"),
+                    3: kill_the_broker,
+                    4: take_the_store_away,
+                    6: lambda: restart("coordinator"),
+                }
+                assert broker.train(link, faults) == expected
+            digests = await (await S3Blobs.open(place)).digests()
+            assert expected in digests
+            assert orphan not in digests
 
 
 def test_a_broker_that_does_not_answer_ends_the_start_with_a_reason(tmp_path):

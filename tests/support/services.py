@@ -6,7 +6,7 @@ Where a server is missing the test is skipped, saying how to have it; with TUTTI
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import NoReturn
@@ -66,14 +66,16 @@ async def database() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def bucket(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+async def bucket(
+    monkeypatch: pytest.MonkeyPatch, server: str = S3, keys: Mapping[str, str] = S3_KEYS
+) -> AsyncIterator[str]:
     """The address of an empty bucket, which is emptied and gone afterwards."""
-    for name, value in S3_KEYS.items():
+    for name, value in keys.items():
         monkeypatch.setenv(name, value)
     name = f"tutti-test-{secrets.token_hex(6)}"
     store = S3Store(
         name,
-        endpoint=S3,
+        endpoint=server,
         region="us-east-1",
         virtual_hosted_style_request=False,
         client_options={"allow_http": True},
@@ -84,7 +86,7 @@ async def bucket(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
             (await client.put(make)).raise_for_status()
         except httpx.HTTPError as error:
             missing("the S3 store", error)
-        yield f"s3://{name}/some/prefix?endpoint={S3}"
+        yield f"s3://{name}/some/prefix?endpoint={server}"
         async for batch in store.list():
             await store.delete_async([meta["path"] for meta in batch])
         await client.delete(remove)

@@ -9,6 +9,7 @@ Nodes may be given pre-signed addresses: to read one blob, and to upload one to 
 
 import asyncio
 import mmap
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -34,6 +35,9 @@ MAPPED = 1 << 20
 
 PART = 8 << 20
 PARTS_AT_ONCE = 4
+FULL = re.compile("QuotaExceeded|InsufficientCapacity|507 Insufficient Storage")
+"""What stores say without room: Ceph's word comes with status 403, as if the key was wrong."""
+
 INCOMING_KEPT = timedelta(hours=24)
 T = TypeVar("T")
 
@@ -167,6 +171,8 @@ class S3Blobs:
     def _meaning(self, error: Exception, what: str, digest: Digest) -> TuttiError:
         if "NoSuchBucket" in str(error):
             return UserError(f"{what}: there is no such bucket: make it first")
+        if FULL.search(str(error)):
+            return StorageError(f"{what}: the store is full; nothing was recorded: raise its quota, or free some space")
         if isinstance(error, PermissionDeniedError) or "403 Forbidden" in str(error):  # listing says it in words only
             keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what this key may do"
             return UserError(f"{what}: access denied ({_said(error)}): check {keys}")

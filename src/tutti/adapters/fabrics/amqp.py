@@ -6,7 +6,7 @@ Addresses are `amqp[s]://user:password@host:5671/vhost?coordinator=<uid>`; witho
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -170,7 +170,8 @@ async def publish(channel: AbstractChannel, queue: str, letter: Letter, reply_to
         reply_to=reply_to,
     )
     try:
-        await channel.default_exchange.publish(message, queue, mandatory=True, timeout=CONNECT_SECONDS)
+        with _broken_when_closed():
+            await channel.default_exchange.publish(message, queue, mandatory=True, timeout=CONNECT_SECONDS)
     except DeliveryError as error:
         raise Undeliverable(f"the broker does not take a message for {queue}: it is full, or gone") from error
 
@@ -180,13 +181,19 @@ async def acknowledge(letter: AbstractIncomingMessage, *, good: bool = True) -> 
 
     A connection that is gone has given the letter back: it comes again, and its number is known.
     """
-    try:
+    with suppress(*BROKEN), _broken_when_closed():
         await (letter.ack() if good else letter.reject(requeue=False))
-    except BROKEN:
-        pass
+
+
+@contextmanager
+def _broken_when_closed() -> Iterator[None]:
+    """With a bare Exception aiormq ends what waits while its channel is closed here."""
+    try:
+        yield
     except Exception as error:
-        if type(error) is not Exception:  # with a bare one aiormq ends what waits while its channel is closed here
-            raise
+        if type(error) is Exception:
+            raise ConnectionError("the channel was closed meanwhile") from error
+        raise
 
 
 class Undeliverable(LinkLost):

@@ -1,6 +1,7 @@
 """Blobs by addresses that are good for a while, as S3 stores give them: read in ranges, written in one go."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import aiohttp
@@ -10,6 +11,11 @@ from tutti.adapters.fabrics.hub_link import READ_BUFFER, Body, lost_when_broken,
 from tutti.core.errors import NotFound, TuttiError
 from tutti.ports import LinkLost
 from tutti.ports.blobs import Buffer
+
+SAID = 4096
+"""Bytes of an answer among which the store's own word for an error is looked for."""
+
+_CODE = re.compile(rb"<Code>(\w{1,64})</Code>")
 
 
 def open_session(connect: float, stall: float, ca: Path | None) -> aiohttp.ClientSession:
@@ -30,7 +36,7 @@ async def read(session: aiohttp.ClientSession, link: str, download: Download) ->
     with lost_when_broken(f"read blob {download.digest}"):
         async with session.get(link, headers=wanted) as response:
             if response.status != 416:
-                _check(response, f"read blob {download.digest}")
+                await _check(response, f"read blob {download.digest}")
                 download.begin(response.content_length, from_start=response.status == 200, zstd=False)
                 async for chunk, _ in response.content.iter_chunks():
                     await download.add(chunk)
@@ -44,11 +50,13 @@ async def write(session: aiohttp.ClientSession, link: str, blob: memoryview, sta
         async with asyncio.timeout(stall) as deadline:
             body = Body(blob, lambda: deadline.reschedule(now() + stall))
             async with session.put(link, data=body) as response:
-                _check(response, "store a blob")
+                await _check(response, "store a blob")
 
 
-def _check(response: aiohttp.ClientResponse, what: str) -> None:
+async def _check(response: aiohttp.ClientResponse, what: str) -> None:
     if response.status < 300:
         return
+    code = _CODE.search(await response.content.read(SAID))
     error: type[TuttiError] = NotFound if response.status == 404 else LinkLost  # an address that expired is asked anew
-    raise error(f"cannot {what}: the store answered {response.status} {response.reason}")
+    said = f" ({code[1].decode()})" if code else ""
+    raise error(f"cannot {what}: the store answered {response.status} {response.reason}{said}")
