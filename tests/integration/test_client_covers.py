@@ -67,6 +67,8 @@ def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]
     client.join(invitation.token, "bob", "s" * 43)
     assert client.drain_node("bob").drained
     assert not client.undrain_node("bob").drained
+    assert client.begin_maintenance("new disks").maintenance == "new disks"
+    assert client.end_maintenance().maintenance == ""
     assert client.node("bob").name == "bob"
     client.remove_node("bob")
     assert client.preflight("toy").rows == 16
@@ -107,6 +109,8 @@ def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]
         assert ada.session().name == "ada"
         assert [account.name for account in ada.accounts()] == ["ada", "bob"]
         assert ada.change_account("bob", role="operator").role == "operator"
+        assert [(each.name, each.jobs) for each in ada.organisations()] == [("Ward", None)]
+        assert ada.limit_organisation("Ward", 3).jobs == 3
         ada.remove_account("bob")
         issued = ada.issue_token("nightly", "operator", days=1)
         with Client(url, issued.secret) as program:

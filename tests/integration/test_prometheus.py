@@ -5,13 +5,17 @@ Nothing here draws the dashboard: it is not rendered in Grafana.
 
 import asyncio
 import subprocess
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
 
 from support.prometheus import DEPLOY, alert_operands, dashboard_expressions, program, prometheus
 from support.served import OPEN_TO_THE_NETWORK, TOKEN, app_of, served
+from support.services import coordinator_uid, database
 from support.worlds import World, toy_spec
+from tutti.adapters.fabrics.broker import BrokerFabric
+from tutti.adapters.logs.postgres import PostgresLog
 
 
 def promtool(*arguments: str) -> str:
@@ -39,9 +43,27 @@ async def test_promtool_finds_no_fault_in_the_metrics(tmp_path: Path) -> None:
 
 
 async def test_every_expression_has_data_in_a_real_run(tmp_path: Path) -> None:
-    world = World(tmp_path)
-    await world.up()
-    app = app_of(world, OPEN_TO_THE_NETWORK)
+    """Of a coordinator whose log may pass to another one, and that nodes reach by a broker too."""
+    async with AsyncExitStack() as stack:
+        url, address = [await stack.enter_async_context(it) for it in (database(), coordinator_uid())]
+        log = await PostgresLog.open(url)
+        broker = await stack.enter_async_context(BrokerFabric(address, lambda node, secret: None))
+        world = World(tmp_path)
+        world.open_log = lambda: opened(log)
+        await world.up()
+        world.core.log = log  # which the world has behind its saboteur
+        for work in (log.keep(), broker.run()):
+            world.core.background.spawn(work)
+        await observed(world, tmp_path, broker)
+        await world.close()
+
+
+async def opened(log: PostgresLog) -> PostgresLog:
+    return log
+
+
+async def observed(world: World, tmp_path: Path, broker: BrokerFabric) -> None:
+    app = app_of(world, OPEN_TO_THE_NETWORK, broker=broker)
     for part, name in enumerate(("ada", "bob", "cyd")):
         await world.join(name, part)
     await world.core.drain_node("cyd")
@@ -50,5 +72,6 @@ async def test_every_expression_has_data_in_a_real_run(tmp_path: Path) -> None:
         await world.finished(await world.core.submit(toy_spec(2)))
         await asked.until_all_have_values(dashboard_expressions() + alert_operands())
         await asked.until_all_have_values(['sum(tutti_exclusions_total{reason="drained"}) == 4'])
+        await asked.until_all_have_values(['sum(tutti_update_bytes_total{codec="none"}) > 0'])
+        await asked.until_all_have_values(["tutti_log_lease_seconds > 2", "tutti_log_owner == 1"])
         assert {rule["health"] for rule in await asked.rules()} == {"ok"}
-    await world.close()

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from support.worlds import World
 from tutti.adapters.accounts.argon2 import Argon2Passwords
 from tutti.adapters.accounts.memory import MemoryAccounts
+from tutti.adapters.fabrics.broker import BrokerFabric
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.apps.api.app import create_app
 from tutti.apps.api.settings import ApiSettings
@@ -24,11 +25,18 @@ OPEN_TO_THE_NETWORK = ApiSettings(host="0.0.0.0", token=fingerprint(TOKEN))
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
-def app_of(world: World, settings: ApiSettings = LOCAL, accounts: Accounts | None = None) -> FastAPI:
+def app_of(
+    world: World,
+    settings: ApiSettings = LOCAL,
+    accounts: Accounts | None = None,
+    broker: BrokerFabric | None = None,
+) -> FastAPI:
     accounts = accounts or Accounts(MemoryAccounts(), Argon2Passwords(), world.core.clock)
     fabric, tokens = HubFabric(world.core.members.authenticate), (world.desk, world.ledger)
     market = (world.market, world.floor)
-    return create_app(world.core, fabric, world.core.blobs, accounts, settings, tokens, market, world.sessions)
+    world.core.admit = lambda by: accounts.check_quota(by, world.core.going_on())
+    stores = world.core.blobs, accounts, settings, tokens, market, world.sessions
+    return create_app(world.core, fabric, *stores, broker=broker)
 
 
 def caller(app: FastAPI, headers: dict[str, str] | None = None) -> httpx.AsyncClient:

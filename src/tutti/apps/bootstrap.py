@@ -74,6 +74,8 @@ class CoordinatorSettings:
     models; what is not given is kept in the data directory. `broker` is an AMQP address by which nodes can come too.
     `standby`: wait while another coordinator owns the database. `public_url`: the address that nodes are given, if it
     is another's, such as a load balancer's.
+    `keep_models`: how many of a job's newest models stay; `keep_days`: after how long only the final and the best one
+    of a job that is over do.
     `audited`: the share of browsers' updates on public rows that are computed again, if wasmtime is installed.
     """
 
@@ -93,6 +95,8 @@ class CoordinatorSettings:
     audited: float = 0.1
     max_nodes: int = 12_000
     heartbeat: float = 15.0  # seconds
+    keep_models: int = 20
+    keep_days: float | None = None
     jwt_secret_file: Path | None = None
     operator_token_file: Path | None = None
     ledger_key_file: Path | None = None
@@ -183,6 +187,7 @@ async def coordinator(
     from tutti.apps.chain import chain_domain, open_chain
     from tutti.services.accounts import Accounts
     from tutti.services.coordinator import Coordinator
+    from tutti.services.keeping import Keep
     from tutti.services.market.desk import MarketDesk
     from tutti.services.market.floor import MarketFloor
     from tutti.services.members import fingerprint
@@ -220,11 +225,15 @@ async def coordinator(
     ledger: Ledger = signed or chain.ledger  # type: ignore[union-attr]  # there is one of the two
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
     market = MarketDesk(core.journal, blobs, ledger, clock)
-    floor = MarketFloor(market, reached, drained=lambda node: node in core.register.drained)
+    floor = MarketFloor(
+        market, reached, drained=lambda node: node in core.register.drained or bool(core.register.maintenance)
+    )
     sessions = Sessions(core, seal)
     core.lend(floor, sessions)
+    core.keeper.keep = Keep(models=settings.keep_models, days=settings.keep_days)
     core.keeper.retained = lambda: desk.retained() | market.retained() | sessions.retained()
     accounts = Accounts(await _open_accounts(settings, folder), Argon2Passwords(), core.clock)
+    core.admit = lambda by: accounts.check_quota(by, core.going_on())
     api = ApiSettings(
         host=settings.host,
         port=port,
@@ -233,7 +242,9 @@ async def coordinator(
         url=settings.url(port),
         key=_session_key(settings, folder),
     )
-    app = create_app(core, fabric, blobs, accounts, api, (desk, ledger), (market, floor), sessions, chain=chain)
+    app = create_app(
+        core, fabric, blobs, accounts, api, (desk, ledger), (market, floor), sessions, chain=chain, broker=broker
+    )
     if traced is not None:
         core.journal.watchers.append(traced.told)
     await _own(log, core, settings)

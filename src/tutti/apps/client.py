@@ -44,7 +44,15 @@ from tutti.services.views import (
     StatusView,
     WhyView,
 )
-from tutti.services.views.accounts import AccountView, AuditView, Grant, IssuedToken, SessionView, TokenView
+from tutti.services.views.accounts import (
+    AccountView,
+    AuditView,
+    Grant,
+    IssuedToken,
+    OrganisationView,
+    SessionView,
+    TokenView,
+)
 from tutti.services.views.chain import (
     BlockView,
     ChainSessionView,
@@ -311,6 +319,14 @@ class Client:
         """Statistics of the connected nodes' data; no figure is of fewer rows than the node's owner allows."""
         return self._call("POST", f"/datasets/{quote(dataset)}/preflight", PreflightView)
 
+    def begin_maintenance(self, reason: str = "asked") -> StatusView:
+        """Let nothing new begin: jobs pause after their open round, new ones are refused."""
+        return self._call("PUT", "/maintenance", StatusView, body={"reason": reason})
+
+    def end_maintenance(self) -> StatusView:
+        """Go on with what was paused for it."""
+        return self._call("DELETE", "/maintenance", StatusView)
+
     def drain_node(self, name: str) -> NodeView:
         """Let a node finish what it does, and give it no more work."""
         return self._call("POST", f"/nodes/{quote(name)}/drain", NodeView)
@@ -359,6 +375,14 @@ class Client:
     def change_password(self, current: str, new: str) -> None:
         """Set one's own password; other sessions and all tokens of the account end."""
         self._request("POST", "/auth/password", body={"current": current, "new": new}, root="")
+
+    def organisations(self) -> Iterator[OrganisationView]:
+        """Those whose accounts one looks after, with what they may have at once and what they have."""
+        return self._pages("/organisations", OrganisationView)
+
+    def limit_organisation(self, name: str, jobs: int | None) -> OrganisationView:
+        """Say how many jobs its people may have at once; None: any number."""
+        return self._call("PATCH", f"/organisations/{quote(name)}", OrganisationView, body={"jobs": jobs})
 
     def accounts(self, **filters: str) -> Iterator[AccountView]:
         """The accounts that the caller looks after; filter by role or organisation."""

@@ -39,11 +39,12 @@ class BadPassword(UserError):
 
 
 class Organisation(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """`host`: it runs the coordinator."""
+    """`host`: it runs the coordinator. `jobs`: how many of its people's may go on at once; None: any number."""
 
     name: str
     created_at: float
     host: bool = False
+    jobs: int | None = None
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, tag=True):

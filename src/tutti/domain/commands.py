@@ -33,7 +33,10 @@ class Open:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitUpdate:
-    """A node hands in its work. `fault` is what the shell found wrong with the bytes, if anything."""
+    """A node hands in its work. `fault` is what the shell found wrong with the bytes, if anything.
+
+    `codec` is how they came.
+    """
 
     round: int
     attempt: int
@@ -44,6 +47,7 @@ class SubmitUpdate:
     facts: Metrics = field(default_factory=dict)
     seconds: float = 0.0
     bytes: int = 0
+    codec: str = ""
     fault: str | None = None
     signed: Signed | None = None
 

@@ -69,7 +69,8 @@ class RoundOpened(Event, frozen=True, kw_only=True):
 
 
 class UpdateAccepted(Event, frozen=True, kw_only=True):
-    """This update counts, unless its blob is lost before the round closes. `weight` is after the cap.
+    """This update counts, unless its blob is lost before the round closes. `weight` is after the cap; `codec` is how
+    the `bytes` came, which a node with `auto` chose.
 
     `facts` are the numbers that the strategy asked for; `base` is the round whose model was trained, if it is not
     this round's. `signed`: the node's own signature, if it has a key.
@@ -84,6 +85,7 @@ class UpdateAccepted(Event, frozen=True, kw_only=True):
     metrics: Metrics = {}
     seconds: float = 0.0
     bytes: int = 0
+    codec: str = ""
     signed: Signed | None = None
 
     @property
@@ -248,6 +250,17 @@ class NodeUndrained(Event, frozen=True, kw_only=True):
     by: str = ""
 
 
+class MaintenanceBegan(Event, frozen=True, kw_only=True):
+    """Nothing new begins from now on; what is under way goes on to the end of its round."""
+
+    reason: str
+    by: str = ""
+
+
+class MaintenanceEnded(Event, frozen=True, kw_only=True):
+    by: str = ""
+
+
 class NodeConnected(Event, frozen=True, kw_only=True):
     node: NodeId
     cpus: int = 0
@@ -285,6 +298,8 @@ NodeEvent: TypeAlias = (
     | NodeKeyed
     | NodeDrained
     | NodeUndrained
+    | MaintenanceBegan
+    | MaintenanceEnded
     | NodeConnected
     | NodeDisconnected
     | NodeTurnedAway

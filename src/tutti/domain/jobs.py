@@ -362,6 +362,7 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
             metrics=command.metrics,
             seconds=command.seconds,
             bytes=command.bytes,
+            codec=command.codec,
             signed=command.signed,
         )
     ]

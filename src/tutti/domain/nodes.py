@@ -63,13 +63,15 @@ class Invite:
 class Register:
     """Invitations by token hash; nodes by name with their secret's hash. Removed nodes are gone.
 
-    `keys` are those with which nodes sign their updates, of those that have one.
+    `keys` are those with which nodes sign their updates, of those that have one. `maintenance` is why nothing new
+    begins.
     """
 
     invites: Mapping[str, Invite] = field(default_factory=dict)
     nodes: Mapping[NodeId, str] = field(default_factory=dict)
     drained: frozenset[NodeId] = frozenset()
     keys: Mapping[NodeId, str] = field(default_factory=dict)
+    maintenance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,14 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Maintain:
+    """Let nothing new begin, for this reason, or (an empty one) again."""
+
+    reason: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Give a node no more work, or (`on` False) give it work again. `forged`: as in NodeDrained."""
 
@@ -111,7 +121,7 @@ class Drain:
     forged: str = ""
 
 
-Command: TypeAlias = IssueInvite | Join | Remove | Pin | Drain
+Command: TypeAlias = IssueInvite | Join | Remove | Pin | Drain | Maintain
 
 
 def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
@@ -152,6 +162,10 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
                 return []
             drained = e.NodeDrained(at=now, node=node, by=by, forged=forged[:500])
             return [drained if on else e.NodeUndrained(at=now, node=node, by=by)]
+        case Maintain(reason=reason, by=by):
+            if reason == state.maintenance:
+                return []
+            return [e.MaintenanceBegan(at=now, reason=reason, by=by) if reason else e.MaintenanceEnded(at=now, by=by)]
     assert_never(command)
 
 
@@ -171,6 +185,10 @@ def evolve(state: Register, event: NodeEvent) -> Register:
             return replace(state, keys={**state.keys, node: key})
         case e.NodeDrained(node=node):
             return replace(state, drained=state.drained | {node})
+        case e.MaintenanceBegan(reason=reason):
+            return replace(state, maintenance=reason)
+        case e.MaintenanceEnded():
+            return replace(state, maintenance="")
         case e.NodeUndrained(node=node):
             return replace(state, drained=state.drained - {node})
         case e.NodeConnected() | e.NodeDisconnected() | e.NodeTurnedAway() | e.CoordinatorStarted():

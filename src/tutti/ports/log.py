@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tutti.core.errors import StorageError, TuttiError
 from tutti.domain.events import AnyEvent
@@ -24,6 +24,21 @@ class Recorded:
     stream: str
     version: int
     event: AnyEvent
+
+
+@runtime_checkable
+class Leased(Protocol):
+    """What a log says beside, that several processes may own one after another."""
+
+    @property
+    def token(self) -> int:
+        """The fencing token of this owner: each has a higher one than the one before."""
+        ...
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds until others may take the log over, unless it is renewed."""
+        ...
 
 
 class EventLog(Protocol):

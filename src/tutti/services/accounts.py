@@ -211,6 +211,42 @@ class Accounts:
             raise NotFound(f"there is no organisation {name!r} here: ask an admin of {self.host!r} to add it")
         return Organisation(name=name, created_at=self._clock(), host=not self._organisations), True
 
+    def organisations(self, by: Identity) -> list[Organisation]:
+        """Those whose accounts `by` looks after, by name."""
+        return [each for name, each in sorted(self._organisations.items()) if by.host or name == by.organisation]
+
+    async def limit(self, by: Identity, name: str, jobs: int | None) -> Organisation:
+        """Say how many jobs an organisation may have at once; only the host's admins may. Raises NotFound."""
+        check_may_manage(by, self.host)
+        async with self._changing:
+            if name not in self._organisations:
+                raise NotFound(f"there is no organisation {name!r}")
+            new = replace(self._organisations[name], jobs=jobs)
+            await self._write([new])
+        return new
+
+    def check_quota(self, who: str, going_on: Iterable[str]) -> None:
+        """Raise Conflict if one more job of `who` is too many; `going_on` is whose the jobs are that are not over."""
+        account = self._account_behind(who)
+        most = self._organisations[account.organisation].jobs if account else None
+        if account is None or most is None:
+            return
+        theirs = self.jobs_of(account.organisation, going_on)
+        if theirs >= most:
+            raise Conflict(
+                f"{account.organisation} may have {most} jobs at once and has {theirs}: wait for one to end, stop one, "
+                "or ask an admin of the host for more"
+            )
+
+    def jobs_of(self, organisation: str, going_on: Iterable[str]) -> int:
+        """How many of the jobs that are not over are of its people."""
+        accounts = map(self._account_behind, going_on)
+        return sum(account is not None and account.organisation == organisation for account in accounts)
+
+    def _account_behind(self, who: str) -> Account | None:
+        """Of somebody as the log calls them: `ada at 127.0.0.1`."""
+        return self._accounts.get(who.partition(" ")[0])
+
     @property
     def host(self) -> str:
         """The organisation that runs the coordinator; empty before set-up."""

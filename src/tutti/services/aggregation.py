@@ -7,8 +7,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from tutti.core.codec import NONE
 from tutti.core.errors import CorruptBlob, NotFound, TuttiError, UserError
 from tutti.core.params import Layout, Params
 from tutti.core.reduce import Update
@@ -51,6 +52,14 @@ class Fold:
     waiting: list[UpdateAccepted] = field(default_factory=list)
     examined: dict[Digest, Params] = field(default_factory=dict)  # until they are added
     finished: bool = False
+
+
+class Examined(NamedTuple):
+    """What came of a look at an update: why it cannot be admitted (None when it can), its bytes and its codec."""
+
+    fault: str | None = None
+    size: int = 0
+    codec: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,32 +136,31 @@ class Aggregation:
             self._fold = Fold(key, self.strategy.reducer.zero(self.layout, cohort, self._max_weight))
         return self._fold
 
-    async def examine(
-        self, fold: Fold, digest: Digest, weight: int, facts: Metrics, blob: bytes = b""
-    ) -> tuple[str | None, int]:
-        """Why an update cannot be admitted (None when it can), and its size in bytes.
+    async def examine(self, fold: Fold, digest: Digest, weight: int, facts: Metrics, blob: bytes = b"") -> Examined:
+        """Look whether an update can be admitted.
 
         One that came as `blob` is stored if it can. Raises StorageError if that fails, UnreadableUpdate if an update
         that did not come along is not stored, or damaged; it is deleted then, so that it can be stored again.
         """
         if not digest:
-            return "the submission names no update", 0
+            return Examined("the submission names no update")
         if blob and tensors.digest(blob) != digest:
-            return "the attached update has another digest than the submission names", 0
+            return Examined("the attached update has another digest than the submission names")
         if reason := self.strategy.local.fault_of(facts):
-            return reason, 0
+            return Examined(reason)
         try:
             data = blob or await self._stored(digest)
             delta = await self._work(lambda: updates.decode(data, self.layout))
         except UserError as error:
-            return f"not an update: {error}", 0
+            return Examined(f"not an update: {error}")
         update = Update(delta, min(weight, self._max_weight))
         reason = await self._work(lambda: self.strategy.reducer.check(fold.accumulator, update))
         if reason is None:
             if blob:
                 await self._blobs.put(blob, digest=digest, sync=False)
             fold.examined[digest] = delta
-        return reason, min(len(data), delta.buffer.nbytes)
+        codec = updates.codec_of(data)
+        return Examined(reason, min(len(data), delta.buffer.nbytes), codec.name if codec else NONE.name)
 
     async def add(self, fold: Fold, updates: Iterable[UpdateAccepted]) -> None:
         """Add those updates that are not in the fold yet, with all that wait for their turn in one pass.

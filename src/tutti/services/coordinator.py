@@ -31,6 +31,7 @@ from tutti.services.history import attempts_of
 from tutti.services.inbox import HandedIn, Inbox, answer
 from tutti.services.journal import NODES, Journal
 from tutti.services.keeping import BlobKeeper
+from tutti.services.maintenance import Maintenance
 from tutti.services.manifest import Manifest, manifest_of_job
 from tutti.services.members import Members, NodeStatus, arrival, fingerprint
 from tutti.services.preflight import Preflight, Told, with_normalization
@@ -84,6 +85,9 @@ class Coordinator:
         self._drivers: dict[str, JobDriver] = {}
         self.access = Access(self.journal, self._drivers)
         self._scheduler = Scheduler(self.journal, self.presence, self._drivers)
+        self.maintenance = Maintenance(self.journal, self._steer)
+        self.admit: Callable[[str], None] = lambda by: None
+        """Called before somebody's new job is taken on; raises a TuttiError if it is one too many."""
         self._inbox = Inbox(fabric, self._deal)
         self._changed = asyncio.Condition()
         self._site = Site(
@@ -111,6 +115,7 @@ class Coordinator:
             if not job.final:
                 await self.journal.job(job.id, commands.Extend(reason="the coordinator was restarted"))
                 self._drive(job.id)
+        await self.maintenance.settle()
         self.background.spawn(self._listen())
         self.background.spawn(self.keeper.sweep())
         self._inbox.start(self.background)
@@ -148,6 +153,10 @@ class Coordinator:
     def jobs(self) -> dict[str, Job]:
         return self.journal.jobs
 
+    def going_on(self) -> list[str]:
+        """Whose the jobs are that are not over."""
+        return [job.by for job in self.jobs.values() if not job.final]
+
     @property
     def register(self) -> nodes.Register:
         return self.journal.register
@@ -161,6 +170,8 @@ class Coordinator:
         job_id = f"{spec.name.lower().replace('_', '-').replace('.', '-')[:40]}-{suffix}"
         job = self.jobs.get(job_id)
         if job is None:
+            self.maintenance.check()
+            self.admit(by)
             if spec.normalize:
                 await self.until_held(spec.dataset, spec.cohort.min_nodes)
             data = self.check(spec)

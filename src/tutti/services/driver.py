@@ -18,7 +18,7 @@ from tutti.domain.jobs import Job
 from tutti.domain.rounds import due
 from tutti.domain.spec import JobSpec
 from tutti.ports.training import Task
-from tutti.services.aggregation import Aggregation, Fold, UnreadableUpdate
+from tutti.services.aggregation import Aggregation, Examined, Fold, UnreadableUpdate
 from tutti.services.inbox import answer
 from tutti.services.judging import command_of, counts, signature_fault, signed_by, still_owed, would_count
 from tutti.services.site import Site
@@ -303,7 +303,7 @@ class JobDriver:
 
     async def receive(self, node: NodeId, said: Submission, blob: bytes = b"") -> None:
         """Judge a submission, record the judgement, then tell the node. `blob`: the update, if it came along."""
-        fault, size, fold, round, signed = None, 0, None, self.job.round, None
+        seen, fold, round, signed = Examined(), None, self.job.round, None
         if node not in self._journal.register.nodes:
             self._answer(node, said, reason=f"{node} was removed")
             return
@@ -312,9 +312,9 @@ class JobDriver:
             try:
                 fold = await self._fold_of(round.opened)
                 signed = signed_by(self._site.key_of(node), round.task_of(node), said, self._site.domain)
-                fault = signature_fault(said, signed, self._site.verify)
-                if fault is None:
-                    fault, size = await self._examine(fold, node, said, blob)
+                seen = Examined(signature_fault(said, signed, self._site.verify))
+                if seen.fault is None:
+                    seen = await self._examine(fold, node, said, blob)
             except UnreadableUpdate as lost:
                 self._answer(node, said, reason=str(lost), resend=True)
                 return
@@ -322,33 +322,33 @@ class JobDriver:
                 await self._on_error(error)
                 raise
         try:
-            events = await self._journal.job(self._id, command_of(node, said, size, fault, signed))
+            events = await self._journal.job(self._id, command_of(node, said, seen, signed))
         except Conflict as conflict:
             self._answer(node, said, reason=str(conflict), resend=self._still_owed(node, said))
             return
         self._tell_verdict(node, said, events)
         await self.after(events)
         self.poke()
-        if fault is not None and said.digest:
+        if seen.fault is not None and said.digest:
             await self._forget([said.digest])
         if fold is not None:
             await self._add(fold, [event for event in events if isinstance(event, e.UpdateAccepted)])
 
-    async def _examine(self, fold: Fold, node: NodeId, said: Submission, blob: bytes) -> tuple[str | None, int]:
-        """What is wrong with the update, if anything is, and its size in bytes."""
+    async def _examine(self, fold: Fold, node: NodeId, said: Submission, blob: bytes) -> Examined:
+        """Look for what is wrong with the update, here and by an audit."""
         try:
-            fault, size = await self.aggregation.examine(fold, said.digest, said.weight, said.facts, blob)
+            seen = await self.aggregation.examine(fold, said.digest, said.weight, said.facts, blob)
             task = self.job.task_of(node)
-            if fault is None and task is not None:
-                fault = await self._site.auditor.fault(self.job, task, node, said)
-            return fault, size
+            if seen.fault is None and task is not None:
+                seen = seen._replace(fault=await self._site.auditor.fault(self.job, task, node, said))
+            return seen
         except TuttiError:
             raise
         except MemoryError as error:
             raise StorageError(f"no memory to examine the update of {node}") from error
         except Exception as error:
             log.exception("job %s: the update of %s cannot be examined", self._id, node)
-            return f"the coordinator could not examine the update: {error!r}", 0
+            return Examined(f"the coordinator could not examine the update: {error!r}")
 
     def _tell_verdict(self, node: NodeId, said: Submission, events: list[JobEvent]) -> None:
         refused = next((event for event in events if isinstance(event, e.UpdateRefused)), None)

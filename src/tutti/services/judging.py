@@ -6,13 +6,12 @@ from tutti.domain import events as e
 from tutti.domain.events import NodeId
 from tutti.domain.jobs import Job
 from tutti.domain.signing import Domain, Signed, Verify, digest_of
+from tutti.services.aggregation import Examined
 from tutti.wire.messages import Submission
 
 
-def command_of(
-    node: NodeId, said: Submission, size: int, fault: str | None, signed: Signed | None = None
-) -> commands.SubmitUpdate:
-    """The wish to count an update of `size` bytes, which was examined and found to have `fault`, or none."""
+def command_of(node: NodeId, said: Submission, seen: Examined, signed: Signed | None = None) -> commands.SubmitUpdate:
+    """The wish to count an update, of which `seen` is what came of looking at it."""
     return commands.SubmitUpdate(
         round=said.round,
         attempt=said.attempt,
@@ -22,8 +21,9 @@ def command_of(
         facts=said.facts,
         metrics=said.metrics,
         seconds=said.seconds,
-        bytes=size,
-        fault=fault,
+        bytes=seen.size,
+        codec=seen.codec,
+        fault=seen.fault,
         signed=signed,
     )
 
@@ -61,7 +61,7 @@ def _bytes(text: str) -> bytes:
 def would_count(job: Job, node: NodeId, said: Submission, now: float) -> bool:
     """Whether the update is wanted at all, before its bytes are looked at."""
     try:
-        events = jobs.decide(job, command_of(node, said, 0, None), now=now)
+        events = jobs.decide(job, command_of(node, said, Examined()), now=now)
     except Conflict:
         return False
     return any(isinstance(event, e.UpdateAccepted) for event in events)

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from tutti.core.errors import StorageError, TuttiError
 from tutti.domain.events import Digest
@@ -15,14 +16,31 @@ from tutti.services.journal import Journal
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS, LATE_SECONDS = 60.0, 2.0
-MODELS_KEPT = 20
-"""Newest models of a job that stay in the store, beside the first and the best."""
+DAY = 86_400.0
 
 
-def kept_blobs(job: Job) -> set[Digest]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """What stays in the store.
+
+    Attributes:
+        models: How many of a job's newest models, beside the first and the best.
+        days: After how many days of a job that is over only its final and its best model do; None: never.
+    """
+
+    models: int = 20
+    days: float | None = None
+
+    def is_old(self, job: Job, now: float) -> bool:
+        """Whether a job has been over for so long."""
+        over = job.past[-1].closed_at if job.past else job.submitted_at
+        return job.final and self.days is not None and now - over > self.days * DAY
+
+
+def kept_blobs(job: Job, keep: Keep = Keep(), *, old: bool = False) -> set[Digest]:
     """Blobs that a job still needs: recent models, the first, the best, the checkpoint, accepted updates."""
-    recent = [summary.model for summary in job.past[-MODELS_KEPT:]]
-    kept = {*recent, job.initial_model, job.model, job.state}
+    recent = [] if old else [summary.model for summary in job.past[-keep.models :]]
+    kept = {job.model} if old else {*recent, job.initial_model, job.model, job.state}
     if job.best is not None and (model := job.model_of(job.best[0])) is not None:
         kept.add(model)
     if job.round is not None:
@@ -42,20 +60,22 @@ class BlobKeeper:
         self.store = store
         self.retained: Callable[[], set[Digest]] = set
         """Further blobs that must stay for now, such as updates that are still to be scored."""
+        self.keep = Keep()
         self._journal = journal
         self._pinned: Counter[Digest] = Counter()
-        self._of_final: dict[str, set[Digest]] = {}
+        self._of_final: dict[tuple[str, bool], set[Digest]] = {}
 
     def needed(self) -> set[Digest]:
         """Every blob that some job still refers to, or is about to."""
         needed: set[Digest] = set(self._pinned) | self.retained()
         for job_id, job in self._journal.jobs.items():
             if not job.final:
-                needed |= kept_blobs(job)
+                needed |= kept_blobs(job, self.keep)
             else:  # of thousands of old jobs it is worked out once
-                if job_id not in self._of_final:
-                    self._of_final[job_id] = kept_blobs(job)
-                needed |= self._of_final[job_id]
+                which = job_id, self.keep.is_old(job, self._journal.clock())
+                if which not in self._of_final:
+                    self._of_final[which] = kept_blobs(job, self.keep, old=which[1])
+                needed |= self._of_final[which]
         return needed
 
     @contextmanager
@@ -73,7 +93,7 @@ class BlobKeeper:
 
         Nothing waits for it; what is left over, because the disk failed or the process died, is swept up later.
         """
-        past = [summary.model for summary in job.past[-MODELS_KEPT - 4 : -MODELS_KEPT]]
+        past = [summary.model for summary in job.past[-self.keep.models - 4 : -self.keep.models]]
         with suppress(TuttiError):
             await self.store.delete(*{*digests, *past} - self.needed() - {""})
 

@@ -76,6 +76,8 @@ EVENTS: tuple[AnyEvent, ...] = (
     e.NodeKeyed(at=3.0, node="n2", key="a" * 128),
     e.NodeDrained(at=9.25, node="n1", by="ada"),
     e.NodeUndrained(at=9.5, node="n1"),
+    e.MaintenanceBegan(at=9.6, reason="new disks", by="ada"),
+    e.MaintenanceEnded(at=9.7, by="ada"),
     e.NodeConnected(at=1.0, node="n1", cpus=2, memory=2**40, examples=360, dataset="digits"),
     e.NodeDisconnected(at=2.0, node="n1", reason="lost"),
     e.NodeTurnedAway(at=2.0, node="n9", reason="no token"),

@@ -67,6 +67,10 @@ class Depot(Protocol):
         ...
 
 
+DEPTH_SECONDS = 2.0
+"""How long the broker may take to say how many letters wait."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerLimits:
     """What one coordinator bears. A node that is silent for three heartbeats is taken for gone."""
@@ -174,6 +178,20 @@ class BrokerFabric:
     def disconnect(self, node: NodeId, reason: str) -> None:
         if (peer := self._nodes.get(node)) is not None:
             self._end(peer, reason)
+
+    async def depths(self) -> dict[str, int]:
+        """How many letters wait: `events` and `dead` at the broker, `outgoing` here. Raises LinkLost."""
+        connection = self._connection
+        if connection is None or not self._connected.is_set():
+            raise LinkLost("there is no connection to the broker")
+        with amqp.lost_when_broken("count letters"):
+            async with asyncio.timeout(DEPTH_SECONDS), connection.channel() as channel:
+                queues = {"events": self.address.events, "dead": self.address.dead}
+                found = {
+                    name: (await channel.declare_queue(queue, passive=True)).declaration_result.message_count or 0
+                    for name, queue in queues.items()
+                }
+        return {**found, "outgoing": sum(len(peer.outgoing) for peer in self._nodes.values())}
 
     # -- the connection ------------------------------------------------------------------------------------
 

@@ -104,6 +104,7 @@ class PostgresLog:
         self._url, self._where = url, postgres.shown(url)
         self._db: asyncpg.Connection[asyncpg.Record] | None = db
         self._opened, self._last = -1, 0
+        self._until = 0.0
         self._versions: dict[str, int] = {}
         self._readers: asyncpg.Pool[asyncpg.Record] | None = None
         self._tail = Tail(kept=1024)
@@ -173,6 +174,7 @@ class PostgresLog:
                     return False
                 await db.fetch(EVICT)
                 await db.execute(WAIT_FOR_LOCK)
+            self._until = asyncio.get_running_loop().time() + LEASE_SECONDS
             self._opened = await db.fetchval(OPEN, LEASE_SECONDS)
         self._last = await db.fetchval(LAST)
         return True
@@ -201,9 +203,18 @@ class PostgresLog:
             if kept is None:
                 raise self._lost("has taken over")
             renewed = asked
+            self._until = asked + LEASE_SECONDS
 
     def _lost(self, what: str) -> LogLost:
         return LogLost(f"another process {what} the event log {self._where}: start this anew")
+
+    @property
+    def token(self) -> int:
+        return self._opened
+
+    @property
+    def lease_left(self) -> float:
+        return self._until - asyncio.get_running_loop().time()
 
     async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:
         return await self._appends.append(stream, version, events)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,7 +16,16 @@ from tutti.apps.api.identify import ACCESS_SECONDS, Identify
 from tutti.apps.api.jobs import Text, page_by_name
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.core.errors import Conflict, Unproven
-from tutti.domain.accounts import Account, AccountName, AuditEntry, Identity, Label, OrganisationName, Role
+from tutti.domain.accounts import (
+    Account,
+    AccountName,
+    AuditEntry,
+    Identity,
+    Label,
+    Organisation,
+    OrganisationName,
+    Role,
+)
 from tutti.services.accounts import Accounts
 from tutti.services.views import Page
 from tutti.services.views.accounts import (
@@ -24,6 +33,7 @@ from tutti.services.views.accounts import (
     AuditView,
     Grant,
     IssuedToken,
+    OrganisationView,
     SessionView,
     TokenView,
     token_view,
@@ -80,6 +90,12 @@ class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     days: Annotated[float, Meta(gt=0, le=3660)] | None = None
 
 
+class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many jobs may go on at once; null: any number."""
+
+    jobs: Annotated[int, Meta(ge=0, le=1_000_000)] | None
+
+
 def read_named(type: Any) -> Any:
     """Other systems call the name `username` or `email`, and spell `organization`."""
 
@@ -91,8 +107,11 @@ def read_named(type: Any) -> Any:
 
 
 class AccountRoutes:
-    def __init__(self, accounts: Accounts, identify: Identify, failures: Failures) -> None:
-        self._accounts, self._identify, self._failures = accounts, identify, failures
+    def __init__(
+        self, accounts: Accounts, identify: Identify, failures: Failures, going_on: Callable[[], list[str]]
+    ) -> None:
+        """`going_on`: whose the jobs are that are not over."""
+        self._accounts, self._identify, self._failures, self._going_on = accounts, identify, failures, going_on
         self._guesses = Failures(burst=5.0, rate=1 / 30)
 
     # -- sessions ------------------------------------------------------------------------------------------
@@ -240,6 +259,26 @@ class AccountRoutes:
         await self._accounts.remove(request.state.identity, account)
         return Response(status_code=204)
 
+    # -- organisations -------------------------------------------------------------------------------------
+
+    async def list_organisations(
+        self, request: Request, limit: Limit = 100, after: After = ""
+    ) -> Answer[Page[OrganisationView]]:
+        """The organisations that the caller looks after, with what they may have at once and what they have."""
+        found = [self._organisation(each) for each in self._accounts.organisations(request.state.identity)]
+        return Answer(page_by_name(found, limit, after, lambda each: each.name))
+
+    async def limit_organisation(
+        self, request: Request, organisation: str, wish: Annotated[Quota, Depends(Body(Quota))]
+    ) -> Answer[OrganisationView]:
+        """Say how many jobs its people may have at once. For admins of the host."""
+        request.state.target = f"{request.url.path}: {'any number of' if wish.jobs is None else wish.jobs} jobs"
+        return Answer(self._organisation(await self._accounts.limit(request.state.identity, organisation, wish.jobs)))
+
+    def _organisation(self, it: Organisation) -> OrganisationView:
+        going_on = self._accounts.jobs_of(it.name, self._going_on())
+        return OrganisationView(name=it.name, host=it.host, jobs=it.jobs, going_on=going_on, created_at=it.created_at)
+
     # -- tokens --------------------------------------------------------------------------------------------
 
     async def list_tokens(self, request: Request, limit: Limit = 100, after: After = "") -> Answer[Page[TokenView]]:
@@ -338,6 +377,8 @@ def add_routes(api: Api, its: AccountRoutes) -> None:
     api.add("GET", "/api/v1/accounts", its.list_accounts, TAG)
     api.add("PATCH", "/api/v1/accounts/{account}", its.change_account, TAG)
     api.add("DELETE", "/api/v1/accounts/{account}", its.remove_account, TAG, 204)
+    api.add("GET", "/api/v1/organisations", its.list_organisations, TAG)
+    api.add("PATCH", "/api/v1/organisations/{organisation}", its.limit_organisation, TAG)
     api.add("GET", "/api/v1/tokens", its.list_tokens, TAG)
     api.add("POST", "/api/v1/tokens", its.issue_token, TAG, 201)
     api.add("DELETE", "/api/v1/tokens/{token}", its.revoke_token, TAG, 204)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -55,6 +55,9 @@ from tutti.services.rewards import RewardDesk
 from tutti.services.sessions import Sessions
 from tutti.version import __version__
 
+if TYPE_CHECKING:
+    from tutti.adapters.fabrics.broker import BrokerFabric
+
 log = logging.getLogger(__name__)
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
@@ -105,6 +108,7 @@ def create_app(
     uploads: Sessions,
     registries: Mapping[str, Registry[Any]] = REGISTRIES,
     chain: chain_routes.OnChain | None = None,
+    broker: "BrokerFabric | None" = None,
 ) -> FastAPI:
     """The caller starts and stops the coordinator, loads and closes the accounts, and closes the ledger."""
     app = FastAPIOffline(  # its assets come from here: hospitals have machines without internet
@@ -120,8 +124,8 @@ def create_app(
     app.add_middleware(Guard, identify=identify, accounts=accounts, failures=failures, host=settings.host)
     _handle_errors(app)
     api = Api(app, transfer.OPENAPI_PATHS)
-    _add_routes(api, coordinator, settings, identify, registries, failures, Exposition(coordinator, fabric))
-    account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures))
+    _add_routes(api, coordinator, settings, identify, registries, failures, Exposition(coordinator, fabric, broker))
+    account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures, coordinator.going_on))
     ledger.add_routes(api, ledger.LedgerRoutes(*tokens, compute[1]))
     its_market = market.MarketRoutes(*compute)
     market.add_routes(api, its_market)

@@ -6,7 +6,8 @@ the counter among them has no `_total` and is exposed without a type.
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -22,11 +23,16 @@ from prometheus_client.registry import Collector
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.apps.api.round_metrics import RoundMetrics
 from tutti.core.errors import StorageError
+from tutti.ports import EventLog, LinkLost
+from tutti.ports.log import Leased
 from tutti.services.coordinator import Coordinator
 from tutti.services.members import NodeStatus
 from tutti.services.stats import Stats
 from tutti.services.views import Durations, MetricsView, metrics_view, status_of_job
 from tutti.version import __version__
+
+if TYPE_CHECKING:
+    from tutti.adapters.fabrics.broker import BrokerFabric
 
 LOG_SECONDS = 2.0
 """How long the event log may take to answer before it counts as gone."""
@@ -47,8 +53,8 @@ async def events_behind(coordinator: Coordinator) -> int:
 class Exposition:
     media_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, coordinator: Coordinator, fabric: HubFabric) -> None:
-        self._coordinator = coordinator
+    def __init__(self, coordinator: Coordinator, fabric: HubFabric, broker: "BrokerFabric | None" = None) -> None:
+        self._coordinator, self._broker = coordinator, broker
         self._registry = CollectorRegistry()
         self._collector = _CoordinatorCollector(coordinator, fabric)
         self._registry.register(self._collector)
@@ -60,6 +66,11 @@ class Exposition:
             self._collector.behind = await events_behind(self._coordinator)
         except StorageError:
             self._collector.behind = None
+        if self._broker is not None:
+            try:
+                self._collector.letters = await self._broker.depths()
+            except LinkLost:
+                self._collector.letters = {}
         return generate_latest(self._registry)
 
 
@@ -68,6 +79,8 @@ class _CoordinatorCollector(Collector):
         self._coordinator, self._fabric = coordinator, fabric
         self.behind: int | None = 0
         """Events in the log that the coordinator does not know of yet; None if the log does not answer."""
+        self.letters: dict[str, int] | None = None
+        """Letters that wait in the queues of the broker; empty if it does not answer, None if there is none."""
 
     def describe(self) -> Iterable[Metric]:
         return []  # else registering would ask for the values
@@ -85,6 +98,9 @@ class _CoordinatorCollector(Collector):
         yield GaugeMetricFamily("tutti_event_log_up", "Whether the log answers.", self.behind is not None)
         if self.behind is not None:
             yield GaugeMetricFamily("tutti_event_log_lag_events", "Events this process has yet to learn.", self.behind)
+        yield GaugeMetricFamily("tutti_maintenance", "Whether nothing new begins.", bool(it.register.maintenance))
+        yield from _ownership(it.log)
+        yield from _broker(self.letters)
         yield _bytes(it.stats)
         yield _updates(seen)
         yield _nodes(nodes)
@@ -112,6 +128,23 @@ class _CoordinatorCollector(Collector):
         for status, count in sorted(counts.items()):
             jobs.add_metric([status], count)
         return jobs
+
+
+def _ownership(log: EventLog) -> Iterable[Metric]:
+    """Only of logs that pass from one coordinator to another."""
+    if isinstance(log, Leased):
+        yield GaugeMetricFamily("tutti_log_owner", "Fencing token of the log's owner; each has a new one.", log.token)
+        yield GaugeMetricFamily("tutti_log_lease_seconds", "Until others may take the log over.", log.lease_left)
+
+
+def _broker(letters: Mapping[str, int] | None) -> Iterable[Metric]:
+    if letters is None:
+        return
+    yield GaugeMetricFamily("tutti_broker_up", "Whether the broker answers.", bool(letters))
+    waiting = GaugeMetricFamily("tutti_broker_letters", "Letters that wait.", labels=["queue"])
+    for queue, depth in letters.items():
+        waiting.add_metric([queue], depth)
+    yield waiting
 
 
 def _summary(name: str, help: str, durations: Durations) -> Metric:

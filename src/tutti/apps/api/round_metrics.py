@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from tutti.core.codec import NONE, codecs
 from tutti.domain import events as e
 from tutti.domain.events import NodeId
 from tutti.ports import Recorded
@@ -50,6 +51,9 @@ class RoundMetrics:
         self._excluded = Counter(
             "tutti_exclusions", "Nodes that did not count in a round, by reason.", ["reason"], registry=registry
         )
+        self._bytes = Counter("tutti_update_bytes", "Bytes of accepted updates by codec.", ["codec"], registry=registry)
+        for codec in codecs:
+            self._bytes.labels(codec)
         for phase in PHASES:
             self._phases.labels(phase)
         for outcome in ("closed", "failed"):
@@ -68,7 +72,8 @@ class RoundMetrics:
                 self._waiting.pop(job, None)
             case e.RoundOpened(task="train") as opened:
                 self._begin(job, opened)
-            case e.UpdateAccepted(node=node):
+            case e.UpdateAccepted(node=node, bytes=size, codec=codec):
+                self._bytes.labels(codec or NONE.name).inc(size)
                 self._heard(job, node)
             case e.UpdateRefused(node=node, final=final):
                 self._exclude("refused")

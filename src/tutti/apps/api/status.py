@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import Query
+from fastapi import Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tutti.apps.api.identify import Identify
-from tutti.apps.api.jobs import Text
+from tutti.apps.api.jobs import Text, caller
 from tutti.apps.api.prometheus import COUNTED_BEHIND, Exposition, events_behind
-from tutti.apps.api.schema import Answer, Api, Limit
+from tutti.apps.api.schema import Answer, Api, Body, Limit
 from tutti.apps.api.settings import ApiSettings
 from tutti.core.errors import NotFound, StorageError
 from tutti.core.registry import Registry, describe
@@ -37,6 +37,10 @@ Names = dict[str, dict[str, Any]]
 
 LOOKED_THROUGH = 20
 """Batches of a thousand events that one request by type looks through."""
+
+
+class MaintenanceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "asked"
 
 
 class StatusRoutes:
@@ -67,8 +71,28 @@ class StatusRoutes:
 
     async def status(self) -> Answer[StatusView]:
         it = self._coordinator
-        now, offset = it.clock(), it.journal.offset
-        return Answer(status_view(it.jobs.values(), it.node_statuses(), version=__version__, now=now, offset=offset))
+        return Answer(
+            status_view(
+                it.jobs.values(),
+                it.node_statuses(),
+                version=__version__,
+                now=it.clock(),
+                offset=it.journal.offset,
+                maintenance=it.register.maintenance,
+            )
+        )
+
+    async def begin_maintenance(
+        self, request: Request, wish: Annotated[MaintenanceRequest, Depends(Body(MaintenanceRequest))]
+    ) -> Answer[StatusView]:
+        """Let nothing new begin: open rounds run to their end, jobs are paused, new ones are refused."""
+        await self._coordinator.maintenance.begin(wish.reason, by=caller(request))
+        return await self.status()
+
+    async def end_maintenance(self, request: Request) -> Answer[StatusView]:
+        """Go on with all that was paused for it."""
+        await self._coordinator.maintenance.end(by=caller(request))
+        return await self.status()
 
     async def metrics(self) -> Answer[MetricsView]:
         it = self._coordinator
@@ -143,6 +167,8 @@ def add_routes(api: Api, status: StatusRoutes) -> None:
     api.add("GET", "/ready", status.ready, "coordinator")
     api.add("GET", "/metrics", status.exposition, "coordinator")
     api.add("GET", "/api/v1/status", status.status, "coordinator")
+    api.add("PUT", "/api/v1/maintenance", status.begin_maintenance, "coordinator")
+    api.add("DELETE", "/api/v1/maintenance", status.end_maintenance, "coordinator")
     api.add("GET", "/api/v1/metrics", status.metrics, "coordinator")
     api.add("GET", "/api/v1/config", status.configuration, "coordinator")
     api.add("GET", "/api/v1/registry", status.registry, "coordinator")

@@ -103,6 +103,18 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     help="Seconds between signs of life of a node; one that is silent for three of them is disconnected.",
 )
 @click.option(
+    "--keep-models",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Newest models of a job that stay in the store, beside the first and the best.",
+)
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(0),
+    help="After so many days only the final and the best model of a job that is over stay.  [default: never]",
+)
+@click.option(
     "--jwt-secret-file",
     type=ExistingFile,
     help="What signs access tokens: 32 random characters or more, the same for all replicas.  "

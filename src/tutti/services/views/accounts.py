@@ -15,6 +15,16 @@ class AccountView(View, frozen=True, kw_only=True):
     created_at: float
 
 
+class OrganisationView(View, frozen=True, kw_only=True):
+    """`jobs` is how many of its people's may go on at once (None: any number), `going_on` how many do."""
+
+    name: str
+    host: bool
+    jobs: int | None
+    going_on: int
+    created_at: float
+
+
 class Grant(View, frozen=True, kw_only=True):
     """A session. Send the access token as `Authorization: Bearer`; empty with a cookie."""
 

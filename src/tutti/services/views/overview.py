@@ -37,7 +37,10 @@ def event_view(recorded: Recorded) -> EventView:
 
 
 class StatusView(View, frozen=True, kw_only=True):
-    """The coordinator in one look. `jobs` counts them by status; `offset` is that of the newest event."""
+    """The coordinator in one look. `jobs` counts them by status; `offset` is that of the newest event.
+
+    `maintenance` is why nothing new begins; empty if it does.
+    """
 
     status: Literal["training", "waiting", "idle"]
     version: str
@@ -46,10 +49,11 @@ class StatusView(View, frozen=True, kw_only=True):
     nodes_connected: int
     jobs: dict[str, int]
     offset: int
+    maintenance: str = ""
 
 
 def status_view(
-    all_jobs: Iterable[Job], nodes: "Sequence[NodeStatus]", *, version: str, now: float, offset: int
+    all_jobs: Iterable[Job], nodes: "Sequence[NodeStatus]", *, version: str, now: float, offset: int, maintenance: str
 ) -> StatusView:
     counts = Counter(map(status_of_job, all_jobs))
     live = counts.total() - sum(counts[status] for status in FINAL)
@@ -61,6 +65,7 @@ def status_view(
         nodes_connected=sum(node.connected for node in nodes),
         jobs=dict(counts),
         offset=offset,
+        maintenance=maintenance,
     )
 
 

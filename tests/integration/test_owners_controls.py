@@ -1,0 +1,112 @@
+"""What whoever runs a coordinator can say: maintenance, how many jobs an organisation may have, how much is kept."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from support.served import BEARER, OPEN_TO_THE_NETWORK, app_of, caller
+from support.worlds import World, toy_spec
+from tutti.adapters.accounts.argon2 import Argon2Passwords
+from tutti.adapters.accounts.memory import MemoryAccounts
+from tutti.core.errors import Conflict
+from tutti.services.accounts import Accounts
+from tutti.services.keeping import DAY, Keep
+
+PASSWORD = "correct horse battery"
+JOB = {"dataset": "toy", "model": "toy", "rounds": 3, "training": {"lr": 0.01}}
+
+
+async def test_in_maintenance_rounds_end_and_nothing_begins_also_after_a_restart(tmp_path: Path) -> None:
+    world, gate = World(tmp_path), threading.Event()
+    await world.up()
+    await world.join("ada", 0, gate=gate)
+    job = await world.core.submit(toy_spec(1, rounds=2))
+    await world.until(lambda job: job.round is not None, job)
+    paused = await world.core.submit(toy_spec(1, rounds=1), paused=True)
+    await world.core.maintenance.begin("new disks", by="oz")
+    gate.set()
+    await world.until(lambda job: job.rounds_done == 1, job)
+    assert world.core.job(job.id).paused == "maintenance: new disks"
+    for _ in range(2):
+        with pytest.raises(Conflict, match="maintenance: new disks"):
+            await world.core.submit(toy_spec(1))
+        assert world.core.job(job.id).round is None
+        await world.down()
+        await world.up()
+    await world.core.maintenance.end(by="oz")
+    done = await world.finished(job)
+    assert (done.status, done.rounds_done) == ("completed", 2)
+    assert world.core.job(paused.id).paused == "not started yet", "it was not for maintenance that it waits"
+    await world.close()
+
+
+async def test_a_crash_while_maintenance_begins_or_ends_leaves_nothing_half_done(tmp_path: Path) -> None:
+    """The register says what is wanted; the next start sees to the jobs."""
+    world = World(tmp_path)
+    await world.up()
+    job = await world.core.submit(toy_spec(1, rounds=1))
+    for reason, paused in (("new disks", "maintenance: new disks"), ("", None)):
+        settle, world.core.maintenance.settle = world.core.maintenance.settle, nothing
+        await (world.core.maintenance.begin(reason) if reason else world.core.maintenance.end())
+        world.core.maintenance.settle = settle
+        await world.down()
+        await world.up()
+        assert world.core.job(job.id).paused == paused
+    await world.close()
+
+
+async def nothing() -> None:
+    """Killed here."""
+
+
+async def test_an_organisation_has_no_more_jobs_at_once_than_it_may(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.up()
+    accounts = Accounts(MemoryAccounts(), Argon2Passwords(memory=64, passes=1), world.core.clock)
+    app = app_of(world, OPEN_TO_THE_NETWORK, accounts)
+    async with caller(app, BEARER) as operator, caller(app) as people:
+        await operator.post("/auth/signup", json={"name": "ada", "password": PASSWORD, "organisation": "Host"})
+        bearers = {}
+        for name, where in (("ada", "Host"), ("zoe", "Ward"), ("yan", "Ward")):
+            if name != "ada":
+                person = {"name": name, "password": PASSWORD, "organisation": where, "role": "admin"}
+                assert (await people.post("/auth/signup", json=person, headers=bearers["ada"])).status_code == 201
+            grant = await people.post("/auth/signin", json={"name": name, "password": PASSWORD})
+            bearers[name] = {"authorization": f"Bearer {grant.json()['access_token']}"}
+
+        async def submit(name: str) -> tuple[int, str]:
+            answer = await people.post("/api/v1/jobs?paused=true", json=JOB, headers=bearers[name])
+            return answer.status_code, answer.json().get("id") or answer.json()["detail"]
+
+        limited = await people.patch("/api/v1/organisations/Ward", json={"jobs": 2}, headers=bearers["ada"])
+        assert (limited.json()["jobs"], limited.json()["going_on"]) == (2, 0)
+        _, first = await submit("zoe")
+        assert (await submit("yan"))[0] == 201
+        status, said = await submit("zoe")
+        assert (status, "Ward may have 2 jobs at once and has 2" in said) == (409, True)
+        assert (await submit("ada"))[0] == 201, "another organisation's"
+        listed = (await people.get("/api/v1/organisations", headers=bearers["zoe"])).json()["items"]
+        assert [(each["name"], each["jobs"], each["going_on"]) for each in listed] == [("Ward", 2, 2)]
+        more = await people.patch("/api/v1/organisations/Ward", json={"jobs": None}, headers=bearers["zoe"])
+        assert more.status_code == 403, "its own admin may not raise it"
+        await people.post(f"/api/v1/jobs/{first}/stop", headers=bearers["zoe"])
+        assert (await submit("zoe"))[0] == 201
+    await world.close()
+
+
+async def test_what_is_kept_of_a_job(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.up()
+    await world.join("ada", 0)
+    keeper = world.core.keeper
+    keeper.keep = Keep(models=2, days=30)
+    job = await world.finished(await world.core.submit(toy_spec(1, rounds=6)))
+    await keeper.clear()
+    best = job.model_of(job.best[0]) if job.best else None
+    wanted = {job.initial_model, best, *(past.model for past in job.past[-2:])}
+    assert {model for model in map(job.model_of, range(7)) if model in await keeper.store.digests()} == wanted - {None}
+    world.later = 31 * DAY
+    await keeper.clear()
+    assert set(await keeper.store.digests()) == {job.model, best} - {None}
+    await world.close()
