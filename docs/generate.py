@@ -243,7 +243,8 @@ def protocol_schema() -> str:
 def openapi() -> str:
     """What `/openapi.json` answers; the dashboard's types are made from it."""
     nothing: Any = None
-    core: Any = SimpleNamespace(members=nothing, access=nothing, stats=nothing, journal=SimpleNamespace(watchers=[]))
+    its = {"members": nothing, "access": nothing, "stats": nothing, "going_on": list}
+    core: Any = SimpleNamespace(**its, journal=SimpleNamespace(watchers=[]))
     pairs = (nothing, nothing), (nothing, nothing)
     app = create_app(core, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), *pairs, nothing)
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
