@@ -1019,6 +1019,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/maintenance": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Begin Maintenance
+         * @description Let nothing new begin: open rounds run to their end, jobs are paused, new ones are refused.
+         */
+        put: operations["begin_maintenance_api_v1_maintenance_put"];
+        post?: never;
+        /**
+         * End Maintenance
+         * @description Go on with all that was paused for it.
+         */
+        delete: operations["end_maintenance_api_v1_maintenance_delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/market": {
         parameters: {
             query?: never;
@@ -1467,6 +1491,46 @@ export interface paths {
         options?: never;
         head?: never;
         patch?: never;
+        trace?: never;
+    };
+    "/api/v1/organisations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Organisations
+         * @description The organisations that the caller looks after, with what they may have at once and what they have.
+         */
+        get: operations["list_organisations_api_v1_organisations_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/organisations/{organisation}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /**
+         * Limit Organisation
+         * @description Say how many jobs its people may have at once. For admins of the host.
+         */
+        patch: operations["limit_organisation_api_v1_organisations__organisation__patch"];
         trace?: never;
     };
     "/api/v1/registry": {
@@ -3214,6 +3278,11 @@ export interface components {
             staked: number;
             unbonding: number;
         };
+        /** MaintenanceRequest */
+        MaintenanceRequest: {
+            /** @default asked */
+            reason?: string;
+        };
         /**
          * Manifest
          * @description A run as a whole.
@@ -3415,6 +3484,17 @@ export interface components {
             terms: components["schemas"]["Terms"] | null;
         };
         /**
+         * OrganisationView
+         * @description `jobs` is how many of its people's may go on at once (None: any number), `going_on` how many do.
+         */
+        OrganisationView: {
+            created_at: number;
+            going_on: number;
+            host: boolean;
+            jobs: number | null;
+            name: string;
+        };
+        /**
          * Page[AccountView]
          * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
          */
@@ -3537,6 +3617,15 @@ export interface components {
          */
         Page_NodeView_: {
             items: components["schemas"]["NodeView"][];
+            /** @default null */
+            next?: string | null;
+        };
+        /**
+         * Page[OrganisationView]
+         * @description A part of a list. `next` is what to pass as `after` for the part that follows; None at the end.
+         */
+        Page_OrganisationView_: {
+            items: components["schemas"]["OrganisationView"][];
             /** @default null */
             next?: string | null;
         };
@@ -3693,6 +3782,13 @@ export interface components {
         ProvenView: {
             proof: components["schemas"]["Proof"];
             verified: boolean;
+        };
+        /**
+         * Quota
+         * @description How many jobs may go on at once; null: any number.
+         */
+        Quota: {
+            jobs: number | null;
         };
         /**
          * RecordedView
@@ -3960,11 +4056,15 @@ export interface components {
         /**
          * StatusView
          * @description The coordinator in one look. `jobs` counts them by status; `offset` is that of the newest event.
+         *
+         *         `maintenance` is why nothing new begins; empty if it does.
          */
         StatusView: {
             jobs: {
                 [key: string]: number;
             };
+            /** @default  */
+            maintenance?: string;
             nodes: number;
             nodes_connected: number;
             offset: number;
@@ -6284,6 +6384,68 @@ export interface operations {
             };
         };
     };
+    begin_maintenance_api_v1_maintenance_put: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["MaintenanceRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StatusView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    end_maintenance_api_v1_maintenance_delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StatusView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     show_api_v1_market_get: {
         parameters: {
             query?: never;
@@ -7140,6 +7302,75 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["NodeView"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_organisations_api_v1_organisations_get: {
+        parameters: {
+            query?: {
+                /** @description How many items to return at most. */
+                limit?: number;
+                /** @description Continue after this item: the `next` of the last page. */
+                after?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_OrganisationView_"];
+                };
+            };
+            /** @description What went wrong. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    limit_organisation_api_v1_organisations__organisation__patch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                organisation: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Quota"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OrganisationView"];
                 };
             };
             /** @description What went wrong. */
