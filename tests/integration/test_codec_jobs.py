@@ -116,7 +116,7 @@ async def test_who_holds_no_base_of_a_step_fetches_the_model(tmp_path: Path, mon
 async def test_a_step_that_leads_elsewhere_costs_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = Fetched(monkeypatch)
     right = runner.updates.applied
-    monkeypatch.setattr(runner.updates, "applied", lambda *files: right(*files)[:-4] + bytes(4))
+    monkeypatch.setattr(runner.updates, "applied", lambda *files: bytes(right(*files))[:-4] + bytes(4))
     spec = spec_of("none", model_codec="int8")
     job = await run(tmp_path, spec)
     assert job.model == simulated(spec)
