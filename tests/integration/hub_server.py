@@ -16,6 +16,7 @@ from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric, HubLimits
 from tutti.adapters.fabrics.hub_link import HubLink
 from tutti.apps.api.transfer import routes
+from tutti.apps.sockets import Sockets
 from tutti.core.errors import Forbidden
 from tutti.domain.nodes import Capabilities, DataSummary
 from tutti.domain.spec import DataSchema
@@ -104,7 +105,7 @@ async def running_hub(
     config = uvicorn.Config(
         _counted(app, hub),
         http="httptools",
-        ws="websockets-sansio",
+        ws=Sockets,
         ws_per_message_deflate=False,
         ws_max_size=1 << 20,
         ws_ping_interval=None,

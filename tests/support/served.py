@@ -16,6 +16,7 @@ from tutti.adapters.fabrics.broker import BrokerFabric
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.apps.api.app import create_app
 from tutti.apps.api.settings import ApiSettings
+from tutti.apps.sockets import Sockets
 from tutti.services.accounts import Accounts
 from tutti.services.members import fingerprint
 
@@ -52,7 +53,7 @@ async def served(app: FastAPI, port: int = 0) -> AsyncIterator[str]:
         config = uvicorn.Config(
             app,
             log_config=None,
-            ws="websockets-sansio",
+            ws=Sockets,
             ws_per_message_deflate=False,
             lifespan="off",
             timeout_graceful_shutdown=1,

@@ -123,6 +123,7 @@ async def serve(settings: CoordinatorSettings) -> None:
 
     from tutti.adapters.tracing import tracing
     from tutti.apps.server import Server
+    from tutti.apps.sockets import Sockets
 
     listener = _listen(settings.host, settings.port, listen=not settings.standby)
     port = listener.getsockname()[1]
@@ -135,7 +136,7 @@ async def serve(settings: CoordinatorSettings) -> None:
                     log_config=None,
                     access_log=False,
                     http="httptools",
-                    ws="websockets-sansio",
+                    ws=Sockets,
                     ws_per_message_deflate=False,
                     ws_max_size=1 << 20,
                     ws_ping_interval=None,  # nodes send heartbeats

@@ -155,10 +155,8 @@ class HubFabric:
     # -- one connection ------------------------------------------------------------------------------------
 
     async def serve(self, receive: Receive, send: Send) -> None:
-        """Speak with one peer until either side ends it. Returns when the channel is closed."""
+        """Speak with one peer, which was accepted, until either side ends it. Returns when the channel is closed."""
         connection = _Connection(receive, send)
-        await receive()
-        await send({"type": "websocket.accept"})
         ended = _Ended("the coordinator stops", GOING_AWAY)
         try:
             async with connection.deadline:

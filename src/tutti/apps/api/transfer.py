@@ -22,6 +22,7 @@ from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.hub import HubFabric, Traffic
 from tutti.apps.api.blob_response import BlobResponse, lasting
 from tutti.apps.api.problems import MEDIA_TYPE, problem, problem_of
+from tutti.apps.sockets import DETACH
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError, Unproven, UserError
 from tutti.domain.events import Digest, NodeId
 
@@ -88,7 +89,13 @@ class _NodeSocket:
         self._fabric = fabric
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._fabric.serve(receive, send)
+        await receive()
+        await send({"type": "websocket.accept"})
+        detach: Callable[..., None] | None = scope["extensions"].get(DETACH)
+        if detach is None:  # another server than ours: it works, and takes more memory
+            await self._fabric.serve(receive, send)
+        else:
+            detach(self._fabric.serve)
 
 
 class _Blobs:
