@@ -26,7 +26,7 @@ SPEC = {
     "cohort": {"grace": 60},
     "evaluation": {"nodes": False},
 }
-NARROW = {**SPEC, "name": "int8", "model": "mlp:hidden=256", "codec": "int8"}
+NARROW = {**SPEC, "name": "int8", "model": "mlp:hidden=256", "codec": "int8", "model_codec": "int8", "rounds": 3}
 LARGE = {**SPEC, "name": "large", "model": "mlp:hidden=8192", "rounds": 1}
 
 

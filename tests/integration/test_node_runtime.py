@@ -30,7 +30,7 @@ from tutti.ports import Arrived, Cancelled, Data, Examples, LinkRefused, Report,
 from tutti.ports.blobs import Buffer
 from tutti.ports.machine import Load
 from tutti.services.node import NodeRuntime
-from tutti.services.runner import TaskRunner, backoff, reconnects
+from tutti.services.runner import TaskRunner, backoff, reconnects, turned_away
 from tutti.wire import tensors
 from tutti.wire.messages import (
     Failure,
@@ -151,8 +151,11 @@ class SmallHost:
     def capabilities(self) -> Capabilities:
         return Capabilities(cpus=4, memory=8 * GB, platform="test")
 
+    charge: float | None = None
+    plugged = False
+
     def load(self) -> Load:
-        return Load(cpu=0.25, memory=0.5)
+        return Load(cpu=0.25, memory=0.5, battery=self.charge, plugged=self.plugged)
 
 
 # -- the coordinator's side, played by the test ----------------------------------------------------------
@@ -693,6 +696,26 @@ async def test_work_ends_with_the_owners_hours(tmp_path: Path) -> None:
     assert bench.trainer.ended == ["Cancelled"]
 
 
+async def test_work_ends_when_the_battery_runs_low_and_goes_on_at_the_mains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SmallHost, "charge", 0.5)
+    async with a_bench(tmp_path, policy=load_policy("min_battery = 0.3")) as bench:
+        bench.trainer.gate.clear()
+        bench.script.tell(await bench.start())
+        await bench.trainer.begin()
+        monkeypatch.setattr(SmallHost, "charge", 0.2)
+        bench.link.drop()
+        registration = await bench.script.arrived(2)
+        assert (await bench.script.hear(Failure)).reason == "its battery is at 20%, its owner wants 30% or more"
+        await bench.trainer.end()
+        monkeypatch.setattr(SmallHost, "plugged", True)
+        bench.trainer.gate.set()
+        bench.script.tell(await bench.start(round=2))
+        await bench.script.hear(Submission)
+    assert not registration.terms.open
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -841,6 +864,8 @@ def test_backoff_is_quick_at_first_bounded_later_and_the_same_for_the_same_seed(
 
 def test_whoever_looks_for_a_successor_asks_twice_a_second_for_a_while() -> None:
     delays = list(islice(reconnects(Random(1)), 60))
-    assert all(delay <= 0.5 for delay in delays[:40])
-    assert 10 <= sum(delays[:40]) <= 20
-    assert all(2.5 <= delay <= 5.0 for delay in delays[46:])
+    assert all(delay <= 0.5 for delay in delays[:12])
+    assert 3 <= sum(delays[:12]) <= 6
+    assert 0.4 <= delays[12] <= 0.8
+    assert all(2.5 <= delay <= 5.0 for delay in delays[15:])
+    assert all(1.0 <= turned_away(Random(seed)) <= 5.0 for seed in range(20))

@@ -16,6 +16,7 @@ from tutti.domain.policy import (
     Window,
     allows,
     batch_size_for,
+    closed,
     is_open,
     load_policy,
     offered,
@@ -210,3 +211,14 @@ def test_listed_modules_are_allowed_and_told(patterns: str) -> None:
     wish = msgspec.structs.replace(start(), model=Choice.parse("module:entry=hospital.models:Net"))
     assert allows(policy, wish, NOON) is None
     assert terms(policy, NOON) == Terms(modules=policy.allow_modules)
+
+
+def test_a_battery_counts_where_its_owner_says_so() -> None:
+    policy = load_policy('min_battery = 0.3\nhours = "06:00-22:00"')
+    assert closed(policy, NOON, None) is None
+    assert closed(policy, NOON, 0.3) is None
+    assert closed(policy, NOON, 0.25) == "its battery is at 25%, its owner wants 30% or more"
+    assert closed(policy, NOON.replace(hour=23), 0.9) == "outside its owner's hours"
+    assert closed(Policy(), NOON, 0.01) is None
+    with pytest.raises(BadPolicy, match="min_battery"):
+        load_policy("min_battery = 30")

@@ -50,6 +50,7 @@ class Machine:
             cpu=psutil.cpu_percent(None) / 100,
             memory=psutil.virtual_memory().percent / 100,
             battery=battery.percent / 100 if battery else None,
+            plugged=bool(battery and battery.power_plugged),
         )
 
 

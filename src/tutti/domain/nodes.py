@@ -229,7 +229,7 @@ def why_not(spec: JobSpec, data: DataSchema, summary: DataSummary, terms: Terms,
     if summary.examples < 1:
         return "has no examples to train on"
     if not terms.open:
-        return "outside its owner's hours"
+        return "outside its owner's hours, or short of battery"
     if terms.jobs and not any(fnmatchcase(spec.name, pattern) for pattern in terms.jobs):
         return f"its owner does not allow job {spec.name!r}"
     if terms.models and not any(fnmatchcase(spec.model.name, pattern) for pattern in terms.models):

@@ -6,6 +6,7 @@ allow_modules = ["hospital.models"]              # Python modules that jobs may 
 min_cohort = 3                                   # never train in a smaller company
 hours = ["22:00-06:00", "sat,sun 00:00-24:00"]   # local time
 max_cpus = 2
+min_battery = 0.3                                # of the charge, while on battery: below, no work
 max_ram = "4 GB"
 max_epochs = 10                                  # local epochs in one round
 allow_gpu = false
@@ -18,9 +19,10 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice
@@ -29,6 +31,7 @@ from tutti.domain.nodes import Capabilities, Terms
 from tutti.domain.spec import Positive, Training
 
 GB = 10**9
+OUT_OF_HOURS = "outside its owner's hours"
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _UNITS = {
@@ -73,6 +76,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     max_cpus: Positive | None = None
     max_ram: Positive | None = None
     max_epochs: Positive | None = None
+    min_battery: Annotated[float, Meta(ge=0, le=1)] | None = None
     allow_gpu: bool = True
     allow_statistics: bool = True
     min_rows: Positive = 10
@@ -95,7 +99,7 @@ def allows(policy: Policy, request: Request, now: datetime) -> str | None:
     """Why the owner's policy forbids this work at `now` (local time); None when it allows it."""
     job, model, epochs = request.name, request.model.name, request.training.epochs
     if not is_open(policy, now):
-        return "outside its owner's hours"
+        return OUT_OF_HOURS
     if not _permitted(job, policy.allow_jobs, policy.forbid_jobs):
         return f"its owner does not allow job {job!r}"
     if not _permitted(model, policy.allow_models, policy.forbid_models):
@@ -117,9 +121,21 @@ def tells(policy: Policy, nodes: int, now: datetime) -> str | None:
     if not policy.allow_statistics:
         return "its owner does not let statistics be told (allow_statistics)"
     if not is_open(policy, now):
-        return "outside its owner's hours"
+        return OUT_OF_HOURS
     if nodes < policy.min_cohort:
         return f"its owner wants company of {policy.min_cohort} nodes or more, {nodes} are asked"
+    return None
+
+
+def closed(policy: Policy, now: datetime, battery: float | None) -> str | None:
+    """Why the owner's machine does no work at `now` (local time); None when it does.
+
+    `battery` is its charge, 0 to 1; None where there is none, or the machine is plugged in.
+    """
+    if not is_open(policy, now):
+        return OUT_OF_HOURS
+    if battery is not None and policy.min_battery is not None and battery < policy.min_battery:
+        return f"its battery is at {battery:.0%}, its owner wants {policy.min_battery:.0%} or more"
     return None
 
 
@@ -134,9 +150,9 @@ def _permitted(name: str, allowed: Sequence[str], forbidden: Sequence[str]) -> b
     return not allowed or any(fnmatchcase(name, pattern) for pattern in allowed)
 
 
-def terms(policy: Policy, now: datetime) -> Terms:
+def terms(policy: Policy, now: datetime, battery: float | None = None) -> Terms:
     """The part of the policy that a coordinator is told."""
-    opened = is_open(policy, now)
+    opened = closed(policy, now, battery) is None
     return Terms(policy.allow_jobs, policy.allow_models, policy.min_cohort, opened, policy.allow_modules)
 
 

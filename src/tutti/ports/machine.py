@@ -8,11 +8,15 @@ from tutti.domain.nodes import Capabilities
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Shares of the machine in use, and of the battery's charge, 0 to 1; None where there is no battery."""
+    """Shares of the machine in use, and of the battery's charge, 0 to 1; None where there is no battery.
+
+    `plugged`: the machine need not live on its battery.
+    """
 
     cpu: float
     memory: float
     battery: float | None = None
+    plugged: bool = False
 
 
 class Host(Protocol):

@@ -19,14 +19,14 @@ from msgspec.structs import replace
 from tutti.core.codec import codecs
 from tutti.core.statistics import Statistics
 from tutti.domain.nodes import Capabilities, DataSummary
-from tutti.domain.policy import Policy, allows, batch_size_for, is_open, offered, tells, terms
+from tutti.domain.policy import Policy, allows, batch_size_for, closed, offered, tells, terms
 from tutti.ports.fabric import Link, LinkBusy, LinkLost, LinkRefused
 from tutti.ports.identity import SigningKey
-from tutti.ports.machine import Host
+from tutti.ports.machine import Host, Load
 from tutti.ports.training import Data
 from tutti.services.market.worker import Worker
 from tutti.services.preflight import statistics_of
-from tutti.services.runner import TaskRunner, TrainerFor, backoff, key_of, reconnects
+from tutti.services.runner import TaskRunner, TrainerFor, key_of, reconnects, turned_away
 from tutti.services.signing import UpdateSigner
 from tutti.services.work import failure
 from tutti.wire.messages import (
@@ -94,20 +94,19 @@ class NodeRuntime:
         """Serve until cancelled; raises LinkRefused if the coordinator does not want this node. Runs once."""
         self._capabilities = offered(await asyncio.to_thread(self._machine.capabilities), self._policy)
         self._summary = await asyncio.to_thread(_summary, self._data)
-        soon, later = reconnects(self._rng), backoff(self._rng)
+        delays = reconnects(self._rng)
         try:
             while True:
-                delays = soon
+                busy = False
                 try:
                     await self._session()
                 except LinkLost as lost:
                     log.info("node %s: no connection, trying again: %s", self._name, lost)
-                    delays = later if isinstance(lost, LinkBusy) else soon
+                    busy = isinstance(lost, LinkBusy)
                 if self._tasks.connected.is_set():
                     self._tasks.connected.clear()
-                    delays = soon = reconnects(self._rng)
-                    later = backoff(self._rng)
-                await asyncio.sleep(next(delays))
+                    delays = reconnects(self._rng)
+                await asyncio.sleep(turned_away(self._rng) if busy else next(delays))
         finally:
             self._tasks.close()
             if self._worker is not None:
@@ -138,7 +137,7 @@ class NodeRuntime:
             token=self._token,
             capabilities=self._capabilities,
             data=self._summary,
-            terms=terms(self._policy, self._now()),
+            terms=terms(self._policy, self._now(), _on_battery(self._machine.load())),
             codecs=tuple(codecs),
             offer=self._worker.offer if self._worker is not None else None,
             key=self._key,
@@ -152,15 +151,17 @@ class NodeRuntime:
 
     async def _send_heartbeats(self, every: float) -> None:
         while True:
-            opened, load = is_open(self._policy, self._now()), self._machine.load()
-            if not opened:
-                await self._end_shift()
+            load = self._machine.load()
+            reason = closed(self._policy, self._now(), _on_battery(load))
+            if reason is not None:
+                await self._end_shift(reason)
+            opened = reason is None
             await self._link.send(Heartbeat(cpu=load.cpu, memory=load.memory, battery=load.battery, open=opened))
             await asyncio.sleep(every)
 
-    async def _end_shift(self) -> None:
-        """The owner's hours are over in the middle of a task: the machine is the owner's again."""
-        held, reason = self._tasks.held, "outside its owner's hours"
+    async def _end_shift(self, reason: str) -> None:
+        """The owner wants the machine back in the middle of a task."""
+        held = self._tasks.held
         if held is not None and held.outcome is None:
             self._tasks.release(reason)
             await self._tasks.say(failure(held.start, reason))
@@ -198,10 +199,11 @@ class NodeRuntime:
                 assert_never(message)
 
     async def _on_market(self, message: Compute | Show | Over | Measure) -> None:
-        if self._worker is not None and (not isinstance(message, Compute) or is_open(self._policy, self._now())):
+        reason = self._closed() if self._worker else "is no worker of the compute market"
+        if self._worker is not None and (not isinstance(message, Compute) or reason is None):
             self._worker.obey(message)
         elif isinstance(message, Compute):
-            reason = "outside its owner's hours" if self._worker else "is no worker of the compute market"
+            assert reason is not None
             await self._tasks.say(Declined(job=message.job, attempt=message.attempt, reason=reason))
 
     async def _describe(self, asked: Describe) -> None:
@@ -231,12 +233,15 @@ class NodeRuntime:
             await tasks.say(failure(held.start, f"given up for job {start.job} round {start.round}"))
         outcome = tasks.outcome_for(start)
         tasks.release(f"job {start.job} round {start.round} comes instead")
-        if reason := allows(self._policy, start, self._now()):
+        if reason := self._closed() or allows(self._policy, start, self._now()):
             log.warning("job %s round %d node %s: refused: %s", start.job, start.round, self._name, reason)
             await tasks.say(failure(start, reason))
             return
         log.info("job %s round %d node %s: %s", start.job, start.round, self._name, start.task)
         tasks.take(start, start.training.batch_size or batch_size_for(self._capabilities.memory), outcome)
+
+    def _closed(self) -> str | None:
+        return closed(self._policy, self._now(), _on_battery(self._machine.load()))
 
     async def _on_verdict(self, verdict: Verdict) -> None:
         job, round, held = verdict.job, verdict.round, self._tasks.held
@@ -252,6 +257,11 @@ class NodeRuntime:
         else:
             reason = "asked to hand in again an update that is not kept here any more"
             await self._tasks.say(Failure(job=job, round=round, attempt=verdict.attempt, reason=reason))
+
+
+def _on_battery(load: Load) -> float | None:
+    """The charge that counts: of a machine that lives on it."""
+    return None if load.plugged else load.battery
 
 
 def _summary(data: Data) -> DataSummary:

@@ -35,7 +35,7 @@ from tutti.wire.messages import MAX_ATTACHED, Halt, NodeMessage, Progress, Start
 log = logging.getLogger(__name__)
 
 FIRST_DELAY, LAST_DELAY = 0.1, 5.0
-SOON, SOON_TRIES = 0.5, 40
+SOON, SOON_TRIES, LATER_TRY = 0.5, 12, 3
 PROGRESS_SECONDS = 5.0
 UNMEASURED_TASKS = 10
 """Tasks without a measured upload after which an older one is not believed any more."""
@@ -53,12 +53,17 @@ def backoff(rng: Random) -> Iterator[float]:
 
 
 def reconnects(rng: Random) -> Iterator[float]:
-    """Likewise, but no more than 0.5 for a quarter of a minute: another coordinator takes over in a moment.
+    """Likewise, but no more than 0.5 for some five seconds: another coordinator takes over in a moment.
 
     Nobody is there yet who could be kept busy by that.
     """
     yield from (min(delay, SOON * rng.uniform(0.5, 1.0)) for delay in islice(backoff(rng), SOON_TRIES))
-    yield from backoff(rng)
+    yield from islice(backoff(rng), LATER_TRY, None)
+
+
+def turned_away(rng: Random) -> float:
+    """Seconds before the next try to connect to a coordinator that has no room now: so many want to come in."""
+    return LAST_DELAY * rng.uniform(0.2, 1.0)
 
 
 @dataclass(slots=True, eq=False)

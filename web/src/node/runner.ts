@@ -22,8 +22,8 @@ type Held = { start: Start; outcome?: Submission | Failure; blob?: Uint8Array<Ar
 
 const FIRST_DELAY_MS = 100;
 const LAST_DELAY_MS = 5000;
-const SOON_DELAY_MS = 500; // for a quarter of a minute: another coordinator takes over in a moment
-const SOON_TRIES = 40;
+const SOON_DELAY_MS = 500; // for some five seconds: another coordinator takes over in a moment
+const SOON_TRIES = 12;
 const HISTORY = 100;
 
 const keyOf = (start: Start): string => [start.job, start.round, start.attempt, start.task, start.weights].join("/");
@@ -173,8 +173,9 @@ export class Runner {
   }
 
   private delay(): number {
-    const most = this.tries < SOON_TRIES ? SOON_DELAY_MS : LAST_DELAY_MS;
-    return Math.min(most, FIRST_DELAY_MS * 2 ** this.tries++) * (0.5 + Math.random() / 2);
+    const tries = this.tries++;
+    const most = tries < SOON_TRIES ? SOON_DELAY_MS : FIRST_DELAY_MS * 2 ** (tries - SOON_TRIES + 3);
+    return Math.min(most, LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** tries) * (0.5 + Math.random() / 2);
   }
 
   /** Back from sleep or another network: the old connection may be dead without knowing. */

@@ -57,7 +57,7 @@ class HubLimits:
 
     heartbeat: float = 15.0  # seconds
     register: float = 10.0  # seconds for the first message
-    strangers: int = 512  # connections that have not registered yet
+    strangers: int = 2048  # connections that have not registered yet
     nodes: int = 12_000
     events: int = 4096  # waiting for the coordinator; more than this, and no further frames are read
     attached: int = 32 << 20  # bytes of updates that wait with them; likewise
