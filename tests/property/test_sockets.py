@@ -5,16 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.server import ServerState
 from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from tutti.apps import sockets
-from tutti.apps.sockets import Channel
+from tutti.apps.sockets import DETACH, Channel, Sockets
 
 MOST = 1000
 
@@ -24,6 +26,7 @@ class Line(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
+        self._protocol: asyncio.BaseProtocol | None = None
         self.written, self.reading, self.closed = b"", True, False
 
     def write(self, data: Any) -> None:
@@ -38,6 +41,9 @@ class Line(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
 
     def is_closing(self) -> bool:
         return self.closed
@@ -186,6 +192,39 @@ async def test_neither_side_drowns_the_other() -> None:
     channel.resume_writing()
     await sending
     assert len(heard(line)) == 1
+
+
+UPGRADE = (
+    b"GET /ws/node HTTP/1.1\r\nHost: hub\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_peer_may_be_gone_before_it_is_accepted(gone: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """As many are in a storm: that is nobody's mistake, and nobody speaks with them."""
+    spoken = []
+
+    async def speak(receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        spoken.append(receive)
+
+    async def accept(scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        scope["extensions"][DETACH](speak)
+
+    config, state, line = uvicorn.Config(accept, ws=Sockets, log_config=None), ServerState(), Line()
+    config.load()
+    its = Sockets(config, state, {})
+    its.connection_made(line)
+    its.data_received(UPGRADE)
+    if gone:
+        line.close()
+    while state.tasks:
+        await asyncio.gather(*state.tasks)
+    assert len(spoken) == (not gone)
+    assert line.written.startswith(b"" if gone else b"HTTP/1.1 101")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_connection_that_breaks_or_a_server_that_stops_ends_it() -> None:

@@ -36,7 +36,10 @@ class Sockets(WebSocketsSansIOProtocol):
             cast(dict[str, Any], self.scope["extensions"])[DETACH] = self._detach
 
     def _detach(self, speak: Speak) -> None:
-        """Give the open connection to a Channel, and forget all that the handshake took."""
+        """Give the open connection to a Channel, if it is still there, and forget all that the handshake took."""
+        if self.disconnected or self.transport.is_closing():
+            self.handshake_complete = True  # the peer did not wait for it: uvicorn would answer 500
+            return
         transport, rest = self.transport, bytes(self.conn.reader.buffer)
         channel = Channel(transport, self.config.ws_max_size, self.connections)
         task = self.loop.create_task(channel.run(speak))

@@ -28,7 +28,7 @@ from tutti.domain.events import Digest, NodeId
 
 log = logging.getLogger(__name__)
 
-SMALL_UPLOAD = 1 << 20
+SMALL_UPLOAD = 1 << 18
 LARGE_UPLOADS = 64
 """Uploads above SMALL_UPLOAD bytes that are received at the same time; each may hold some 3 MiB in memory."""
 
@@ -90,7 +90,10 @@ class _NodeSocket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        await send({"type": "websocket.accept"})
+        try:
+            await send({"type": "websocket.accept"})
+        except OSError:  # uvicorn's word for a peer that is gone already
+            return
         detach: Callable[..., None] | None = scope["extensions"].get(DETACH)
         if detach is None:  # another server than ours: it works, and takes more memory
             await self._fabric.serve(receive, send)
