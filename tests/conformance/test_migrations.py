@@ -15,6 +15,7 @@ from tutti.adapters.ledgers import sqlite as sqlite_ledger
 from tutti.adapters.logs import postgres as postgres_log
 from tutti.adapters.logs import sqlite as sqlite_log
 from tutti.adapters.migrations import Format, FormatTooNew, Step, scripts
+from tutti.testing.logs import EVENTS
 
 PEOPLE = Format(
     "book",
@@ -68,6 +69,20 @@ async def test_postgres_up_and_down_with_data():
         await postgres.migrate(db, PEOPLE, url, 0)
         assert await db.fetchval("SELECT to_regclass('people')") is None
         await db.close()
+
+
+async def test_events_survive_a_step_down_and_up_again():
+    async with database() as url:
+        log = await postgres_log.PostgresLog.open(url)
+        recorded = await log.append("a", 0, EVENTS)
+        await log.close()
+        db = await asyncpg.connect(url)
+        await postgres.migrate(db, postgres_log.FORMAT, url, 1)
+        assert await db.fetchval("SELECT count(*) FROM events") == len(EVENTS)
+        await db.close()
+        log = await postgres_log.PostgresLog.open(url)
+        assert await log.read() == recorded
+        await log.close()
 
 
 @pytest.mark.parametrize("format", [sqlite_log.FORMAT, sqlite_accounts.FORMAT, sqlite_ledger.FORMAT])

@@ -55,12 +55,14 @@ class BrokerLink:
 
     async def close(self) -> None:
         """Say goodbye and close every connection."""
-        if self._session is not None:
-            await self._session.close(goodbye=True)
-        for open in (self._http, self._hub):
-            if open is not None:
-                await open.close()
-        self._http = self._hub = None
+        try:
+            if self._session is not None:
+                await self._session.close(goodbye=True)
+        finally:
+            for open in (self._http, self._hub):
+                if open is not None:
+                    await open.close()
+            self._http = self._hub = None
 
     # -- messages ------------------------------------------------------------------------------------------
 
