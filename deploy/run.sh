@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A coordinator and PEERS (default 3) peers on this machine, for uploaded tables; ends with ctrl-C.
-# Options for `tutti up`, such as --broker or --blobs, may follow.
+# Options for `tutti up`, such as --broker or --blobs, may follow; with --broker the peers come by way of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tutti=.venv/bin/tutti
@@ -16,6 +16,12 @@ done
 url=$(.venv/bin/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["url"])' "$ready")
 peers=${PEERS:-3}
 link=$("$tutti" invite --url "$url" --uses "$peers" $([ -f "$data/operator-token" ] && echo --token-file "$data/operator-token"))
+previous=
+for argument in "$@"; do
+    case $previous in --broker) link="$argument#${link##*#}" ;; esac
+    case $argument in --broker=*) link="${argument#*=}#${link##*#}" ;; esac
+    previous=$argument
+done
 for number in $(seq "$peers"); do
     "$tutti" join "$link" --data sessions --name "peer-$number" --state-dir "$data/peers/peer-$number" &
 done

@@ -20,7 +20,7 @@ from tutti.adapters.identities.x25519 import SealingKey, seal
 from tutti.adapters.machine import Machine
 from tutti.core.errors import CorruptBlob, UserError
 from tutti.domain.policy import Policy
-from tutti.domain.sessions import PREFIX, SessionEnded
+from tutti.domain.sessions import IDLE, PREFIX, SessionEnded
 from tutti.ports import Data, Examples, Link
 from tutti.ports.training import models
 from tutti.services import peer
@@ -48,6 +48,7 @@ class Peers:
     def __init__(self, world: World) -> None:
         self.world = world
         self.keys: dict[str, SealingKey] = {}
+        self.liars: set[str] = set()  # who hold other rows than they were given
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._secrets: dict[str, str] = {}
 
@@ -56,7 +57,7 @@ class Peers:
         for name in names:
             if name not in self._secrets:
                 self._secrets[name] = await members.admit(await members.invite(), name)
-                self.keys[name] = SealingKey(os.urandom(32))
+                self.keys.setdefault(name, SealingKey(os.urandom(32)))
             link = self.world.links[name] = LocalLink(self.world.fabric)
             self._tasks[name] = asyncio.create_task(peer.serve(link, self.keys[name], self._runtime(name)))
         async with asyncio.timeout(DEADLINE):
@@ -66,6 +67,8 @@ class Peers:
 
     def _runtime(self, name: str):
         def runtime(link: Link, data: Data) -> NodeRuntime:
+            if name in self.liars and data.name != IDLE:
+                data = replace(data, train=Examples(data.train.x + 1, data.train.y))
             return NodeRuntime(
                 name=name,
                 token=self._secrets[name],
@@ -221,6 +224,33 @@ async def test_a_node_that_claims_a_part_it_was_not_given_takes_no_part(world, p
         assert (done["status"], sorted(done["peers"]), schema.rounds) == ("COMPLETED", ["p1", "p2"], 2)
         results = (await client.get(f"/sessions/{session}/results")).json()
         assert sorted(results["peers"]) == ["p1", "p2"]
+
+
+async def test_a_peer_that_holds_other_rows_than_it_was_given_ends_the_session(world, peers):
+    peers.liars = {"p2"}
+    await peers.start("p1", "p2")
+    async with caller(app_of(world)) as client:
+        session = (await start(client)).json()["session_id"]
+        done = await until_over(world, client, session)
+        assert (done["status"], done["job"]) == ("FAILED", "")
+        assert done["reason"] == "peer p2 holds other rows than those that it was given"
+        await peers.start("p1", "p2")  # both are free again
+
+
+async def test_a_peer_that_cannot_open_its_part_ends_the_session_after_a_while(world, peers, monkeypatch):
+    class LostKey(SealingKey):
+        def open(self, box: bytes) -> bytes:
+            raise CorruptBlob("sealed for another key")
+
+    monkeypatch.setattr("tutti.services.sessions.WAIT_SECONDS", 0.5)
+    peers.keys["p2"] = LostKey(os.urandom(32))
+    await peers.start("p1", "p2")
+    async with caller(app_of(world)) as client:
+        session = (await start(client)).json()["session_id"]
+        done = await until_over(world, client, session)
+        assert done["status"] == "FAILED"
+        assert done["reason"] == "peers that did not take their parts within 0.5 s: p2"
+        assert world.sessions.retained() == set()
 
 
 @pytest.mark.parametrize(

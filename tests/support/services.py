@@ -109,7 +109,11 @@ async def coordinator_uid(url: str = RABBITMQ) -> AsyncIterator[Address]:
         yield address
     finally:
         async with connection, connection.channel() as channel:
-            for queue in (address.events, address.dead, *(address.commands(f"n{i}") for i in range(50))):
+            for queue in (
+                address.events,
+                address.dead,
+                *(address.commands(f"{n}{i}") for n in ("n", "peer-") for i in range(50)),
+            ):
                 await channel.queue_delete(queue)
 
 

@@ -173,7 +173,13 @@ class Coordinator:
             self.maintenance.check()
             self.admit(by)
             if spec.normalize:
-                await self.until_held(spec.dataset, spec.cohort.min_nodes)
+                least = spec.cohort.min_nodes
+                held = await self.until_held(spec.dataset, least)
+                if len(held) < least:  # those who come later would not be in the statistics
+                    raise BadSpec(
+                        "normalize needs the data of all nodes when the job is submitted: cohort.min_nodes is "
+                        f"{least}, {len(held)} that hold {spec.dataset!r} are connected"
+                    )
             data = self.check(spec)
             if spec.normalize:
                 data = with_normalization(data, await self.describe(spec.dataset))
@@ -235,16 +241,12 @@ class Coordinator:
         schema = nodes.common_schema(dataset, {node: summary.data for node, summary in holders.items()})
         return await self.preflight.ask(dataset, schema, {n: s.examples for n, s in holders.items()})
 
-    async def until_held(self, dataset: str, least: int) -> None:
-        """Wait a moment for nodes that are on their way: those who come later are not in the statistics."""
-        try:
-            async with asyncio.timeout(ON_THEIR_WAY_SECONDS), self._changed:
+    async def until_held(self, dataset: str, least: int, seconds: float = ON_THEIR_WAY_SECONDS) -> set[NodeId]:
+        """Wait for nodes that are on their way, but no longer than so; those that hold the data set then."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._changed:
                 await self._changed.wait_for(lambda: len(self._scheduler.holders(dataset)) >= least)
-        except TimeoutError:
-            raise BadSpec(
-                f"normalize needs the data of all nodes when the job is submitted: cohort.min_nodes is {least}, "
-                f"{len(self._scheduler.holders(dataset))} that hold {dataset!r} are connected"
-            ) from None
+        return set(self._scheduler.holders(dataset))
 
     async def manifest(self, job_id: str) -> Manifest:
         """What it takes to make a job's model again, from the log; raises NotFound."""

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 Seal = Callable[[str, bytes], bytes]
 HELD_OUT = 0.2
+WAIT_SECONDS = 600.0
+"""How long a session waits for peers that are away, before its first round and between rounds."""
+
 SessionStatus = Literal["RUNNING", "COMPLETED", "STOPPED", "FAILED"]
 _ENDED: dict[Status, Literal["COMPLETED", "STOPPED", "FAILED"]] = {
     Status.COMPLETED: "COMPLETED",
@@ -119,7 +122,7 @@ class Sessions:
             spec,
             dataset=dataset_of(session),
             name=f"session-{session}",
-            cohort=with_fields(spec.cohort, min_nodes=peers, wait=600.0),
+            cohort=with_fields(spec.cohort, min_nodes=peers, wait=WAIT_SECONDS),
         )
         await self._record(
             SessionStarted(
@@ -197,6 +200,9 @@ class Sessions:
             if mine is not None and mine.session == session:
                 if registration.data.digest != mine.peers[node].data:
                     self._core.fabric.disconnect(node, "its rows are not those of the part that it was given")
+                    if self._job_of(mine) is None:
+                        reason = f"peer {node} holds other rows than those that it was given"
+                        self._core.background.spawn(self._end(session, "FAILED", reason))
             elif session in self._started and session not in self._ended:
                 self._core.fabric.disconnect(node, "it was given no part of this session")
             else:
@@ -210,7 +216,11 @@ class Sessions:
             if (seen := self._core.presence.get(node)) is not None and seen.connected and seen.registration is not None:
                 self._greet(node, seen.registration)
         try:
-            await self._core.until_held(it.spec.dataset, len(it.peers))
+            held = await self._core.until_held(it.spec.dataset, len(it.peers), WAIT_SECONDS)
+            if session in self._ended:  # meanwhile
+                return
+            if missing := sorted(it.peers.keys() - held):
+                raise UserError(f"peers that did not take their parts within {WAIT_SECONDS:g} s: {', '.join(missing)}")
             job = await self._core.submit(it.spec, by=it.by, key=session)
             job = await self._core.wait_final(job.id)
             await self._end(session, _ENDED[job.status], job.outcome)
