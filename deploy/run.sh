@@ -27,4 +27,6 @@ for number in $(seq "$peers"); do
 done
 echo "coordinator  $url  (API: $url/docs)"
 echo "train        curl -F file=@table.csv -F peers=$peers $url/sessions/start"
-wait -n
+wait -n -p ended && code=0 || code=$?
+echo "process $ended has ended with exit code $code, so all of them end" >&2
+exit "$code"
