@@ -128,6 +128,12 @@ class NodeRuntime:
                         await self._obey(message)
                 raise LinkLost("the coordinator closed the connection")
         except BaseExceptionGroup as failed:  # the first failure ended the session, the others followed from it
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:  # a group that ends by an error may leave its own cancellation behind
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
             raise failed.exceptions[0] from None
 
     def _registration(self) -> Registration:

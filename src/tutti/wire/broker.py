@@ -78,7 +78,7 @@ class Enabled(Counted, frozen=True, kw_only=True, tag="ENABLED"):
 
 
 class Beat(Counted, frozen=True, kw_only=True, tag="HEARTBEAT"):
-    """After each epoch, and in between if they take long: how far the work is, with epoch, loss and accuracy."""
+    """How far the work is, with epoch and loss: at its beginning, and every few seconds."""
 
     progress: Progress
 
