@@ -1,4 +1,4 @@
-"""The market's floor: hands jobs to workers, hears them, has results judged, and pays; the desk keeps the books.
+"""The market's floor: hands jobs to workers, hears them, has results judged; the desk keeps the books, the till pays.
 
 Everything here follows from the events and may be done again: after a crash every open job is looked at once, and
 goes on. Leases are kept in memory; a worker gets a whole one from a coordinator that has just started.
@@ -8,8 +8,8 @@ import asyncio
 import heapq
 import logging
 import secrets
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,16 +18,15 @@ from random import SystemRandom
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError
 from tutti.core.workload import Verdict
 from tutti.domain.events import Digest, NodeId
-from tutti.domain.ledger import InsufficientFunds, Order
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
-from tutti.domain.market import money
 from tutti.domain.market.assignment import Drawn, draw
 from tutti.domain.market.jobs import Attempt, ComputeJob
 from tutti.ports import Arrived, Fabric, FabricEvent, Left, Said
 from tutti.ports.blobs import Mapped
 from tutti.services.market.desk import MarketDesk
 from tutti.services.market.judging import MEASURE_COLUMNS, MEASURE_ROWS, judge, speed
+from tutti.services.market.till import Till
 from tutti.wire.messages import (
     Committed,
     Compute,
@@ -92,7 +91,7 @@ class MarketFloor:
         self._heard: dict[tuple[str, int], float] = {}
         self._asked: set[tuple[str, int]] = set()
         self._uploads: Counter[tuple[str, int]] = Counter()
-        self._posted: defaultdict[str, set[str]] = defaultdict(set)
+        self._till = Till(desk, self._tell)
         self._news: asyncio.Queue[tuple[NodeId, object, bytes]] = asyncio.Queue()
         self._waiting: Counter[NodeId] = Counter()
         self._poked: asyncio.Queue[str] = asyncio.Queue()
@@ -425,11 +424,11 @@ class MarketFloor:
         """Do the next thing that is due; True if there may be more."""
         if job.settled:
             return False
-        if not await self._funded(job):
+        if not await self._till.fund(job):
             return bool(await self.desk.do(job.id, j.Conclude(reason="its reward could not be set aside")))
         if not job.funded:
             return bool(await self.desk.do(job.id, j.Fund()))
-        if await self._secure(job):
+        if await self._till.secure(job):
             return True
         if job.final:
             return await self._end(job)
@@ -444,55 +443,6 @@ class MarketFloor:
     def _late(self, job: ComputeJob) -> bool:
         """Time that this coordinator was not there does not count against anybody."""
         return self.desk.clock() >= max(job.expires, self._started + self.desk.rules.lease)
-
-    async def _funded(self, job: ComputeJob) -> bool:
-        """Set the reward aside, and after a dispute what the further worker gets."""
-        if job.failed:
-            return True
-        try:
-            await self._post(job, money.funding(job))
-        except InsufficientFunds as error:
-            log.warning("compute job %s: %s", job.id, error)
-            return bool(job.funded)  # a dispute whose deposit is gone: the replay decides alone
-        return True
-
-    async def _secure(self, job: ComputeJob) -> bool:
-        """See to the bonds, attempt by attempt: bound before its work is judged, let go or taken once it has ended.
-
-        True if something came of it, so that the job has to be looked at again.
-        """
-        fresh = False
-        for attempt in job.attempts:
-            try:
-                bound = await self._bind(job, attempt)
-            except InsufficientFunds as error:
-                reason = f"its bond is not there: {error}"
-                await self.desk.do(job.id, j.Release(attempt=attempt.number, reason=reason, ours=True))
-                return True
-            end = money.bond_end(job, attempt)
-            if not bound or end is None or end.key in self._posted[job.id]:
-                continue
-            await self._post(job, [end])
-            fresh = True
-            if attempt.holds is False:
-                await self.desk.raise_stake(attempt.worker)
-                self._tell(job, attempt)
-        return fresh
-
-    async def _bind(self, job: ComputeJob, attempt: Attempt) -> bool:
-        """Whether the attempt has its bond, which it gets now if it goes on."""
-        order, posted = money.bond(job, attempt), self._posted[job.id]
-        never = f"{order.key} never"
-        if order.key in posted or never in posted:
-            return order.key in posted
-        if attempt.over and await self.desk.ledger.known(order.key) is None:
-            posted.add(never)  # it ended before it had one
-            return False
-        try:
-            await self._post(job, [order])
-        except NotFound:  # after a dispute whose deposit is gone: nothing is paid for this slot
-            posted.add(never)
-        return order.key in posted
 
     async def _release(self, job: ComputeJob) -> bool:
         """End attempts that nothing is heard of, and all that go on when the job's time is up."""
@@ -568,25 +518,14 @@ class MarketFloor:
         """Pay, or give back, once nobody can dispute the result any more."""
         if job.verified is not None and self.desk.clock() < job.verified_at + job.submitted.window:
             return False
-        for order in money.settlement(job):
-            with suppress(NotFound):  # nothing could be set aside for it
-                await self._post(job, [order])
-        await self.desk.do(job.id, j.Settle())
+        await self._till.settle(job)
         for attempt in job.live:
             self._tell(job, attempt)
-        self._posted.pop(job.id, None)
         for attempt in job.attempts:
             self._heard.pop((job.id, attempt.number), None)
             self._uploads.pop((job.id, attempt.number), None)
             self._asked.discard((job.id, attempt.number))
         return False
-
-    async def _post(self, job: ComputeJob, orders: Iterable[Order]) -> None:
-        posted = self._posted[job.id]
-        for order in orders:
-            if order.key not in posted:
-                await self.desk.ledger.post(order)
-                posted.add(order.key)
 
     def _tell(self, job: ComputeJob, attempt: Attempt) -> None:
         good = bool(attempt.holds) and job.verified is not None
