@@ -28,6 +28,7 @@ from tutti.core.params import Params
 from tutti.domain.jobs import Job
 from tutti.domain.market.rules import RULES
 from tutti.domain.policy import Policy
+from tutti.domain.signing import Domain
 from tutti.domain.spec import DataSchema, JobSpec, load_spec
 from tutti.ports import Data, EventLog, Examples, LinkRefused, Report, Task, Work
 from tutti.ports.identity import SigningKey
@@ -108,6 +109,7 @@ class World:
         self._nodes: dict[str, asyncio.Task[None]] = {}
         self._secrets: dict[str, str] = {}
         self.rules = RULES
+        self.domain = Domain()
         self.chance: Callable[[], float] | None = None
         self.open_log: Callable[[], Awaitable[EventLog]] = lambda: SqliteLog.open(folder / "log.sqlite")
         self.core: Coordinator
@@ -129,6 +131,7 @@ class World:
             known_schema=lambda choice: SCHEMA if choice.name == "toy" else known_schema(choice),
             clock=lambda: time.time() + self.later,
             verify=verify,
+            domain=self.domain,
         )
         clock = self.core.clock
         self.ledger = await self.open_ledger()

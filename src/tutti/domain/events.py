@@ -234,6 +234,15 @@ class NodeKeyed(Event, frozen=True, kw_only=True):
     key: str
 
 
+class NodeEquivocated(Event, frozen=True, kw_only=True):
+    """The node has signed two different updates under one number: `digests` are theirs, in the order of `signed`."""
+
+    node: NodeId
+    job: str
+    digests: tuple[Digest, Digest]
+    signed: tuple[Signed, Signed]
+
+
 class NodeDrained(Event, frozen=True, kw_only=True):
     """The node finishes what it does and is given no more work, until it is undrained.
 
@@ -296,6 +305,7 @@ NodeEvent: TypeAlias = (
     | NodeJoined
     | NodeRemoved
     | NodeKeyed
+    | NodeEquivocated
     | NodeDrained
     | NodeUndrained
     | MaintenanceBegan

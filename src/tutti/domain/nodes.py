@@ -103,6 +103,13 @@ class Pin:
     key: str
 
 
+@dataclass(frozen=True, slots=True)
+class Accuse:
+    """The node has signed two updates under one number, which no honest node does: it gets no more work."""
+
+    proof: e.NodeEquivocated
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maintain:
     """Let nothing new begin, for this reason, or (an empty one) again."""
@@ -121,7 +128,7 @@ class Drain:
     forged: str = ""
 
 
-Command: TypeAlias = IssueInvite | Join | Remove | Pin | Drain | Maintain
+Command: TypeAlias = IssueInvite | Join | Remove | Pin | Accuse | Drain | Maintain
 
 
 def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
@@ -155,6 +162,12 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
                     "remove it (`tutti nodes rm`) and let it join anew"
                 )
             return [e.NodeKeyed(at=now, node=node, key=key)]
+        case Accuse(proof=proof):
+            node, job, round = proof.node, proof.job, proof.signed[0].round
+            if node not in state.nodes or node in state.drained:
+                return []
+            fault = f"it has signed two updates under one number, for round {round} of {job}"
+            return [proof, e.NodeDrained(at=now, node=node, by="its own signatures", forged=fault)]
         case Drain(node=node, on=on, by=by, forged=forged):
             if node not in state.nodes:
                 raise NotFound(f"there is no node {node!r}")
@@ -191,7 +204,9 @@ def evolve(state: Register, event: NodeEvent) -> Register:
             return replace(state, maintenance="")
         case e.NodeUndrained(node=node):
             return replace(state, drained=state.drained - {node})
-        case e.NodeConnected() | e.NodeDisconnected() | e.NodeTurnedAway() | e.CoordinatorStarted():
+        case (
+            e.NodeConnected() | e.NodeDisconnected() | e.NodeTurnedAway() | e.NodeEquivocated() | e.CoordinatorStarted()
+        ):
             return state
     assert_never(event)
 

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from tutti.domain.events import NodeEquivocated
+
 
 class Notary(Protocol):
     """Each call is carried out once, however often it is made. Hashes are 64 hex digits.
@@ -15,6 +17,10 @@ class Notary(Protocol):
 
     async def record_round(self, job: str, round: int, root: str, count: int, model: str) -> None:
         """`root` of the Merkle tree over a round's `count` contributions, and the model that they made."""
+        ...
+
+    async def accuse(self, proof: NodeEquivocated) -> None:
+        """A node has signed two different updates under one number; whoever looks sees that for themselves."""
         ...
 
     async def close_session(self, job: str, model: str | None) -> None:

@@ -101,6 +101,7 @@ class Coordinator:
             auditor=Auditor(workbench, self.keeper, self.presence, known_schema, self._quarantine, audited),
             domain=domain,
             verify=verify,
+            accuse=self._accuse,
         )
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -361,6 +362,11 @@ class Coordinator:
                     self._inbox.put(node, message, blob)
                 elif isinstance(message, Described):
                     self.preflight.heard(node, message)
+
+    async def _accuse(self, proof: e.NodeEquivocated) -> None:
+        if await self.journal.nodes(nodes.Accuse(proof)):
+            log.error("%s is given no more work: it has signed two updates under one number", proof.node)
+            self._nodes_changed()
 
     async def _pin(self, node: NodeId, key: str) -> None:
         """Note with which key a node signs; one that comes with another is sent away."""

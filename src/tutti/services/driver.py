@@ -20,7 +20,7 @@ from tutti.domain.spec import JobSpec
 from tutti.ports.training import Task
 from tutti.services.aggregation import Aggregation, Examined, Fold, UnreadableUpdate
 from tutti.services.inbox import answer
-from tutti.services.judging import command_of, counts, signature_fault, signed_by, still_owed, would_count
+from tutti.services.judging import command_of, counts, equivocation, signature_fault, signed_by, still_owed, would_count
 from tutti.services.site import Site
 from tutti.services.telling import announce, assign, halt_last, halt_working, owed
 from tutti.wire import tensors
@@ -308,6 +308,8 @@ class JobDriver:
             self._answer(node, said, reason=f"{node} was removed")
             return
         wanted = would_count(self.job, node, said, self._journal.clock())
+        if (proof := equivocation(self.job, node, said, self._site.verify, self._journal.clock())) is not None:
+            await self._site.accuse(proof)
         if round is not None and round.opened.task == "train" and wanted:
             try:
                 fold = await self._fold_of(round.opened)

@@ -54,6 +54,20 @@ def signature_fault(said: Submission, signed: Signed | None, verify: Verify) -> 
     return None
 
 
+def equivocation(job: Job, node: NodeId, said: Submission, verify: Verify, now: float) -> e.NodeEquivocated | None:
+    """The proof, if what a node says here and what it has said in this round before are signed under one number."""
+    member = job.round.members.get(node) if job.round else None
+    if member is None or job.round is None or member.update is None or member.update.signed is None:
+        return None
+    first, digest = member.update.signed, member.update.digest
+    second = signed_by(first.key, job.round.task_of(node), said, first.domain)
+    if second is None or (second.round, second.nonce) != (first.round, first.nonce) or said.digest == digest:
+        return None
+    if signature_fault(said, second, verify) is not None:
+        return None
+    return e.NodeEquivocated(at=now, node=node, job=job.id, digests=(digest, said.digest), signed=(first, second))
+
+
 def _bytes(text: str) -> bytes:
     return bytes.fromhex(text)
 

@@ -60,6 +60,7 @@ class NotaryDesk:
         self.trouble = ""
         self._journal, self._notary = journal, notary
         self._sessions: dict[str, Session] = {}
+        self._accused: list[e.NodeEquivocated] = []
         self._changed = asyncio.Event()
         journal.projections.append(self.observe)
 
@@ -71,7 +72,7 @@ class NotaryDesk:
     @property
     def waiting(self) -> int:
         """Calls that are still to be made."""
-        return sum(
+        return len(self._accused) + sum(
             (not one.opened) + len(one.rounds) - len(one.recorded) + (one.over and not one.closed)
             for one in self._sessions.values()
         )
@@ -85,6 +86,10 @@ class NotaryDesk:
 
     def observe(self, recorded: Recorded) -> None:
         event = recorded.event
+        if isinstance(event, e.NodeEquivocated):
+            self._accused.append(event)
+            self._changed.set()
+            return
         if isinstance(event, e.JobSubmitted):
             self._sessions[event.job] = Session(scored=event.spec.rewards is not None)
             self._changed.set()
@@ -121,6 +126,9 @@ class NotaryDesk:
             try:
                 for job, session in list(self._sessions.items()):
                     await self._record(self._journal.jobs[job], session)
+                while self._accused:
+                    await self._notary.accuse(self._accused[0])
+                    self._accused.pop(0)
                 self.trouble = ""
             except (TuttiError, OSError) as error:
                 log.error("the notary waits: %s", error)

@@ -1,7 +1,9 @@
 """What the jobs of one coordinator share."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tutti.domain import events as e
 from tutti.domain.events import NodeId
 from tutti.domain.signing import Domain, Verify
 from tutti.ports import Fabric, Workbench
@@ -27,6 +29,7 @@ class Site:
     auditor: Auditor
     domain: Domain
     verify: Verify
+    accuse: Callable[[e.NodeEquivocated], Awaitable[None]]
 
     def key_of(self, node: NodeId) -> str:
         """With which a node signs; empty if it has named no key. The one in its first registration counts."""

@@ -74,6 +74,7 @@ EVENTS: tuple[AnyEvent, ...] = (
     e.NodeJoined(at=0.5, node="n1", invite="f" * 64, secret="0" * 64),
     e.NodeRemoved(at=9.0, node="n1"),
     e.NodeKeyed(at=3.0, node="n2", key="a" * 128),
+    e.NodeEquivocated(at=3.5, node="n2", job="digits-1", digests=("d" * 64, "e" * 64), signed=(SIGNED, SIGNED)),
     e.NodeDrained(at=9.25, node="n1", by="ada"),
     e.NodeUndrained(at=9.5, node="n1"),
     e.MaintenanceBegan(at=9.6, reason="new disks", by="ada"),

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+from eth_keys.datatypes import Signature
+
 from tutti.adapters.chain.connection import Chain
 from tutti.adapters.chain.sender import Call, Reverted
-from tutti.core.errors import NotFound
+from tutti.core.errors import Conflict, NotFound
 from tutti.domain.contributions import Proof, record_of
-from tutti.domain.signing import session_of
+from tutti.domain.events import NodeEquivocated
+from tutti.domain.signing import Signed, address_of, session_of
 
 NONE = "00" * 32
 
@@ -48,11 +51,34 @@ class EvmNotary:
     async def close_session(self, job: str, model: str | None) -> None:
         await self._send(f"close/{job}", "SessionOver", "registry", "close", job, _hash(model or NONE))
 
+    async def accuse(self, proof: NodeEquivocated) -> None:
+        """Anybody could send this. A signature does not say which of two keys it recovers to: both are tried."""
+        updates = [
+            (session_of(proof.job), its.round, _hash(its.base), _hash(digest), its.samples, its.nonce)
+            for digest, its in zip(proof.digests, proof.signed, strict=True)
+        ]
+        ends = [await self._end(update, its) for update, its in zip(updates, proof.signed, strict=True)]
+        signatures = [_hash(its.signature) + end for its, end in zip(proof.signed, ends, strict=True)]
+        given = [part for pair in zip(updates, signatures, strict=True) for part in pair]
+        key = f"equivocation/{proof.job}/{proof.signed[0].round}/{proof.digests[1][:16]}"
+        await self._transact(key, "AlreadyProven", "tracker", "proveEquivocation", *given)
+
+    async def _end(self, update: tuple[object, ...], its: Signed) -> bytes:
+        digest = await self.chain.view("tracker", "digest", update)
+        for v in (27, 28):
+            signature = Signature(vrs=(v - 27, int(its.signature[:64], 16), int(its.signature[64:], 16)))
+            if signature.recover_public_key_from_msg_hash(digest).to_bytes().hex() == its.key:
+                return bytes([v])
+        raise Conflict(f"the signature of {address_of(its.key)} is none, so it proves nothing")
+
     async def _send(self, key: str, done: str, name: str, function: str, job: str, *arguments: object) -> None:
+        await self._transact(key, done, name, function, session_of(job), *arguments)
+
+    async def _transact(self, key: str, done: str, name: str, function: str, *arguments: object) -> None:
         """`done`: how the contract says that this has happened, should our journal have been lost."""
 
         async def make() -> Call:
-            return self.chain.call(self.chain.operator, name, function, session_of(job), *arguments)
+            return self.chain.call(self.chain.operator, name, function, *arguments)
 
         try:
             await self.chain.send(f"notary/{key}", (await make()).data, make)
