@@ -6,9 +6,11 @@ import pytest
 
 from tutti.adapters.identities.secp256k1 import ORDER, Secp256k1Key, verify
 from tutti.core import keccak
+from tutti.core.errors import Conflict
 from tutti.core.registry import Choice
 from tutti.domain.contributions import BadProof, Contribution, check_signature, check_signers, record_of
-from tutti.domain.nodes import Pin, Register, Remove, decide, evolve
+from tutti.domain.events import NodeJoined
+from tutti.domain.nodes import Invite, Pin, Register, Remove, decide, evolve
 from tutti.domain.signing import Domain, Signed, address_of, digest_of
 from tutti.domain.spec import DataSchema, Training
 from tutti.services.signing import UpdateSigner
@@ -130,13 +132,15 @@ def test_a_node_has_one_key_and_it_is_the_one_that_is_known(tmp_path):
 
 
 def test_the_first_key_of_a_node_is_its_key_until_it_is_removed():
-    state = Register(nodes={"a": "secret"})
+    state = Register(nodes={"a": "secret"}, invites={"i": Invite(uses=1, expires=9)})
     (keyed,) = decide(state, Pin(node="a", key="k1"), now=1)
     state = evolve(state, keyed)
     assert decide(state, Pin(node="a", key="k1"), now=2) == []
     assert decide(state, Pin(node="stranger", key="k1"), now=2) == []
     for other in ("k2", ""):
-        with pytest.raises(Exception, match="another key before"):
+        with pytest.raises(Conflict, match="another key before"):
             decide(state, Pin(node="a", key=other), now=2)
+    with pytest.raises(Conflict, match="not with a copy"):  # two would sign under the same numbers
+        decide(evolve(state, NodeJoined(at=2, node="b", invite="i", secret="s")), Pin(node="b", key="k1"), now=2)
     (removed,) = decide(state, Remove(node="a"), now=3)
     assert evolve(state, removed).keys == {}

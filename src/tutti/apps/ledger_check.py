@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tutti.core.errors import NotFound, UserError
-from tutti.domain.contributions import Contribution, Proof, check_paid, check_proof, check_signers, entry_of
+from tutti.domain.contributions import (
+    Contribution,
+    Proof,
+    check_paid,
+    check_proof,
+    check_signers,
+    entry_of,
+    payment_key,
+)
 from tutti.domain.ledger import BadChain, Entry, Totals, verify_chain
 from tutti.services.views.chain import BlockView, ChainView, TransactionView
 from tutti.services.views.ledger import ScoredView
@@ -118,7 +126,11 @@ def check_rounds(told: Told, job: str | None) -> tuple[list[ScoredView], list[Sc
     rounds = [one for one in told.rounds if job in (None, one.job, one.job.rpartition("-")[0])]
     if job is not None and not rounds:
         raise NotFound(f"there are no scored rounds of {job!r}")
-    paid = [check_paid([each.contribution for each in one.earned], one.pool, told.orders) for one in rounds]
+    orders = {one.key: one for one in told.orders}
+    paid = []
+    for one in rounds:
+        its = orders.get(payment_key(one.job, one.round))
+        paid.append(check_paid([each.contribution for each in one.earned], one.pool, [its] if its else []))
     return (
         [one for one, is_paid in zip(rounds, paid, strict=True) if is_paid],
         [one for one, is_paid in zip(rounds, paid, strict=True) if not is_paid],

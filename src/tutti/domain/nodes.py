@@ -161,6 +161,11 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
                     f"{node} has signed with another key before: start it with the state directory that it had, or "
                     "remove it (`tutti nodes rm`) and let it join anew"
                 )
+            if key in state.keys.values():
+                raise Conflict(
+                    f"another node signs with the key of {node}: start it with a state directory of its own, not with "
+                    "a copy"
+                )
             return [e.NodeKeyed(at=now, node=node, key=key)]
         case Accuse(proof=proof):
             node, job, round = proof.node, proof.job, proof.signed[0].round

@@ -96,10 +96,11 @@ class Sender:
     def close(self) -> None:
         self._db.close()
 
-    def done(self, after: int = 0) -> list[Sent]:
-        """Every transaction that was seen in a block, in the order of sending; those behind number `after`."""
+    def done(self, after: int = 0, limit: int = -1) -> list[Sent]:
+        """Transactions that were seen in a block, in the order of sending: all, or some behind number `after`."""
+        query = "SELECT * FROM sent WHERE block IS NOT NULL AND seq > ? ORDER BY seq LIMIT ?"
         with self._journal():
-            rows = self._db.execute("SELECT * FROM sent WHERE block IS NOT NULL AND seq > ? ORDER BY seq", (after,))
+            rows = self._db.execute(query, (after, limit))
             return [_sent(row) for row in rows]
 
     def told(self) -> list[bytes]:

@@ -153,7 +153,7 @@ class EvmLedger:
 
     def transactions(self, after: int, limit: int) -> list[tuple[Sent, AnyOperation | None]]:
         """At most `limit` of the journal that are on the chain, behind a number; with what they are for, if tokens."""
-        return [(sent, operation_of(sent.what)) for sent in self.chain.sender.done(after)[:limit]]
+        return [(sent, operation_of(sent.what)) for sent in self.chain.sender.done(after, limit)]
 
     async def unexplained(self) -> int:
         """How many roots of earnings on the chain do not follow from the payments in the journal: 0."""

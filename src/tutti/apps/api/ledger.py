@@ -54,8 +54,8 @@ class LedgerRoutes:
         """The ledger as a chain of signed entries."""
         if not isinstance(self._ledger, SignedLedger):
             raise Conflict(
-                "the tokens are on a chain, whose blocks are the entries: `tutti chain status` says which, and "
-                "`tutti chain session JOB --round N --node NAME` has its contract check a contribution"
+                "the tokens are on a chain, whose transactions are the entries: GET /api/v1/blockchain/transactions "
+                "has this coordinator's, and `tutti ledger verify` checks them"
             )
         return self._ledger
 
