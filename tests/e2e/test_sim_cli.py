@@ -65,6 +65,22 @@ def test_a_job_that_fails_has_its_own_exit_code(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_network_of_ones_own_is_simulated_where_it_is_allowed_also_in_worker_processes(tmp_path):
+    net = "from torch import nn\n\ndef net() -> nn.Module:\n    return nn.Linear(64, 10)\n"
+    (tmp_path / "my_nets.py").write_text(net)
+    own = (*SMALL, "--model", "module:entry=my_nets:net", "--no-baselines", "--json")
+    refused = tutti(*own, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert refused.returncode == 2
+    assert "--allow-module my_nets" in refused.stderr
+    allowed = ("--allow-module", "my_nets")
+    for engine in ("sequential", "processes:workers=2"):
+        done = tutti(*own, *allowed, "--engine", engine, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+    model = json.loads(done.stdout)["header"]["model"]
+    again = tutti("replay", f".tutti/runs/digits-{model[:12]}.json", *allowed, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert again.stdout.startswith("bit-identical"), again.stderr
+
+
 def test_a_sweep_runs_every_combination_and_shows_them_with_intervals(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     sweep = (*SMALL, "--seeds", 2, "--vary", "training.lr=0.05", "--vary", "training.lr=0.3", "--vary", "partition=iid")

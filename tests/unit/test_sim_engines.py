@@ -202,12 +202,27 @@ def test_an_unknown_device_is_refused():
         Vectorised(case.spec, case.trainer, case.federation, device="warp")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@on_a_gpu
 @pytest.mark.parametrize(("source", "model", "training"), DENSE + TORCH_ONLY)
 def test_a_gpu_computes_what_a_cpu_computes(source, model, training):
     case = Case(source, model, training)
     on_gpu = Vectorised(case.spec, case.trainer, case.federation, device="cuda")
     assert_equal(case.run(on_gpu), case.run(Vectorised(case.spec, case.trainer, case.federation, device="cpu")), 1e-4)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_gpu_gives_the_same_bits_again_whatever_is_recorded_of_it(model, mixed):
+    case = Case("digits:image=true", model, {"mixed_precision": mixed, "momentum": 0.5, "lr": 0.02})
+    engine = Vectorised(case.spec, case.trainer, case.federation, device="cuda")
+    first = {node: result.delta.buffer.tobytes() for node, result in case.run(engine).items()}
+    for _ in range(3):
+        again = case.run(engine)
+        assert {node: result.delta.buffer.tobytes() for node, result in again.items()} == first
 
 
 def test_workers_share_out_the_gpus_that_this_process_may_use():
@@ -268,6 +283,7 @@ def test_what_an_engine_cannot_compute_it_says(make):
         make(case.spec, case.trainer, case.federation)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is taken where there is one")
 @pytest.mark.parametrize(
     ("model", "training", "engine"),
     [

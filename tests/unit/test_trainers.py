@@ -242,7 +242,7 @@ class Tied(Twice):
 
     def forward(self, x: "torch.Tensor") -> "torch.Tensor":
         h = torch.relu(self.first(x))
-        zero = torch.func.functional_call(self.large, {"weight": torch.zeros(512, 512)}, (h,))
+        zero = torch.func.functional_call(self.large, {"weight": h.new_zeros(512, 512)}, (h,))
         return self.last(self.large(h) + torch.relu(h @ self.large.weight) + zero)  # type: ignore[no-any-return]
 
 

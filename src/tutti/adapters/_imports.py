@@ -42,10 +42,15 @@ def importable(modules: Sequence[str]) -> Iterator[None]:
         _listed.reset(before)
 
 
+def listed() -> tuple[str, ...]:
+    """What may be named here now, for processes that work on the same job."""
+    return _listed.get()
+
+
 def load_listed_entry(entry: str) -> Callable[..., Any]:
     """As load_entry, for an entry that a job chose: nothing is imported that this machine's owner did not list."""
     module_name, _ = _split(entry)
-    if not is_listed(module_name, _listed.get()):
+    if not is_listed(module_name, listed()):
         raise BadEntry(
             f"entry {entry!r}: nobody has listed module {module_name!r} here: its owner can, by allow_modules in a "
             f"node's policy file, or elsewhere by --allow-module {module_name} or TUTTI_ALLOW_MODULES"

@@ -8,7 +8,7 @@ Simulated time stands still while a cohort works: nobody is late, and no deadlin
 a round wants updates, who comes first is drawn by the job's seed; in overlapping rounds the others go on.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tutti.adapters._imports import importable, listed
 from tutti.adapters.workbench import own_update, rows_of_own
 from tutti.core.codec import AUTO
 from tutti.core.errors import UserError
@@ -57,6 +58,7 @@ def simulate(
     batch_size: int = DEFAULT_BATCH,
     checkpoint: Path | None = None,
     watch: Callable[[RoundRecord], None] | None = None,
+    allow_modules: Sequence[str] = (),
 ) -> History:
     """Run a job on a simulated federation.
 
@@ -65,15 +67,17 @@ def simulate(
         batch_size: What nodes choose where the job leaves it to them.
         checkpoint: A file from which an interrupted run goes on, and which is written now and then.
         watch: Called with every round, the initial model (round 0) first, once the coordinator has measured it.
+        allow_modules: Glob patterns of Python modules that the job's model may name to be imported.
 
     Raises UserError for a job that cannot run on this federation.
     """
     spec = job if isinstance(job, JobSpec) else load_spec(job)
-    simulation = Simulation(spec, federation, engine, batch_size, watch or (lambda _: None))
-    try:
-        return simulation.run(checkpoint)
-    finally:
-        simulation.engine.close()
+    with importable((*listed(), *allow_modules)):
+        simulation = Simulation(spec, federation, engine, batch_size, watch or (lambda _: None))
+        try:
+            return simulation.run(checkpoint)
+        finally:
+            simulation.engine.close()
 
 
 @dataclass(slots=True)

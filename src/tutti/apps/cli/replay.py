@@ -8,7 +8,7 @@ import click
 
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
-from tutti.apps.cli.options import ExistingFile, as_json, print_json
+from tutti.apps.cli.options import ExistingFile, allow_module, as_json, print_json
 
 if TYPE_CHECKING:
     from tutti.ports.training import Data
@@ -21,8 +21,9 @@ RUNS = Path(".tutti") / "runs"
 @click.command()
 @click.argument("manifest", type=ExistingFile)
 @click.option("--data", "sources", multiple=True, metavar="NODE=SOURCE", help="A node's data, where they are its own.")
+@allow_module
 @as_json
-def replay(manifest: Path, sources: tuple[str, ...], as_json: bool) -> None:
+def replay(manifest: Path, sources: tuple[str, ...], allow_modules: tuple[str, ...], as_json: bool) -> None:
     """Make a run again from its manifest, and compare the models bit by bit.
 
     `tutti sim` and `tutti run` write a manifest of every run into .tutti/runs; `tutti jobs manifest` prints that of any
@@ -39,11 +40,13 @@ def replay(manifest: Path, sources: tuple[str, ...], as_json: bool) -> None:
 
     found = read_manifest(manifest)
     os.environ["OMP_NUM_THREADS"] = str(found.threads)  # before anything that computes is imported
+    from tutti.adapters._imports import importable
     from tutti.sim.replay import replay as again
 
     for warning in _differences(found):
         click.echo(f"warning: {warning}", err=True)
-    history = again(found, _data(found, sources))
+    with importable(allow_modules):
+        history = again(found, _data(found, sources))
     same = history.model == found.model
     if as_json:
         print_json({"run": found.run, "expected": found.model, "came": history.model, "identical": same})

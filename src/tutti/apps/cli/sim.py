@@ -9,7 +9,7 @@ import click
 
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
-from tutti.apps.cli.options import File, as_json
+from tutti.apps.cli.options import File, allow_module, as_json
 from tutti.apps.cli.replay import keep
 from tutti.apps.cli.sim_progress import SimProgress, metrics_of, score, told
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option("--model-out", type=File, help="Write the model to this safetensors file, as `tutti model pull` does.")
 @click.option("--checkpoint", type=File, help="Go on from this file if it is there, and keep it up to date.")
+@allow_module
 @as_json
 def sim(
     more: tuple[str, ...],
@@ -64,6 +65,7 @@ def sim(
     plot: Path | None,
     model_out: Path | None,
     checkpoint: Path | None,
+    allow_modules: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -82,17 +84,20 @@ def sim(
       tutti sim --dataset digits --model mlp --strategy fedadam:server_lr=0.03 --out history.parquet
       tutti sim --seeds 5 --vary training.lr=0.05 --vary training.lr=0.1 --plot lr.html
       tutti sim --model cnn --engine processes --checkpoint run.ckpt
+      tutti sim --model module:entry=my_nets:Net --allow-module my_nets
     """
     if out is not None and out.suffix not in (".parquet", ".json"):
         raise click.BadParameter(
             f"expected a name that ends in .parquet or .json, came {str(out)!r}", param_hint="--out"
         )
+    from tutti.adapters._imports import importable
     from tutti.apps.cli.baselines import beside
     from tutti.apps.cli.run_job import check_writable
     from tutti.sim import simulate, sweep
     from tutti.sim.baselines import final
     from tutti.sim.replay import manifest_of
 
+    click.get_current_context().with_resource(importable(allow_modules))
     for named in filter(None, (out, plot, model_out)):
         check_writable(named)
     seeds = range(options["seed"], options["seed"] + options["seeds"])

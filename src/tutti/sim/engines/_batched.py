@@ -5,13 +5,15 @@ always the first k; a batch with fewer rows than its neighbours' is filled up wi
 loss. Equal to the sequential engine but for rounding: about 1e-6 a parameter after a hundred steps, and more with
 tf32 or the job's mixed precision, which computes in bfloat16 where the device can.
 
-All rows stay on the device. Where the memory does not suffice for a group of nodes, smaller groups are tried.
+All rows stay on the device. Where the memory does not suffice for a group of nodes, smaller groups are tried. On one
+GPU too, the same job gives the same bits again.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import cast
 
@@ -29,12 +31,13 @@ from tutti.ports.training import Trainer
 from tutti.services.work import reason_of
 from tutti.sim.engines._dense import dense_of
 from tutti.sim.engines._gradients import Batch, DenseGradients, FunctionalGradients, Gradients, Judged
+from tutti.sim.engines._graphs import Recorded
 from tutti.sim.engines.port import Assignment, CannotCompute, Failed, Result, Trained
 from tutti.sim.federation import Federation
 
 log = logging.getLogger(__name__)
 
-GROUP_BYTES = 512 * 2**20
+GROUP_BYTES, GPU_GROUP_BYTES = 512 * 2**20, 2 * 2**30
 """Parameters, gradients and moments of the nodes that are computed together; the cohort may be larger."""
 
 
@@ -52,12 +55,15 @@ class Vectorised:
         group: int | None = None,
     ) -> None:
         self._device = _device(device)
-        self._gradients = _gradients(spec, trainer, federation, self._device)
+        self._prepare = partial(_gradients, spec, trainer, federation, self._device)
+        self._gradients = self._prepare()
         self._federation = federation
         self._group, self._tf32 = group, tf32
         self._classes = federation.schema.task == "classification"
         rows = federation.rows
         self._x, self._y = (torch.from_numpy(array).to(self._device) for array in (rows.x, rows.y))
+        self._room = GPU_GROUP_BYTES if self._device.type == "cuda" else GROUP_BYTES
+        self._host = torch.empty(0)
 
     @torch.no_grad()
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
@@ -67,7 +73,7 @@ class Vectorised:
             Failed(a.node, "expected at least one example, came none") for a in assignments if a.node not in planned
         )
         plans.sort(key=lambda plan: (-len(plan.sizes), plan.assignment.node))
-        size = self._group or max(1, GROUP_BYTES // (16 * params.layout.size))
+        size = self._group or max(1, self._room // (16 * params.layout.size))
         while plans:
             try:
                 done = list(self._together(params, plans[:size]))
@@ -75,6 +81,7 @@ class Vectorised:
                 if not out_of_memory(error):
                     raise
                 if self._device.type == "cuda":
+                    self._gradients = self._prepare()  # without what was recorded
                     torch.cuda.empty_cache()
                 if min(size, len(plans)) > 1:
                     size = min(size, len(plans)) // 2
@@ -101,7 +108,7 @@ class Vectorised:
             return
         seconds = (perf_counter() - began) / len(plans)
         metrics = tally.metrics(self._classes)
-        for plan, changed, found in zip(plans, weights.cpu().numpy(), metrics, strict=True):
+        for plan, changed, found in zip(plans, self._on_host(weights), metrics, strict=True):
             change = Params(params.layout, changed)
             yield Trained(plan.assignment.node, change, plan.rows, found, seconds, len(plan.sizes))
 
@@ -137,6 +144,14 @@ class Vectorised:
                 descent.write(weights)
             return weights.sub_(anchor), tally
 
+    def _on_host(self, weights: Tensor) -> NDArray[np.float32]:
+        """A GPU writes to the same pages of the host each time: to fill new ones takes forty times as long."""
+        if self._device.type != "cuda":
+            return np.asarray(weights.cpu().numpy())
+        if len(self._host) < len(weights):
+            self._host = torch.empty(weights.shape, pin_memory=True)
+        return np.asarray(self._host[: len(weights)].copy_(weights).numpy())
+
     def _batch(self, step: "_Step") -> Batch:
         index, shape = step.rows.reshape(-1).to(self._device), step.rows.shape
         x, y = (rows.index_select(0, index).view(*shape, *rows.shape[1:]) for rows in (self._x, self._y))
@@ -166,11 +181,12 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _precision(tf32: bool) -> Iterator[None]:
-    """Inside, float32 products on a GPU are what float32 says, or, if wished, what tensor cores make of it."""
+    """Inside, float32 products on a GPU are what float32 says, or, if wished, what tensor cores make of it; and cuDNN
+    takes no algorithm whose result depends on timing."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
@@ -193,7 +209,8 @@ def _gradients(spec: JobSpec, trainer: Trainer, federation: Federation, device: 
             raise
     layout = trainer.init(spec.seed).layout
     module = cast(nn.Module, trainer.module())  # type: ignore[attr-defined]
-    return FunctionalGradients(module.float().to(device), layout, federation.schema, half=half)
+    found = FunctionalGradients(module.float().to(device), layout, federation.schema, half=half)
+    return Recorded(found) if device.type == "cuda" else found
 
 
 class _Plan:

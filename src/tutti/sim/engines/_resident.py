@@ -1,11 +1,13 @@
 """What stays in a worker process from one node to the next: all rows, and one network."""
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tutti.adapters._imports import importable
 from tutti.core.local import Correction
 from tutti.core.params import Params, Vector
 from tutti.core.registry import Choice
@@ -44,15 +46,16 @@ def order_for(task: Task, rows: NDArray[np.int64], slot: int = 0) -> Order:
 
 
 class Resident:
-    def __init__(self, model: Choice, schema: DataSchema, rows: Examples) -> None:
-        self._model, self._schema, self._rows = model, schema, rows
+    def __init__(self, model: Choice, schema: DataSchema, rows: Examples, listed: Sequence[str]) -> None:
+        """`listed`: modules that the model may name, as in `importable`."""
+        self._model, self._schema, self._rows, self._listed = model, schema, rows, listed
         self._trainer: Trainer | None = None
 
     def carry_out(self, order: Order, params: Params, delta: Vector) -> Done | Trouble:
         """Train from `params` and write the update to `delta`. Whatever goes wrong with a node is Trouble."""
         began = perf_counter()
         try:
-            self._trainer = self._trainer or models.build(self._model, data=self._schema)
+            self._trainer = self._trainer or self._build()
             mine = np.frombuffer(order.rows, np.int64)
             examples = Examples(self._rows.x[mine], self._rows.y[mine])
             task = Task(order.training, order.seed, order.batch_size, order.lr, Correction(pull=order.pull))
@@ -63,3 +66,7 @@ class Resident:
         except Exception as error:
             return Trouble(order.slot, reason_of(error))
         return Done(order.slot, work.examples, work.metrics, perf_counter() - began, work.steps)
+
+    def _build(self) -> Trainer:
+        with importable(self._listed):
+            return models.build(self._model, data=self._schema)

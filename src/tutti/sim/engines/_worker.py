@@ -21,11 +21,15 @@ from tutti.wire import tensors
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
-    """What to train, and the folder with x.npy, y.npy, params.safetensors and the slots for updates."""
+    """What to train, and the folder with x.npy, y.npy, params.safetensors and the slots for updates.
+
+    The model may name modules that `listed` lists.
+    """
 
     model: Choice
     schema: DataSchema
     folder: str
+    listed: tuple[str, ...]
 
 
 def slot_file(folder: Path, slot: int) -> Path:
@@ -41,7 +45,7 @@ def main(descriptor: int) -> None:
         assert isinstance(setup, Setup)
         folder = Path(setup.folder)
         x, y = (np.load(folder / name, mmap_mode="r") for name in ("x.npy", "y.npy"))
-        resident = Resident(setup.model, setup.schema, Examples(x, y))
+        resident = Resident(setup.model, setup.schema, Examples(x, y), setup.listed)
         while True:
             order = orders.decode(connection.recv_bytes())
             assert isinstance(order, Order)

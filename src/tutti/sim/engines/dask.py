@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from tutti.adapters._imports import extra
+from tutti.adapters._imports import extra, listed
 from tutti.core.errors import UserError
 from tutti.core.params import Params
 from tutti.core.registry import Choice
@@ -70,10 +70,11 @@ class _Plugin:
     model: Choice
     schema: DataSchema
     rows: Examples
+    listed: tuple[str, ...]
     name: str = RESIDENT
 
     def setup(self, worker: Any) -> None:
-        setattr(worker, RESIDENT, Resident(self.model, self.schema, self.rows))
+        setattr(worker, RESIDENT, Resident(self.model, self.schema, self.rows, self.listed))
 
     def teardown(self, worker: Any) -> None:
         delattr(worker, RESIDENT)
@@ -97,7 +98,7 @@ class Dask:
         from distributed import WorkerPlugin
 
         self._client, self._local, self._federation = client, local, federation
-        plugin = type("Plugin", (_Plugin, WorkerPlugin), {})(spec.model, federation.schema, federation.rows)
+        plugin = type("Plugin", (_Plugin, WorkerPlugin), {})(spec.model, federation.schema, federation.rows, listed())
         client.register_plugin(plugin)
 
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from tutti.adapters._imports import listed
 from tutti.core.params import Params, Vector
 from tutti.domain.events import NodeId
 from tutti.domain.spec import JobSpec, Positive
@@ -74,6 +75,7 @@ class Processes:
         np.save(self._folder / "x.npy", rows.x)
         np.save(self._folder / "y.npy", rows.y)
         self._slots: dict[int, Vector] = {}
+        self._listed = listed()
         self._workers = [self._start(list(range(SLOTS * i, SLOTS * (i + 1)))) for i in range(count)]
 
     @property
@@ -128,7 +130,7 @@ class Processes:
             env=environment,
         )
         theirs.close()
-        setup = Setup(self._spec.model, self._federation.schema, str(self._folder))
+        setup = Setup(self._spec.model, self._federation.schema, str(self._folder), self._listed)
         ours.send_bytes(msgspec.msgpack.encode(setup))
         return _Worker(process, ours, slots)
 

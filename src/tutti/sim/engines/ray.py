@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tutti.adapters._imports import extra
+from tutti.adapters._imports import extra, listed
 from tutti.core.errors import UserError
 from tutti.core.params import Params, Vector
 from tutti.core.registry import Choice
@@ -61,8 +61,10 @@ def ray(
 class _Actor:
     """A Resident of its own process."""
 
-    def __init__(self, model: Choice, schema: DataSchema, x: NDArray[np.float32], y: Labels) -> None:
-        self._resident = Resident(model, schema, Examples(x, y))
+    def __init__(
+        self, model: Choice, schema: DataSchema, x: NDArray[np.float32], y: Labels, listed: tuple[str, ...]
+    ) -> None:
+        self._resident = Resident(model, schema, Examples(x, y), listed)
 
     def train(self, order: bytes, model: bytes) -> tuple[bytes, Vector]:
         params = tensors.decode(model)
@@ -81,7 +83,8 @@ class Ray:
         self._ray, self._ours, self._federation = ray, ours, federation
         kind = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=TRIES - 1)(_Actor)
         x, y = ray.put(federation.rows.x), ray.put(federation.rows.y)
-        self._actors: list[Any] = [kind.remote(spec.model, federation.schema, x, y) for _ in range(workers)]
+        given = (spec.model, federation.schema, x, y, listed())
+        self._actors: list[Any] = [kind.remote(*given) for _ in range(workers)]
 
     def train(self, params: Params, assignments: Sequence[Assignment]) -> Iterator[Result]:
         waiting = deque(longest_first(assignments, self._federation))
