@@ -1,6 +1,7 @@
 """Each strategy that has a half on the nodes, against its paper's formulas written out slowly, on quadratic losses."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,6 +154,18 @@ def test_qfedavg(q: float) -> None:
         return w
 
     compare(Run(f"qfedavg:q={q}", federation), expected)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e3])
+def test_qfedavg_moves_where_losses_are_small_or_large(size: float) -> None:
+    """A factor on all losses and its inverse on the learning rate change nothing: F^q cancels, and so does L."""
+    plain, q = nodes(), 3
+    sized = [Quadratic(n.a * size, n.b) for n in plain]
+    run, expected = Run(f"qfedavg:q={q}", sized, LR / size), Run(f"qfedavg:q={q}", plain, LR)
+    run.state = replace(run.state, scalars={"loss": size})  # as after a round
+    for _ in range(5):
+        np.testing.assert_allclose(run.round(), expected.round(), rtol=1e-4, atol=1e-5)
+    assert np.abs(run.model).max() > 0.1
 
 
 def test_qfedavg_without_q_is_fedavg_to_the_bit() -> None:

@@ -62,7 +62,7 @@ class Vectorised:
         self._classes = federation.schema.task == "classification"
         rows = federation.rows
         self._x, self._y = (torch.from_numpy(array).to(self._device) for array in (rows.x, rows.y))
-        self._room = GPU_GROUP_BYTES if self._device.type == "cuda" else GROUP_BYTES
+        self._group_bytes = GPU_GROUP_BYTES if self._device.type == "cuda" else GROUP_BYTES
         self._host = torch.empty(0)
 
     @torch.no_grad()
@@ -73,7 +73,7 @@ class Vectorised:
             Failed(a.node, "expected at least one example, came none") for a in assignments if a.node not in planned
         )
         plans.sort(key=lambda plan: (-len(plan.sizes), plan.assignment.node))
-        size = self._group or max(1, self._room // (16 * params.layout.size))
+        size = self._group or max(1, self._group_bytes // (16 * params.layout.size))
         while plans:
             try:
                 done = list(self._together(params, plans[:size]))
