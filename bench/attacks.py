@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from _common import show
-from tutti.adapters.partitioners import partitioners
+from tutti.adapters.partitioners import Population, partitioners
 from tutti.core.params import Params
 from tutti.core.reduce import Reducer, Update, fold, reducers
 from tutti.core.registry import Choice
@@ -47,7 +47,8 @@ def federation(options: argparse.Namespace) -> Federation:
     data = datasets.build(Choice.parse("digits")).load()
     rows = np.random.default_rng(0).permutation(len(data.train))
     root, rest = rows[:ROOT], rows[ROOT:]
-    parts = partitioners.build(Choice.parse(options.partition))(data.train.y[rest], options.nodes, 0)
+    population = Population(data.train.y[rest], data.train.x[rest])
+    parts = partitioners.build(Choice.parse(options.partition))(population, options.nodes, 0)
     nodes = [Examples(data.train.x[rest[part]], data.train.y[rest[part]]) for part in parts]
     trainer = models.build(Choice.parse(options.model), data=data.schema)
     training = Training(epochs=options.epochs, batch_size=16, lr=0.2)

@@ -19,7 +19,7 @@ SMALL = {
     "scale.py": (["--quick"], "ratio"),
     "transfer.py": (["--quick"], "ratio"),
     "robust.py": (["--updates", "5", "--parameters", "1000", "--repeats", "1"], None),
-    "attacks.py": (["--nodes", "8", "--bad", "1", "--rounds", "1"], None),
+    "attacks.py": (["--nodes", "8", "--bad", "1", "--rounds", "1", "--partition", "dirichlet:0.5"], None),
     "rounds.py": (["--quick"], "times bare"),
     "nodes.py": (["--quick"], "latency / bare"),
     "worlds.py": (["--quick"], "a round / small fleet's"),

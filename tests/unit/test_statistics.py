@@ -64,6 +64,12 @@ def test_few_missing_values_are_hidden_and_cannot_be_worked_out(missing, shown, 
     assert (column.missing, column.count) == (shown, count)
 
 
+@pytest.mark.parametrize(("missing", "shown", "count"), [(10, 10, 40), (30, 30, 40), (31, None, 0), (40, None, 0)])
+def test_the_mean_of_few_values_is_not_told_of_where_it_was_put_for_the_others(missing, shown, count):
+    column = describe("age", values("normal", 40), least=LEAST, missing=missing, filled=True)
+    assert (column.missing, column.count, column.mean != 0) == (shown, count, count > 0)
+
+
 @pytest.mark.parametrize(
     ("counts", "shown"),
     [

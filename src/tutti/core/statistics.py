@@ -83,15 +83,17 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     classes: tuple[int | None, ...] = ()
 
 
-def describe(name: str, values: Values, *, least: int, missing: int = 0) -> Column:
+def describe(name: str, values: Values, *, least: int, missing: int = 0, filled: bool = False) -> Column:
     """One column's values, float (n,) or (n, m) where a row has many, as far as they may be told.
 
-    `missing` counts cells without a value, before rows were left out or cells filled in.
+    `missing` counts cells without a value, before rows were left out or, if `filled`, the mean of the others was put
+    there: then few others are not told of either, nor how many cells are missing for there to be so few.
     """
     per_row = values.shape[1] if values.ndim == 2 else 1
     flat = values.astype(np.float64).ravel()
-    shown = None if 0 < missing < least else missing
-    if len(values) < least:
+    known = len(values) - missing * filled
+    shown = None if 0 < missing < least or known < least <= len(values) else missing
+    if known < least:
         return Column(name=name, missing=shown)
     mean = float(flat.mean())
     return Column(

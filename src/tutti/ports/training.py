@@ -30,8 +30,9 @@ class Examples:
 class Data:
     """A node's data: what it trains on, and the rows it holds out to measure models.
 
-    `missing` counts cells without a value by column, before rows were left out or cells filled in. `source` is where
-    anybody can have the same rows, such as `digits:part=0/4`; empty for data of a node's own.
+    `missing` counts cells without a value by column, before rows were left out or, if `filled`, the mean of the others
+    was put there. `source` is where anybody can have the same rows, such as `digits:part=0/4`; empty for data of a
+    node's own.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Data:
     held_out: Examples
     missing: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
+    filled: bool = False
 
     def everything(self) -> Examples:
         """The rows to train on and those held out, in this order."""

@@ -224,7 +224,8 @@ class NodeRuntime:
             await self._tasks.say(Described(id=asked.id, reason=reason))
             return
         if self._statistics is None:
-            self._statistics = await asyncio.to_thread(statistics_of, data.train, data.missing, data.schema, least)
+            told_of = data.train, data.missing, data.schema, least
+            self._statistics = await asyncio.to_thread(statistics_of, *told_of, filled=data.filled)
         first, end = asked.first, asked.first + asked.columns
         told = replace(self._statistics, columns=self._statistics.columns[first:end])
         log.info("node %s: told statistics of columns %d to %d", self._name, first, end - 1)

@@ -46,12 +46,14 @@ class Told:
     silent: Mapping[NodeId, str]
 
 
-def statistics_of(rows: Examples, missing: Mapping[str, int], schema: DataSchema, least: int) -> Statistics:
+def statistics_of(
+    rows: Examples, missing: Mapping[str, int], schema: DataSchema, least: int, *, filled: bool = False
+) -> Statistics:
     """What a node with these rows may tell of them; pixels of images are one column."""
     table = len(schema.shape) == 1
     x = rows.x if table else rows.x.reshape(len(rows), -1)
     told = [
-        describe(name, x[:, k] if table else x, least=least, missing=missing.get(name, 0))
+        describe(name, x[:, k] if table else x, least=least, missing=missing.get(name, 0), filled=filled)
         for k, name in enumerate(columns_of(schema))
     ]
     labels = class_counts(rows.y.astype("int64"), schema.outputs, least=least) if rows.y.ndim == 1 else ()

@@ -29,7 +29,7 @@ class Federation:
         rows: The examples of all nodes.
         train: Which rows each node trains on.
         held_out: Which rows each node measures models on.
-        missing: How many cells of each node had no value, by column.
+        missing: How many cells of each node had no value, by column; if `filled`, the mean of the others was put there.
         division: How it was made, if by `divide`; None for parts at hand.
     """
 
@@ -40,6 +40,7 @@ class Federation:
     held_out: Mapping[NodeId, Rowset]
     missing: Mapping[NodeId, Mapping[str, int]] = field(default_factory=dict)
     division: Division | None = None
+    filled: bool = False
 
     @classmethod
     def divide(
@@ -64,6 +65,7 @@ class Federation:
             {name: part.held_out for name, part in zip(names, parts, strict=True)},
             {name: part.missing for name, part in zip(names, parts, strict=True)},
             Division(source=source, nodes=nodes, partition=partition, seed=seed, held_out=held_out),
+            carving.missing == "mean",
         )
 
     @classmethod
@@ -81,7 +83,8 @@ class Federation:
         spans = [np.arange(end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
         rows = Examples(np.concatenate([p.x for p in pieces]), np.concatenate([p.y for p in pieces]))
         trains, held = dict(zip(parts, spans[::2], strict=True)), dict(zip(parts, spans[1::2], strict=True))
-        return cls(name, schema, rows, trains, held, {node: data.missing for node, data in parts.items()})
+        missing, filled = {node: data.missing for node, data in parts.items()}, any(d.filled for d in parts.values())
+        return cls(name, schema, rows, trains, held, missing, filled=filled)
 
     @property
     def nodes(self) -> list[NodeId]:
@@ -97,7 +100,8 @@ class Federation:
 
     def data(self, node: NodeId) -> Data:
         """What a node holds, as it would have loaded it."""
-        return Data(self.name, self.schema, self.examples(node), self.measured_on(node), self.missing.get(node, {}))
+        rows, missing = (self.examples(node), self.measured_on(node)), self.missing.get(node, {})
+        return Data(self.name, self.schema, *rows, missing, filled=self.filled)
 
     def alone(self, node: NodeId) -> "Federation":
         """One node without the others, which measures models on what all of them hold out."""
@@ -116,7 +120,7 @@ class Federation:
         least = Policy().min_rows
         few = {node: f"holds fewer than {least} rows" for node in self.train if len(self.train[node]) < least}
         parts = {
-            node: statistics_of(self.examples(node), self.missing.get(node, {}), self.schema, least)
+            node: statistics_of(self.examples(node), self.missing.get(node, {}), self.schema, least, filled=self.filled)
             for node in self.train
             if node not in few
         }

@@ -107,7 +107,8 @@ class Source:
         rows = self.read()
         rows = replace(rows, name=rows.name or self.name)
         rows, train, held_out, missing = carve(rows, self.carving)
-        return Data(_checked_name(rows.name), rows.schema, train, held_out, missing)
+        filled = self.carving.missing == "mean"
+        return Data(_checked_name(rows.name), rows.schema, train, held_out, missing, filled=filled)
 
 
 def carve(rows: Rows, carving: Carving) -> tuple[Rows, Examples, Examples, Mapping[str, int]]:
