@@ -121,8 +121,10 @@ class MarketFloor:
                     if (busy := self.market.busy.get(node)) is not None:
                         self.poke(busy[0])
             case Said(node=node, message=Heartbeat(open=opened)) if node in self.present:
-                self.present[node].open = opened
-                self._wake.set() if opened else None
+                present = self.present[node]
+                present.open = opened
+                if opened and present.registration.offer is not None:  # it may have been drained until now
+                    self._wake.set()
             case Said(node=node, message=Computing(job=job, attempt=attempt)):
                 if self.market.busy.get(node) == (job, attempt):
                     self._heard[job, attempt] = self.desk.clock()
@@ -325,8 +327,10 @@ class MarketFloor:
         """Give out what can be given out now, at most one slot of each job; returns how many."""
         if not self.market.coordinating:
             return 0
-        free, drawn, seen = self._free(), list[tuple[ComputeJob, int, Drawn]](), set[str]()
+        free: list[NodeId] | None = None  # nobody looks through thousands of nodes while no job waits
+        drawn, seen = list[tuple[ComputeJob, int, Drawn]](), set[str]()
         for job, slot in self.market.waiting():
+            free = self._free() if free is None else free
             if not free:
                 break
             if job.id in seen:
