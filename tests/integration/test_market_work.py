@@ -17,10 +17,12 @@ from tutti.domain.ledger import InsufficientFunds, Mint, Order
 from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import Status
 from tutti.domain.market.rules import RULES
+from tutti.ports import Said
 from tutti.services.market.desk import TABLES_OF_ONE, Who, Wish
 from tutti.services.market.judging import solve
 from tutti.testing import cheats
 from tutti.testing.cheats import Silent
+from tutti.wire.messages import Heartbeat
 
 
 @pytest.fixture
@@ -202,3 +204,23 @@ async def test_a_program_is_run_by_workers_of_different_owners_and_a_wrong_resul
     held = {name: await place.worker_holds(name) for name in ("ada", "bob", "mallory")}
     assert [held[name].free + held[name].staked - 500 for name in held] == [10, 10, -RULES.bond(10, 0.0)]
     assert await place.client_holds() == 10_000 - 20 + 10
+
+
+class Watched(dict):
+    """Says whether somebody looked through all of it."""
+
+    looked_through = False
+
+    def items(self):
+        self.looked_through = True
+        return super().items()
+
+
+async def test_heartbeats_have_nobody_look_through_all_nodes(place):
+    """Thousands of nodes send them, and most of the time no job waits."""
+    await place.hire("ada")
+    floor = place.floor
+    floor.present = watched = Watched(floor.present)
+    floor.on(Said("ada", Heartbeat(open=True)))
+    assert await floor.assign() == 0
+    assert not watched.looked_through
