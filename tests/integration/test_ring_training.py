@@ -219,20 +219,24 @@ async def test_a_member_has_its_own_name_only():
 def test_parts_are_read_and_judged():
     rows = Examples(np.eye(2, dtype=np.float32), np.array([0, 1]))
     data = Data("toy", SCHEMA, rows, Examples(rows.x[:0], rows.y[:0]))
-    again = parts.decode(parts.encode(data))
+    again = parts.joined([part.blob for part in reversed(parts.cut(data))])
     assert (again.train.x == rows.x).all()
     assert (again.train.y == rows.y).all()
     strange = Data("toy", SCHEMA, Examples(rows.x, np.array([0, 7])), data.held_out)
-    empty = Data("toy", SCHEMA, data.held_out, data.held_out)
-    for bad in (b"noise", parts.encode(data)[:-3], parts.encode(strange), parts.encode(empty)):
+    good, other = parts.cut(data)[1].blob, Data("other", SCHEMA, rows, data.held_out)
+    for bad in (b"noise", good[:-3], parts.cut(strange)[1].blob):
         with pytest.raises(parts.BadPart, match="not a part of a data set"):
-            parts.decode(bad)
+            parts.joined([bad])
+    with pytest.raises(parts.BadPart, match="not parts of one data set"):
+        parts.joined([good, parts.cut(other)[0].blob])
 
 
-def test_rows_belong_to_the_successor_of_their_key():
+def test_parts_belong_to_the_successors_of_their_keys():
     members = [peer_at(f"127.0.0.1:{port}") for port in range(8)]
-    owned = parts.owners("toy", 500, members)
-    assert sorted(row for rows in owned.values() for row in rows) == list(range(500))
-    left = parts.owners("toy", 500, members[:-1])
-    moved = [row for peer in members[:-1] for row in set(left[peer]) - set(owned[peer])]
-    assert sorted(moved) == sorted(owned[members[-1]])  # a member that goes moves its own rows, and no others
+    x = np.arange(1000, dtype=np.float32).reshape(-1, 2)
+    cut = parts.cut(Data("toy", SCHEMA, Examples(x, np.zeros(500, np.int64)), Examples(x[:0], x[:0, 0])))
+    owned = parts.owners(cut, members)
+    assert sorted(row for mine in owned.values() for part in mine for row in part.rows) == list(range(500))
+    left = parts.owners(cut, members[:-1])
+    moved = [part for peer in members[:-1] for part in left[peer] if part not in owned[peer]]
+    assert {part.digest for part in moved} == {part.digest for part in owned[members[-1]]}  # its own, and no others

@@ -6,8 +6,8 @@ import pytest
 
 from support.rings import World
 from support.shelves import Shelves
-from tutti.ring.identifiers import Peer, identifier
-from tutti.ring.keys import Offer, Shelf, fingerprint, handed_over, safe, without
+from tutti.ring.identifiers import Peer
+from tutti.ring.keys import Offer, Shelf, handed_over, safe, without
 from tutti.ring.member import Member, list_length, owns
 
 BITS = 24
@@ -122,11 +122,3 @@ def test_a_new_predecessor_is_offered_its_arc():
     assert handed_over(before, after, shelf) == Offer(b, frozenset({11, 20}))
     assert handed_over(after, after, shelf) is None
     assert handed_over(after, before, shelf) is None  # the predecessor died: its keys come here, not away
-
-
-def test_fingerprints_tell_holders_apart_within_an_arc():
-    keys = {identifier(f"key {n}") for n in range(20)}
-    some = sorted(keys)
-    assert fingerprint(keys, 0, some[9]) == fingerprint(set(some[:10]), 0, some[9])
-    assert fingerprint(keys, 0, some[9]) != fingerprint(keys, 0, some[10])
-    assert fingerprint(keys, some[15], some[3]) == fingerprint([*some[16:], *some[:4]], some[15], some[3])

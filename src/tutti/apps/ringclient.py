@@ -4,14 +4,13 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
 
 from tutti.adapters.blobs.ring import collect
 from tutti.adapters.datasets import parts
@@ -21,7 +20,8 @@ from tutti.adapters.thrift.node import ThriftPeers, peer_at
 from tutti.apps.ringnode import ENROL_EVERY, Tls, _contexts, members_of
 from tutti.core.errors import Conflict, CorruptBlob, NotFound
 from tutti.domain.spec import JobSpec
-from tutti.ports.training import Data, Examples
+from tutti.ports.ring import Placement
+from tutti.ports.training import Data
 from tutti.ring.identifiers import Peer
 from tutti.services.views import JobView, RoundView
 from tutti.services.views.ring import RingView
@@ -32,7 +32,9 @@ LOOK_EVERY = 0.2
 PATIENCE = 60.0
 """Seconds in which a ring that is between two leaders, or whose nodes load their data, must become ready."""
 
-REPLICAS = 3
+AT_ONCE = 8
+"""Parts that are sent to one member at a time."""
+
 FAILED = (Unreachable, UnknownCall)
 
 
@@ -90,38 +92,49 @@ class RingClient:
         return msgspec.json.decode(await self._peers.show(peer), type=RingView)
 
     async def place(self, data: Data) -> Mapping[str, int]:
-        """Divide the training rows among the members by consistent hashing; how many rows each got, by address."""
-        members = await self.members()
-        owned = parts.owners(data.name, len(data.train), members)
-        await asyncio.gather(*(self._place(members, peer, data, rows) for peer, rows in owned.items() if len(rows)))
-        return {peer.address: len(rows) for peer, rows in owned.items()}
+        """Divide the training rows among the members by consistent hashing; how many rows each got, by address.
 
-    async def _place(self, members: tuple[Peer, ...], owner: Peer, data: Data, rows: NDArray[np.int64]) -> None:
-        """At the owner, and a copy at the next members."""
-        mine = Data(data.name, data.schema, Examples(data.train.x[rows], data.train.y[rows]), data.held_out)
-        blob = parts.encode(mine)
-        digest = blake3(blob).digest()
-        at = members.index(owner)
-        around = members[at:] + members[:at]
-        for peer in around[:REPLICAS]:
-            if await self._peers.missing(peer, [digest]):
-                await self._peers.store(peer, digest, blob)
+        The members copy them. What was placed on this ring before is given up. Raises Conflict, Unreachable.
+        """
+        cut = await asyncio.to_thread(parts.cut, data)
+        placement = Placement(data.name, parts.content(cut), time.time_ns() // 1000)
+        owned = parts.owners(cut, await self.members())
+        await asyncio.gather(*(self._place(peer, placement, mine) for peer, mine in owned.items()))
+        return {peer.address: sum(len(part.rows) for part in mine) for peer, mine in owned.items()}
+
+    async def _place(self, owner: Peer, placement: Placement, mine: Sequence[parts.Cut]) -> None:
+        """Who owns nothing is told too, so that it gives up what it has."""
+        blobs = {part.digest: part.blob for part in mine}
         try:
-            await self._peers.place(owner, digest)
+            lacking = iter(await self._peers.keep(owner, placement, [*blobs]))
+
+            async def send() -> None:
+                for digest in lacking:
+                    await self._peers.store(owner, bytes.fromhex(digest), blobs[digest])
+
+            await asyncio.gather(*(send() for _ in range(AT_ONCE)))
+            await self._peers.keep(owner, placement, [*blobs])
         except compute_node.Refused as refused:
             raise Conflict(refused.reason) from None
 
     async def until_held(self, dataset: str, nodes: int) -> None:
-        """Wait until so many nodes with these data are connected to the leader; raises Conflict after a while."""
-        held = 0
+        """Wait until so many nodes with these data are connected to the leader, and every part has its copies.
+
+        Raises Conflict after a while.
+        """
+        held = uncopied = 0
         try:
             async with asyncio.timeout(PATIENCE):
                 async for views in self.watch():
                     held = max((view.holders.get(dataset, 0) for view in views), default=0)
-                    if held >= nodes:
+                    uncopied = sum(view.parts_uncopied for view in views)
+                    if held >= nodes and not uncopied:
                         return
         except TimeoutError:
-            raise Conflict(f"{held} nodes that hold {dataset!r} are connected, {nodes} were expected") from None
+            raise Conflict(
+                f"{held} nodes that hold {dataset!r} are connected, {nodes} were expected; "
+                f"{uncopied} parts wait for a copy"
+            ) from None
 
     async def submit(self, spec: JobSpec) -> str:
         """The job's id. Asked again, also of other members, until one answers; the job is made once."""

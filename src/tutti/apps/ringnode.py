@@ -18,7 +18,7 @@ from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.blobs.ring import RingBlobs
 from tutti.adapters.chains.sqlite import SqliteChain
-from tutti.adapters.datasets import known_schema, parts
+from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.ring import RingFabric, RingLink, node_of
 from tutti.adapters.logs.chain import Agreed, ChainLog, events_of
 from tutti.adapters.machine import Machine, apply_limits, keep_freed_memory
@@ -30,13 +30,15 @@ from tutti.adapters.thrift.supernode import Supernode
 from tutti.adapters.thrift.tls import client_context, server_context
 from tutti.adapters.thrift.training import ThriftVoices, TrainingNode
 from tutti.adapters.workbench import ProcessWorkbench
-from tutti.apps.bootstrap import load_data, read_policy, sole_use, steady_clock, trainers
-from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, UserError
+from tutti.apps.bootstrap import read_policy, sole_use, steady_clock, trainers
+from tutti.apps.ringdata import MemberData
+from tutti.core.errors import Conflict, NotFound, StorageError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.policy import Policy
 from tutti.domain.spec import DataSchema, JobSpec, Training
 from tutti.ports.fabric import LinkLost
+from tutti.ports.ring import Placement
 from tutti.ports.training import Data, Examples, Task, models
 from tutti.ring.consensus import AnyMessage
 from tutti.ring.identifiers import Peer
@@ -171,22 +173,27 @@ class RingNode:
         self._link = RingLink(self.chain, self._peers, self._blobs, time.monotonic)
         self.core: Coordinator | None = None
         self._fabric: RingFabric | None = None
-        self._data: Data | None = None
-        self._data_changed = asyncio.Event()
+        self._node: NodeRuntime | None = None
+        self._placed = MemberData(
+            folder, settings.data, self._here, self._peers, lambda: self._node is not None and self._node.busy
+        )
         self._tidying: set[asyncio.Task[None]] = set()
 
     # -- life ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        await self._load_data()
+        await self._placed.load()
         await asyncio.to_thread(_warm_up)
         await self._server.start(self._settings.host, self._settings.port)
         contacts, first = await self._contacts()
         self.ring = RingMember(self.me, self._peers, contacts, founds=first)
+        self._placed.join(self.ring)
         founder = Seat(self.address, self.me.incarnation) if first and not contacts else None
         chain = asyncio.create_task(self.chain.run(founder))
         ring = asyncio.create_task(self.ring.run())
-        others = [asyncio.create_task(work) for work in (self._lead(), self._train(), self._enrol_again())]
+        others = [
+            asyncio.create_task(work) for work in (self._lead(), self._train(), self._placed.run(), self._enrol_again())
+        ]
         try:
             if self._settings.on_ready is not None:
                 self._settings.on_ready(self.address)
@@ -332,28 +339,22 @@ class RingNode:
 
     # -- training ------------------------------------------------------------------------------------------
 
-    async def _load_data(self) -> None:
-        file = self._settings.state_dir / "part"
-        if self._settings.data is not None:
-            self._data = await asyncio.to_thread(load_data, self._settings.data)
-        elif file.exists():
-            self._data = parts.decode(file.read_bytes())
-        if self._data is not None:
-            self._data_changed.set()
-
     async def _train(self) -> None:
-        """The ordinary node runtime, on the data that are here; anew when others are placed here."""
+        """The ordinary node runtime, on the data that are here; anew when they are others."""
         while True:
-            await self._data_changed.wait()
-            self._data_changed.clear()
-            assert self._data is not None
-            runtime = asyncio.create_task(self._runtime(self._data).run())
-            changed = asyncio.create_task(self._data_changed.wait())
+            await self._placed.changed.wait()
+            self._placed.changed.clear()
+            if self._placed.data is None:
+                continue
+            self._node = self._runtime(self._placed.data)
+            runtime = asyncio.create_task(self._node.run())
+            changed = asyncio.create_task(self._placed.changed.wait())
             try:
                 await asyncio.wait((runtime, changed), return_when=asyncio.FIRST_COMPLETED)
                 if runtime.done():
                     runtime.result()
             finally:
+                self._node = None
                 for task in (runtime, changed):
                     task.cancel()
                 await asyncio.wait((runtime, changed))
@@ -395,17 +396,11 @@ class RingNode:
     def hear(self, leader: str, session: int, frame: bytes) -> None:
         self._link.hear(leader, session, frame)
 
-    async def place(self, digest: bytes) -> None:
-        if self._settings.data is not None:
-            raise Forbidden(f"{self.address} trains on data of its own, {self._settings.data}")
-        blob = bytes(await self._here.read(digest.hex()))
-        data = parts.decode(blob)
-        file = self._settings.state_dir / "part"
-        partial = file.with_suffix(".tmp")
-        partial.write_bytes(blob)
-        partial.replace(file)
-        self._data = data
-        self._data_changed.set()
+    async def keep(self, placement: Placement, digests: list[Digest]) -> list[Digest]:
+        return await self._placed.keep(placement, digests)
+
+    async def kept(self, placement: Placement, digests: list[Digest]) -> tuple[list[Digest], tuple[Peer, ...]]:
+        return await self._placed.kept(digests)
 
     async def submit(self, key: str, job: bytes) -> str:
         """At the leader, or through it."""
@@ -439,6 +434,7 @@ class RingNode:
             self.agreed.jobs,
             {} if self.core is None else self.core.offers(),
             (self._blobs.sent, self._blobs.resent),
+            self._placed.keeper,
         )
 
     async def reform(self) -> None:

@@ -16,11 +16,15 @@ An offer is answered with the keys that are missing; those are sent, and the ans
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from types import MappingProxyType
 
-from tutti.ring.identifiers import Peer, between, within
+from tutti.ring.identifiers import BITS, Peer, between, within
 from tutti.ring.member import Member, list_length, owns, size
+
+
+def key_of(digest: str) -> int:
+    """The place on the circle of a blob that is named by this digest, in hex."""
+    return int(digest[: BITS // 4], 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +110,3 @@ def without(member: Member, shelf: Shelf, safe_keys: Iterable[int], holders: Ite
     if any(peer.id == member.me.id for peer in holders):
         return shelf
     return replace(shelf, keys=shelf.keys - frozenset(safe_keys))
-
-
-def fingerprint(keys: Iterable[int], after: int, upto: int) -> bytes:
-    """Equal for two holders if and only if they hold the same keys of (after, upto]: spares them a list of keys."""
-    digest = sha256()
-    for key in sorted(key for key in keys if within(after, key, upto)):
-        digest.update(key.to_bytes(32))
-    return digest.digest()

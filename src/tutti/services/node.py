@@ -90,6 +90,11 @@ class NodeRuntime:
         if worker is not None:
             worker.begin(self._tasks)
 
+    @property
+    def busy(self) -> bool:
+        """Whether it works at something, or delivers it."""
+        return self._tasks.held is not None and self._tasks.held.busy
+
     async def run(self) -> None:
         """Serve until cancelled; raises LinkRefused if the coordinator does not want this node. Runs once."""
         self._capabilities = offered(await asyncio.to_thread(self._machine.capabilities), self._policy)

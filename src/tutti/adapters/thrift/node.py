@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from tutti.adapters.thrift.idl import (
 from tutti.core.errors import Conflict, NotFound, TuttiError
 from tutti.domain.events import Digest
 from tutti.ports.blobs import TooLarge
+from tutti.ports.ring import Placement
 from tutti.ring.identifiers import Peer, identifier
 from tutti.ring.member import View
 
@@ -200,8 +201,18 @@ class ThriftPeers:
     async def hear(self, peer: Peer, me: Peer, session: int, message: bytes) -> None:
         await self._call(peer, "hear", peer_struct(me), session, message)
 
-    async def place(self, peer: Peer, digest: bytes) -> None:
-        await self._call(peer, "place", PROTOCOL, digest)
+    async def keep(self, peer: Peer, placement: Placement, digests: Sequence[Digest]) -> list[Digest]:
+        struct = training_node.Placement(placement.name, placement.content, placement.at)
+        lacking = await self._call(peer, "keep", PROTOCOL, struct, [bytes.fromhex(digest) for digest in digests])
+        return [digest.hex() for digest in lacking]
+
+    async def kept(
+        self, peer: Peer, placement: Placement, digests: Sequence[Digest]
+    ) -> tuple[list[Digest], tuple[Peer, ...]]:
+        """Raises BadValue too."""
+        struct = training_node.Placement(placement.name, placement.content, placement.at)
+        word = await self._call(peer, "kept", PROTOCOL, struct, [bytes.fromhex(digest) for digest in digests])
+        return [digest.hex() for digest in word.safe], tuple(map(peer_from, word.holders))
 
     async def submit(self, peer: Peer, key: str, job: bytes) -> str:
         return str(await self._call(peer, "submit", PROTOCOL, key, job))

@@ -1,18 +1,22 @@
 """The TrainingNode service: what members say to one another while they train, and what clients ask of them."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from mmap import mmap
 from typing import Any, Protocol
 
 import msgspec
 
 from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
-from tutti.adapters.thrift.idl import BadValue, compute_node, training_node
-from tutti.adapters.thrift.node import ComputeNode, ThriftPeers, genuine, peer_at, require_version
+from tutti.adapters.thrift.idl import BadValue, compute_node, peer_struct, training_node
+from tutti.adapters.thrift.node import MAX_DIGESTS, ComputeNode, ThriftPeers, genuine, peer_at, require_version
 from tutti.adapters.thrift.node import Host as RingHost
-from tutti.core.errors import NotFound, TuttiError
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError
+from tutti.domain.events import Digest
+from tutti.ports.blobs import Buffer, check_digest
+from tutti.ports.ring import Placement
 from tutti.ring.consensus import AnyMessage
 from tutti.ring.identifiers import Peer
 
@@ -26,7 +30,8 @@ class Host(RingHost, Protocol):
     async def attach(self, address: str, session: int, frame: bytes) -> None: ...
     async def say(self, session: int, frame: bytes) -> None: ...
     def hear(self, leader: str, session: int, frame: bytes) -> None: ...
-    async def place(self, digest: bytes) -> None: ...
+    async def keep(self, placement: Placement, digests: list[Digest]) -> list[Digest]: ...
+    async def kept(self, placement: Placement, digests: list[Digest]) -> tuple[list[Digest], tuple[Peer, ...]]: ...
     async def submit(self, key: str, job: bytes) -> str: ...
     async def progress(self, job: str) -> tuple[bytes, bytes]: ...
     def show(self) -> bytes: ...
@@ -62,10 +67,17 @@ class TrainingNode(ComputeNode):
         with _refusing():
             self._trains.hear(peer.address, session or 0, message or b"")
 
-    async def place(self, protocol: int | None, digest: bytes | None) -> None:
+    async def keep(self, protocol: int | None, placement: Any, digests: list[bytes] | None) -> list[bytes]:
         require_version(protocol)
         with _refusing():
-            await self._trains.place(digest or b"")
+            lacking = await self._trains.keep(*_parts(placement, digests))
+        return [bytes.fromhex(digest) for digest in lacking]
+
+    async def kept(self, protocol: int | None, placement: Any, digests: list[bytes] | None) -> Any:
+        require_version(protocol)
+        with _refusing():
+            safe, holders = await self._trains.kept(*_parts(placement, digests))
+        return training_node.Kept([bytes.fromhex(digest) for digest in safe], list(map(peer_struct, holders)))
 
     async def submit(self, protocol: int | None, key: str | None, job: bytes | None) -> str:
         require_version(protocol)
@@ -87,6 +99,18 @@ class TrainingNode(ComputeNode):
         require_version(protocol)
         with _refusing():
             await self._trains.reform()
+
+
+def _parts(placement: Any, digests: list[bytes] | None) -> tuple[Placement, list[Digest]]:
+    """Raises BadValue, BadDigest, and Conflict for too many."""
+    if placement is None:
+        raise BadValue("the call does not say of which data set the parts are")
+    names = [digest.hex() for digest in digests or ()]
+    if len(names) > MAX_DIGESTS:
+        raise Conflict(f"one call may name {MAX_DIGESTS} parts, this one names {len(names)}")
+    for name in (placement.content, *names):
+        check_digest(name)
+    return Placement(placement.name, placement.content, placement.at), names
 
 
 @contextmanager
@@ -124,3 +148,34 @@ class ThriftVoices:
                 self.lost(address)
         except (UnknownCall, compute_node.Refused) as error:
             log.warning("%s refuses a message of agreement: %s", address, getattr(error, "reason", error))
+
+
+class ThriftKeepers:
+    """ports.ring.Keepers over Thrift. `read`: the bytes of a blob that is here."""
+
+    def __init__(self, peers: ThriftPeers, read: Callable[[Digest], Awaitable[Buffer | mmap]]) -> None:
+        self._peers, self._read = peers, read
+
+    async def keep(self, peer: Peer, placement: Placement, digests: Sequence[Digest]) -> list[Digest] | None:
+        try:
+            return await self._peers.keep(peer, placement, digests)
+        except NO_ANSWER:
+            return None
+
+    async def give(self, peer: Peer, digest: Digest) -> bool:
+        try:
+            await self._peers.store(peer, bytes.fromhex(digest), memoryview(await self._read(digest)))
+        except (*NO_ANSWER, NotFound, CorruptBlob):
+            return False
+        return True
+
+    async def kept(
+        self, peer: Peer, placement: Placement, digests: Sequence[Digest]
+    ) -> tuple[list[Digest], tuple[Peer, ...]] | None:
+        try:
+            return await self._peers.kept(peer, placement, digests)
+        except NO_ANSWER:
+            return None
+
+
+NO_ANSWER = (Unreachable, UnknownCall, BadValue, compute_node.Refused)

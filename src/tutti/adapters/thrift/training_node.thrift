@@ -15,6 +15,23 @@ struct Progress {
   2: required binary rounds
 }
 
+/** A data set that a client has divided among the members; of two, the one that was placed later counts. */
+struct Placement {
+  1: required string name
+  /** BLAKE3 of the digests of all parts, in hex: what is placed once more is the same placement. */
+  2: required string content
+  /** Microseconds since 1970, by the client's clock. */
+  3: required i64 at
+}
+
+/** What the owner of parts says about them. */
+struct Kept {
+  /** Those that it and all who have its copies hold. */
+  1: required list<binary> safe
+  /** Itself, and those. */
+  2: required list<compute_node.Peer> holders
+}
+
 service TrainingNode extends compute_node.ComputeNode {
   /** A message of agreement: MessagePack of one of the messages of tutti.ring.consensus. It may be lost. */
   void agree(1: i32 protocol, 2: compute_node.Peer sender, 3: binary message) throws (1: compute_node.Refused refused)
@@ -32,8 +49,15 @@ service TrainingNode extends compute_node.ComputeNode {
   /** From the leader to the member, on its own port. */
   void hear(1: compute_node.Peer leader, 2: i64 session, 3: binary message) throws (1: compute_node.Refused refused)
 
-  /** The member is to train on the rows of this blob, which is stored here; they are part of a data set. */
-  void place(1: i32 protocol, 2: binary digest) throws (1: compute_node.Refused refused)
+  /**
+   * Keep these parts of a data set, as their owner or as one that has copies; the answer is which of them are not
+   * stored here yet. What was placed before is given up. Refused if something was placed later.
+   */
+  list<binary> keep(1: i32 protocol, 2: Placement placement, 3: list<binary> digests)
+    throws (1: compute_node.Refused refused)
+
+  /** Which of these parts this member owns and has copied. */
+  Kept kept(1: i32 protocol, 2: Placement placement, 3: list<binary> digests) throws (1: compute_node.Refused refused)
 
   /** Submit a job (JSON: the JobSpec of docs/openapi.json). The same key again gives the same job, whoever is asked. */
   string submit(1: i32 protocol, 2: string key, 3: binary job) throws (1: compute_node.Refused refused)

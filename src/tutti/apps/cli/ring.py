@@ -359,6 +359,7 @@ def _show_member(view: "RingView") -> None:
     led = " (leads)" if view.leader == view.address else ""
     click.echo(f"{view.address}{led}  {view.id[:12]}…  life {view.incarnation}")
     click.echo(f"  keys        ({view.owns_after[:12]}…, {view.id[:12]}…], copies at {', '.join(view.replicas) or '-'}")
+    click.echo(f"  parts       {view.parts_owned} owned, {view.parts_copied} copies of others'")
     click.echo(f"  before      {view.predecessor or '-'}")
     click.echo(f"  successors  {', '.join(view.successors) or '-'}")
     for finger in view.fingers:

@@ -13,6 +13,7 @@ from tutti.services.views.jobs import JobView, job_view
 
 if TYPE_CHECKING:
     from tutti.services.chain import ChainMember
+    from tutti.services.placing import Keeper
     from tutti.services.presence import Offer
 
 
@@ -38,6 +39,8 @@ class RingView(View, frozen=True, kw_only=True):
 
     Attributes:
         replicas: Who keeps copies of what it owns.
+        parts_owned, parts_copied: Of the data set that was placed on the ring, and kept here for itself and for others.
+        parts_uncopied: Those of its own that are not yet at all members that should have them.
         height, generation: Of its newest record; a generation above 0 was forced without a majority.
         sent_bytes, resent_bytes: Of updates and models, by this process; `resent` to a member that had them before.
         holders: At the leader: by data set, how many nodes that hold it are connected.
@@ -59,6 +62,9 @@ class RingView(View, frozen=True, kw_only=True):
     leader: str
     committee: tuple[str, ...]
     roster: tuple[str, ...]
+    parts_owned: int
+    parts_copied: int
+    parts_uncopied: int
     sent_bytes: int
     resent_bytes: int
     holders: dict[str, int]
@@ -73,6 +79,7 @@ def ring_view(
     jobs: Mapping[str, Job],
     offers: "Mapping[Offer, int]" = MappingProxyType({}),
     sent: tuple[int, int] = (0, 0),
+    keeper: "Keeper | None" = None,
 ) -> RingView:
     """One member's view. `offers`: of the nodes connected to it, if it leads. `sent`: bytes, and those again."""
     member = member or Member(me)
@@ -95,11 +102,14 @@ def ring_view(
         leader=chain.leader,
         committee=chain.replica.order,
         roster=tip.addresses if tip else (),
+        parts_owned=len(keeper.owned) if keeper else 0,
+        parts_copied=len(keeper.shelf.keys) - len(keeper.owned) if keeper else 0,
+        parts_uncopied=keeper.uncopied if keeper else 0,
         sent_bytes=sent[0],
         resent_bytes=sent[1],
         holders=_holders(offers),
         jobs=tuple(job_view(job, offers) for job in jobs.values()),
-        lights=lights(member, chain),
+        lights=lights(member, chain, keeper),
     )
 
 
@@ -115,7 +125,7 @@ def finger_views(member: Member) -> tuple[FingerView, ...]:
     return tuple(lines)
 
 
-def lights(member: Member, chain: "ChainMember") -> tuple[Light, ...]:
+def lights(member: Member, chain: "ChainMember", keeper: "Keeper | None" = None) -> tuple[Light, ...]:
     """The invariants as far as one member can see them."""
     living = [peer for peer in member.successors if peer.address and not member.roster.refuses(peer)]
     alone = not member.roster.alive
@@ -136,6 +146,11 @@ def lights(member: Member, chain: "ChainMember") -> tuple[Light, ...]:
             detail="small ring: everybody knows everybody" if in_full(member) else f"about {size(member)} members",
         ),
         Light(name="leader", ok=bool(chain.leader), detail=chain.leader or "nobody leads: no majority answers"),
+        Light(
+            name="parts copied",
+            ok=keeper is None or not keeper.uncopied,
+            detail=f"{keeper.uncopied if keeper else 0} of {len(keeper.owned) if keeper else 0} wait for a copy",
+        ),
         Light(
             name="whole",
             ok=not degraded,
