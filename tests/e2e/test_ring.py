@@ -67,7 +67,7 @@ class Ring:
     async def until(self, condition, at: str | None = None) -> list[RingView]:
         client = RingClient(at or f"127.0.0.1:{self.port}")
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 async for views in client.watch():
                     if condition(views):
                         return views
