@@ -1,8 +1,6 @@
 """The ring's protocol on real sockets: a stock Apache client, blobs in chunks, TLS, limits; and rings that live."""
 
 import asyncio
-import datetime
-import ipaddress
 import os
 import ssl
 import sys
@@ -11,14 +9,12 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from thrift.protocol.TBinaryProtocol import TBinaryProtocol
 from thrift.Thrift import TApplicationException
 from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TFramedTransport
 
+from support.authority import certificate
 from support.thrift_nodes import Running, in_order, ring
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import CHUNK, PROTOCOL, compute_node, key_bytes, peer_struct, supernode
@@ -215,32 +211,9 @@ def certificates(tmp_path_factory):
     """An authority, and a certificate for 127.0.0.1 that it signed; and another authority with its own."""
     root = tmp_path_factory.mktemp("tls")
     for name in ("ours", "theirs"):
-        authority = _certificate(root / f"{name}-ca", None, None)
-        _certificate(root / name, *authority)
+        authority = certificate(root / f"{name}-ca", None, None)
+        certificate(root / name, *authority)
     return root
-
-
-def _certificate(path, issuer, signing_key):
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, path.name)])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name if issuer is None else issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(signing_key or key, hashes.SHA256())
-    )
-    path.with_suffix(".pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    path.with_suffix(".key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return built, key
 
 
 async def test_a_ring_over_mutual_tls(tmp_path, certificates):

@@ -33,6 +33,7 @@ from tutti.ring.consensus import Ballot, Durable, Fetch, Vote
 from tutti.ring.record import Seat, after, first
 from tutti.services.chain import ChainMember, LostLead
 from tutti.services.verify import Verifier
+from tutti.testing.logs import LogSuite
 from tutti.wire import tensors
 from tutti.wire.messages import BadMessage
 
@@ -123,6 +124,17 @@ async def test_who_does_not_lead_records_nothing(tmp_path):
         chain.leading = False
         with pytest.raises(LostLead):
             await chain.propose(b"")
+
+
+class TestChainLog(LogSuite):
+    """The log of whoever leads, which here is everybody."""
+
+    @pytest.fixture
+    async def log(self, tmp_path):
+        async with alone(tmp_path) as (chain, agreed):
+            log = ChainLog(chain, agreed)
+            yield log
+            await log.close()
 
 
 # -- votes ----------------------------------------------------------------------------------------------------

@@ -138,8 +138,12 @@ class Keeper:
         return [digest for digest in digests if key_of(digest) not in there]
 
     def kept(self, digests: Sequence[Digest]) -> tuple[list[Digest], tuple[Peer, ...]]:
-        """Which of these this member owns and has copied, and who holds them."""
+        """Which of these this member owns and has copied, and who holds them.
+
+        Whoever is none of those may forget them on this word: so from now on it is not believed to hold them.
+        """
         member = self._ring.member
+        self.shelf = after_change(member, self.shelf)
         held = safe(member, self.shelf, map(key_of, digests))
         return [digest for digest in digests if key_of(digest) in held], (member.me, *replicas(member))
 

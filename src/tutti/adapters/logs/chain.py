@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
+from tutti.adapters.logs.codec import encode
 from tutti.adapters.logs.tail import Tail, conflict
 from tutti.core.errors import StorageError
 from tutti.domain import events as e
@@ -23,6 +24,7 @@ from tutti.services.chain import ChainMember
 from tutti.services.keeping import kept_blobs
 
 KEPT = 1000
+CLOSED = "the event log is closed"
 Body = tuple[tuple[str, AnyEvent], ...]
 
 DECISIVE = (
@@ -106,7 +108,8 @@ class ChainLog:
             raise self._lost
         if version != self._versions[stream]:
             raise conflict(stream, version, self._versions[stream])
-        recorded = [Recorded(self._offset + n, stream, version + n, event) for n, event in enumerate(events, start=1)]
+        stored = [encode(event)[1] for event in events]
+        recorded = [Recorded(self._offset + n, stream, version + n, event) for n, event in enumerate(stored, start=1)]
         self._offset += len(recorded)
         self._versions[stream] += len(recorded)
         self._waiting += recorded
@@ -136,8 +139,8 @@ class ChainLog:
         return self._turn.locked()
 
     def give_up(self, reason: StorageError) -> None:
-        """This leadership is over: nothing more is recorded."""
-        self._lost = reason
+        """This leadership is over: nothing more is recorded. The first reason counts."""
+        self._lost = self._lost or reason
         self._given_up.set()
 
     async def _propose(self, body: bytes) -> None:
@@ -155,6 +158,8 @@ class ChainLog:
             proposal.cancel()
 
     async def read(self, after: int = 0, *, stream: str | None = None, limit: int = 1000) -> list[Recorded]:
+        if self._tail.closed:
+            raise StorageError(CLOSED)
         known = self._agreed.recorded
         found = [*known[after : after + limit if stream is None else None]]
         beyond = [recorded for recorded in self._waiting if recorded.offset > max(after, len(known))]
@@ -164,4 +169,5 @@ class ChainLog:
         return self._tail.follow(self, after)
 
     async def close(self) -> None:
+        self.give_up(StorageError(CLOSED))
         self._tail.close()

@@ -1,0 +1,111 @@
+"""Members of a ring in processes of their own: by link, by any of several seeds, from memory, over TLS."""
+
+import asyncio
+import json
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+
+from support.authority import certificate
+from support.commands import running, tutti
+from tutti.apps.cli.exits import Exit
+from tutti.apps.ringclient import RingClient
+from tutti.apps.ringnode import Tls
+
+DEADLINE = 120
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+async def views_when(port, condition, tls=None):
+    client = RingClient(f"127.0.0.1:{port}", tls)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            async for views in client.watch():
+                if condition(views):
+                    return views
+    finally:
+        await client.close()
+
+
+def all_there(count):
+    return lambda views: len(views) == count and all(len(view.roster) == count and view.leader for view in views)
+
+
+@pytest.fixture
+def processes():
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_seeds_memory_and_mutual_tls(tmp_path: Path, processes):
+    """A member joins by the seed that is there, or else by whom it has met; without a certificate nobody does."""
+    authority = certificate(tmp_path / "authority", None, None)
+    certificate(tmp_path / "ours", *authority)
+    files = Tls(certificate=tmp_path / "ours.pem", key=tmp_path / "ours.key", authority=tmp_path / "authority.pem")
+    tls = ("--tls-cert", files.certificate, "--tls-key", files.key, "--tls-ca", files.authority)
+    dead, seed, first, second = free_ports(4)
+
+    def member(port):
+        state = ("--state-dir", tmp_path / str(port))
+        seeds = ("127.0.0.1", dead, "--seed", f"127.0.0.1:{seed}")
+        return processes.enter_context(running("ring", "node", port, *seeds, *state, *tls, cwd=tmp_path))
+
+    supernode = processes.enter_context(running("ring", "supernode", "--port", seed, *tls, cwd=tmp_path))
+    member(first)
+    again = member(second)
+    asyncio.run(views_when(first, all_there(2), files))
+    refused = tutti("ring", "show", "127.0.0.1", first, cwd=tmp_path)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (Exit.UNREACHABLE, False), refused.stderr
+    remembered = tmp_path / str(second) / "ring.json"
+    asyncio.run(views_when(first, lambda views: f"127.0.0.1:{first}" in remembered.read_text(), files))
+    supernode.end(SIGKILL)
+    again.end(SIGKILL)
+    member(second)  # neither seed is there
+    views = asyncio.run(views_when(first, all_there(2), files))
+    assert {view.address: view.incarnation for view in views} == {f"127.0.0.1:{first}": 1, f"127.0.0.1:{second}": 2}
+
+
+def test_join_by_link_and_go_on_without_a_majority(tmp_path: Path, processes):
+    seed, *ports = free_ports(3)
+    processes.enter_context(running("ring", "supernode", "--port", seed, cwd=tmp_path))
+    members = {}
+    for part, port in enumerate(ports):
+        join = ("join", f"thrift://127.0.0.1:{seed}", "--data", f"digits:part={part}/2", "--port", port)
+        state = ("--state-dir", tmp_path / str(port))
+        members[f"127.0.0.1:{port}"] = processes.enter_context(running(*join, *state, cwd=tmp_path))
+    asyncio.run(
+        views_when(ports[0], lambda views: all_there(2)(views) and any(v.holders.get("digits") == 2 for v in views))
+    )
+    job = ("--dataset", "digits", "--model", "linear", "--rounds", "2")
+    done = tutti("ring", "train", "127.0.0.1", seed, *job, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rounds"] == 2
+    taken = tutti("ring", "train", "127.0.0.1", seed, "--data", "digits", "--model", "linear", cwd=tmp_path)
+    assert (taken.returncode, "trains on data of its own" in taken.stderr) == (Exit.CONFLICT, True), taken.stderr
+
+    needless = tutti("ring", "force-reform", "127.0.0.1", ports[0], cwd=tmp_path)
+    assert (needless.returncode, "nothing to force" in needless.stderr) == (Exit.CONFLICT, True), needless.stderr
+    (leader,) = {view.leader for view in asyncio.run(views_when(ports[0], all_there(2)))}
+    members.pop(leader).end(SIGKILL)  # of two, it was the committee
+    (survivor,) = members
+    port = survivor.rpartition(":")[2]
+    asyncio.run(views_when(port, lambda views: [view.address for view in views] == [survivor]))
+
+    def forced(views):
+        done = tutti("ring", "force-reform", "127.0.0.1", port, cwd=tmp_path)
+        return done.returncode == 0 or "nothing to force" not in done.stderr  # while the leader may still be alive
+
+    asyncio.run(views_when(port, forced))
+    (view,) = asyncio.run(views_when(port, lambda views: views[0].leader == survivor))
+    assert (view.generation, view.roster) == (1, (survivor,))
+    assert [light.name for light in view.lights if not light.ok] == ["whole"]
