@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -30,7 +30,7 @@ from tutti.ports import Arrived, Cancelled, Data, Examples, LinkRefused, Report,
 from tutti.ports.blobs import Buffer
 from tutti.ports.machine import Load
 from tutti.services.node import NodeRuntime
-from tutti.services.runner import TaskRunner, backoff, reconnects, turned_away
+from tutti.services.runner import Assignment, TaskRunner, backoff, reconnects, turned_away
 from tutti.wire import tensors
 from tutti.wire.messages import (
     Failure,
@@ -835,7 +835,29 @@ async def test_progress_is_told_at_once_and_then_only_now_and_then(tmp_path: Pat
         bench.trainer.gate.set()
         await bench.script.hear(Submission)
     assert (first.job, first.round, first.attempt, first.done) == ("job-1", 1, 0, 0.0)
-    assert len(bench.script.all(Progress)) == 1
+    assert len(bench.script.all(Progress)) < 20
+
+
+async def test_each_epoch_that_takes_a_while_is_told_of(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    class Listened(TaskRunner):
+        def _note(self, held: Assignment, done: float, epoch: int = 0, loss: float | None = None) -> None:
+            told.append(epoch)
+            super()._note(held, done, epoch, loss)
+
+    seconds = count()  # a second at each look at the clock: more than an epoch need take
+    async with a_bench(tmp_path) as bench:
+        trainer = LinearTrainer()
+        runner = Listened(
+            NODE, bench.link, DATA, tmp_path / "work", lambda *_: trainer, Random(1), lambda: float(next(seconds))
+        )
+        runner.progress_every = 1000.0
+        runner.connected.set()
+        runner.take(await bench.start(training=Training(epochs=4)), batch_size=8)
+        await bench.script.hear(Submission)
+        runner.close()
+    assert told == [0, 1, 2, 3]
 
 
 async def test_a_loss_that_is_no_number_is_not_told(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from random import Random
 from typing import TypeAlias, TypeVar
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 FIRST_DELAY, LAST_DELAY = 0.1, 5.0
 SOON, SOON_TRIES, LATER_TRY = 0.5, 12, 3
 PROGRESS_SECONDS = 5.0
+EPOCH_SECONDS = 1.0
+"""Epochs that are shorter are not told of one by one."""
+
 UNMEASURED_TASKS = 10
 """Tasks without a measured upload after which an older one is not believed any more."""
 
@@ -244,15 +247,19 @@ class TaskRunner:
         return chosen(size, self._up or self._down)
 
     def _reporter(self, held: Assignment, loop: asyncio.AbstractEventLoop) -> Report:
-        """For the worker thread: looks for a cancellation at every call, passes a report on now and then."""
-        start, due = held.start, 0.0
+        """For the worker thread: looks for a cancellation at every call, passes a report on now and then.
+
+        One that begins another epoch is passed on too, unless the one before was a moment ago.
+        """
+        start, told, seen = held.start, -inf, 0
 
         def report(done: float, epoch: int, loss: float | None) -> None:
-            nonlocal due
+            nonlocal told, seen
             if held.cancelled.is_set():
                 raise Cancelled(f"job {start.job} round {start.round} is not wanted any more")
-            if (now := self._clock()) >= due:
-                due = now + self.progress_every
+            wait = self.progress_every if epoch == seen else min(EPOCH_SECONDS, self.progress_every)
+            if (now := self._clock()) >= told + wait:
+                told, seen = now, epoch
                 loop.call_soon_threadsafe(self._note, held, done, epoch, loss)
 
         return report

@@ -78,7 +78,7 @@ class Enabled(Counted, frozen=True, kw_only=True, tag="ENABLED"):
 
 
 class Beat(Counted, frozen=True, kw_only=True, tag="HEARTBEAT"):
-    """How far the work is, with epoch and loss: at its beginning, and every few seconds."""
+    """How far the work is, with epoch and loss: with each epoch that takes a second, and every few seconds."""
 
     progress: Progress
 
