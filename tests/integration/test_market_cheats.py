@@ -11,7 +11,7 @@ from tutti.domain.market.jobs import Status
 from tutti.testing import cheats
 
 REWARD, STAKE = 10, 150
-KINDS = ("linear_regression", "kmeans:clusters=3,iterations=20", "pca:components=2")
+KINDS = ("linear_regression", "kmeans:clusters=3,iterations=20", "pca:components=2", "training:epochs=3")
 
 
 @pytest.fixture

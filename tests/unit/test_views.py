@@ -258,6 +258,8 @@ def test_all_views_survive_json(job):
 
 
 def test_status_counts_jobs_and_connections(job):
-    shown = views.status_view([job], [node("ada"), node("bob", connected=False)], version="1", now=7.0, offset=12)
+    shown = views.status_view(
+        [job], [node("ada"), node("bob", connected=False)], version="1", now=7.0, offset=12, maintenance=""
+    )
     assert (shown.status, shown.nodes, shown.nodes_connected, shown.jobs) == ("waiting", 2, 1, {"waiting": 1})
-    assert views.status_view([], [], version="1", now=7.0, offset=0).status == "idle"
+    assert views.status_view([], [], version="1", now=7.0, offset=0, maintenance="").status == "idle"
