@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 __all__ = ["Client", "Federation", "__version__", "simulate"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Import what is heavy only when it is asked for."""
     if name == "__version__":

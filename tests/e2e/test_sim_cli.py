@@ -4,11 +4,15 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from support.commands import background, tutti
 
+ROOT = Path(__file__).parents[2]
 SMALL = ("sim", "--dataset", "digits", "--model", "mlp:hidden=16", "--nodes", 6, "--cohort", 3, "--rounds", 3)
 
 
@@ -79,6 +83,24 @@ def test_a_network_of_ones_own_is_simulated_where_it_is_allowed_also_in_worker_p
     model = json.loads(done.stdout)["header"]["model"]
     again = tutti("replay", f".tutti/runs/digits-{model[:12]}.json", *allowed, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert again.stdout.startswith("bit-identical"), again.stderr
+
+
+def test_a_run_that_only_nodes_measure_is_told_of_while_it_goes_on(tmp_path):
+    rows = f"csv:path={ROOT}/examples/digits.csv,target=digit"
+    done = tutti(*SMALL, "--dataset", rows, "--no-baselines", "--plot", "page.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("accuracy ") == 4
+    assert "<svg" in (tmp_path / "page.html").read_text()
+
+
+def test_the_example_of_a_strategy_trains():
+    command = [sys.executable, ROOT / "examples/strategy.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *rounds, last = done.stdout.splitlines()
+    assert [line.split()[0] for line in rounds] == [str(number) for number in range(11)]
+    assert all("accuracy" in line for line in rounds)
+    assert last.startswith("10 rounds done ")
 
 
 def test_a_sweep_runs_every_combination_and_shows_them_with_intervals(tmp_path):

@@ -21,6 +21,7 @@ from tutti.ports.training import Task, datasets, models
 from tutti.services.telling import node_seed
 from tutti.sim import Federation, History
 from tutti.sim.engines.sequential import Sequential
+from tutti.sim.history import RoundRecord
 from tutti.wire import tensors
 
 NODES = 4
@@ -258,10 +259,18 @@ def test_memory_does_not_grow_with_nodes_that_are_not_drawn():
     assert all(not record.dropped for record in history.rounds)
 
 
-def test_every_round_of_a_long_run_is_told():
-    history = simulate(spec_of("linear", rounds=20, cohort={"size": 2}), digits(), engine="sequential")
-    assert [record.round for record in history.rounds] == list(range(21))
-    assert all(len(record.cohort) == record.counted == 2 for record in history.rounds[1:])
+@pytest.mark.parametrize("evaluation", [{}, {"every": 3}, {"data": "digits:split=test"}, {"nodes": False}])
+def test_whoever_watches_sees_every_round_with_all_that_was_measured(evaluation):
+    seen: list[RoundRecord] = []
+    spec = spec_of("linear", rounds=10, cohort={"size": 2}, evaluation=evaluation)
+    history = simulate(spec, digits(), engine="sequential", watch=seen.append)
+    if evaluation.get("data"):  # what nodes measure besides comes a round later
+        assert [record.evaluated["coordinator"] for record in seen] == [
+            record.evaluated["coordinator"] for record in history.rounds
+        ]
+    else:
+        assert seen == list(history.rounds)
+    assert any(record.evaluated for record in seen) == (evaluation != {"nodes": False})
 
 
 def test_a_history_can_be_written_and_read(tmp_path):

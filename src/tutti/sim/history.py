@@ -138,6 +138,11 @@ def record(job: Job, past: RoundSummary, seconds: float) -> RoundRecord:
     )
 
 
+def measured(job: Job, record: RoundRecord) -> RoundRecord:
+    """The record with all that was measured of its model so far."""
+    return msgspec.structs.replace(record, evaluated=_evaluated(job, record.round))
+
+
 def _dropped(round: Round) -> dict[NodeId, str]:
     """Who did not count, and why; in overlapping rounds, those who have not handed in yet go on."""
     out = {Part.REFUSED, Part.DROPPED} if round.opened.overlaps else {Part.REFUSED, Part.DROPPED, Part.ASSIGNED}

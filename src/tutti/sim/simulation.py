@@ -42,7 +42,7 @@ from tutti.sim.engines.choose import DEMANDS, choose
 from tutti.sim.engines.port import Engine, Failed, Trained
 from tutti.sim.federation import Federation
 from tutti.sim.halves import NodeHalves, Order
-from tutti.sim.history import Header, History, RoundRecord, record, records
+from tutti.sim.history import Header, History, RoundRecord, measured, record, records
 from tutti.wire import tensors
 
 DEFAULT_BATCH = 32
@@ -66,7 +66,8 @@ def simulate(
         engine: A name with its options (`tutti.sim.engines.engines`), or an Engine; `auto` takes the fastest that fits.
         batch_size: What nodes choose where the job leaves it to them.
         checkpoint: A file from which an interrupted run goes on, and which is written now and then.
-        watch: Called with every round, the initial model (round 0) first, once the coordinator has measured it.
+        watch: Called with every round, the initial model (round 0) first, once it is measured: where only nodes do
+            that, they do it in the next round.
         allow_modules: Glob patterns of Python modules that the job's model may name to be imported.
 
     Raises UserError for a job that cannot run on this federation.
@@ -122,6 +123,8 @@ class Simulation:
         _check_engine(self.engine, spec, self._strategy.local.demand)
         self._local = NodeHalves(self._strategy, spec.codec, self.engine, self._trainer, federation)
         self._watch, self._watched = watch, -1
+        self._late = spec.evaluation.nodes and spec.evaluation.data is None
+        self._unmeasured: RoundRecord | None = None
         self._before, self._began, self._now = 0.0, perf_counter(), 0.0
         self._seconds: dict[int, float] = {}
         self._fold: _Fold | None = None
@@ -369,14 +372,24 @@ class Simulation:
     # -- what others see ---------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        """Show the watcher the last round, once."""
+        """Show the watcher the last round, once, or the one before if nodes have yet to measure the last."""
         if self._watched < self.job.rounds_done and self.job.initial_model:
+            self._show()
             self._watched = self.job.rounds_done
-            if self._watched == 0:
-                self._watch(records(self.job, (), {})[0])
-            else:
-                past = next(past for past in reversed(self.job.past) if past.succeeded)
-                self._watch(record(self.job, past, self._seconds.get(past.round.number, 0.0)))
+            self._unmeasured = self._newest()
+        if self.job.final or not self._late:
+            self._show()
+
+    def _show(self) -> None:
+        if self._unmeasured is not None:
+            self._watch(measured(self.job, self._unmeasured))
+        self._unmeasured = None
+
+    def _newest(self) -> RoundRecord:
+        if self._watched == 0:
+            return records(self.job, (), {})[0]
+        past = next(past for past in reversed(self.job.past) if past.succeeded)
+        return record(self.job, past, self._seconds.get(past.round.number, 0.0))
 
     def _elapsed(self) -> float:
         return self._before + perf_counter() - self._began
@@ -424,7 +437,7 @@ class Simulation:
         self.events, self._seconds, self._server = progress.events, progress.seconds, progress.server
         self._models, self._memory, self._before = progress.models, dict(progress.memory), progress.elapsed
         self.job = jobs.replay(self.events)
-        self._watched = self.job.rounds_done
+        self._watched = self.job.rounds_done - (self._late and not self.job.final)
         self._now = self._elapsed()
 
 
