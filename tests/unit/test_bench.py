@@ -27,6 +27,7 @@ SMALL = {
     "dashboard.py": (["--quick"], "p99 / at rest"),
     "ring_faults.py": (["--simulated", "2"], None),
     "browser.py": (["--quick"], "kernel / this"),
+    "classroom.py": (["--quick"], "a round / one pupil's"),
     "ring_calls.py": (["--quick"], "MB/s / apache"),
     "verification.py": (["--quick"], "solve / check"),
     "ledger.py": (["--jobs", "20"], "times bare"),
@@ -49,7 +50,7 @@ def test_none_is_forgotten():
 
 @pytest.mark.parametrize("script", SMALL)
 def test_runs_and_prints_a_ratio(script):
-    if script == "dashboard.py" and CHROMIUM is None:
+    if script in ("dashboard.py", "classroom.py") and CHROMIUM is None:
         missing("Chromium (Debian: apt-get install chromium)")
     if script == "browser.py" and not (BENCH.parent / "web" / "node_modules").exists():
         missing("Node, and `npm ci` in web/")
