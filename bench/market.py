@@ -28,7 +28,7 @@ from tutti.adapters.ledgers.signed import SignedLedger
 from tutti.adapters.ledgers.sqlite import SqliteEntries
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.adapters.machine import Machine
-from tutti.adapters.workbench import ThreadWorkbench
+from tutti.adapters.workbench import Bench, ThisProcess
 from tutti.apps.bootstrap import no_data
 from tutti.core.registry import Choice
 from tutti.core.workload import Table
@@ -49,7 +49,7 @@ LOG_ROWS, LEDGER_ROWS = 8, 3
 """That one job leaves behind: eight events (tutti.domain.market.events), an escrow, a bond and a reward."""
 
 
-class Bench:
+class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tasks: list[asyncio.Task[None]] = []
@@ -62,7 +62,7 @@ class Bench:
             event_log=log,
             blobs=blobs,
             fabric=fabric,
-            workbench=ThreadWorkbench(),
+            workbench=Bench(ThisProcess()),
             known_schema=lambda choice: None,
             clock=time.time,
         )
@@ -152,7 +152,7 @@ def bare(folder: Path, jobs: int) -> float:
 
 async def throughput(jobs: int, workers: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        bench = Stage(Path(folder))
         await bench.up(workers)
         took = await bench.measure(jobs)
         await bench.down()

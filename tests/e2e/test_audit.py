@@ -46,9 +46,12 @@ def nearly(start: Start, params: Params, batch: int) -> Params:
     return delta
 
 
-async def hand_in(url: str, forge, *, digest: str = "", batch: int = 8) -> Verdict:
+async def hand_in(
+    url: str, forge: Forge, *, digest: str = "", batch: int = 8, weight: int = 0, examples: int = 0
+) -> Verdict:
     data = load_data(Choice.parse(SOURCE))
-    summary = DataSummary("digits", data.schema, len(data.train), 0, digest or data.digest(), SOURCE)
+    n = examples or len(data.train)
+    summary = DataSummary("digits", data.schema, n, 0, digest or data.digest(), SOURCE)
     async with HubLink(url, "ada", SECRET) as link, asyncio.timeout(60):
         its = Capabilities(trainers=("browser",))
         messages = await link.connect(
@@ -60,7 +63,8 @@ async def hand_in(url: str, forge, *, digest: str = "", batch: int = 8) -> Verdi
                 name = tensors.digest(blob)
                 await link.store(memoryview(blob), name)
                 place = {"job": message.job, "round": message.round, "attempt": message.attempt}
-                await link.send(Submission(**place, digest=name, weight=10, metrics={"batch_size": float(batch)}))
+                metrics = {"batch_size": float(batch)}
+                await link.send(Submission(**place, digest=name, weight=weight or n, metrics=metrics))
             if isinstance(message, Verdict):
                 return message
     raise AssertionError("no verdict came")
@@ -70,6 +74,8 @@ CHEATS = {
     "lazy": (lazy, {}, "audited: computed again, "),
     "off by one bit": (nearly, {}, "audited: computed again, 1 of "),
     "other rows": (honest, {"digest": "0" * 64}, f"audited: its rows are not those of {SOURCE}"),
+    "weight of its own": (honest, {"weight": 10_000}, "audited: expected a weight of "),
+    "more rows than there are": (honest, {"examples": 10_000}, "audited: it says that it has 10000 rows to train on"),
     "no batch size": (lazy, {"batch": 0}, "audited: expected its batch_size in the metrics"),
 }
 

@@ -62,12 +62,15 @@ async def test_the_browser_node_is_a_page_that_may_run_the_kernel_and_nothing_in
     assert "'unsafe-" not in policy
     kernel = await stranger.get("/node-kernel.wasm")
     assert (kernel.headers["content-type"], kernel.content) == ("application/wasm", WASM.read_bytes())
+    for name in ("icon-192.png", "icon-512.png"):
+        icon = await stranger.get(f"/{name}")
+        assert (icon.headers["content-type"], icon.content) == ("image/png", (FOLDER / name).read_bytes())
     manifest = await stranger.get("/node.webmanifest")
     assert manifest.headers["content-type"] == "application/manifest+json"
     assert manifest.json()["start_url"] == "/node"
 
 
-@pytest.mark.parametrize("path", ["/api/v1/browser/wanted", "/api/v1/browser/assigned/digits"])
+@pytest.mark.parametrize("path", ["/api/v1/browser/here", "/api/v1/browser/wanted", "/api/v1/browser/assigned/digits"])
 async def test_rows_to_try_out_with_are_for_nodes(stranger, path):
     assert (await stranger.get(path)).status_code == 401
     assert (await stranger.get(path, headers={"authorization": "Bearer ada:wrong"})).status_code == 403
@@ -86,6 +89,10 @@ async def test_nodes_are_given_parts_of_what_jobs_here_are_on_and_of_nothing_els
             404,
             "there is no bundled data set 'diabetes' to be given out",
         )
+        assert (await node.get("/api/v1/browser/here")).status_code == 409  # it has no connection
+        answers = [await node.get("/api/v1/browser/assigned/digits") for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429, 429, 429]  # two were asked for above
+        assert "asks too often" in answers[-1].json()["detail"]
     await world.close()
 
 

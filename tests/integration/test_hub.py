@@ -1,8 +1,6 @@
 """The hub's messages, over real sockets: a uvicorn server in this process and HubLink clients."""
 
 import asyncio
-import datetime
-import ipaddress
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import msgspec
 import pytest
 from hub_server import Hub, registration, running_hub
 
+from support.certificates import certificate
 from tutti import __version__
 from tutti.adapters.fabrics.hub import HubLimits
 from tutti.adapters.fabrics.hub_link import HubLink
@@ -321,9 +320,9 @@ def test_an_address_must_be_one_of_http() -> None:
 
 
 async def test_tls_with_an_own_authority(tmp_path: Path) -> None:
-    certificate = own_certificate(tmp_path)
-    async with running_hub(tmp_path / "blobs", tls=certificate) as hub:
-        async with hub.link(ca=certificate[0]) as link:
+    pair = certificate(tmp_path)
+    async with running_hub(tmp_path / "blobs", tls=pair) as hub:
+        async with hub.link(ca=pair[0]) as link:
             messages = await link.connect(registration())
             assert isinstance(await anext(messages), Registered)
         async with hub.link() as distrustful:
@@ -332,35 +331,6 @@ async def test_tls_with_an_own_authority(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").touch()
     with pytest.raises(UserError, match="expected certificates in PEM format"):
         hub.link(ca=tmp_path / "empty.pem")
-
-
-def own_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that is its own authority, and its key."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a coordinator")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
-    cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return cert_file, key_file
 
 
 # -- attached updates ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import DEADLINE, first_line
-from tutti.adapters.workbench import DEATHS, ProcessWorkbench, ThreadWorkbench
+from tutti.adapters.workbench import DEATHS, Bench, OwnProcess, ThisProcess
 from tutti.core.errors import StorageError, TuttiError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema
@@ -46,13 +46,13 @@ def works_for_ever() -> nn.Module:
 COORDINATOR = """
 import asyncio, sys
 from pathlib import Path
-from tutti.adapters.workbench import ProcessWorkbench
+from tutti.adapters.workbench import Bench, OwnProcess
 from tutti.core.registry import Choice
 from tutti.domain.spec import DataSchema
 
 async def main(entry, module, folder):
     table = DataSchema("classification", (5,), 3)
-    await ProcessWorkbench([module]).initial(Choice("module", {"entry": entry}), table, 1, Path(folder) / "initial")
+    await Bench(OwnProcess(), [module]).initial(Choice("module", {"entry": entry}), table, 1, Path(folder) / "initial")
 
 if __name__ == "__main__":
     asyncio.run(main(*sys.argv[1:]))
@@ -72,9 +72,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=[ThreadWorkbench, ProcessWorkbench])
+@pytest.fixture(params=[ThisProcess, OwnProcess])
 async def bench(request: pytest.FixtureRequest, house: str) -> AsyncIterator[Workbench]:
-    bench = request.param([f"{house}*"])
+    bench = Bench(request.param(), [f"{house}*"])
     yield bench
     await bench.close()
 
@@ -107,11 +107,11 @@ async def test_a_disk_that_fails_is_not_the_models_mistake(bench: Workbench, tmp
         await bench.initial(Choice("linear"), TABLE, 1, tmp_path / "nowhere" / "a")
 
 
-@pytest.mark.parametrize("kind", [ThreadWorkbench, ProcessWorkbench])
+@pytest.mark.parametrize("place", [ThisProcess, OwnProcess])
 async def test_a_module_that_the_owner_did_not_list_is_not_imported(
-    kind: type[ProcessWorkbench], house: str, tmp_path: Path
+    place: type[OwnProcess], house: str, tmp_path: Path
 ) -> None:
-    bench, trap = kind(), entry(f"{house}_trap", "x")
+    bench, trap = Bench(place()), entry(f"{house}_trap", "x")
     with pytest.raises(UserError, match=f"module '{house}_trap': start it with `tutti up --allow-module {house}_trap`"):
         bench.check(trap)
     with pytest.raises(UserError, match="does not let jobs import"):
@@ -125,7 +125,7 @@ async def test_a_module_that_the_owner_did_not_list_is_not_imported(
 async def test_a_process_that_dies_of_one_request_again_and_again_is_the_requests_mistake(
     house: str, tmp_path: Path
 ) -> None:
-    bench = ProcessWorkbench([house])
+    bench = Bench(OwnProcess(), [house])
     for attempt in range(2 * DEATHS):
         if attempt == 1:  # another request in between has nothing to do with it
             await bench.initial(entry(house, "fine"), TABLE, 1, tmp_path / "a")

@@ -1,4 +1,4 @@
-"""A line between a browser and a coordinator that can go dead without a word, as when a laptop's lid is closed."""
+"""A line between a browser and a coordinator that can break, or go dead without a word, as when a lid is closed."""
 
 import socket
 import threading
@@ -15,7 +15,9 @@ class Line:
         self._port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._open: list[socket.socket] = []
+        self._open: list[socket.socket] = []  # WebSockets
+        self._all: list[socket.socket] = []
+        self._is_cut = False
         self._dead: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -24,8 +26,18 @@ class Line:
         self._dead.update(self._open)
         return len(self._open)
 
+    def cut(self) -> None:
+        """Everything that is open breaks and nothing can be opened, as in a tunnel, until `mend`."""
+        self._is_cut = True
+        for one in self._all:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._is_cut = False
+
     def close(self) -> None:
-        for one in (self._listener, *self._open):
+        for one in (self._listener, *self._all):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
@@ -34,6 +46,10 @@ class Line:
         with suppress(OSError):
             while True:
                 browser, _ = self._listener.accept()
+                self._all.append(browser)
+                if self._is_cut:
+                    browser.close()
+                    continue
                 threading.Thread(target=self._connect, args=(browser,), daemon=True).start()
 
     def _connect(self, browser: socket.socket) -> None:

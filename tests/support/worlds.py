@@ -23,7 +23,7 @@ from tutti.adapters.ledgers.signed import SignedLedger
 from tutti.adapters.ledgers.sqlite import SqliteEntries
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.adapters.machine import Machine
-from tutti.adapters.workbench import ThreadWorkbench
+from tutti.adapters.workbench import Bench, ThisProcess
 from tutti.core.params import Params
 from tutti.domain.jobs import Job
 from tutti.domain.market.rules import RULES
@@ -127,7 +127,7 @@ class World:
             event_log=SabotagedLog(log, self._saboteur if of == "log" else Saboteur()),
             blobs=SabotagedBlobs(folder, self._saboteur if of == "blobs" else Saboteur()),
             fabric=self.fabric,
-            workbench=ThreadWorkbench(),
+            workbench=Bench(ThisProcess()),
             known_schema=lambda choice: SCHEMA if choice.name == "toy" else known_schema(choice),
             clock=lambda: time.time() + self.later,
             verify=verify,

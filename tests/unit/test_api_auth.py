@@ -2,7 +2,7 @@
 
 import pytest
 
-from tutti.apps.api.auth import Failures
+from tutti.apps.api.auth import Buckets
 from tutti.apps.api.settings import ApiSettings, is_loopback
 from tutti.core.errors import UserError
 
@@ -29,7 +29,7 @@ def test_a_coordinator_on_the_network_needs_a_token():
 
 def test_failures_run_out_and_come_back_with_time():
     now = 0.0
-    failures = Failures(burst=3, rate=0.5, clock=lambda: now)
+    failures = Buckets(burst=3, rate=0.5, clock=lambda: now)
     for _ in range(3):
         assert failures.allows("mallory")
         failures.count("mallory")
@@ -42,7 +42,7 @@ def test_failures_run_out_and_come_back_with_time():
 
 
 def test_failures_remember_a_bounded_number_of_clients():
-    failures = Failures(burst=1, rate=0.0, clients=2, clock=lambda: 0.0)
+    failures = Buckets(burst=1, rate=0.0, clients=2, clock=lambda: 0.0)
     for client in ("a", "b", "c"):
         failures.count(client)
     assert [failures.allows(client) for client in ("a", "b", "c")] == [True, False, False]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -53,19 +53,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-class ProcessWorkbench:
-    """ports.Workbench on one spawned worker process, started when first needed.
+class Place(Protocol):
+    """Where the work is done."""
 
-    `allow_modules` are glob patterns of the Python modules that jobs may have imported in it. A process that dies
-    is TuttiError, to be tried again; dying again and again of one request is UserError.
-    """
+    async def run(self, function: Callable[[bytes, str], T], request: bytes, path: str) -> T | UserError: ...
 
-    def __init__(self, allow_modules: Sequence[str] = ()) -> None:
-        self._listed = tuple(allow_modules)
-        self._pool: ProcessPoolExecutor | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._turn = asyncio.Lock()  # one at a time: so it is known of which request the process died
-        self._deaths: Counter[bytes] = Counter()
+    async def close(self) -> None: ...
+
+
+class Bench:
+    """ports.Workbench; `allow_modules` are glob patterns of the Python modules that jobs may have imported here."""
+
+    def __init__(self, place: Place, allow_modules: Sequence[str] = ()) -> None:
+        self._place, self._listed = place, tuple(allow_modules)
 
     def check(self, model: Choice) -> None:
         check_listed(model, self._listed)
@@ -94,11 +94,38 @@ class ProcessWorkbench:
         return await self._run(_audit, msgspec.json.encode((model, data, claimed, task, str(update))), str(weights))
 
     async def close(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        await self._place.close()
 
     async def _run(self, function: Callable[[bytes, str], T], request: bytes, path: str) -> T:
+        result = await self._place.run(function, request, path)
+        if isinstance(result, UserError):
+            raise result
+        return result
+
+
+class ThisProcess:
+    """For simulations and tests, where the framework is loaded anyway."""
+
+    async def run(self, function: Callable[[bytes, str], T], request: bytes, path: str) -> T | UserError:
+        return await asyncio.to_thread(_guarded, function, request, path)
+
+    async def close(self) -> None:
+        pass
+
+
+class OwnProcess:
+    """One spawned worker process, started when first needed.
+
+    If it dies that is TuttiError, to be tried again; dying again and again of one request is UserError.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._turn = asyncio.Lock()  # one at a time: so it is known of which request the process died
+        self._deaths: Counter[bytes] = Counter()
+
+    async def run(self, function: Callable[[bytes, str], T], request: bytes, path: str) -> T | UserError:
         async with self._turn:
             if self._timer is not None:
                 self._timer.cancel()
@@ -113,7 +140,12 @@ class ProcessWorkbench:
             finally:
                 self._timer = loop.call_later(IDLE_SECONDS, self._rest)
             del self._deaths[request]
-        return _opened(result)
+        return result
+
+    async def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _died_of(self, request: bytes) -> TuttiError:
         self._deaths[request] += 1
@@ -129,45 +161,6 @@ class ProcessWorkbench:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
-
-
-class ThreadWorkbench:
-    """ports.Workbench in this process, for simulations and tests, where the framework is loaded anyway."""
-
-    def __init__(self, allow_modules: Sequence[str] = ()) -> None:
-        self._listed = tuple(allow_modules)
-
-    def check(self, model: Choice) -> None:
-        check_listed(model, self._listed)
-
-    async def initial(self, model: Choice, data: DataSchema, seed: int, into: Path) -> None:
-        self.check(model)
-        await self._run(_initial, msgspec.json.encode((model, data, seed, self._listed)), str(into))
-
-    async def evaluate(self, model: Choice, data: DataSchema, source: Choice, weights: Path) -> Metrics:
-        self.check(model)
-        return await self._run(_evaluate, msgspec.json.encode((model, data, source, self._listed)), str(weights))
-
-    async def train(
-        self, model: Choice, data: DataSchema, source: Choice, task: Task, weights: Path, into: Path
-    ) -> Digest:
-        self.check(model)
-        request = msgspec.json.encode((model, data, source, task, str(into), self._listed))
-        return await self._run(_train, request, str(weights))
-
-    async def assign(self, source: Choice, into: Path) -> DataSummary:
-        return await self._run(_assign, msgspec.json.encode(source), str(into))
-
-    async def audit(
-        self, model: Choice, data: DataSchema, claimed: DataSummary, task: Task, weights: Path, update: Path
-    ) -> str | None:
-        return await self._run(_audit, msgspec.json.encode((model, data, claimed, task, str(update))), str(weights))
-
-    async def close(self) -> None:
-        pass
-
-    async def _run(self, function: Callable[[bytes, str], T], request: bytes, path: str) -> T:
-        return _opened(await asyncio.to_thread(_guarded, function, request, path))
 
 
 def check_listed(model: Choice, listed: Sequence[str]) -> None:
@@ -190,12 +183,6 @@ def _guarded(function: Callable[[bytes, str], T], request: bytes, path: str) -> 
     except BaseException as error:
         log.exception("a model cannot be used")
         return UserError(f"the model cannot be used: {type(error).__name__}: {str(error)[:500]}")
-
-
-def _opened(result: T | UserError) -> T:
-    if isinstance(result, UserError):
-        raise result
-    return result
 
 
 def _initial(request: bytes, into: str) -> None:
@@ -253,6 +240,8 @@ def _audit(request: bytes, weights: str) -> str | None:
     with _disk(weights):
         params, given = (tensors.decode(Path(file).read_bytes()) for file in (weights, update))
     rows = normalized(_load(source).train, schema)
+    if len(rows) != claimed.examples:
+        return f"it says that it has {claimed.examples} rows to train on, {claimed.source} has {len(rows)}"
     try:
         shape = shape_of(model, schema)
     except NotForBrowsers as error:

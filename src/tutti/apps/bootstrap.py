@@ -179,10 +179,11 @@ async def coordinator(
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric, HubLimits
     from tutti.adapters.fabrics.joined import JoinedFabrics
+    from tutti.adapters.identities.ed25519 import verify as proves
     from tutti.adapters.identities.secp256k1 import verify
     from tutti.adapters.identities.x25519 import seal
     from tutti.adapters.tracing import TracedFabric
-    from tutti.adapters.workbench import ProcessWorkbench
+    from tutti.adapters.workbench import Bench, OwnProcess
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
     from tutti.apps.chain import chain_domain, open_chain
@@ -211,13 +212,14 @@ async def coordinator(
         event_log=log,
         blobs=blobs,
         fabric=traced or reached,
-        workbench=ProcessWorkbench(settings.allow_modules),
+        workbench=Bench(OwnProcess(), settings.allow_modules),
         known_schema=known_schema,
         clock=steady_clock(),
         audited=settings.audited if find_spec("wasmtime") else 0.0,
         pays=settings.pays,
         domain=chain_domain(folder),
         verify=verify,
+        proves=proves,
     )
     fabric.traffic = core.stats
     clock = core.clock

@@ -29,7 +29,7 @@ from tutti.adapters.thrift.server import Server
 from tutti.adapters.thrift.supernode import Supernode
 from tutti.adapters.thrift.tls import client_context, server_context
 from tutti.adapters.thrift.training import ThriftVoices, TrainingNode
-from tutti.adapters.workbench import ProcessWorkbench
+from tutti.adapters.workbench import Bench, OwnProcess
 from tutti.apps.bootstrap import read_policy, sole_use, steady_clock, trainers
 from tutti.apps.ringdata import MemberData
 from tutti.core.errors import Conflict, NotFound, StorageError, UserError
@@ -306,7 +306,7 @@ class RingNode:
             event_log=log_of_chain,
             blobs=self._blobs,
             fabric=fabric,
-            workbench=ProcessWorkbench(self._policy.allow_modules),
+            workbench=Bench(OwnProcess(), self._policy.allow_modules),
             known_schema=known_schema,
             clock=steady_clock(),
         )

@@ -1,9 +1,9 @@
 """Audits by re-execution: updates of browsers are drawn at random, and computed again from the same rows.
 
-A browser trains with a kernel that gives the same bits everywhere (adapters/browser). Where anybody can have the rows,
-as those that the coordinator assigned itself, an honest update therefore comes out again to the last bit. One that
-does not was made up: it is refused, its node gets no more work until an operator says so, and its reputation on the
-compute market is that of a cheat.
+A browser trains with arithmetic that gives the same bits everywhere (adapters/browser), with WebAssembly or without.
+Where anybody can have the rows, as those that the coordinator assigned itself, an honest update therefore comes out
+again to the last bit. One that does not was made up: it is refused, its node gets no more work until an operator says
+so, and its reputation on the compute market is that of a cheat.
 """
 
 import logging
@@ -64,6 +64,8 @@ class Auditor:
             return await self._forged(
                 node, f"expected its batch_size in the metrics, 1 to {LARGEST_BATCH}, came {batch}"
             )
+        if said.weight != data.examples:
+            return await self._forged(node, f"expected a weight of {data.examples}, its rows, came {said.weight}")
         lr = training.lr * schedules.build(training.lr_schedule)(opened.round, job.spec.rounds)
         pull = Correction(pull=opened.settings.get("mu", 0.0))
         task = Task(training, node_seed(job.spec.seed, opened.round, node), batch, lr, pull)

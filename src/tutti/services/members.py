@@ -14,6 +14,7 @@ from tutti.domain import nodes
 from tutti.domain.events import NodeEvent, NodeId
 from tutti.services.journal import Journal
 from tutti.services.presence import Presence
+from tutti.services.proofs import Proofs
 from tutti.services.scheduling import Busy
 from tutti.wire.messages import Heartbeat, Progress, Registration
 
@@ -69,9 +70,10 @@ class Door:
 class Members:
     """The register of nodes, as its journal has it."""
 
-    def __init__(self, journal: Journal, presence: Presence) -> None:
+    def __init__(self, journal: Journal, presence: Presence, proofs: Proofs) -> None:
         self._journal = journal
         self._presence = presence
+        self._proofs = proofs
         self._door = Door()
         self._noted: dict[NodeId, tuple[float, float]] = {}
 
@@ -99,13 +101,14 @@ class Members:
         await self._journal.nodes(nodes.Join(invite=fingerprint(token), node=node, secret=fingerprint(secret)))
         return secret
 
-    def authenticate(self, node: NodeId, secret: str) -> None:
-        """Raises Forbidden for a node that has not joined, and for a wrong secret."""
+    def authenticate(self, node: NodeId, shown: str) -> None:
+        """Raises Forbidden for a node that has not joined, and for a wrong secret or proof (see `proofs`)."""
         known = self._journal.register.nodes.get(node)
         if known is None:
             raise Forbidden(f"no node {node!r} has joined here, or it was removed: join again with a new link")
-        if not compare_digest(known, fingerprint(secret)):
+        if not compare_digest(known, fingerprint(self._proofs.stands_for(shown))):
             raise Forbidden(f"the token is not that of node {node!r}")
+        self._proofs.check(node, shown)
 
     async def turn_away(self, node: str, reason: str) -> None:
         """Record that somebody was refused at the door, as far as strangers may fill the log."""

@@ -20,7 +20,15 @@ export interface Arithmetic {
 
 export class Unsupported extends Error {}
 
+export class OutOfMemory extends Error {
+  constructor() {
+    super("there is too little memory on this device for the model; close other pages, or let the job use a smaller model or smaller batches");
+  }
+}
+
 export const MODELS = ["linear", "mlp", "2nn", "cnn"];
+/** What a browser that has no WebAssembly SIMD can train. */
+export const PLAIN_MODELS = MODELS.filter((name) => name !== "cnn");
 const MAX_LAYERS = 16;
 const HIDDEN = 512;
 const MAPS = 64;

@@ -1,8 +1,9 @@
 // Where a device's rows come from: assigned by the coordinator, a CSV file, pictures, or its owner's hand.
 import type { Rows } from "./arithmetic";
-import { detailOf, type Member } from "./link";
+import type { Member } from "./key";
+import { authorization, detailOf } from "./link";
 import type { Kept } from "./keep";
-import { blake3 } from "./plain";
+import { blake3 } from "./blake3";
 import { hex } from "./arithmetic";
 import type { Schema, Summary } from "./protocol";
 import { decode } from "./tensors";
@@ -14,8 +15,6 @@ export class BadData extends Error {}
 
 const HELD_OUT_EVERY = 5;
 const MAX_ROWS = 50_000;
-
-const authorization = (member: Member) => ({ authorization: `Bearer ${member.node}:${member.secret}` });
 
 export async function wanted(member: Member): Promise<Wanted[]> {
   const response = await fetch("/api/v1/browser/wanted", { headers: authorization(member), signal: AbortSignal.timeout(30_000) });

@@ -1,6 +1,6 @@
 // What the page remembers on this device: who it is here, its owner's rules, and the rows it trains on.
 import type { Summary } from "./protocol";
-import type { Member } from "./link";
+import type { Member } from "./key";
 import { RULES, type Rules } from "./owner";
 import type { Data } from "./work";
 
@@ -13,8 +13,16 @@ export class NoStorage extends Error {
 
 export type Kept = { summary: Summary; data: Data };
 
-const MEMBER = "tutti-node";
+/**
+ * What this device has done so far: how many of its updates counted, the newest of them, and the models it heard of;
+ * and the job of a task that it has begun, with how often it began without an end: a browser that ends a page for lack of
+ * memory says nothing.
+ */
+export type Tally = { counted: number; last: string; begun?: { job: string; times: number }; history: { job: string; round: number; accuracy?: number; loss?: number }[] };
+
+const MEMBER = "tutti-key";
 const OWNER = "tutti-owner";
+const TALLY = "tutti-tally";
 
 export function member(): Member | undefined {
   return stored<Member>(MEMBER);
@@ -30,6 +38,14 @@ export function rules(): Rules {
 
 export function setRules(rules: Rules): void {
   store(OWNER, rules);
+}
+
+export function tally(): Tally {
+  return stored<Tally>(TALLY) ?? { counted: 0, last: "", history: [] };
+}
+
+export function setTally(tally: Tally): void {
+  store(TALLY, tally);
 }
 
 function stored<T>(key: string): T | undefined {
@@ -51,6 +67,7 @@ function store(key: string, value: unknown): void {
 /** Forget everything: who this device was, and its rows. */
 export async function forget(): Promise<void> {
   localStorage.removeItem(MEMBER);
+  localStorage.removeItem(TALLY);
   await within("readwrite", (rows) => rows.clear());
 }
 

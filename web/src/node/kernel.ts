@@ -1,5 +1,5 @@
 // web/kernel in WebAssembly: the same instructions as in the coordinator's audits, and so the same bits.
-import { hex, type Arithmetic, type Report, type Result, type Rows, type Shape, type Step } from "./arithmetic";
+import { hex, OutOfMemory, type Arithmetic, type Report, type Result, type Rows, type Shape, type Step } from "./arithmetic";
 
 type Exports = {
   memory: WebAssembly.Memory;
@@ -13,12 +13,6 @@ type Exports = {
 
 const WIDTHS_AT = 16;
 const MODEL_BYTES = WIDTHS_AT + 8 * 17;
-
-export class OutOfMemory extends Error {
-  constructor() {
-    super("there is not enough memory on this device for the model; close other pages, or let the job use smaller batches");
-  }
-}
 
 export class Kernel implements Arithmetic {
   readonly kind = "simd";

@@ -1,7 +1,7 @@
 // The way to the coordinator: one WebSocket for messages, HTTP for models and updates by digest.
+import { proof, publicOf, type Member } from "./key";
 import { attach, MAX_ATTACHED, PROTOCOL, read, type FromCoordinator, type FromNode, type Registered, type Summary } from "./protocol";
 
-export type Member = { node: string; secret: string };
 export type Registration = { capabilities: Record<string, unknown>; data: Summary; terms: Record<string, unknown> };
 
 const STALL_MS = 30_000;
@@ -11,12 +11,14 @@ const ELSEWHERE = "this device takes part in another tab or window: go on there,
 export class Refused extends Error {}
 export class Lost extends Error {}
 
-/** Buy a secret with the token of a join link; the same request again gives the same answer. */
+/** Have this device's key taken in, with the token of a join link; the same request again gives the same answer. */
 export async function join(token: string, member: Member): Promise<void> {
-  const body = JSON.stringify({ node: member.node, token, secret: member.secret });
+  const body = JSON.stringify({ node: member.node, token, secret: publicOf(member) });
   const response = await fetch("/api/v1/nodes", { method: "POST", headers: { "content-type": "application/json" }, body, signal: AbortSignal.timeout(STALL_MS) });
   if (!response.ok) throw new Refused(await detailOf(response));
 }
+
+export const authorization = (member: Member): { authorization: string } => ({ authorization: `Bearer ${member.node}:${proof(member)}` });
 
 export async function detailOf(response: Response): Promise<string> {
   try {
@@ -42,14 +44,15 @@ export class Link {
     return this.socket?.readyState === WebSocket.OPEN;
   }
 
-  /** Connect and register; what comes then is heard, until `closed` is called once. */
+  /** Connect and register; what comes then is heard, until `closed` is called once. An attempt under way is given up. */
   connect(registration: Registration): void {
+    this.hangUp();
     const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws/node`);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     let refused: Error | undefined;
     const stalled = setTimeout(() => socket.close(), STALL_MS);
-    socket.onopen = () => socket.send(JSON.stringify({ type: "device:register", protocol: PROTOCOL, node: this.member.node, token: this.member.secret, attached: MAX_ATTACHED, ...registration }));
+    socket.onopen = () => socket.send(JSON.stringify({ type: "device:register", protocol: PROTOCOL, node: this.member.node, token: proof(this.member), attached: MAX_ATTACHED, ...registration }));
     socket.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) => {
       clearTimeout(stalled);
       const { message, blob } = read(data);
@@ -68,23 +71,27 @@ export class Link {
 
   /** Give this connection up, as when the device has slept: it may be dead without knowing. `closed` is called. */
   drop(): void {
-    const socket = this.socket;
-    this.socket = undefined;
-    if (!socket) return;
-    socket.onclose = null;
-    socket.close();
-    this.closed(new Lost("connecting again"));
+    if (this.hangUp()) this.closed(new Lost("connecting again"));
   }
 
-  /** Say goodbye: the coordinator does not wait for this node then. */
-  leave(): void {
+  /** End it without a word; whether there was one. The coordinator expects this node back, unless its page goes away. */
+  hangUp(): boolean {
     const socket = this.socket;
     this.socket = undefined;
-    socket?.close(1000);
+    if (!socket) return false;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+    return true;
   }
 
   say(message: FromNode): void {
     if (this.open) this.socket!.send(JSON.stringify(message));
+  }
+
+  /** Whether the coordinator still has this connection. */
+  async isHeard(): Promise<boolean> {
+    const response = await fetch("/api/v1/browser/here", { headers: authorization(this.member), signal: AbortSignal.timeout(STALL_MS / 3) });
+    return response.status !== 409;
   }
 
   /** Hand in an update: with the message if it is small, else stored before. */
@@ -127,8 +134,7 @@ export class Link {
   }
 
   private async request(method: string, digest: string, headers: Record<string, string> = {}, body?: Uint8Array<ArrayBuffer>): Promise<Response> {
-    const authorization = `Bearer ${this.member.node}:${this.member.secret}`;
-    const response = await fetch(`/api/v1/blobs/${digest}`, { method, headers: { authorization, ...headers }, body, signal: body ? undefined : AbortSignal.timeout(10 * STALL_MS) });
+    const response = await fetch(`/api/v1/blobs/${digest}`, { method, headers: { ...authorization(this.member), ...headers }, body, signal: body ? undefined : AbortSignal.timeout(10 * STALL_MS) });
     if (response.status === 401 || response.status === 403) throw new Refused(await detailOf(response));
     return response;
   }

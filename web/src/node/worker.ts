@@ -1,5 +1,5 @@
 // Training happens here, beside the page, which stays smooth.
-import type { Arithmetic } from "./arithmetic";
+import { OutOfMemory, type Arithmetic } from "./arithmetic";
 import { Kernel } from "./kernel";
 import { Plain } from "./plain";
 import type { Start, Submission } from "./protocol";
@@ -80,6 +80,7 @@ function work(arithmetic: Arithmetic, start: Start, weights: Uint8Array, batchSi
     const { message, blob } = carryOut(start, weights, data, arithmetic, batchSize, report);
     say({ kind: "done", start, message, blob }, blob ? [blob.buffer] : []);
   } catch (error) {
-    say({ kind: "failed", start, reason: error instanceof Error ? error.message : String(error) });
+    const told = error instanceof RangeError ? new OutOfMemory() : error; // an array that was too large for this browser
+    say({ kind: "failed", start, reason: told instanceof Error ? told.message : String(told) });
   }
 }

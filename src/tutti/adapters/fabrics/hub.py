@@ -63,6 +63,7 @@ class HubLimits:
     attached: int = 32 << 20  # bytes of updates that wait with them; likewise
     outgoing: int = 256  # messages waiting for one node
     bad_frames: int = 8  # of one connection
+    frames: float = 1000.0  # a second of one node, and so many at once; further ones wait in its socket
 
     @property
     def silence(self) -> float:
@@ -97,6 +98,21 @@ class Traffic(Protocol):
     bytes_out: int
     zstd_in: int
     zstd_out: int
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast frames of one connection are read: `rate` a second, after as many at once. Times are in seconds."""
+
+    rate: float
+    left: float
+    at: float
+
+    def pause(self, now: float) -> float:
+        """One more was read; how long to wait before the next."""
+        self.left = min(self.rate, self.left + (now - self.at) * self.rate) - 1
+        self.at = now
+        return max(0.0, -self.left / self.rate)
 
 
 class HubFabric:
@@ -177,7 +193,8 @@ class HubFabric:
     async def _speak(self, connection: "_Connection") -> None:
         """The life of a connection; it ends by an exception."""
         self._admit(connection, await self._introduce(connection))
-        bad = 0
+        bad, loop = 0, asyncio.get_running_loop()
+        pace = Pace(self.limits.frames, self.limits.frames, loop.time())
         while True:
             connection.expect_within(self.limits.silence)
             try:
@@ -188,6 +205,8 @@ class HubFabric:
                     raise _refused("message", f"{bad} bad messages, the last: {detail}", fatal=False) from None
                 connection.say(Refusal(code="message", detail=detail))
             await self._make_room(connection)
+            if pause := pace.pause(loop.time()):
+                await asyncio.sleep(pause)
 
     async def _introduce(self, connection: "_Connection") -> Registration:
         """The first message, if it is a registration of somebody who may come in."""

@@ -11,7 +11,7 @@ from msgspec import Meta
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
-from tutti.apps.api.auth import TOO_MANY, Failures, client_of, from_our_page
+from tutti.apps.api.auth import TOO_MANY, Buckets, client_of, from_our_page
 from tutti.apps.api.identify import ACCESS_SECONDS, Identify
 from tutti.apps.api.jobs import Text, page_by_name
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
@@ -108,11 +108,11 @@ def read_named(type: Any) -> Any:
 
 class AccountRoutes:
     def __init__(
-        self, accounts: Accounts, identify: Identify, failures: Failures, going_on: Callable[[], list[str]]
+        self, accounts: Accounts, identify: Identify, failures: Buckets, going_on: Callable[[], list[str]]
     ) -> None:
         """`going_on`: whose the jobs are that are not over."""
         self._accounts, self._identify, self._failures, self._going_on = accounts, identify, failures, going_on
-        self._guesses = Failures(burst=5.0, rate=1 / 30)
+        self._guesses = Buckets(burst=5.0, rate=1 / 30)
 
     # -- sessions ------------------------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class AccountRoutes:
             raise
         return Response(status_code=204)
 
-    def _spend(self, failures: Failures, client: str) -> None:
+    def _spend(self, failures: Buckets, client: str) -> None:
         if not failures.allows(client):
             raise HTTPException(429, TOO_MANY, {"retry-after": "30"})
         failures.count(client)

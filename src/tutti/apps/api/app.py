@@ -32,7 +32,7 @@ from tutti.apps.api import (
 from tutti.apps.api import (
     chain as chain_routes,
 )
-from tutti.apps.api.auth import Failures, Guard
+from tutti.apps.api.auth import Buckets, Guard
 from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
 from tutti.apps.api.prometheus import Exposition
@@ -118,7 +118,7 @@ def create_app(
         openapi_tags=TAGS,
         redoc_url=None,
     )
-    failures = Failures()
+    failures = Buckets()
     app.state.identify = identify = Identify(settings, accounts)
     app.add_middleware(Repeats)
     app.add_middleware(Guard, identify=identify, accounts=accounts, failures=failures, host=settings.host)
@@ -152,7 +152,7 @@ def _add_routes(
     settings: ApiSettings,
     identify: Identify,
     registries: Mapping[str, Registry[Any]],
-    failures: Failures,
+    failures: Buckets,
     exposition: Exposition,
 ) -> None:
     its_jobs = jobs.JobRoutes(coordinator)

@@ -37,7 +37,7 @@ READING = frozenset({"GET", "HEAD", "OPTIONS", "WS"})
 
 OPEN = re.compile(
     r"(GET|HEAD) (/|/join|/node|/dashboard(/.*)?|/assets/[\w.-]+|/favicon\.svg|"
-    r"/node-kernel\.wasm|/node-worker\.js|/node\.webmanifest)|"
+    r"/icon-\d+\.png|/node-kernel\.wasm|/node-worker\.js|/node\.webmanifest)|"
     r"GET /auth/session|POST /auth/(signup|signin|refresh|revoke)|"
     r"GET /(health|ready|docs)|GET /static-offline-docs/[\w.-]+|GET /openapi\.json|"
     r"POST /api/v1/(nodes(/register)?|invites/check)|"  # prove themselves by a join token
@@ -91,10 +91,10 @@ def _hostname(host: str) -> str:
         return ""
 
 
-class Failures:
-    """A token bucket per client for failed proofs: `burst` at once, then `rate` a second. Bounded in memory.
+class Buckets:
+    """A token bucket for each client: `burst` at once, then `rate` a second. Bounded in memory.
 
-    Ask after the proof has failed, not before: people behind one address share a bucket, and whoever shows the
+    For proofs, ask after one has failed, not before: people behind one address share a bucket, and whoever shows the
     right token must not pay for the others. Tokens are too long to be guessed.
     """
 
@@ -113,7 +113,7 @@ class Failures:
         return self._tokens(client) >= 1.0
 
     def count(self, client: str) -> None:
-        """The client has failed once more."""
+        """The client has failed, or asked, once more."""
         tokens = self._tokens(client)
         self._buckets[client] = (max(0.0, tokens - 1.0), self._clock())
         self._buckets.move_to_end(client)
@@ -133,7 +133,7 @@ class Guard:
     connection's state; a handler may leave `target` there, what the audit log says it was done to.
     """
 
-    def __init__(self, app: ASGIApp, identify: Identify, accounts: Accounts, failures: Failures, host: str) -> None:
+    def __init__(self, app: ASGIApp, identify: Identify, accounts: Accounts, failures: Buckets, host: str) -> None:
         self._app, self._identify, self._accounts, self._failures = app, identify, accounts, failures
         self._host = host
 

@@ -1,17 +1,21 @@
-"""What a node in a browser asks for besides the node protocol: which data are wanted here, and rows to try out with."""
+"""What a node in a browser asks for besides the node protocol: which data are wanted here, rows to try out with, and
+whether the coordinator still hears it, which no page can tell of a WebSocket."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from tutti.apps.api.auth import Buckets
 from tutti.apps.api.transfer import proven_node
 from tutti.core.errors import NotFound
 from tutti.core.registry import Choice
+from tutti.domain.events import NodeId
 from tutti.domain.jobs import FINAL
 from tutti.domain.spec import DataSchema
 from tutti.ports.training import datasets
@@ -32,19 +36,27 @@ class WantedData(msgspec.Struct, frozen=True):
 
 
 class BrowserRoutes:
+    """Each node may ask so often: rows are written anew each time, in the process that makes models too."""
+
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._questions, self._rows = Buckets(burst=30.0, rate=1.0), Buckets(burst=4.0, rate=0.1)
+
+    async def here(self, request: Request) -> Response:
+        """204 if this node is connected, 409 if not: it may believe that it is."""
+        seen = self._coordinator.presence.get(self._asking(request, self._questions))
+        return Response(status_code=204 if seen is not None and seen.connected else 409)
 
     async def wanted(self, request: Request) -> Response:
         """The data sets of jobs that go on, and one to try out with."""
-        proven_node(request, self._coordinator.members)
+        self._asking(request, self._questions)
         known = self._wanted()
         items = [WantedData(name, known[name], self._bundled(name)) for name in sorted(known)]
         return Response(msgspec.json.encode({"items": items}), media_type="application/json")
 
     async def assigned(self, request: Request) -> Response:
         """This node's own part of a bundled set, as tensors; the same every time."""
-        node, name = proven_node(request, self._coordinator.members), request.path_params["name"]
+        node, name = self._asking(request, self._rows), request.path_params["name"]
         if name not in self._wanted() or not self._bundled(name):  # others may have to be downloaded first
             raise NotFound(f"there is no bundled data set {name[:80]!r} to be given out")
         part = Choice(name, {"part": f"{crc32(node.encode()) % PARTS}/{PARTS}"})
@@ -52,6 +64,14 @@ class BrowserRoutes:
             file = Path(folder) / "rows.safetensors"
             await self._coordinator.workbench.assign(part, file)
             return Response(file.read_bytes(), media_type="application/octet-stream")
+
+    def _asking(self, request: Request, budget: Buckets) -> NodeId:
+        """The node that sends this; raises Forbidden, and 429 for one that asks too often."""
+        node = proven_node(request, self._coordinator.members)
+        if not budget.allows(node):
+            raise HTTPException(429, "this node asks too often: wait a moment", {"retry-after": "10"})
+        budget.count(node)
+        return node
 
     def _wanted(self) -> dict[str, DataSchema | None]:
         going_on = (job for job in self._coordinator.jobs.values() if job.status not in FINAL)
@@ -64,6 +84,7 @@ class BrowserRoutes:
 
 def routes(browser: BrowserRoutes) -> list[BaseRoute]:
     return [
+        Route("/api/v1/browser/here", browser.here),
         Route("/api/v1/browser/wanted", browser.wanted),
         Route("/api/v1/browser/assigned/{name}", browser.assigned),
     ]

@@ -27,7 +27,7 @@ class Asset:
 
 
 KERNEL = "node-kernel.wasm"
-WHOLE = {"/favicon.svg": "favicon.svg", "/node.webmanifest": "node.webmanifest", "/node-worker.js": "node-worker.js"}
+WHOLE = ("favicon.svg", "icon-192.png", "icon-512.png", "node.webmanifest", "node-worker.js")
 KINDS = {".wasm": "application/wasm", ".webmanifest": "application/manifest+json", ".js": "text/javascript"}
 
 
@@ -67,7 +67,7 @@ async def kernel(request: Request) -> Response:
 
 
 async def whole(request: Request) -> Response:
-    return _answer(request, WHOLE[request.url.path])
+    return _answer(request, request.url.path[1:])
 
 
 async def asset(request: Request) -> Response:
@@ -86,7 +86,7 @@ def routes() -> list[BaseRoute]:
     return [
         *(Route(path, page) for path in ("/", "/dashboard", "/dashboard/{rest:path}")),
         *(Route(path, node) for path in ("/join", "/node")),
-        *(Route(path, whole) for path in WHOLE),
+        *(Route(f"/{name}", whole) for name in WHOLE),
         Route(f"/{KERNEL}", kernel),
         Route("/assets/{name}", asset),
     ]

@@ -8,7 +8,7 @@ from fastapi import Depends, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tutti.apps.api.auth import TOO_MANY, Failures, client_of
+from tutti.apps.api.auth import TOO_MANY, Buckets, client_of
 from tutti.apps.api.jobs import Text, caller
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.apps.api.settings import is_loopback
@@ -41,7 +41,7 @@ class Joined(View, frozen=True, kw_only=True):
 
 
 class NodeRoutes:
-    def __init__(self, coordinator: Coordinator, failures: Failures, url: str) -> None:
+    def __init__(self, coordinator: Coordinator, failures: Buckets, url: str) -> None:
         self._coordinator, self._failures, self._url = coordinator, failures, url
 
     async def list_nodes(

@@ -20,7 +20,7 @@ from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.logs.memory import MemoryLog
-from tutti.adapters.workbench import ThreadWorkbench
+from tutti.adapters.workbench import Bench, ThisProcess
 from tutti.domain import nodes as register
 from tutti.domain.events import NodeId
 from tutti.domain.jobs import Job
@@ -175,7 +175,7 @@ class _Federation:
             event_log=SlowLog(self._log, disk, lambda: self._owners),
             blobs=SlowBlobs(self._blobs, disk),
             fabric=fabric,
-            workbench=ThreadWorkbench(),
+            workbench=Bench(ThisProcess()),
             known_schema=known_schema,
             clock=lambda: ahead + loop.time(),
         )
