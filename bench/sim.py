@@ -105,10 +105,9 @@ def with_engine(engine: str, options: argparse.Namespace) -> dict[str, Any]:
 def orders_of(federation: Any, options: argparse.Namespace) -> "np.ndarray":
     """Which rows the nodes of each round's cohort train on, in their order: (rounds, cohort, rows)."""
     from tutti.adapters.trainers.batches import batches
-    from tutti.core.sampling import sample
+    from tutti.core.sampling import node_seed, sample
     from tutti.domain.spec import Training
     from tutti.ports.training import Task
-    from tutti.services.telling import node_seed
 
     def order(round: int, node: str) -> "np.ndarray":
         mine = federation.train[node]
