@@ -29,7 +29,7 @@ from tutti.adapters.ledgers.sqlite import SqliteEntries
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.adapters.machine import Machine
 from tutti.adapters.workbench import Bench, ThisProcess
-from tutti.apps.bootstrap import no_data
+from tutti.apps.nodes import no_data
 from tutti.core.registry import Choice
 from tutti.core.workload import Table
 from tutti.domain.ledger import Mint, Order

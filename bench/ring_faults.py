@@ -25,7 +25,7 @@ from _common import show
 from _ring import Ring, free_port, until
 from tutti.adapters.chains.sqlite import SqliteChain
 from tutti.adapters.logs.chain import events_of
-from tutti.apps.bootstrap import load_data
+from tutti.apps.nodes import load_data
 from tutti.apps.ringclient import RingClient
 from tutti.core.registry import Choice
 from tutti.domain import events as e

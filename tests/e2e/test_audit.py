@@ -12,8 +12,8 @@ from support.commands import running
 from tutti.adapters.browser.kernel import Kernel, Step, shape_of
 from tutti.adapters.fabrics.hub_link import HubLink
 from tutti.adapters.trainers.batches import batches
-from tutti.apps.bootstrap import load_data
 from tutti.apps.client import Client
+from tutti.apps.nodes import load_data
 from tutti.core.params import Params
 from tutti.core.registry import Choice
 from tutti.domain.nodes import Capabilities, DataSummary

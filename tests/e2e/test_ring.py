@@ -19,7 +19,7 @@ from support.commands import tutti as command
 from tutti.adapters.datasets import parts
 from tutti.adapters.fabrics.ring import node_of
 from tutti.adapters.thrift.node import peer_at
-from tutti.apps.bootstrap import load_data
+from tutti.apps.nodes import load_data
 from tutti.apps.ringclient import RingClient
 from tutti.core.registry import Choice
 from tutti.ports.training import Data, Examples

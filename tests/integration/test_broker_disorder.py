@@ -7,7 +7,8 @@ from pathlib import Path
 from support.services import bucket, coordinator_uid
 from tutti.adapters.fabrics import amqp
 from tutti.adapters.fabrics.amqp import Address
-from tutti.apps.bootstrap import CoordinatorSettings, NodeSettings, coordinator, run_node
+from tutti.apps.bootstrap import CoordinatorSettings, coordinator
+from tutti.apps.nodes import NodeSettings, run_node
 from tutti.core.registry import Choice
 from tutti.domain.spec import load_spec
 from tutti.wire import broker as wire

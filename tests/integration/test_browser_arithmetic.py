@@ -167,7 +167,7 @@ def test_files_are_written_as_they_are_read(script):
 
 
 def test_tables_are_read_as_on_other_nodes(script, tmp_path):
-    from tutti.apps.bootstrap import load_data
+    from tutti.apps.nodes import load_data
 
     table = "weight,age,died\n1.5,40,0\n2,50,1\n3,60,0\n4,70,2\n"
     (tmp_path / "mine.csv").write_text(table)

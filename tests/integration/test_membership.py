@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from tutti.apps.bootstrap import NodeSettings, membership
 from tutti.apps.client import Unreachable
+from tutti.apps.nodes import NodeSettings, membership
 from tutti.core.registry import Choice
 
 

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from support.worlds import World
-from tutti.apps.bootstrap import no_data
+from tutti.apps.nodes import no_data
 from tutti.core.registry import Choice
 from tutti.domain.ledger import Account, Mint, Order, Totals
 from tutti.domain.market.jobs import ComputeJob

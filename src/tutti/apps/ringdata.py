@@ -10,7 +10,7 @@ from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.datasets import parts
 from tutti.adapters.thrift.node import ThriftPeers
 from tutti.adapters.thrift.training import ThriftKeepers
-from tutti.apps.bootstrap import load_data
+from tutti.apps.nodes import load_data
 from tutti.core.errors import Conflict, Forbidden, StorageError
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest

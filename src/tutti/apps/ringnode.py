@@ -30,7 +30,8 @@ from tutti.adapters.thrift.supernode import Supernode
 from tutti.adapters.thrift.tls import client_context, server_context
 from tutti.adapters.thrift.training import ThriftVoices, TrainingNode
 from tutti.adapters.workbench import Bench, OwnProcess
-from tutti.apps.bootstrap import read_policy, sole_use, steady_clock, trainers
+from tutti.apps.bootstrap import steady_clock
+from tutti.apps.nodes import read_policy, sole_use, trainers
 from tutti.apps.ringdata import MemberData
 from tutti.core.errors import Conflict, NotFound, StorageError, UserError
 from tutti.core.registry import Choice

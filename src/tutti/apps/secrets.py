@@ -1,5 +1,6 @@
-"""Secrets that a person sets."""
+"""Secrets in files: those that a person sets are read, those that are made here are written."""
 
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,3 +27,13 @@ def read_secret(file: Path) -> str:
 def read_jwt_secret(file: Path) -> bytes:
     """The 32 bytes that sign access tokens, made of what a file holds; raises as `read_secret`."""
     return sha256(read_secret(file).encode()).digest()
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    partial.replace(file)

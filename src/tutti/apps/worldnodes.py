@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutti.adapters.fabrics.hub_link import HubLink
-from tutti.apps.bootstrap import NodeSettings, membership, sole_use
+from tutti.apps.nodes import NodeSettings, membership, sole_use
 from tutti.ports.fabric import Link
 from tutti.sim.worlds.data import data_of
 from tutti.sim.worlds.node import Place, WorldNode, live_together, profiles

@@ -124,7 +124,7 @@ def _bytes_moved(client: "Client") -> int:
 
 def _train_apart(spec: "JobSpec", nodes: dict[str, str], rounds: int) -> "Baselines":
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a network this small only loses by more threads
-    from tutti.apps.bootstrap import load_data
+    from tutti.apps.nodes import load_data
     from tutti.core.registry import Choice
     from tutti.sim import Federation
     from tutti.sim.baselines import baselines

@@ -90,7 +90,7 @@ def _examine(
 
 def examine_address(link: str) -> Finding:
     """Whether something listens there."""
-    from tutti.apps.bootstrap import split_link
+    from tutti.apps.nodes import split_link
 
     try:
         url, _ = split_link(link)
@@ -116,8 +116,8 @@ def examine_address(link: str) -> Finding:
 def _examine_coordinator(link: str, token_file: Path | None, ca: Path | None) -> Iterator[Finding]:
     import httpx
 
-    from tutti.apps.bootstrap import split_link
     from tutti.apps.client import trust
+    from tutti.apps.nodes import split_link
 
     url, join_token = split_link(link)
     verify = trust(ca) if url.startswith("https") else False
@@ -190,7 +190,7 @@ def _detail(answer: "httpx.Response") -> str:
 
 
 def examine_data(source: str) -> Finding:
-    from tutti.apps.bootstrap import load_data
+    from tutti.apps.nodes import load_data
     from tutti.core.registry import Choice
 
     try:

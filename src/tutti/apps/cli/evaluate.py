@@ -58,7 +58,7 @@ def _divided(data: str, nodes: int, partition: str, seed: int) -> "dict[str, Dat
 
 
 def _whole(data: str) -> "Data":
-    from tutti.apps.bootstrap import load_data
+    from tutti.apps.nodes import load_data
     from tutti.core.registry import Choice
 
     return load_data(Choice.parse(data))

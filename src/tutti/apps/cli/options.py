@@ -69,8 +69,8 @@ def with_client(command: Callable[..., None]) -> Callable[..., None]:
 
 def open_client(url: str, token_file: Path | None = None, ca: Path | None = None) -> "Client":
     """A client of the coordinator at `url`; raises UserError for what is no address."""
-    from tutti.apps.bootstrap import is_broker, split_link
     from tutti.apps.client import Client
+    from tutti.apps.nodes import is_broker, split_link
 
     try:
         if is_broker(url):

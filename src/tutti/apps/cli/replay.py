@@ -60,7 +60,7 @@ def replay(manifest: Path, sources: tuple[str, ...], allow_modules: tuple[str, .
 
 
 def _data(manifest: "Manifest", sources: tuple[str, ...]) -> "dict[str, Data]":
-    from tutti.apps.bootstrap import load_data
+    from tutti.apps.nodes import load_data
     from tutti.core.registry import Choice
 
     named = {node: holding.source for node, holding in manifest.nodes.items() if holding.source}

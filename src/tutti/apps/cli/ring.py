@@ -265,7 +265,7 @@ def _line(job: "JobView", each: "RoundView") -> str:
 
 def _rows(source: str) -> "Data":
     """Training rows, and those for validation: the common test rows where the source has some."""
-    from tutti.apps.bootstrap import load_data
+    from tutti.apps.nodes import load_data
     from tutti.core.registry import BadOption, Choice
     from tutti.ports.training import Data
 

@@ -385,7 +385,7 @@ def _run_in(federation: "Federation", spec: "JobSpec", nodes: Mapping[str, str],
 def _without(spec: "JobSpec", nodes: Mapping[str, str], rounds: int) -> "Baselines":
     """What each of these data sources gives alone, and all together: they are at hand, as they are on no real node."""
     from tutti.adapters._imports import importable
-    from tutti.apps.bootstrap import load_data
+    from tutti.apps.nodes import load_data
     from tutti.core.registry import Choice
     from tutti.sim import Federation
     from tutti.sim.baselines import baselines
@@ -424,7 +424,7 @@ def _check_names(spec: "JobSpec") -> None:
 
 def _name_of(source: str) -> str:
     """What nodes with this source will call their data."""
-    from tutti.apps.bootstrap import load_data
+    from tutti.apps.nodes import load_data
     from tutti.core.registry import Choice
 
     return load_data(Choice.parse(source)).name

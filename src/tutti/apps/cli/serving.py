@@ -286,7 +286,7 @@ def join(
     """
     import asyncio
 
-    from tutti.apps.bootstrap import NodeSettings, run_node, split_link
+    from tutti.apps.nodes import NodeSettings, run_node, split_link
     from tutti.core.registry import Choice
     from tutti.wire.messages import Offer
 
