@@ -26,7 +26,7 @@ from tutti.wire.messages import Registration, decode_from_node
 
 pytestmark = [pytest.mark.xdist_group("browser-node"), pytest.mark.timeout(600)]
 
-LONG = {"model": "mlp:hidden=100x100", "rounds": 1, "seed": 7, "training": {"epochs": 600, "batch_size": 4}}
+LONG = {"model": "mlp:hidden=100x100", "rounds": 1, "seed": 7, "training": {"epochs": 1200, "batch_size": 4}}
 ALONE = {"min_nodes": 1, "grace": 300}
 TRAINS = """new Promise((resolve) => {
   const look = () => (document.querySelector('.state').innerText.includes('training') ? resolve() : setTimeout(look));

@@ -1,6 +1,5 @@
 """The browser node in a real Chromium: phones join by a link, and train in one round with Python nodes."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -65,6 +64,31 @@ def test_phones_and_python_nodes_train_in_one_round(site, browser):
         assert phone.said == []
 
 
+def test_handwriting_of_ones_own_is_trained_on_as_mnist_is(site, browser):
+    job = site.train(
+        dataset="mnist", model="cnn", rounds=2, training={"epochs": 8, "batch_size": 4}, cohort={"min_nodes": 1}
+    )
+    phone = site.phone(browser)
+    page = join(phone, "ada")
+    page.get_by_role("button", name="My own data for “mnist”").click()
+    one, seven = [(0.5, 0.1), (0.5, 0.9)], [(0.2, 0.15), (0.8, 0.15), (0.4, 0.9)]
+    for _ in range(3):
+        for strokes, digit in ((one, "1"), (seven, "7")):
+            draw(page, strokes)
+            page.get_by_role("button", name=digit, exact=True).click()
+    page.get_by_role("button", name="Train on 6 digits").click()
+    done = site.wait(job)
+    assert (done.data.shape, done.parameters) == ((1, 28, 28), 1_663_370)  # as in McMahan et al. 2017
+    part = site.parts(done, 2)["ada"]
+    assert (part.outcome, part.weight) == ("counted", 5)  # every fifth is held out
+    page.get_by_role("button", name="Draw more digits").click()
+    for strokes, digit in ((one, "1"), (seven, "7")):
+        draw(page, strokes)
+        expect(page.get_by_text("The model takes this for")).to_contain_text(f"for a {digit} ")
+        page.get_by_role("button", name="Clear").click()
+    phone.picture("node-mnist")
+
+
 def test_every_update_comes_out_to_the_bit_in_an_audit(site, browser):
     joined(site, browser, "ada")
     fields = {"dataset": "digits", "model": "linear", "strategy": "fedprox:mu=0.1", "cohort": {"min_nodes": 1}}
@@ -87,26 +111,6 @@ def test_a_tab_that_is_closed_costs_only_its_share_and_a_reloaded_one_goes_on(si
     last = site.parts(done, 30)
     assert last["stays"].outcome == last["clinic"].outcome == "counted"
     assert last["leaves"].outcome != "counted"
-
-
-def test_a_phone_comes_back_when_the_coordinator_was_killed_and_when_it_has_slept(site, browser):
-    phone = joined(site, browser, "ada")
-    port = site.url.rsplit(":", 1)[1]
-    site.up.end(signal.SIGKILL)
-    expect(phone.page.get_by_role("status").first).to_contain_text("No connection")
-    site.up = site.stack.enter_context(running(*up(site.folder, port), cwd=site.folder))
-    expect(phone.page.get_by_role("status").first).to_contain_text("Connected")
-
-    lifecycle = phone.context.new_cdp_session(phone.page)
-    lifecycle.send("Page.setWebLifecycleState", {"state": "frozen"})
-    job = site.train(rounds=1, cohort={"min_nodes": 1})
-    lifecycle.send("Page.setWebLifecycleState", {"state": "active"})
-    assert site.wait(job).status == "completed"
-
-    phone.context.set_offline(True)
-    phone.page.evaluate("dispatchEvent(new Event('online'))")  # nothing to be had yet
-    phone.context.set_offline(False)
-    assert site.wait(site.train(rounds=1, cohort={"min_nodes": 1})).status == "completed"
 
 
 def test_its_owner_can_pause_it(site, browser):

@@ -44,7 +44,7 @@ class Doorkeeper:
     stats: Stats = field(default_factory=Stats)
     turned_away: list[tuple[str, str]] = field(default_factory=list)
 
-    def authenticate(self, node: str, secret: str) -> None:
+    def authenticate(self, node: str, secret: str, use: str = "") -> None:
         self.check(node, secret)
 
     def may_read(self, node: str, digest: str) -> bool:

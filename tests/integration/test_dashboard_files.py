@@ -6,8 +6,9 @@ import re
 import pytest
 
 from support.served import OPEN_TO_THE_NETWORK, app_of, caller
-from support.worlds import World
+from support.worlds import World, toy_spec
 from tutti.adapters.browser.kernel import WASM
+from tutti.adapters.identities.ed25519 import Ed25519Key
 from tutti.apps.api.dashboard import FOLDER, SMALL
 
 SCRIPT_LIMIT, NODE_LIMIT = 150_000, 300_000
@@ -93,6 +94,41 @@ async def test_nodes_are_given_parts_of_what_jobs_here_are_on_and_of_nothing_els
         answers = [await node.get("/api/v1/browser/assigned/digits") for _ in range(5)]
         assert [answer.status_code for answer in answers] == [200, 200, 429, 429, 429]  # two were asked for above
         assert "asks too often" in answers[-1].json()["detail"]
+    await world.close()
+
+
+async def test_a_set_whose_files_are_not_here_is_not_given_out(tmp_path, monkeypatch):
+    monkeypatch.delenv("TUTTI_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    world = World(tmp_path)
+    await world.up()
+    secret = await world.core.members.admit(await world.core.members.invite(), "ada")
+    await world.core.submit(toy_spec(dataset="mnist", model="cnn"))
+    async with caller(app_of(world, OPEN_TO_THE_NETWORK), {"authorization": f"Bearer ada:{secret}"}) as node:
+        refused = await node.get("/api/v1/browser/assigned/mnist")
+    said = "the coordinator has no rows of 'mnist' to give out: take some of your own"
+    assert (refused.status_code, refused.json()["detail"]) == (404, said)
+    await world.close()
+
+
+async def test_what_a_node_with_a_key_signed_for_one_request_is_good_for_no_other(tmp_path):
+    world, key = World(tmp_path), Ed25519Key(bytes(32))
+    await world.up()
+    public, now = f"ed25519:{key.public}", int(1000 * world.core.journal.clock())
+    await world.core.members.admit(await world.core.members.invite(), "ada", public)
+
+    def signed(use: str, time: int) -> dict[str, str]:
+        signature = key.sign(f"tutti ada {time} {use}".encode()).hex()
+        return {"authorization": f"Bearer ada:{public}:{time}:{signature}"}
+
+    async with caller(app_of(world, OPEN_TO_THE_NETWORK)) as node:
+        path, heard = "/api/v1/browser/wanted", signed("GET /api/v1/browser/wanted", now)
+        for method, other in (("GET", "/api/v1/browser/here"), ("PUT", f"/api/v1/blobs/{'0' * 64}")):
+            refused = await node.request(method, other, headers=heard)
+            assert refused.status_code == 403
+            assert f"for `{method} {other}`" in refused.json()["detail"]
+        assert (await node.get(path, headers=signed("device:register", now))).status_code == 403
+        assert [(await node.get(path, headers=heard)).status_code for _ in range(2)] == [200, 403]
     await world.close()
 
 

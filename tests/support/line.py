@@ -53,7 +53,12 @@ class Line:
                 threading.Thread(target=self._connect, args=(browser,), daemon=True).start()
 
     def _connect(self, browser: socket.socket) -> None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self._port)) as server:
+        try:
+            server = socket.create_connection(("127.0.0.1", self._port))
+        except OSError:  # nobody listens: whoever called is told, as without a line
+            browser.close()
+            return
+        with suppress(OSError), server:
             first = browser.recv(CHUNK)
             if first.startswith(b"GET /ws"):
                 self._open.append(browser)

@@ -14,7 +14,7 @@ from tutti.domain import nodes
 from tutti.domain.events import NodeEvent, NodeId
 from tutti.services.journal import Journal
 from tutti.services.presence import Presence
-from tutti.services.proofs import Proofs
+from tutti.services.proofs import CONNECTING, Proofs
 from tutti.services.scheduling import Busy
 from tutti.wire.messages import Heartbeat, Progress, Registration
 
@@ -101,14 +101,14 @@ class Members:
         await self._journal.nodes(nodes.Join(invite=fingerprint(token), node=node, secret=fingerprint(secret)))
         return secret
 
-    def authenticate(self, node: NodeId, shown: str) -> None:
-        """Raises Forbidden for a node that has not joined, and for a wrong secret or proof (see `proofs`)."""
+    def authenticate(self, node: NodeId, shown: str, use: str = CONNECTING) -> None:
+        """Raises Forbidden for a node that has not joined, and for a wrong secret or proof of it (see `proofs`)."""
         known = self._journal.register.nodes.get(node)
         if known is None:
             raise Forbidden(f"no node {node!r} has joined here, or it was removed: join again with a new link")
         if not compare_digest(known, fingerprint(self._proofs.stands_for(shown))):
             raise Forbidden(f"the token is not that of node {node!r}")
-        self._proofs.check(node, shown)
+        self._proofs.check(node, shown, use)
 
     async def turn_away(self, node: str, reason: str) -> None:
         """Record that somebody was refused at the door, as far as strangers may fill the log."""

@@ -2,7 +2,8 @@
 
 A browser that came by plain http says everything aloud. A secret would be anybody's who listens; so it joins with
 `ed25519:<public key>` in a secret's place, and shows `ed25519:<public key>:<milliseconds>:<signature>` from then on,
-at each connection and request. What is signed is its name and the time, by its own clock.
+at each connection and request. What is signed is its name, the time by its own clock, and what it is for: `CONNECTING`,
+or a method and a path, as `PUT /api/v1/blobs/<digest>`, which names the body too.
 """
 
 import re
@@ -14,6 +15,9 @@ from tutti.domain.events import NodeId
 
 Proves = Callable[[str, bytes, bytes], bool]
 """Whether the owner of a public key (64 hex digits) signed a message."""
+
+CONNECTING = "device:register"
+"""What a proof is for that comes with a registration."""
 
 APART_SECONDS = 900.0
 """How far a node's clock may be from the coordinator's."""
@@ -42,16 +46,17 @@ class Proofs:
         """With what somebody must have joined who shows this: a public key, or the secret itself."""
         return found[1] if (found := _PROOF.fullmatch(shown)) else shown
 
-    def check(self, node: NodeId, shown: str) -> None:
-        """Raises Forbidden for a key without a signature, and for a proof that is wrong, old, or shown before."""
+    def check(self, node: NodeId, shown: str, use: str) -> None:
+        """Raises Forbidden for a key without a signature, and for a proof that is wrong, old, for another use, or shown
+        before."""
         found = _PROOF.fullmatch(shown)
         if found is None:
             if _KEY.fullmatch(shown):
                 raise Forbidden(f"node {node!r} has a key: expected `<key>:<milliseconds>:<signature>`, came the key")
             return
         _, public, time, signature = found.groups()
-        if not self._proves(public, f"tutti {node} {time}".encode(), bytes.fromhex(signature)):
-            raise Forbidden(f"the signature is not that of node {node!r}")
+        if not self._proves(public, f"tutti {node} {time} {use}".encode(), bytes.fromhex(signature)):
+            raise Forbidden(f"the signature is not that of node {node!r} for `{use[:100]}`")
         apart = int(time) / 1000 - self._clock()
         if abs(apart) > APART_SECONDS:
             how = f"{abs(apart) / 60:.0f} minutes {'ahead of' if apart > 0 else 'behind'}"

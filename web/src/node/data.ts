@@ -1,7 +1,7 @@
 // Where a device's rows come from: assigned by the coordinator, a CSV file, pictures, or its owner's hand.
 import type { Rows } from "./arithmetic";
 import type { Member } from "./key";
-import { authorization, detailOf } from "./link";
+import { ask, detailOf } from "./link";
 import type { Kept } from "./keep";
 import { blake3 } from "./blake3";
 import { hex } from "./arithmetic";
@@ -17,14 +17,14 @@ const HELD_OUT_EVERY = 5;
 const MAX_ROWS = 50_000;
 
 export async function wanted(member: Member): Promise<Wanted[]> {
-  const response = await fetch("/api/v1/browser/wanted", { headers: authorization(member), signal: AbortSignal.timeout(30_000) });
+  const response = await ask(member, "/api/v1/browser/wanted", { signal: AbortSignal.timeout(30_000) });
   if (!response.ok) throw new BadData(await detailOf(response));
   return ((await response.json()) as { items: Wanted[] }).items;
 }
 
 /** This device's own part of a data set that comes with the coordinator. */
 export async function assigned(member: Member, name: string): Promise<Kept> {
-  const response = await fetch(`/api/v1/browser/assigned/${encodeURIComponent(name)}`, { headers: authorization(member), signal: AbortSignal.timeout(60_000) });
+  const response = await ask(member, `/api/v1/browser/assigned/${encodeURIComponent(name)}`, { signal: AbortSignal.timeout(60_000) });
   if (!response.ok) throw new BadData(await detailOf(response));
   const { entries, values, notes } = decode(new Uint8Array(await response.arrayBuffer()));
   const summary = JSON.parse(notes.summary!) as Summary;

@@ -1,5 +1,6 @@
 // The key by which the coordinator knows this device. Browsers lend theirs to pages that came over TLS only, and a page that
-// came by plain http says everything aloud: so it shows no secret, but signs its name and the time (services/proofs.py).
+// came by plain http says everything aloud: so it shows no secret, but signs its name, the time
+// and what it is for (services/proofs.py).
 import { getPublicKey, hashes, sign } from "@noble/ed25519";
 import { sha512 } from "@noble/hashes/sha2.js";
 import { hex } from "./arithmetic";
@@ -14,10 +15,10 @@ let newest = 0;
 /** What the coordinator keeps of this device's key: the public half. */
 export const publicOf = ({ key }: Member): string => `ed25519:${hex(getPublicKey(bytes(key)))}`;
 
-/** A proof for one request or connection. */
-export function proof(member: Member): string {
+/** A proof for one connection, or one request by its method and path. */
+export function proof(member: Member, use: string): string {
   newest = Math.max(Date.now(), newest + 1);
-  const signature = sign(new TextEncoder().encode(`tutti ${member.node} ${newest}`), bytes(member.key));
+  const signature = sign(new TextEncoder().encode(`tutti ${member.node} ${newest} ${use}`), bytes(member.key));
   return `${publicOf(member)}:${newest}:${hex(signature)}`;
 }
 

@@ -18,7 +18,13 @@ export async function join(token: string, member: Member): Promise<void> {
   if (!response.ok) throw new Refused(await detailOf(response));
 }
 
-export const authorization = (member: Member): { authorization: string } => ({ authorization: `Bearer ${member.node}:${proof(member)}` });
+type Asked = Omit<RequestInit, "headers"> & { headers?: Record<string, string> };
+
+/** A request that shows who sends it. */
+export function ask(member: Member, path: string, { method = "GET", headers, ...rest }: Asked = {}): Promise<Response> {
+  const authorization = `Bearer ${member.node}:${proof(member, `${method} ${decodeURIComponent(path)}`)}`;
+  return fetch(path, { ...rest, method, headers: { ...headers, authorization } });
+}
 
 export async function detailOf(response: Response): Promise<string> {
   try {
@@ -52,7 +58,7 @@ export class Link {
     this.socket = socket;
     let refused: Error | undefined;
     const stalled = setTimeout(() => socket.close(), STALL_MS);
-    socket.onopen = () => socket.send(JSON.stringify({ type: "device:register", protocol: PROTOCOL, node: this.member.node, token: proof(this.member), attached: MAX_ATTACHED, ...registration }));
+    socket.onopen = () => socket.send(JSON.stringify({ type: "device:register", protocol: PROTOCOL, node: this.member.node, token: proof(this.member, "device:register"), attached: MAX_ATTACHED, ...registration }));
     socket.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) => {
       clearTimeout(stalled);
       const { message, blob } = read(data);
@@ -90,7 +96,7 @@ export class Link {
 
   /** Whether the coordinator still has this connection. */
   async isHeard(): Promise<boolean> {
-    const response = await fetch("/api/v1/browser/here", { headers: authorization(this.member), signal: AbortSignal.timeout(STALL_MS / 3) });
+    const response = await ask(this.member, "/api/v1/browser/here", { signal: AbortSignal.timeout(STALL_MS / 3) });
     return response.status !== 409;
   }
 
@@ -134,7 +140,7 @@ export class Link {
   }
 
   private async request(method: string, digest: string, headers: Record<string, string> = {}, body?: Uint8Array<ArrayBuffer>): Promise<Response> {
-    const response = await fetch(`/api/v1/blobs/${digest}`, { method, headers: { ...authorization(this.member), ...headers }, body, signal: body ? undefined : AbortSignal.timeout(10 * STALL_MS) });
+    const response = await ask(this.member, `/api/v1/blobs/${digest}`, { method, headers, body, signal: body ? undefined : AbortSignal.timeout(10 * STALL_MS) });
     if (response.status === 401 || response.status === 403) throw new Refused(await detailOf(response));
     return response;
   }

@@ -199,7 +199,7 @@ function Working({ member, kept, change, leave, invitation }: Work) {
   const { summary } = kept;
   const drawable = !summary.source && waysFor(summary.data).includes("draw");
   const knows = runner.current?.knows ?? { charging: false, wifi: false };
-  const metrics = status?.lastMetrics;
+  const newest = status?.tally.history.at(-1);
   return (
     <>
       <Card>
@@ -214,8 +214,8 @@ function Working({ member, kept, change, leave, invitation }: Work) {
       {status?.link === "refused" && invitation}
       <dl className="figures">
         <Figure label="Updates that counted" value={status?.tally.counted ?? 0} />
-        <Figure label="Accuracy of the model" value={metrics?.accuracy === undefined ? "–" : percent(metrics.accuracy)} />
-        <Figure label="Its loss" value={metrics?.loss === undefined ? "–" : score(metrics.loss)} />
+        <Figure label="Accuracy of the model" value={newest?.accuracy === undefined ? "–" : percent(newest.accuracy)} />
+        <Figure label="Its loss" value={newest?.loss === undefined ? "–" : score(newest.loss)} />
         <Figure label="Rows on this device" value={summary.examples + summary.held_out} />
       </dl>
       <Spark history={status?.tally.history ?? []} />

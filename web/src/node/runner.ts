@@ -6,7 +6,7 @@ import { FIRST_DELAY_MS, LAST_DELAY_MS, Lifeline, type Connection } from "./life
 import type { Member } from "./key";
 import { Lost, Refused, type Registration } from "./link";
 import { batchSizeFor, Owner, type Rules } from "./owner";
-import type { Failure, FromCoordinator, Metrics, Place, Start, Submission, Summary } from "./protocol";
+import type { Failure, FromCoordinator, Place, Start, Submission, Summary } from "./protocol";
 import { Trainer } from "./trainer";
 import type { Data } from "./work";
 import type { FromWorker } from "./worker";
@@ -18,7 +18,6 @@ export type Status = {
   trouble?: string;
   task?: { job: string; round: number; rounds: number; done: number; loss?: number; what: "fetching" | "training" | "sending" | "waiting" };
   tally: Tally;
-  lastMetrics?: Metrics;
 };
 
 type Held = { start: Start; outcome?: Submission | Failure; blob?: Uint8Array<ArrayBuffer>; tries: number };
@@ -172,7 +171,7 @@ export class Runner {
     if (metrics?.accuracy !== undefined || metrics?.loss !== undefined) {
       const { tally } = this.status;
       const history = [...tally.history, { job, round, accuracy: metrics.accuracy, loss: metrics.loss }].slice(-HISTORY);
-      this.show({ tally: { ...tally, history }, lastMetrics: metrics });
+      this.show({ tally: { ...tally, history } });
     }
     if (this.held?.start.job === job && this.held.start.round <= round) this.release();
   }

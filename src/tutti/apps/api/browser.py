@@ -1,6 +1,7 @@
 """What a node in a browser asks for besides the node protocol: which data are wanted here, rows to try out with, and
 whether the coordinator still hears it, which no page can tell of a WebSocket."""
 
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zlib import crc32
@@ -13,13 +14,15 @@ from starlette.routing import BaseRoute, Route
 
 from tutti.apps.api.auth import Buckets
 from tutti.apps.api.transfer import proven_node
-from tutti.core.errors import NotFound
+from tutti.core.errors import NotFound, UserError
 from tutti.core.registry import Choice
 from tutti.domain.events import NodeId
 from tutti.domain.jobs import FINAL
 from tutti.domain.spec import DataSchema
 from tutti.ports.training import datasets
 from tutti.services.coordinator import Coordinator
+
+log = logging.getLogger(__name__)
 
 PARTS = 16
 """Parts of a bundled set, of which a node without rows of its own gets one, by its name."""
@@ -62,7 +65,11 @@ class BrowserRoutes:
         part = Choice(name, {"part": f"{crc32(node.encode()) % PARTS}/{PARTS}"})
         with TemporaryDirectory(prefix="tutti-") as folder:
             file = Path(folder) / "rows.safetensors"
-            await self._coordinator.workbench.assign(part, file)
+            try:
+                await self._coordinator.workbench.assign(part, file)
+            except UserError as error:
+                log.warning("no part of %s can be given out: %s", name, error)  # the files are the operator's affair
+                raise NotFound(f"the coordinator has no rows of {name!r} to give out: take some of your own") from error
             return Response(file.read_bytes(), media_type="application/octet-stream")
 
     def _asking(self, request: Request, budget: Buckets) -> NodeId:

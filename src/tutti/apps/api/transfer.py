@@ -51,8 +51,8 @@ ZSTD_ENOUGH = 1 << 18
 class Doorkeeper(Protocol):
     """Knows the nodes; services.members.Members is one."""
 
-    def authenticate(self, node: NodeId, secret: str) -> None:
-        """Raises Forbidden."""
+    def authenticate(self, node: NodeId, secret: str, use: str) -> None:
+        """Raises Forbidden; `use` is the request, as `GET /api/v1/blobs/<digest>`, which nodes with a key sign."""
         ...
 
 
@@ -230,7 +230,7 @@ def proven_node(request: Request, doorkeeper: Doorkeeper) -> NodeId:
     node, colon, secret = credentials.partition(":")
     if scheme.lower() != "bearer" or not colon:
         raise Unproven("expected the header `Authorization: Bearer <node>:<secret>`")
-    doorkeeper.authenticate(node, secret)
+    doorkeeper.authenticate(node, secret, f"{request.method} {request.scope['path']}")
     return node
 
 
