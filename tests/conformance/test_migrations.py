@@ -10,11 +10,15 @@ from support.services import database
 from tutti.adapters import postgres, sqlite
 from tutti.adapters.accounts import postgres as postgres_accounts
 from tutti.adapters.accounts import sqlite as sqlite_accounts
+from tutti.adapters.identities.ed25519 import Ed25519Key
 from tutti.adapters.ledgers import postgres as postgres_ledger
 from tutti.adapters.ledgers import sqlite as sqlite_ledger
+from tutti.adapters.ledgers.signed import SignedLedger
 from tutti.adapters.logs import postgres as postgres_log
 from tutti.adapters.logs import sqlite as sqlite_log
 from tutti.adapters.migrations import Format, FormatTooNew, Step, scripts
+from tutti.domain.ledger import Mint, Order
+from tutti.testing.accounts import RECORDS, entry, sorted_by_key
 from tutti.testing.logs import EVENTS
 
 PEOPLE = Format(
@@ -71,21 +75,74 @@ async def test_postgres_up_and_down_with_data():
         await db.close()
 
 
-async def test_events_survive_a_step_down_and_up_again():
+async def of_log(log, write):
+    if write:
+        await log.append("a", 0, EVENTS)
+    return await log.read()
+
+
+async def of_accounts(store, write):
+    if write:
+        await store.write(RECORDS, audit=[entry(1)])
+    return sorted_by_key(await store.load()), await store.audit()
+
+
+async def of_ledger(ledger, write):
+    if write:
+        await ledger.post(Order("first", Mint(to="ada", amount=7)))
+    return await ledger.read(-1, 10), await ledger.account("ada")
+
+
+def signed(entries):
+    return lambda place: SignedLedger(entries(place), Ed25519Key(b"k" * 32), lambda: 1_700_000_000_000).open()
+
+
+ON_SQLITE = {
+    "log": (sqlite_log.FORMAT, sqlite_log.SqliteLog.open, of_log),
+    "accounts": (sqlite_accounts.FORMAT, sqlite_accounts.SqliteAccounts.open, of_accounts),
+    "ledger": (sqlite_ledger.FORMAT, signed(sqlite_ledger.SqliteEntries), of_ledger),
+}
+ON_POSTGRES = {
+    "log": (postgres_log.FORMAT, postgres_log.PostgresLog.open, of_log),
+    "accounts": (postgres_accounts.FORMAT, postgres_accounts.PostgresAccounts.open, of_accounts),
+    "ledger": (postgres_ledger.FORMAT, signed(postgres_ledger.PostgresEntries), of_ledger),
+}
+
+
+async def everything(opened, contents, *, write=False):
+    """What a store gives out once it has the newest format."""
+    store = await opened
+    try:
+        return await contents(store, write)
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("kind", ON_SQLITE)
+async def test_a_store_in_a_file_survives_each_step_down_and_up_again(tmp_path, kind):
+    format, opened, contents = ON_SQLITE[kind]
+    before = await everything(opened(path := tmp_path / "store.sqlite"), contents, write=True)
+    for target in reversed(range(1, format.newest + 1)):
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            sqlite.migrate(db, format, path, target)
+            assert db.execute("PRAGMA user_version").fetchone() == (target,)
+        assert await everything(opened(path), contents) == before
+
+
+@pytest.mark.parametrize("kind", ON_POSTGRES)
+async def test_a_store_in_postgres_survives_each_step_down_and_up_again(kind):
+    format, opened, contents = ON_POSTGRES[kind]
     async with database() as url:
-        log = await postgres_log.PostgresLog.open(url)
-        recorded = await log.append("a", 0, EVENTS)
-        await log.close()
-        db = await asyncpg.connect(url)
-        await postgres.migrate(db, postgres_log.FORMAT, url, 1)
-        assert await db.fetchval("SELECT count(*) FROM events") == len(EVENTS)
-        await db.close()
-        log = await postgres_log.PostgresLog.open(url)
-        assert await log.read() == recorded
-        await log.close()
+        before = await everything(opened(url), contents, write=True)
+        for target in reversed(range(1, format.newest + 1)):
+            db = await asyncpg.connect(url)
+            await postgres.migrate(db, format, url, target)
+            assert await db.fetchval(postgres.PRESENT, format.name) == target
+            await db.close()
+            assert await everything(opened(url), contents) == before
 
 
-@pytest.mark.parametrize("format", [sqlite_log.FORMAT, sqlite_accounts.FORMAT, sqlite_ledger.FORMAT])
+@pytest.mark.parametrize("format", [format for format, *_ in ON_SQLITE.values()], ids=ON_SQLITE)
 def test_every_format_of_sqlite_can_be_undone(tmp_path, format):
     with closing(sqlite3.connect(path := tmp_path / "store", isolation_level=None)) as db:
         for _ in range(2):
@@ -94,7 +151,7 @@ def test_every_format_of_sqlite_can_be_undone(tmp_path, format):
         assert db.execute("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall() == []
 
 
-@pytest.mark.parametrize("format", [postgres_log.FORMAT, postgres_accounts.FORMAT, postgres_ledger.FORMAT])
+@pytest.mark.parametrize("format", [format for format, *_ in ON_POSTGRES.values()], ids=ON_POSTGRES)
 async def test_every_format_of_postgres_can_be_undone(format):
     async with database() as url:
         db = await asyncpg.connect(url)

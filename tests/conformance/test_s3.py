@@ -1,19 +1,32 @@
 """Blobs on a real S3 server: against the suite, by pre-signed addresses, and what people get wrong."""
 
 import asyncio
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import time
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 
-from support.services import S3, bucket, overwrite
+from support.services import S3, bucket, missing, overwrite
+from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.blobs.mirrored import MirroredBlobs
 from tutti.adapters.blobs.s3 import S3Blobs
+from tutti.adapters.fabrics.bucket import BucketDepot
+from tutti.adapters.logs.memory import MemoryLog
 from tutti.core.errors import CorruptBlob, NotFound, StorageError, UserError
 from tutti.ports.blobs import TooLarge
+from tutti.services.journal import Journal
+from tutti.services.keeping import BlobKeeper
 from tutti.testing.blobs import MEGABYTE, BlobSuite, digest_of, pattern
 
+ROOT = Path(__file__).parents[2]
 DATA = pattern(20_000)
 LARGE = pattern(17 * MEGABYTE)
 
@@ -139,6 +152,61 @@ async def test_uploads_that_nobody_handed_in_are_forgotten_after_a_while(mirrore
     await mirrored.far.forget_old_uploads()
     with pytest.raises(NotFound):
         await mirrored.far.uploaded("n1", "update")
+
+
+async def test_old_uploads_are_cleared_away_now_and_then_also_after_a_store_that_was_away(
+    mirrored, monkeypatch, caplog
+):
+    """As a coordinator with a broker does: its first look fails."""
+    await uploaded(mirrored, "n1", "update", DATA)
+    depot = BucketDepot(mirrored, lambda node, digest: False, lambda node: 0)
+    here, away = mirrored.far, S3Blobs(f"s3://tutti-no-such-bucket?endpoint={S3}")
+    monkeypatch.setattr("tutti.adapters.fabrics.bucket.TIDY_SECONDS", 0.01)
+    monkeypatch.setattr("tutti.adapters.blobs.s3.INCOMING_KEPT", timedelta(0))
+    mirrored.far = away
+    tidying = asyncio.create_task(depot.keep_tidy())
+    async with asyncio.timeout(20):
+        while "no such bucket" not in caplog.text:
+            await asyncio.sleep(0)
+        mirrored.far = here
+        with pytest.raises(NotFound):
+            while True:
+                await here.uploaded("n1", "update")
+    assert not tidying.done()
+    tidying.cancel()
+
+
+async def test_blobs_that_nobody_needs_are_swept_out_of_the_bucket(url, tmp_path, monkeypatch, caplog):
+    """By the loop that a coordinator runs, whose first look fails; what a job needs stays, there and in the directory."""
+    monkeypatch.setattr("tutti.services.keeping.SWEEP_SECONDS", 0.01)
+    blobs = MirroredBlobs(tmp_path, await S3Blobs.open(url))
+    needed, orphan = await blobs.put(b"a model"), await blobs.put(b"a model that nobody knows")
+    update = await blobs.put(b"an update that came late", sync=False)
+    keeper = BlobKeeper(blobs, Journal(MemoryLog(), time.time))
+    keeper.retained = lambda: {needed}
+    here, blobs.far = blobs.far, S3Blobs(f"s3://tutti-no-such-bucket?endpoint={S3}")
+    sweeping = asyncio.create_task(keeper.sweep())
+    async with asyncio.timeout(20):
+        while "cannot clear away old blobs" not in caplog.text:
+            await asyncio.sleep(0)
+        blobs.far = here
+        while orphan in await blobs.far.digests() or update in await blobs.digests():
+            pass
+    sweeping.cancel()
+    assert await blobs.far.digests() == await DirectoryBlobs(tmp_path).digests() == [needed]
+
+
+async def test_a_bucket_is_made_as_documented(url):
+    (line,) = re.findall(r"^\$ (curl -X PUT .*)$", (ROOT / "docs" / "broker.md").read_text(), re.MULTILINE)
+    name = f"tutti-test-{secrets.token_hex(6)}"
+    curl = shutil.which("curl") or missing("curl", "not installed")
+    command = [curl, "-sf", *shlex.split(line)[1:]]
+    command[-1] = f"{S3}/{name}"
+    for method in ("PUT", "DELETE"):
+        command[command.index("-X") + 1] = method
+        await asyncio.to_thread(subprocess.run, command, timeout=20, check=True)
+        if method == "PUT":
+            assert await (await S3Blobs.open(f"s3://{name}?endpoint={S3}")).digests() == []
 
 
 # -- what people get wrong ---------------------------------------------------------------------------------

@@ -5,13 +5,19 @@ import secrets
 import shutil
 import socket
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from support.commands import running, tutti
 from support.services import S3_KEYS, bucket, database
+from tutti.adapters.identities.ed25519 import Ed25519Key
+from tutti.adapters.ledgers.signed import SignedLedger
+from tutti.adapters.ledgers.sqlite import SqliteEntries
+from tutti.apps.bootstrap import CoordinatorSettings, coordinator
 from tutti.apps.client import Client
+from tutti.domain.ledger import Mint, Order
 
 SPEC = {
     "dataset": "digits",
@@ -77,3 +83,20 @@ def test_stores_that_do_not_answer_end_the_start_with_a_reason(tmp_path, stores)
     assert (no_bucket.returncode, "make it first" in no_bucket.stderr) == (2, True)
     assert "secret" not in no_database.stderr
     assert "Traceback" not in no_database.stderr + no_bucket.stderr
+
+
+async def test_files_that_a_database_leaves_unread_are_told_of(tmp_path, stores, caplog):
+    """And none that a coordinator with a database makes itself."""
+    (key := tmp_path / "key").write_text(secrets.token_hex(32))
+    for name, database in (("old", ""), ("new", stores["--database"]), ("new", stores["--database"])):
+        settings = CoordinatorSettings(data_dir=tmp_path / name, database=database, ledger_key_file=key)
+        async with coordinator(settings, 0, "a token"):
+            pass
+    assert "nobody reads" not in caplog.text
+    entries = SqliteEntries(tmp_path / "old" / "ledger.sqlite")
+    ledger = await SignedLedger(entries, Ed25519Key.at(key), lambda: 2_000_000_000_000).open()
+    await ledger.post(Order("first", Mint(to="ada", amount=7)))
+    await ledger.close()
+    async with coordinator(replace(settings, data_dir=tmp_path / "old"), 0, "a token"):
+        pass
+    assert "old has log.sqlite, accounts.sqlite, ledger.sqlite, which nobody reads with --database" in caplog.text

@@ -162,6 +162,15 @@ async def test_as_documented_from_sign_up_to_results(world, peers):
         assert (await start(ada, peers=3)).status_code == 201
 
 
+async def test_of_two_sessions_started_at_once_one_gets_the_peers(world, peers):
+    await peers.start("p1", "p2")
+    async with caller(app_of(world)) as client:
+        answers = await asyncio.gather(start(client, rounds=1), start(client, rounds=1))
+        assert sorted(answer.status_code for answer in answers) == [201, 400]
+        (begun,) = (answer for answer in answers if answer.status_code == 201)
+        assert (await until_over(world, client, begun.json()["session_id"]))["status"] == "COMPLETED"
+
+
 async def test_a_regression(world, peers):
     await peers.start("p1", "p2")
     async with caller(app_of(world)) as client:

@@ -19,6 +19,7 @@ COMMAND_SECONDS = 30.0
 FORMATS = "CREATE TABLE IF NOT EXISTS tutti_formats (name text PRIMARY KEY, version integer NOT NULL)"
 PRESENT = "SELECT version FROM tutti_formats WHERE name = $1"
 REMEMBER = "INSERT INTO tutti_formats VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET version = excluded.version"
+GOING_DOWN = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.PostgresSystemError)
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('tutti formats'))"
 
 
@@ -58,8 +59,13 @@ async def migrate(
 
 
 @contextmanager
-def errors(doing: str) -> Iterator[None]:
-    """Turn what the driver raises into a UserError or a StorageError that says what to do about it."""
+def errors(doing: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn what the driver raises into a UserError or a StorageError that says what to do about it.
+
+    `writing`: also whether anything was recorded. Nobody knows that when the server's answer has not come, or came as
+    it went down: it may have committed just before.
+    """
+    refused, unknown = ("; nothing was recorded", "; perhaps it was recorded") if writing else ("", "")
     try:
         yield
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
@@ -73,8 +79,11 @@ def errors(doing: str) -> Iterator[None]:
             f"cannot {doing}: {error}: expected an address such as postgresql://user@host:5432/tutti"
         ) from None
     except TimeoutError as error:
-        raise StorageError(f"cannot {doing}: no answer in time; nothing was recorded: look after the server") from error
+        raise StorageError(f"cannot {doing}: no answer in time{unknown}: look after the server") from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         # the third: the server's farewell has come, the end of the connection has not
         said = str(error) or type(error).__name__
-        raise StorageError(f"cannot {doing}: {said}; nothing was recorded: look after the server") from error
+        answered = isinstance(error, asyncpg.PostgresError) and not isinstance(error, GOING_DOWN)
+        raise StorageError(
+            f"cannot {doing}: {said}{refused if answered else unknown}: look after the server"
+        ) from error

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import logging
 import secrets
 import signal
 import socket
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from tutti.ports.accounts import AccountStore
     from tutti.ports.ledger import Ledger
     from tutti.services.coordinator import Coordinator
+
+log = logging.getLogger(__name__)
 
 INVITE_SECONDS = 24 * 3600.0
 SHUTDOWN_SECONDS = 3
@@ -319,10 +322,22 @@ async def _open_log(settings: CoordinatorSettings, folder: Path) -> "EventLog":
     if settings.database:
         from tutti.adapters.logs.postgres import PostgresLog
 
+        _warn_of_files(folder)
         return await (PostgresLog.beside if settings.standby else PostgresLog.open)(settings.database)
     from tutti.adapters.logs.sqlite import SqliteLog
 
     return await SqliteLog.open(folder / "log.sqlite")
+
+
+def _warn_of_files(folder: Path) -> None:
+    """What was recorded here before there was a database does not go there by itself."""
+    from tutti.adapters.ledgers.sqlite import holds_tokens
+
+    left = [name for name in ("log.sqlite", "accounts.sqlite") if (folder / name).exists()]
+    left += ["ledger.sqlite"] if holds_tokens(folder / "ledger.sqlite") else []
+    if left:
+        said = "what is in them is in use again without --database"
+        log.warning("%s has %s, which nobody reads with --database: %s", folder, ", ".join(left), said)
 
 
 async def _own(log: "EventLog", core: "Coordinator", settings: CoordinatorSettings) -> None:

@@ -97,11 +97,11 @@ def chain_roles(data_dir: Path) -> dict[str, str]:
 
 def _no_other_ledger(folder: Path) -> None:
     """Balances do not move by themselves from one ledger to another, so nobody may lose sight of any."""
-    from tutti.adapters.ledgers.sqlite import read_entries
+    from tutti.adapters.ledgers.sqlite import holds_tokens
 
     if (folder / CHAIN_FILE).exists():
         raise Conflict(f"{folder} has a chain already, with what is on it ({CHAIN_FILE}): use another --data-dir")
-    if (folder / "ledger.sqlite").exists() and len(read_entries(folder / "ledger.sqlite")) > 1:
+    if holds_tokens(folder / "ledger.sqlite"):
         raise Conflict(f"{folder} has a ledger with tokens in it: use another --data-dir, or remove ledger.sqlite")
 
 

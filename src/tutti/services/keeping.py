@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from tutti.core.errors import StorageError, TuttiError
+from tutti.core.errors import TuttiError
 from tutti.domain.events import Digest
 from tutti.domain.jobs import Job
 from tutti.ports import BlobStore
@@ -116,7 +116,7 @@ class BlobKeeper:
                 before = set()
             try:
                 before = await self.look_for_unneeded(before)
-            except StorageError as error:
+            except TuttiError as error:
                 log.error("cannot clear away old blobs: %s", error)
 
     async def look_for_unneeded(self, before: set[Digest]) -> set[Digest]:

@@ -3,6 +3,7 @@
 Everything is in the log, so a coordinator that is killed goes on: a peer that returns is told again what it holds.
 """
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports import Arrived, Data, Examples, FabricEvent, Recorded
 from tutti.services.coordinator import Coordinator
 from tutti.services.history import attempts_of
-from tutti.wire import parts
+from tutti.wire import parts, tensors
 from tutti.wire.messages import Assign, Dismiss, Registration
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Sessions:
         self._core, self._seal = core, seal
         self._started: dict[str, SessionStarted] = {}
         self._ended: dict[str, SessionEnded] = {}
+        self._choosing = asyncio.Lock()
         core.journal.projections.append(self._evolve)
 
     def _evolve(self, recorded: Recorded) -> None:
@@ -103,29 +105,21 @@ class Sessions:
             raise UserError(f"expected at least two rows for each of {peers} peers, came {len(rows)}")
         if len(training) > peers:
             raise UserError(f"hyper-parameters are given for {len(training)} peers, and {peers} take part")
-        chosen = self._waiting()[:peers]
-        if len(chosen) < peers:
-            raise NotEnoughPeers(f"not enough peers: {peers} are asked for, {len(chosen)} wait")
         session = secrets.token_hex(8)
         training = training + [PeerTraining()] * (peers - len(training))
-        split = _split(dataset_of(session), rows, schema, peers, spec.seed)
-        sealed = {
-            node: self._seal(key, _part(data, own))
-            for (node, key), data, own in zip(chosen, split, training, strict=True)
-        }
-        stored = {node: await self._core.blobs.put(box) for node, box in sealed.items()}
-        given = {
-            node: PeerPart(stored[node], len(data.train) + len(data.held_out), data.digest(), own)
-            for (node, _), data, own in zip(chosen, split, training, strict=True)
-        }
-        spec = with_fields(
-            spec,
-            dataset=dataset_of(session),
-            name=f"session-{session}",
-            cohort=with_fields(spec.cohort, min_nodes=peers, wait=WAIT_SECONDS),
-        )
-        await self._record(
-            SessionStarted(
+        async with self._choosing:  # who is chosen is locked before another session looks who waits
+            chosen = self._waiting()[:peers]
+            if len(chosen) < peers:
+                raise NotEnoughPeers(f"not enough peers: {peers} are asked for, {len(chosen)} wait")
+            packed = await asyncio.to_thread(self._packed, session, chosen, rows, schema, training, spec.seed)
+            given = {node: part for node, (part, _) in packed.items()}
+            spec = with_fields(
+                spec,
+                dataset=dataset_of(session),
+                name=f"session-{session}",
+                cohort=with_fields(spec.cohort, min_nodes=peers, wait=WAIT_SECONDS),
+            )
+            started = SessionStarted(
                 at=self._core.clock(),
                 session=session,
                 by=by,
@@ -135,7 +129,10 @@ class Sessions:
                 rows=len(rows),
                 dropped=dropped,
             )
-        )
+            with self._core.keeper.pinned(part.sealed for part in given.values()):
+                for _, box in packed.values():
+                    await self._core.blobs.put(box)
+                await self._record(started)
         self._core.background.spawn(self._run(session))
         return self.session(session)
 
@@ -162,6 +159,24 @@ class Sessions:
         elif it.ended is None:
             await self._end(session, "STOPPED", f"stopped by {by} before the peers were ready")
         return self.session(session)
+
+    def _packed(
+        self,
+        session: str,
+        peers: list[tuple[NodeId, str]],
+        rows: Examples,
+        schema: DataSchema,
+        training: list[PeerTraining],
+        seed: int,
+    ) -> dict[NodeId, tuple[PeerPart, bytes]]:
+        """What each peer is given, and its sealed bytes; takes a while."""
+        packed = {}
+        split = _split(dataset_of(session), rows, schema, len(peers), seed)
+        for (node, key), data, own in zip(peers, split, training, strict=True):
+            box = self._seal(key, _part(data, own))
+            part = PeerPart(tensors.digest(box), len(data.train) + len(data.held_out), data.digest(), own)
+            packed[node] = part, box
+        return packed
 
     # -- Errands -------------------------------------------------------------------------------------------
 

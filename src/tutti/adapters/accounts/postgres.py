@@ -59,14 +59,14 @@ class PostgresAccounts:
         return cls(url, await postgres.open_pool(url, 4))
 
     async def load(self) -> list[Record]:
-        with postgres.errors(f"use the account store {self._where}"):
+        with postgres.errors(f"read the account store {self._where}"):
             rows = await self._open().fetch(LOAD)
         return [decode_record(data, self._where) for (data,) in rows]
 
     async def write(
         self, put: Sequence[Record] = (), *, delete: Sequence[Record] = (), audit: Sequence[AuditEntry] = ()
     ) -> None:
-        with postgres.errors(f"use the account store {self._where}"):
+        with postgres.errors(f"write the account store {self._where}", writing=True):
             async with self._open().acquire() as db, db.transaction():
                 await db.executemany(DELETE, [key_of(record) for record in delete])
                 await db.executemany(PUT, [(*key_of(record), msgspec.json.encode(record)) for record in put])
@@ -83,7 +83,7 @@ class PostgresAccounts:
         who: str | None = None,
         newest: bool = False,
     ) -> list[tuple[int, AuditEntry]]:
-        with postgres.errors(f"use the account store {self._where}"):
+        with postgres.errors(f"read the account store {self._where}"):
             rows = await self._open().fetch(NEWEST if newest else AUDIT, after, organisation, who, limit)
         return [(number, decode_entry(data, self._where)) for number, data in rows]
 

@@ -172,13 +172,13 @@ class S3Blobs:
         if "NoSuchBucket" in str(error):
             return UserError(f"{what}: there is no such bucket: make it first")
         if FULL.search(str(error)):
-            return StorageError(f"{what}: the store is full; nothing was recorded: raise its quota, or free some space")
+            return StorageError(f"{what}: the store is full: raise its quota, or free some space")
         if isinstance(error, PermissionDeniedError) or "403 Forbidden" in str(error):  # listing says it in words only
             keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what this key may do"
             return UserError(f"{what}: access denied ({_said(error)}): check {keys}")
         if isinstance(error, FileNotFoundError) and digest:
             return NotFound(f"there is no blob {digest}")
-        return StorageError(f"{what}: {_said(error)}; nothing was recorded: look after the store")
+        return StorageError(f"{what}: {_said(error)}: look after the store")
 
 
 def _store(url: str) -> S3Store:

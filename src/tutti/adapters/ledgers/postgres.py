@@ -53,7 +53,7 @@ class PostgresEntries:
 
     async def extend(self, after: int, keys: Sequence[str], decide: Decide) -> None:
         pool, overtaken = self._present(), Overtaken(f"another process has written to the ledger {self.where}")
-        with postgres.errors(f"write the ledger {self.where}"):
+        with postgres.errors(f"write the ledger {self.where}", writing=True):
             ((newest, found),) = await pool.fetch(FIND, keys)
             if newest != after:
                 raise overtaken

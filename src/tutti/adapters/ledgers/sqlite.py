@@ -85,6 +85,11 @@ def read_entries(path: Path, after: int = -1, limit: int = -1) -> list[Entry]:
         return [decoded(entry) for (entry,) in db.execute(READ, (after, limit))]
 
 
+def holds_tokens(path: Path) -> bool:
+    """Whether anything was booked in this file, which need not be there; the first entry only says whose it is."""
+    return path.exists() and len(read_entries(path, limit=2)) > 1
+
+
 def _lock(path: Path, stack: ExitStack) -> None:
     file = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, file)

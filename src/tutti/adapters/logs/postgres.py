@@ -245,7 +245,7 @@ class PostgresLog:
 
     async def _commit(self, group: Sequence[Append]) -> list[Outcome]:
         try:
-            with postgres.errors(f"write the event log {self._where}"):
+            with postgres.errors(f"write the event log {self._where}", writing=True):
                 db = self._db or await self._return()
                 await self._know(db, {request.stream for request in group})
                 placed = _place(group, self._last, self._versions)

@@ -1,5 +1,6 @@
 """Sessions: upload a table, and peers train on its parts. The documented calls of training over a message broker."""
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -92,12 +93,12 @@ class SessionRoutes:
     async def start(self, request: Request) -> Answer[TrainingSessionView]:
         """Upload a CSV table as `file` and train on it: multipart/form-data, other fields as in SessionWish.
 
-        404: the user is unknown. 400: not enough peers wait, or the table cannot be learnt from.
+        404: the user is unknown. 400: not enough peers wait. 422: the table cannot be learnt from.
         """
         async with request.form(max_files=1, max_fields=32, max_part_size=1 << 16) as form:
             wish, body = _read(form), await _table(form)
         user = self._accounts.account(wish.user).name if wish.user else request.state.identity.name
-        table = inferred(body, wish.target, wish.task)
+        table = await asyncio.to_thread(inferred, body, wish.target, wish.task)
         spec = JobSpec(
             dataset="session",
             model=Choice("mlp", {"hidden": list(wish.layers)}),
