@@ -2190,7 +2190,7 @@ export interface paths {
          * Start
          * @description Upload a CSV table as `file` and train on it: multipart/form-data, other fields as in SessionWish.
          *
-         *     404: the user is unknown. 400: not enough peers wait, or the table cannot be learnt from.
+         *     404: the user is unknown. 400: not enough peers wait. 422: the table cannot be learnt from.
          */
         post: operations["start_sessions_start_post"];
         delete?: never;
