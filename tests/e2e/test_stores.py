@@ -88,8 +88,8 @@ def test_stores_that_do_not_answer_end_the_start_with_a_reason(tmp_path, stores)
 async def test_files_that_a_database_leaves_unread_are_told_of(tmp_path, stores, caplog):
     """And none that a coordinator with a database makes itself."""
     (key := tmp_path / "key").write_text(secrets.token_hex(32))
-    for name, database in (("old", ""), ("new", stores["--database"]), ("new", stores["--database"])):
-        settings = CoordinatorSettings(data_dir=tmp_path / name, database=database, ledger_key_file=key)
+    for name, place in (("old", ""), ("new", stores["--database"]), ("new", stores["--database"])):
+        settings = CoordinatorSettings(data_dir=tmp_path / name, database=place, ledger_key_file=key)
         async with coordinator(settings, 0, "a token"):
             pass
     assert "nobody reads" not in caplog.text

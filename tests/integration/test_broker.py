@@ -8,8 +8,8 @@ from dataclasses import replace
 import aio_pika
 import pytest
 from test_broker_suite import running
-from test_hub import own_certificate
 
+from support.certificates import certificate
 from support.rabbit import rabbit
 from support.services import RABBITMQ, coordinator_uid
 from tutti.adapters.fabrics import amqp, broker_link
@@ -235,7 +235,7 @@ async def test_a_broker_that_is_killed_has_lost_nothing_that_was_confirmed(tmp_p
     """
     monkeypatch.setattr(amqp, "CONNECT_SECONDS", 3.0)
     monkeypatch.setattr("tutti.adapters.fabrics.broker.RECONNECT", (0.2, 1.0))
-    certificate, key = own_certificate(tmp_path)
+    trusted, key = certificate(tmp_path)
     with rabbit(tmp_path) as server:
         address = Address.parse(server.url)
         async with running(BrokerFabric(address, authenticate)) as fabric:
@@ -254,14 +254,14 @@ async def test_a_broker_that_is_killed_has_lost_nothing_that_was_confirmed(tmp_p
             assert fabric.send("n1", news(1))
             server.settings = (
                 f"listeners.ssl.1 = 127.0.0.1:{server.tls_port}\n"
-                f"ssl_options.certfile = {certificate}\nssl_options.keyfile = {key}\n"
+                f"ssl_options.certfile = {trusted}\nssl_options.keyfile = {key}\n"
             )
             await asyncio.to_thread(server.start)
             assert await soon(events) == Said("n1", progress(2))
             secure = replace(address, url=f"amqps://guest:guest@127.0.0.1:{server.tls_port}/")
             with pytest.raises(LinkRefused, match="not trusted"):
                 await BrokerLink(secure, "n1", token_of("n1")).connect(registration("n1"))
-            again = BrokerLink(secure, "n1", token_of("n1"), ca=certificate)
+            again = BrokerLink(secure, "n1", token_of("n1"), ca=trusted)
             messages = await until_connected(again)
             assert isinstance(await soon(messages), Registered)
             heard = [await soon(events) for _ in range(2)]
