@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, WebSocketRoute, expect
 from support.browser import Visitor, chromium
 from support.commands import running
 from support.phones import NAMED, PHONE, Site, counted, draw, join, joined, python_node, take_a_part, up
+from tutti.wire.messages import PROTOCOL
 
 pytestmark = [pytest.mark.xdist_group("browser-node"), pytest.mark.timeout(600)]
 
@@ -177,21 +178,18 @@ def test_a_browser_that_keeps_nothing_says_so_and_trains(site, browser):
 
 
 def test_a_coordinator_that_speaks_another_protocol_is_said_in_words(site, browser):
-    detail = "this node speaks protocol 1, the coordinator speaks 2: load the page again"
-
-    def refuse(socket: WebSocketRoute) -> None:
-        socket.on_message(
-            lambda _: (
-                socket.send(f'{{"type":"error","code":"protocol","detail":"{detail}","fatal":true}}') or socket.close()
-            )
-        )
+    def age(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        socket.on_message(lambda said: server.send(str(said).replace(f'"protocol":{PROTOCOL}', '"protocol":0')))
 
     phone = site.phone(browser)
-    phone.page.route_web_socket("**/ws/node", refuse)
+    phone.page.route_web_socket("**/ws/node", age)
     page = join(phone, "ada")
     page.get_by_role("button", name="A part of “digits”").click()
     expect(page.get_by_role("status").first).to_contain_text("This device takes no part now.")
-    expect(page.get_by_role("alert")).to_contain_text(detail)
+    expect(page.get_by_role("alert")).to_contain_text(
+        "this page is of another version than the coordinator: load it again"
+    )
 
 
 def test_a_phone_that_was_removed_stops(site, browser):

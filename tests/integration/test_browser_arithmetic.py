@@ -221,6 +221,9 @@ def test_quotes_and_semicolons_are_understood(script):
 def test_every_fifth_row_of_ones_own_is_held_out(script):
     schema = {"task": "classification", "shape": [1], "outputs": 2}
     rows = [[float(row)] for row in range(11)]
-    (said,) = ask(script, {"what": "own", "schema": schema, "x": rows, "y": [row % 2 for row in range(11)]})
-    assert said["answer"]["data"]["heldOut"]["x"] == [4, 9]
-    assert said["answer"]["summary"]["examples"] == 9
+    labels = [row % 2 for row in range(11)]
+    whole, few = ask(script, *({"what": "own", "schema": schema, "x": rows[:n], "y": labels[:n]} for n in (11, 4)))
+    assert whole["answer"]["data"]["heldOut"]["x"] == [4, 9]
+    assert whole["answer"]["summary"]["examples"] == 9
+    assert whole["answer"]["given"] == {"x": rows, "y": labels}  # to which more are added
+    assert few["answer"]["given"] == {"x": rows[:4], "y": labels[:4]}

@@ -1,7 +1,7 @@
 // Reads cases as JSON lines, and answers each with what the kernel, or plain JavaScript, makes of it: for the Python tests.
 import { readFileSync } from "node:fs";
 import { shapeOf, type Arithmetic, type Rows } from "../src/node/arithmetic";
-import { fromCsv, own, parseCsv } from "../src/node/data";
+import { fromCsv, given, own, parseCsv } from "../src/node/data";
 import { Kernel } from "../src/node/kernel";
 import { Plain } from "../src/node/plain";
 import { choice, type Schema } from "../src/node/protocol";
@@ -43,8 +43,10 @@ function answer(asked: Case): unknown {
       return fromCsv(asked.text, "mine", asked.target, (asked.schema as Schema | undefined) ?? null);
     case "cells":
       return parseCsv(asked.text);
-    case "own":
-      return own("mine", asked.schema, asked.x.map((row: number[]) => new Float32Array(row)), asked.y);
+    case "own": {
+      const kept = own("mine", asked.schema, asked.x.map((row: number[]) => new Float32Array(row)), asked.y);
+      return { ...kept, given: given(kept.data) };
+    }
   }
   throw new Error(`no such case: ${asked.what}`);
 }

@@ -7,6 +7,7 @@ import { blake3 } from "./blake3";
 import { hex } from "./arithmetic";
 import type { Schema, Summary } from "./protocol";
 import { decode } from "./tensors";
+import type { Data } from "./work";
 
 /** What jobs here are on: a data set's name, and what its rows look like where that is known. */
 export type Wanted = { name: string; data: Schema | null; assigned: boolean };
@@ -15,6 +16,7 @@ export class BadData extends Error {}
 
 const HELD_OUT_EVERY = 5;
 const MAX_ROWS = 50_000;
+const isHeldOut = (row: number): boolean => row % HELD_OUT_EVERY === HELD_OUT_EVERY - 1;
 
 export async function wanted(member: Member): Promise<Wanted[]> {
   const response = await ask(member, "/api/v1/browser/wanted", { signal: AbortSignal.timeout(30_000) });
@@ -42,18 +44,29 @@ export async function assigned(member: Member, name: string): Promise<Kept> {
 export function own(name: string, schema: Schema, x: Float32Array[], y: number[]): Kept {
   if (!x.length) throw new BadData("there are no rows yet");
   if (x.length > MAX_ROWS) throw new BadData(`expected at most ${MAX_ROWS} rows, came ${x.length}`);
-  const heldOut = x.length < HELD_OUT_EVERY ? [] : x.map((_, row) => row).filter((row) => row % HELD_OUT_EVERY === HELD_OUT_EVERY - 1);
-  const chosen = new Set(heldOut);
-  const train = x.map((_, row) => row).filter((row) => !chosen.has(row));
   const take = (rows: number[]): Rows => {
     const width = x[0]!.length;
     const found = new Float32Array(rows.length * width);
     rows.forEach((row, place) => found.set(x[row]!, place * width));
     return { x: found, y: Float32Array.from(rows, (row) => y[row]!), regression: schema.task === "regression", count: rows.length };
   };
-  const data = { schema, train: take(train), heldOut: take(heldOut) };
+  const all = [...x.keys()];
+  const data = { schema, train: take(all.filter((row) => !isHeldOut(row))), heldOut: take(all.filter(isHeldOut)) };
   const digest = hex(blake3(new Uint8Array(data.train.x.buffer)));
   return { summary: { name, data: schema, examples: data.train.count, held_out: data.heldOut.count, digest, source: "" }, data };
+}
+
+/** The rows that `own` was given, in their order: with more after them, none that is held out is trained on. */
+export function given({ train, heldOut }: Data): { x: Float32Array[]; y: number[] } {
+  const found = { x: [] as Float32Array[], y: [] as number[] };
+  for (let row = 0; row < train.count + heldOut.count; row++) {
+    const before = Math.floor(row / HELD_OUT_EVERY);
+    const [from, at] = isHeldOut(row) ? [heldOut, before] : [train, row - before];
+    const width = from.x.length / from.count;
+    found.x.push(from.x.slice(at * width, (at + 1) * width));
+    found.y.push(from.y[at]!);
+  }
+  return found;
 }
 
 /** A table of numbers, with a header; columns in alphabetical order, as on every node. */

@@ -5,7 +5,11 @@ import { attach, MAX_ATTACHED, PROTOCOL, read, type FromCoordinator, type FromNo
 export type Registration = { capabilities: Record<string, unknown>; data: Summary; terms: Record<string, unknown> };
 
 const STALL_MS = 30_000;
-const ELSEWHERE = "this device takes part in another tab or window: go on there, or close it and load this page again";
+/** What a visitor can do about it, where the coordinator's words are for operators. */
+const WORDS: Record<string, string> = {
+  replaced: "this device takes part in another tab or window: go on there, or close it and load this page again",
+  protocol: "this page is of another version than the coordinator: load it again",
+};
 
 /** The coordinator does not want this node, and says why. */
 export class Refused extends Error {}
@@ -63,7 +67,7 @@ export class Link {
       clearTimeout(stalled);
       const { message, blob } = read(data);
       if (message.type === "device:registered") this.taken = (message as Registered).attached ?? 0;
-      if (message.type === "error" && message.fatal) refused = new Refused(message.code === "replaced" ? ELSEWHERE : message.detail);
+      if (message.type === "error" && message.fatal) refused = new Refused(WORDS[message.code] ?? message.detail);
       if (message.type === "training:start" && blob) this.cameAlong = { digest: message.weights, blob };
       this.hear(message);
     };

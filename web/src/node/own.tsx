@@ -2,10 +2,9 @@
 import { useState } from "react";
 import { plural } from "../ui/format";
 import { Card, Field, Trouble, useDoing } from "../ui/parts";
-import { fromCsv, fromPictures, imageShape, own, parseCsv, type Wanted } from "./data";
+import { fromCsv, fromPictures, given, imageShape, own, parseCsv, type Wanted } from "./data";
 import { Pad } from "./drawing";
 import { hasMotion, Motion, schemaOf } from "./motion";
-import type { Rows } from "./arithmetic";
 import type { Kept } from "./keep";
 import type { Schema } from "./protocol";
 
@@ -50,16 +49,8 @@ export function waysFor(schema: Schema | null): string[] {
   return [...(schema.outputs === 10 && channels === 1 ? ["draw"] : []), "pictures", ...(schema.shape.length === 1 ? ["csv"] : [])];
 }
 
-function split({ x, y, count }: Rows): { x: Float32Array[]; y: number[] } {
-  const width = count ? x.length / count : 0;
-  return { x: Array.from({ length: count }, (_, row) => x.slice(row * width, (row + 1) * width)), y: Array.from(y) };
-}
-
 function Draw({ wanted, schema, before, guess, done }: { wanted: Wanted; schema: Schema; before?: Kept; guess?: Props["guess"]; done: Props["done"] }) {
-  const [rows, setRows] = useState(() => {
-    const parts = before ? [split(before.data.train), split(before.data.heldOut)] : [];
-    return { x: parts.flatMap((part) => part.x), y: parts.flatMap((part) => part.y) };
-  });
+  const [rows, setRows] = useState(() => (before ? given(before.data) : { x: [], y: [] }));
   const { problem, run } = useDoing();
   return (
     <>
