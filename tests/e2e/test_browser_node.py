@@ -264,10 +264,12 @@ window.battery = new (class extends EventTarget {
   }
 })();
 navigator.getBattery = async () => window.battery;
+window.net = Object.assign(new EventTarget(), {type: 'wifi'});
+Object.defineProperty(navigator, 'connection', {value: window.net});
 """
 
 
-def test_it_can_wait_until_it_is_charging(site, browser):
+def test_it_can_wait_until_it_is_charging_and_has_wifi(site, browser):
     phone = Visitor(browser, site.url, **PHONE)
     phone.page.add_init_script(BATTERY)
     phone.goto(site.link())
@@ -285,6 +287,12 @@ def test_it_can_wait_until_it_is_charging(site, browser):
     page.evaluate(plug, False)
     expect(page.get_by_role("status").first).to_contain_text("waiting until the device is charging")
     page.evaluate(plug, True)
+    expect(page.get_by_role("status").first).to_contain_text("Connected")
+    page.get_by_label("Only on Wi-Fi").check()
+    move = "type => { net.type = type; net.dispatchEvent(new Event('change')) }"
+    page.evaluate(move, "cellular")
+    expect(page.get_by_role("status").first).to_contain_text("waiting for Wi-Fi")
+    page.evaluate(move, "wifi")
     expect(page.get_by_role("status").first).to_contain_text("Connected")
     assert page.evaluate("battery.heard") == 1  # the run on the first digit listens no more
 
