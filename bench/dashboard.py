@@ -1,4 +1,4 @@
-"""The dashboard in Chromium: first paint, frames while a job's curves grow, and scrolling a thousand nodes.
+"""Our pages in Chromium: first paint, frames while a job's curves grow, scrolling a thousand nodes, a node that trains.
 
     python bench/dashboard.py
 
@@ -77,11 +77,22 @@ def measure(seconds: float, nodes: int) -> tuple[list[dict[str, Any]], dict[str,
         page.goto("/dashboard/nodes")
         page.get_by_text("shown").wait_for()
         scrolling = frames(page, SCROLL, seconds)
+
+        learn = {"dataset": "digits", "model": "2nn", "rounds": 1, "training": {"epochs": 100_000, "lr": 0.01}}
+        learning = it.client.submit(learn).id
+        phone = browser.new_page()
+        phone.goto(it.client.invite(uses=1).link)
+        phone.get_by_role("button", name="Join with this device").click()
+        phone.get_by_role("button", name="A part of “digits” from the coordinator").click()
+        phone.get_by_text("training.").wait_for()
+        training = frames(phone, FRAMES, seconds)
+        it.client.stop(learning)
         browser.close()
     rows = [
         row("at rest", rest, rest, None),
         row("curves grow", growing, rest, points),
         row(f"scrolling {nodes} nodes", scrolling, rest, None),
+        row("a browser node trains the 2NN", training, rest, None),
     ]
     return rows, {"first paint ms": paint, "home shown ms": shown}
 
