@@ -19,6 +19,7 @@ from tutti.adapters.fabrics.local import LocalLink
 from tutti.adapters.identities.x25519 import SealingKey, seal
 from tutti.adapters.machine import Machine
 from tutti.core.errors import CorruptBlob, UserError
+from tutti.domain.events import JobStopped
 from tutti.domain.policy import Policy
 from tutti.domain.sessions import IDLE, PREFIX, SessionEnded
 from tutti.ports import Data, Examples, Link
@@ -207,6 +208,19 @@ async def test_stop(world, peers):
         assert (await client.post(f"/sessions/{session}/stop")).json()["status"] == "STOPPED"
         await peers.start("p1", "p2")
         assert (await client.post("/sessions/nothing/stop")).status_code == 404
+
+
+async def test_a_session_that_is_stopped_while_its_job_is_submitted_leaves_no_job_behind(world, peers):
+    stopping, over = [], asyncio.Event()
+    await peers.start("p1", "p2")
+    async with caller(app_of(world)) as client:
+        session = (await start(client, rounds=5000)).json()["session_id"]
+        world.core.admit = lambda by: stopping.append(asyncio.ensure_future(world.sessions.stop(session, by)))
+        world.core.journal.projections.append(lambda r: over.set() if isinstance(r.event, JobStopped) else None)
+        async with asyncio.timeout(DEADLINE):
+            await over.wait()
+        assert (await stopping[0]).status == "STOPPED"
+        assert [job.status for job in world.core.jobs.values()] == ["stopped"]
 
 
 async def test_a_session_goes_on_when_the_coordinator_comes_back(world, peers):

@@ -154,10 +154,11 @@ class Sessions:
     async def stop(self, session: str, by: str) -> Session:
         """End a session now; one that has ended stays as it is."""
         it = self.session(session)
-        if it.ended is None and it.job is not None and not it.job.final:
-            await self._core.stop_job(it.job.id, by=by)
-        elif it.ended is None:
+        if it.ended is None and it.job is None:
             await self._end(session, "STOPPED", f"stopped by {by} before the peers were ready")
+            it = self.session(session)  # its job may have been submitted meanwhile
+        if it.job is not None and not it.job.final:
+            await self._core.stop_job(it.job.id, by=by)
         return self.session(session)
 
     def _packed(
@@ -237,6 +238,9 @@ class Sessions:
             if missing := sorted(it.peers.keys() - held):
                 raise UserError(f"peers that did not take their parts within {WAIT_SECONDS:g} s: {', '.join(missing)}")
             job = await self._core.submit(it.spec, by=it.by, key=session)
+            if session in self._ended:  # stopped while it was submitted
+                await self._core.stop_job(job.id, by=it.by)
+                return
             job = await self._core.wait_final(job.id)
             await self._end(session, _ENDED[job.status], job.outcome)
         except TuttiError as error:
