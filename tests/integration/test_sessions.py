@@ -219,7 +219,8 @@ async def test_a_session_that_is_stopped_while_its_job_is_submitted_leaves_no_jo
         world.core.journal.projections.append(lambda r: over.set() if isinstance(r.event, JobStopped) else None)
         async with asyncio.timeout(DEADLINE):
             await over.wait()
-        assert (await stopping[0]).status == "STOPPED"
+        await stopping[0]
+        assert (await until_over(world, client, session))["status"] == "STOPPED"
         assert [job.status for job in world.core.jobs.values()] == ["stopped"]
 
 

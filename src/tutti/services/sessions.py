@@ -74,7 +74,7 @@ class Sessions:
         self._core, self._seal = core, seal
         self._started: dict[str, SessionStarted] = {}
         self._ended: dict[str, SessionEnded] = {}
-        self._choosing = asyncio.Lock()
+        self._turn = asyncio.Lock()  # of who chooses peers, submits a session's job, or stops before there is one
         core.journal.projections.append(self._evolve)
 
     def _evolve(self, recorded: Recorded) -> None:
@@ -107,7 +107,7 @@ class Sessions:
             raise UserError(f"hyper-parameters are given for {len(training)} peers, and {peers} take part")
         session = secrets.token_hex(8)
         training = training + [PeerTraining()] * (peers - len(training))
-        async with self._choosing:  # who is chosen is locked before another session looks who waits
+        async with self._turn:  # who is chosen is locked before another session looks who waits
             chosen = self._waiting()[:peers]
             if len(chosen) < peers:
                 raise NotEnoughPeers(f"not enough peers: {peers} are asked for, {len(chosen)} wait")
@@ -154,10 +154,12 @@ class Sessions:
     async def stop(self, session: str, by: str) -> Session:
         """End a session now; one that has ended stays as it is."""
         it = self.session(session)
-        if it.ended is None and it.job is None:
-            await self._end(session, "STOPPED", f"stopped by {by} before the peers were ready")
-            it = self.session(session)  # its job may have been submitted meanwhile
-        if it.job is not None and not it.job.final:
+        if it.job is None:
+            async with self._turn:
+                it = self.session(session)
+                if it.ended is None and it.job is None:
+                    await self._end(session, "STOPPED", f"stopped by {by} before the peers were ready")
+        if it.ended is None and it.job is not None and not it.job.final:
             await self._core.stop_job(it.job.id, by=by)
         return self.session(session)
 
@@ -233,14 +235,13 @@ class Sessions:
                 self._greet(node, seen.registration)
         try:
             held = await self._core.until_held(it.spec.dataset, len(it.peers), WAIT_SECONDS)
-            if session in self._ended:  # meanwhile
-                return
-            if missing := sorted(it.peers.keys() - held):
-                raise UserError(f"peers that did not take their parts within {WAIT_SECONDS:g} s: {', '.join(missing)}")
-            job = await self._core.submit(it.spec, by=it.by, key=session)
-            if session in self._ended:  # stopped while it was submitted
-                await self._core.stop_job(job.id, by=it.by)
-                return
+            async with self._turn:
+                if session in self._ended:  # meanwhile
+                    return
+                if missing := sorted(it.peers.keys() - held):
+                    absent = ", ".join(missing)
+                    raise UserError(f"peers that did not take their parts within {WAIT_SECONDS:g} s: {absent}")
+                job = await self._core.submit(it.spec, by=it.by, key=session)
             job = await self._core.wait_final(job.id)
             await self._end(session, _ENDED[job.status], job.outcome)
         except TuttiError as error:
