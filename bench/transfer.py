@@ -42,7 +42,7 @@ class Doorkeeper:
     def __init__(self) -> None:
         self.stats = Stats()
 
-    def authenticate(self, node: str, secret: str) -> None:
+    def authenticate(self, node: str, secret: str, use: str = "") -> None:
         pass
 
     def may_read(self, node: str, digest: str) -> bool:

@@ -145,7 +145,7 @@ def test_runs_that_differ_only_in_what_several_nodes_need_have_the_same_baseline
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, how):
     # seconds on any machine: a checkpoint is written after one
-    long = (*SMALL[:-1], 500, "--model", "mlp:hidden=256", "--epochs", 3, "--evaluate-every", 10)
+    long = (*SMALL[:-1], 500, "--model", "mlp:hidden=256", "--epochs", 12, "--evaluate-every", 10)
     expected = json.loads(tutti(*long, "--json", cwd=tmp_path).stdout)
     file = tmp_path / "run.ckpt"
     with background(*long, "--checkpoint", "run.ckpt", cwd=tmp_path) as process:
