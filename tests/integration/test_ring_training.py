@@ -22,6 +22,7 @@ from tutti.adapters.thrift.training import TrainingNode
 from tutti.core.errors import Conflict, Forbidden, StorageError
 from tutti.core.params import Params
 from tutti.core.reduce import Update
+from tutti.core.registry import Choice
 from tutti.core.strategy import compose
 from tutti.domain import commands as c
 from tutti.domain import events as e
@@ -144,6 +145,11 @@ def model(*values):
     return tensors.encode(Params.from_arrays({"w": np.array(values, np.float32)}))
 
 
+class FullDisk(DirectoryBlobs):
+    async def put(self, data, *, digest=None, sync=True):
+        raise StorageError("cannot store a blob: No space left on device")
+
+
 async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_path):
     blobs = DirectoryBlobs(tmp_path)
     base = await blobs.put(model(1.0, 2.0))
@@ -181,6 +187,7 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
     assert await verifier.fault(proposed) is None  # the updates are not here yet
     for blob, _ in updates.values():
         await blobs.put(blob)
+    assert await Verifier(FullDisk(tmp_path), blobs.has, lambda: before).fault(proposed) is None
     assert await verifier.fault(proposed) == ""
     assert right in await blobs.digests()
     wrong = [*news, *(("job:toy-1", event) for event in closed(base))]
@@ -188,6 +195,9 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
     doubled = [*news, news[-1], *proposed[len(news) :]]
     assert "takes two updates of b" in await verifier.fault(doubled)
     assert "KeyError" in await verifier.fault([("job:other", news[0][1])])
+    elsewhere = msgspec.structs.replace(SPEC, strategy=Choice("a-plug-in-of-the-leader"))
+    lacking = {job.id: msgspec.structs.replace(before[job.id], spec=elsewhere)}
+    assert await Verifier(blobs, blobs.has, lambda: lacking).fault(proposed) is None
 
 
 # -- strangers ------------------------------------------------------------------------------------------------

@@ -238,7 +238,8 @@ class Leading:
     Attributes:
         told: Whether the shell has been told to; it is not while this ballot only finishes what another began.
         acks: When each member of the committee last answered.
-        votes, against: Who has voted for `proposal`, and who never will.
+        votes, against: Who has voted for `proposal`, and who will not in this ballot.
+        rejected: Who of the latter finds it wrong.
     """
 
     ballot: Ballot
@@ -248,6 +249,7 @@ class Leading:
     proposal: Record | None = None
     votes: frozenset[str] = frozenset()
     against: frozenset[str] = frozenset()
+    rejected: frozenset[str] = frozenset()
     beat_at: float = float("-inf")
 
 
@@ -272,7 +274,7 @@ class Replica:
         seed: Digest of the first record, by which committees are drawn.
         durable: Promise and vote.
         verifying: What the shell is looking at.
-        wrong: Digests of records at this height that no majority will vote for, for they are wrong.
+        wrong: Digests of records at this height that are wrong: this member or a majority has found them so.
     """
 
     me: str
@@ -402,18 +404,25 @@ def _on_promise(state: Replica, message: Promise, now: float) -> Step:
     if not isinstance(role, Electing) or message.ballot != role.ballot:
         return state, ()
     promises = MappingProxyType({**role.promises, message.sender: message.vote})
-    state = replace(state, role=replace(role, promises=promises))
-    return _elected(state, now) if len(promises) >= majority(state.order) else (state, ())
+    return _elected(replace(state, role=replace(role, promises=promises)), now)
 
 
 def _elected(state: Replica, now: float) -> Step:
-    """Lead. If there was a vote already, its record may have been chosen: propose that of the highest ballot.
+    """Lead, once a majority has promised. If there was a vote already, its record may have been chosen: propose that of
+    the highest ballot.
 
-    A wrong record cannot have been: only who is broken votes for it.
+    A majority's promises are enough, and any majority's will do. So who voted for a record that is wrong is not counted
+    here: if the record is not chosen, others are a majority; if it is, no majority is without one who voted for it, and
+    this member does not lead.
     """
     role = state.role
     assert isinstance(role, Electing)
-    votes = [vote for vote in role.promises.values() if vote is not None and vote.record.digest not in state.wrong]
+    promises = {
+        member: vote for member, vote in role.promises.items() if vote is None or vote.record.digest not in state.wrong
+    }
+    if len(promises) < majority(state.order):
+        return state, ()
+    votes = [vote for vote in promises.values() if vote is not None]
     acks = MappingProxyType(dict.fromkeys(role.promises, now))
     state = replace(state, role=Leading(role.ballot, now, not votes, acks, beat_at=now))
     beats = _beats(state, role.ballot)
@@ -461,10 +470,14 @@ def _propose(state: Replica, roster: tuple[Seat, ...], body: bytes, now: float) 
 
 
 def _proposing(state: Replica, record: Record, now: float) -> Step:
-    """Vote for it, and ask the others to."""
-    role = state.role
+    """Vote for it, and ask the others to. One that is not of this member it verifies first, as anybody does."""
+    role, said = state.role, state.durable.vote
     assert isinstance(role, Leading)
-    durable = Durable(_height(state), role.ballot, Vote(role.ballot, record))
+    vote = Vote(role.ballot, record)
+    if record.leader != state.me and (said is None or said.record != record):
+        state = replace(state, verifying=vote, role=replace(role, proposal=record))
+        return state, (*_ask_for_votes(state), Verify(vote))
+    durable = Durable(_height(state), role.ballot, vote)
     state = replace(state, durable=durable, role=replace(role, proposal=record, votes=frozenset({state.me})))
     if len(state.order) == 1:
         return _chosen(state, record, now)
@@ -476,7 +489,7 @@ def _ask_for_votes(state: Replica) -> tuple[Instruction, ...]:
     if not isinstance(role, Leading) or role.proposal is None:
         return ()
     accept = Accept(**header(state), ballot=role.ballot, record=role.proposal)
-    return tuple(Send(other, accept) for other in state.order if other not in role.votes)
+    return tuple(Send(other, accept) for other in state.order if other not in {*role.votes, state.me})
 
 
 def _on_accept(state: Replica, message: Accept, now: float) -> Step:
@@ -485,7 +498,7 @@ def _on_accept(state: Replica, message: Accept, now: float) -> Step:
     vote = Vote(message.ballot, message.record)
     state, wishes = _heard(state, message.ballot, now)
     if state.durable.vote == vote:
-        return state, (*wishes, _accepted(state, vote))
+        return state, (*wishes, Send(message.ballot.owner, _accepted(state, vote)))
     if state.verifying == vote or message.record.previous != message.tip:
         return state, wishes
     return replace(state, verifying=vote), (*wishes, Verify(vote))
@@ -496,18 +509,27 @@ def _verified(state: Replica, vote: Vote, fault: str, now: float) -> Step:
     if state.verifying != vote:
         return state, ()
     state = replace(state, verifying=None)
+    answer: Rejected | Nack | Accepted
     if fault:
         state = replace(state, wrong=state.wrong | {vote.record.digest})
-        said = Rejected(**header(state), ballot=vote.ballot, record=vote.record.digest, reason=fault[:500])
-        return state, (Send(vote.ballot.owner, said),)
-    if vote.ballot < state.durable.promised:
-        return state, (Send(vote.ballot.owner, Nack(**header(state), promised=state.durable.promised)),)
-    state = replace(state, durable=Durable(_height(state), vote.ballot, vote))
-    return state, (_accepted(state, vote),)
+        answer = Rejected(**header(state), ballot=vote.ballot, record=vote.record.digest, reason=fault[:500])
+    elif vote.ballot < state.durable.promised:
+        answer = Nack(**header(state), promised=state.durable.promised)
+    else:
+        state = replace(state, durable=Durable(_height(state), vote.ballot, vote))
+        answer = _accepted(state, vote)
+    if vote.ballot.owner != state.me:
+        return state, (Send(vote.ballot.owner, answer),)
+    match answer:
+        case Rejected():
+            return _on_rejected(state, answer, now)
+        case Accepted():
+            return _on_accepted(state, answer, now)
+    return state, ()
 
 
-def _accepted(state: Replica, vote: Vote) -> Instruction:
-    return Send(vote.ballot.owner, Accepted(**header(state), ballot=vote.ballot, record=vote.record.digest))
+def _accepted(state: Replica, vote: Vote) -> Accepted:
+    return Accepted(**header(state), ballot=vote.ballot, record=vote.record.digest)
 
 
 def _on_accepted(state: Replica, message: Accepted, now: float) -> Step:
@@ -525,10 +547,11 @@ def _on_rejected(state: Replica, message: Rejected, now: float) -> Step:
     role = state.role
     if not isinstance(role, Leading) or role.proposal is None or message.record != role.proposal.digest:
         return state, ()
-    state, wishes = _opposed(state, message.sender, f"the committee finds the record wrong: {message.reason}", now)
-    if not isinstance(state.role, Leading):
+    rejected = role.rejected | {message.sender}
+    state = replace(state, role=replace(role, rejected=rejected))
+    if len(rejected) >= majority(state.order):
         state = replace(state, wrong=state.wrong | {message.record})
-    return state, wishes
+    return _opposed(state, message.sender, f"the committee finds the record wrong: {message.reason}", now)
 
 
 # -- records that are chosen --------------------------------------------------------------------------------

@@ -1,14 +1,21 @@
 """Before a member votes for a record, it does the leader's work again: the sum is exact, so it comes out the same."""
 
+import logging
 from collections.abc import Callable, Sequence
 
-from tutti.core.errors import NotFound, TuttiError
+from tutti.core.errors import NotFound, StorageError, TuttiError
+from tutti.core.registry import BadOption, UnknownName
 from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.events import AnyEvent, Digest
 from tutti.domain.jobs import Job
 from tutti.ports import BlobStore
 from tutti.services.aggregation import Aggregation, UnreadableUpdate
+
+log = logging.getLogger(__name__)
+
+UNABLE = (NotFound, UnreadableUpdate, StorageError, UnknownName, BadOption)
+"""What is the matter here, not with the record: blobs that cannot be had, a full disk, a plug-in that is missing."""
 
 OTHERS_FIRST = 2.0
 """Seconds for which a member leaves a vote to those who were given the updates."""
@@ -25,6 +32,7 @@ class Verifier:
 
     def __init__(self, blobs: BlobStore, here: Callable[[Digest], bool], jobs: Callable[[], dict[str, Job]]) -> None:
         self._blobs, self._here, self._jobs = blobs, here, jobs
+        self._unable = ""
 
     async def fault(self, events: Sequence[tuple[str, AnyEvent]], *, asked_for: float = OTHERS_FIRST) -> str | None:
         """Why the events are wrong; empty if they are right, None if that cannot be found out now.
@@ -45,10 +53,14 @@ class Verifier:
                 if fault := await self._fault(job, event):
                     return fault
                 after[job.id] = jobs.evolve(job, event)  # type: ignore[arg-type]  # of a job's stream
-        except (NotFound, UnreadableUpdate):
+        except UNABLE as error:
+            if str(error) != self._unable:
+                log.warning("cannot find out whether a record is right: %s", error)
+            self._unable = str(error)
             return None
-        except (KeyError, AssertionError, TuttiError) as error:  # events in an order that cannot be
+        except (KeyError, AssertionError, TuttiError) as error:  # events that cannot be, in this order or at all
             return f"{type(error).__name__}: {error}"
+        self._unable = ""
         return ""
 
     async def _fault(self, job: Job, event: AnyEvent) -> str:

@@ -1,0 +1,149 @@
+"""Agreement on one record, step by step: what must not happen whoever fails, as small schedules."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tutti.ring import consensus
+from tutti.ring.consensus import (
+    Accept,
+    Append,
+    Ballot,
+    Durable,
+    Event,
+    Follow,
+    Lead,
+    Leading,
+    Prepare,
+    Propose,
+    Received,
+    Rejected,
+    Send,
+    Tick,
+    Verified,
+    Verify,
+)
+from tutti.ring.record import Record, Seat, after, first, succession
+
+NAMES = ("a:1", "b:1", "c:1")
+SEATS = tuple(Seat(name) for name in NAMES)
+
+
+@dataclass
+class Member:
+    """A replica whose messages lie here until somebody hands them on."""
+
+    replica: consensus.Replica
+    sent: list[Send] = field(default_factory=list)
+    asked: list[Verify] = field(default_factory=list)
+    appended: list[Record] = field(default_factory=list)
+    told: list[consensus.Instruction] = field(default_factory=list)
+
+    def tell(self, event: Event, now: float) -> None:
+        self.replica, wishes = consensus.handle(self.replica, event, now)
+        for wish in wishes:
+            match wish:
+                case Send():
+                    self.sent.append(wish)
+                case Verify():
+                    self.asked.append(wish)
+                case Append(records):
+                    self.appended += records
+                case _:
+                    self.told.append(wish)
+
+    def hear(self, other: "Member", kind: type, now: float) -> None:
+        """The newest message of this kind that the other has for this member."""
+        self.tell(Received(other.said(self, kind)), now)
+
+    def said(self, to: "Member", kind: type):
+        return [s.message for s in self.sent if s.to == to.replica.me and isinstance(s.message, kind)][-1]
+
+    def find(self, fault: str, now: float) -> None:
+        """What it was asked to verify last is right, or has this fault."""
+        self.tell(Verified(self.asked[-1].vote, fault), now)
+
+    @property
+    def proposal(self) -> Record | None:
+        role = self.replica.role
+        return role.proposal if isinstance(role, Leading) else None
+
+
+@pytest.fixture
+def three() -> list[Member]:
+    """The leader of the record before, and the two others of the committee."""
+    begin = first(SEATS[0])
+    tip = after(begin, NAMES[0], SEATS, b"")
+    order = succession(tip, begin.digest)
+    members = [Member(consensus.restored(name, tip, begin.digest, Durable(tip.height), 0.0)) for name in order]
+    leader = members[0]
+    ballot = Ballot(0, order[0])
+    leader.replica = replace(leader.replica, role=Leading(ballot, 0.0), durable=Durable(tip.height, ballot))
+    return members
+
+
+def elected(candidate: Member, voter: Member, now: float) -> None:
+    candidate.tell(Tick(), now)
+    voter.hear(candidate, Prepare, now)
+    candidate.hear(voter, consensus.Promise, now)
+
+
+def test_a_chosen_record_stays_though_one_member_finds_it_wrong(three):
+    """It may be the member that is wrong: it must not lead then, and whoever leads proposes that record again."""
+    leader, other, odd = three
+    leader.tell(Propose(SEATS, b"A"), 0.1)
+    odd.hear(leader, Accept, 0.2)
+    odd.find("it makes another model", 0.2)
+    other.hear(leader, Accept, 0.2)
+    other.find("", 0.3)
+    leader.hear(other, consensus.Accepted, 0.4)
+    (chosen,) = leader.appended  # and it dies before anybody hears of it
+    elected(odd, other, 5.0)
+    assert odd.proposal is None
+    assert Lead() not in odd.told
+    elected(other, odd, 10.0)
+    assert other.proposal == chosen
+    odd.hear(other, Accept, 10.1)
+    odd.find("it makes another model", 10.2)
+    assert other.appended == []  # with the leader dead there is no majority for it: the ring waits
+    leader.replica = consensus.restored(leader.replica.me, chosen, "", leader.replica.durable, 11.0)
+    other.tell(Received(consensus.Commit(**consensus.header(leader.replica), record=chosen)), 11.0)
+    assert other.appended == [chosen]
+
+
+def test_a_wrong_record_is_voted_for_by_nobody_else(three):
+    """Its leader has voted for it, so whoever is elected with that promise looks at it before voting."""
+    wrong, first_other, second = three
+    wrong.tell(Propose(SEATS, b"wrong"), 0.1)
+    wrong.tell(Tick(), 4.9)  # nobody has answered
+    elected(first_other, wrong, 5.0)
+    assert first_other.proposal.body == b"wrong"
+    assert first_other.replica.durable.vote is None
+    wrong.hear(first_other, Accept, 5.1)
+    wrong.find("", 5.1)
+    first_other.hear(wrong, consensus.Accepted, 5.2)
+    first_other.find("it makes another model", 5.3)
+    second.hear(first_other, Accept, 5.4)
+    second.find("it makes another model", 5.4)
+    first_other.hear(second, Rejected, 5.5)
+    assert first_other.appended == []
+    assert first_other.proposal is None
+    first_other.tell(Tick(), 10.0)
+    wrong.hear(first_other, Prepare, 10.0)
+    first_other.hear(wrong, consensus.Promise, 10.1)  # its promise is not counted
+    assert Lead() not in first_other.told
+    second.hear(first_other, Prepare, 10.1)
+    first_other.hear(second, consensus.Promise, 10.2)  # but these two are a majority without it
+    assert first_other.told[-1] == Lead()
+
+
+def test_to_be_outvoted_is_no_opinion_on_the_record(three):
+    leader, other, odd = three
+    leader.tell(Propose(SEATS, b"A"), 0.1)
+    nack = consensus.Nack(**consensus.header(other.replica), promised=Ballot(1, other.replica.me))
+    leader.tell(Received(nack), 0.2)
+    odd.hear(leader, Accept, 0.3)
+    odd.find("it makes another model", 0.3)
+    leader.hear(odd, Rejected, 0.4)
+    assert isinstance(leader.told[-1], Follow)
+    assert leader.replica.wrong == frozenset()
