@@ -6,8 +6,12 @@ from itertools import cycle
 import pytest
 
 from support.market import ADMIN, Marketplace
+from support.programs import SUMS
 from tutti.core.errors import Conflict
+from tutti.core.registry import Choice
 from tutti.domain.market.jobs import Status
+from tutti.domain.market.rules import RULES
+from tutti.services.market.desk import Wish
 from tutti.testing import cheats
 
 REWARD, STAKE = 10, 150
@@ -98,6 +102,79 @@ async def test_who_copies_loses_its_bond(place):
     assert job.status is Status.VERIFIED
     assert [await earned(place, name) for name in ("ada", "mallory", "bob")] == [REWARD, -10, REWARD]
     assert await place.client_holds() == 10_000 - 2 * REWARD + REWARD
+
+
+@pytest.mark.parametrize("how", [cheats.Copier, cheats.Shy])
+async def test_who_copies_and_is_quicker_loses_its_bond_all_the_same(place, how):
+    """And need not show anything for that: the commitment has opened under another name."""
+    cheats.Honest.overheard, cheats.Overtaken.now = asyncio.Queue(), asyncio.Event()
+    await place.hire("ada", STAKE, worker=cheats.Overtaken)
+    await place.hire("mallory", STAKE, worker=how)
+    job = await place.submit(KINDS[0], 2 * REWARD, replicas=2)
+    known = place.market.market.jobs
+    await place.until_market(lambda: any(a.worker == "mallory" and a.commitment for a in known[job.id].attempts))
+    cheats.Overtaken.now.set()
+    await place.until_market(lambda: any(a.holds is False for a in known[job.id].attempts))
+    (lost,) = [a for a in known[job.id].attempts if a.holds is False]
+    assert lost.reason.startswith("its commitment is a copy of that of ada") or how is cheats.Copier
+    await place.hire("bob", STAKE)
+    await place.settled(job)
+    assert [await earned(place, name) for name in ("ada", "mallory", "bob")] == [REWARD, -10, REWARD]
+
+
+async def test_a_result_that_does_not_open_its_commitment_costs_the_bond(place):
+    await place.hire("mallory", STAKE, worker=cheats.Swapping)
+    job = await first_to(place, "mallory")
+    await place.until_market(lambda: place.market.job(job.id).attempt(1).holds is False)
+    assert place.market.job(job.id).attempt(1).reason == "the result is not the one that was committed to"
+    await place.hire("ada", STAKE)
+    await check_made_whole(place, job, compensation=REWARD)
+
+
+async def test_who_has_committed_waits_for_the_others_and_is_not_called_silent(place):
+    await place.hire("ada", STAKE)
+    job = await place.submit(KINDS[0], 2 * REWARD, replicas=2)
+    await place.until_market(lambda: any(a.commitment for a in place.market.job(job.id).attempts))
+    place.later = 100.0  # three leases: there is nothing that ada could give a sign of
+    place.floor.poke(job.id)
+    await place.hire("bob", STAKE)
+    (job,) = await place.settled(job)
+    assert [(a.worker, a.holds) for a in job.attempts] == [("ada", True), ("bob", True)]
+
+
+async def test_at_the_deadline_who_has_committed_is_paid_and_the_rest_goes_back(place):
+    await place.hire("ada", STAKE)
+    job = await place.submit(KINDS[0], 2 * REWARD, replicas=2)
+    await place.until_market(lambda: any(a.commitment for a in place.market.job(job.id).attempts))
+    assert not place.market.job(job.id).attempt(1).result  # it may not be shown while a second worker may come
+    place.later = 3601.0
+    place.floor.poke(job.id)
+    (job,) = await place.settled(job)
+    assert (job.status, job.sealed, job.attempt(1).replayed) == (Status.VERIFIED, True, True), job
+    assert await earned(place, "ada") == REWARD
+    assert await place.client_holds() == 10_000 - REWARD
+
+
+async def test_an_accomplice_who_shows_nothing_does_not_spare_a_cheat_the_comparison(place):
+    """Of a script nothing but another's result shows what is wrong: the cheat's waits until there is one."""
+    place.floor._chance = lambda: 0.99  # no spot check
+    await place.hire("mallory", 500, solve=cheats.random)
+    await place.hire("trudy", 500, worker=cheats.Reneging)
+    kind = Choice("script", {"code": SUMS})
+    job = await place.market.submit(Wish(client="client-0", kind=kind, reward=2 * REWARD, replicas=2), ADMIN)
+    by = {"mallory": lambda a: bool(a.result), "trudy": lambda a: bool(a.commitment)}
+    known = place.market.market.jobs
+    await place.until_market(lambda: sum(by[a.worker](a) for a in known[job.id].attempts) == 2)
+    place.later = 800.0  # patience with trudy is over
+    place.floor.poke(job.id)
+    await place.until_market(lambda: any(a.over for a in known[job.id].attempts))
+    assert all(a.holds is None for a in known[job.id].attempts)
+    for name in ("ada", "bob"):
+        await place.hire(name, 500)
+    (job,) = await place.settled(job)
+    assert {a.worker for a in job.live} == {"ada", "bob"}
+    held = await place.worker_holds("mallory")
+    assert held.free + held.staked == 500 - RULES.bond(REWARD, 0.0)
 
 
 async def test_a_colluding_pair_is_wrong_together(place):

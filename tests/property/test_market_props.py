@@ -9,7 +9,7 @@ from tutti.core.workload import verify, workloads
 from tutti.domain.ledger import Books, Found, Mint, Stake
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
-from tutti.domain.market import money
+from tutti.domain.market import money, sealing
 from tutti.domain.market.assignment import draw
 from tutti.domain.market.jobs import Status
 from tutti.domain.market.reputation import Record, beta_below, lower_bound
@@ -138,7 +138,7 @@ class Walk:
             )
 
     def _judge(self, job: j.ComputeJob) -> None:
-        for number in j.to_judge(job):
+        for number in sealing.to_judge(job, RULES):
             self._do(self.market.jobs[job.id], j.Judge(attempt=number, holds=bool(self.rng.random() < 0.6), reason="r"))
 
     def _release(self, job: j.ComputeJob) -> None:
@@ -151,12 +151,12 @@ class Walk:
         self._fund(self.market.jobs[job.id])
 
     def _conclude(self, job: j.ComputeJob) -> None:
-        late = self.now >= job.expires
-        if late:
-            for attempt in job.live:
-                if not attempt.result:
+        if self.now >= job.expires:
+            self._do(job, j.Seal())
+            for attempt in self.market.jobs[job.id].live:
+                if not attempt.commitment or (not attempt.result and self.rng.random() < 0.5):
                     self._do(self.market.jobs[job.id], j.Release(attempt=attempt.number, reason="late"))
-        self._do(self.market.jobs[job.id], j.Conclude(late=late))
+        self._do(self.market.jobs[job.id], j.Conclude())
 
     def _settle(self, job: j.ComputeJob) -> None:
         if job.verified is not None and self.now < job.verified_at + job.submitted.window:
@@ -223,8 +223,17 @@ def test_whatever_happens_the_books_balance_and_every_job_ends():
         walk.finish()
         for name, count in walk.done.items():
             seen[name] = seen.get(name, 0) + count
-    reached = {"ComputeVerified", "ComputeFailed", "ComputeDisputed", "ComputeReleased", "ComputeSettled", "refused"}
-    assert all(seen.get(name, 0) > 25 for name in reached), sorted(seen.items())  # else this would test nothing
+    reached = {
+        "ComputeVerified",
+        "ComputeFailed",
+        "ComputeDisputed",
+        "ComputeReleased",
+        "ComputeSealed",
+        "ComputeSettled",
+    }
+    assert all(seen.get(name, 0) > 25 for name in (*reached, "refused")), sorted(
+        seen.items()
+    )  # else this would test nothing
     assert seen["ComputeJudged"] > 200
     assert seen["slashed"] > 50
 

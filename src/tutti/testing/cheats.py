@@ -114,3 +114,37 @@ class Copier(Worker):
         assert isinstance(heard, Computed)
         job, attempt = held.key
         await self.tasks.say(Computed(job=job, attempt=attempt, digest=heard.digest, nonce=heard.nonce))
+
+
+class Overtaken(Honest):
+    """Is overheard before its own commitment is out: it hands that in once `now` is set."""
+
+    now = asyncio.Event()
+
+    async def _commit(self, held: Held) -> None:
+        job, attempt = held.key
+        Honest.overheard.put_nowait(Committed(job=job, attempt=attempt, commitment=self._commitment(held)))
+        await Overtaken.now.wait()
+        await Worker._commit(self, held)
+
+
+class Shy(Copier):
+    """Commits to what it overhears, and shows nothing when it is asked to."""
+
+    async def _show(self, held: Held) -> None:
+        pass
+
+
+class Reneging(Worker):
+    """Commits, and shows nothing when it is asked to."""
+
+    async def _show(self, held: Held) -> None:
+        pass
+
+
+class Swapping(Worker):
+    """Commits to one result, and shows another that it likes better."""
+
+    async def _show(self, held: Held) -> None:
+        held.result = held.result[:-8] + bytes(8)
+        await super()._show(held)

@@ -127,6 +127,7 @@ EVENTS: tuple[AnyEvent, ...] = (
     m.ComputeFunded(at=7.0),
     m.ComputeAssigned(at=8.0, slot=0, attempt=1, worker="w1", owner="ada", bond=10, share=0.25, explored=True),
     m.ComputeCommitted(at=9.0, attempt=1, commitment="b" * 64),
+    m.ComputeSealed(at=9.5),
     m.ComputeRevealed(at=10.0, attempt=1, result="c" * 64, nonce="d" * 32),
     m.ComputeJudged(at=11.0, attempt=1, holds=False, reason="a\x00b", check_seed=2**53, measures={"error": 0.1 + 0.2}),
     m.ComputeReleased(at=12.0, attempt=1, reason="gone", ours=True),

@@ -147,7 +147,9 @@ class Computing(Message, frozen=True, kw_only=True, tag="compute:progress"):
 
 
 class Committed(Message, frozen=True, kw_only=True, tag="compute:commit"):
-    """There is a result. `commitment` is the SHA-256 of the lines job, attempt, node, digest and nonce."""
+    """There is a result. `commitment` is the SHA-256 of six lines: `tutti market commitment 1`, job, attempt, node,
+    digest and nonce.
+    """
 
     job: JobId
     attempt: int

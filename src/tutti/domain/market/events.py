@@ -100,6 +100,10 @@ class ComputeCommitted(Event, frozen=True, kw_only=True):
     commitment: str
 
 
+class ComputeSealed(Event, frozen=True, kw_only=True):
+    """The job's time is up: it goes on with the attempts that have committed, and nobody else is looked for."""
+
+
 class ComputeRevealed(Event, frozen=True, kw_only=True):
     """The result is stored here; `nonce` opens the commitment."""
 
@@ -158,6 +162,7 @@ ComputeEvent: TypeAlias = (
     | ComputeFunded
     | ComputeAssigned
     | ComputeCommitted
+    | ComputeSealed
     | ComputeRevealed
     | ComputeJudged
     | ComputeReleased

@@ -4,20 +4,20 @@
        ^                     |                       |
        +------released-------+-------- wrong --------+          any of them --out of time or attempts--> failed
 
-A job has a slot for each replica; each slot has one attempt at a time. A worker first *commits* to its result. Only
-once every slot has a commitment are the results *revealed*, so that none can be copied. Revealed results are
-*judged*; a wrong one costs its bond and opens the slot again.
+A job has a slot for each replica; each slot has one attempt at a time. Results are committed to before they are
+revealed (`sealing`). What is revealed is *judged*; a wrong result costs its bond and opens the slot again. Once the
+job's time is up it is *sealed*: it goes on with those that have committed, and looks for nobody else.
 """
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import reduce
-from hashlib import sha256
 from typing import TypeAlias, assert_never
 
 from tutti.core.errors import Conflict
 from tutti.domain.market import events as e
 from tutti.domain.market.rules import Rules
+from tutti.domain.market.sealing import Phase, copied, phase, to_judge, to_reveal
 
 
 class Status(StrEnum):
@@ -57,10 +57,11 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeJob:
-    """`expires`: when it fails for want of a result; `verified`: the attempt whose result it has, and since when."""
+    """`expires`: when it is sealed at the latest; `verified`: the attempt whose result it has, and since when."""
 
     submitted: e.ComputeSubmitted
     funded: bool = False
+    sealed: bool = False
     attempts: tuple[Attempt, ...] = ()
     expires: float
     disputed: str = ""
@@ -114,7 +115,7 @@ class ComputeJob:
 
     def open_slots(self, rules: Rules) -> list[int]:
         """Slots that want a worker."""
-        if self.final or not self.funded:
+        if self.final or self.sealed or not self.funded:
             return []
         return [slot for slot in self.slots if self.at(slot) is None and self._left(slot, rules) > 0]
 
@@ -172,9 +173,12 @@ class Judge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
+    """End an attempt. With a `phase`, only if it still is in that: what has come meanwhile counts."""
+
     attempt: int
     reason: str
     ours: bool = False
+    phase: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,13 +188,14 @@ class Dispute:
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """The job's time is up: no further worker is looked for, and who has not committed cannot any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conclude:
-    """Look whether the job is over, one way or the other. `late`: its time is up, so it is.
+    """Look whether the job is over, one way or the other. `reason` ends one whose reward could not be set aside."""
 
-    `reason` ends a job whose reward could not be set aside.
-    """
-
-    late: bool = False
     reason: str = ""
 
 
@@ -199,12 +204,7 @@ class Settle:
     pass
 
 
-Command: TypeAlias = Fund | Assign | Commit | Reveal | Judge | Release | Dispute | Conclude | Settle
-
-
-def commitment_of(job: str, attempt: int, worker: str, result: str, nonce: str) -> str:
-    """What a worker says before it shows its result: bound to its name, so that it is worth nothing to another."""
-    return sha256("\n".join((job, str(attempt), worker, result, nonce)).encode()).hexdigest()
+Command: TypeAlias = Fund | Assign | Commit | Reveal | Judge | Release | Dispute | Seal | Conclude | Settle
 
 
 def decide(job: ComputeJob, command: Command, rules: Rules, *, now: float) -> list[e.ComputeEvent]:
@@ -217,13 +217,16 @@ def decide(job: ComputeJob, command: Command, rules: Rules, *, now: float) -> li
         case Commit() | Reveal():
             return _hand_in(job, command, rules, now)
         case Judge():
-            return _judge(job, command, now)
-        case Release(attempt=number, reason=reason, ours=ours):
-            if not job.attempt(number).live or job.final:
+            return _judge(job, command, rules, now)
+        case Release(attempt=number, reason=reason, ours=ours, phase=seen):
+            attempt = job.attempt(number)
+            if not attempt.live or job.final or seen not in (None, phase(job, attempt, rules)):
                 return []
             return [e.ComputeReleased(at=now, attempt=number, reason=reason[:500], ours=ours)]
         case Dispute(by=by, reason=reason):
             return _dispute(job, by, reason, now)
+        case Seal():
+            return [] if job.final or job.sealed or not job.funded else [e.ComputeSealed(at=now)]
         case Conclude():
             return _conclude(job, command, rules, now)
         case Settle():
@@ -260,6 +263,8 @@ def _hand_in(job: ComputeJob, command: Commit | Reveal, rules: Rules, now: float
     if isinstance(command, Commit):
         if attempt.commitment not in ("", command.commitment):
             raise Conflict("another commitment came before: a worker commits to one result")
+        if job.sealed and not attempt.commitment:
+            raise Conflict(f"too late: compute job {job.id} takes no further commitment")
         commitment = e.ComputeCommitted(at=now, attempt=number, commitment=command.commitment)
         return [] if attempt.commitment else [commitment]
     if number not in to_reveal(job, rules) and not attempt.result:
@@ -269,8 +274,8 @@ def _hand_in(job: ComputeJob, command: Commit | Reveal, rules: Rules, now: float
     return [e.ComputeRevealed(at=now, attempt=number, result=command.result, nonce=command.nonce)]
 
 
-def _judge(job: ComputeJob, command: Judge, now: float) -> list[e.ComputeEvent]:
-    if command.attempt not in to_judge(job):
+def _judge(job: ComputeJob, command: Judge, rules: Rules, now: float) -> list[e.ComputeEvent]:
+    if command.attempt not in to_judge(job, rules) and not (command.attempt in copied(job) and not command.holds):
         return []
     return [
         e.ComputeJudged(
@@ -300,14 +305,13 @@ def _conclude(job: ComputeJob, command: Conclude, rules: Rules, now: float) -> l
     if job.final:
         return []
     if not job.funded:
-        reason = command.reason or ("its reward could not be set aside in time" if command.late else "")
-        return [e.ComputeFailed(at=now, reason=reason)] if reason else []
-    if any(a.holds is None for a in job.live) or (not command.late and job.open_slots(rules)):
+        return [e.ComputeFailed(at=now, reason=command.reason)] if command.reason else []
+    if any(a.holds is None for a in job.live) or job.open_slots(rules):
         return []
     good = next((attempt for attempt in job.live if attempt.holds), None)
     if good is not None:
         return [e.ComputeVerified(at=now, attempt=good.number)]
-    if command.late:
+    if job.sealed:
         return [e.ComputeFailed(at=now, reason=f"no result within {job.submitted.seconds:g} s")]
     return [e.ComputeFailed(at=now, reason=f"{rules.attempts} attempts, the last: {job.attempts[-1].reason}")]
 
@@ -339,9 +343,10 @@ def evolve(job: ComputeJob, event: e.ComputeEvent) -> ComputeJob:
             return _with(job, number, over=True, reason=reason)
         case e.ComputeDisputed(by=by, at=at):
             doubted = tuple(replace(a, holds=None) if a.holds else a for a in job.attempts)
-            return replace(
-                job, disputed=by, attempts=doubted, verified=None, expires=max(job.expires, at + job.submitted.seconds)
-            )
+            expires = max(job.expires, at + job.submitted.seconds)
+            return replace(job, disputed=by, attempts=doubted, verified=None, sealed=False, expires=expires)
+        case e.ComputeSealed():
+            return replace(job, sealed=True)
         case e.ComputeVerified(attempt=number, at=at):
             return replace(job, verified=number, verified_at=at)
         case e.ComputeFailed(reason=reason):
@@ -365,30 +370,9 @@ def replay(events: list[e.ComputeEvent]) -> ComputeJob:
 # -- what is due ---------------------------------------------------------------------------------------
 
 
-def to_reveal(job: ComputeJob, rules: Rules) -> list[int]:
-    """Attempts whose workers are to show their results now: no slot wants a worker, and all have committed."""
-    live = job.live
-    if job.final or job.open_slots(rules) or not all(attempt.commitment for attempt in live):
-        return []
-    return [attempt.number for attempt in live if not attempt.result]
-
-
-def to_judge(job: ComputeJob) -> list[int]:
-    """Attempts to judge now: all results that are to come are here, and these not judged, or not since a dispute."""
-    live = job.live
-    if job.final or not all(attempt.result for attempt in live):
-        return []
-    return [attempt.number for attempt in live if attempt.holds is None]
-
-
-def differ(job: ComputeJob) -> bool:
-    """Whether replicas are not the same to the bit: then all of them are replayed, for one may be wrong."""
-    return len({attempt.result for attempt in job.live if attempt.result}) > 1
-
-
 def due(job: ComputeJob) -> float:
     """When somebody has to look at the job again, whatever happens until then."""
-    if job.settled:
+    if job.settled or (job.sealed and not job.final):
         return float("inf")
     return job.verified_at + job.submitted.window if job.verified is not None else job.expires
 

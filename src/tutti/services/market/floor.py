@@ -20,8 +20,10 @@ from tutti.core.workload import Verdict
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
+from tutti.domain.market import sealing
 from tutti.domain.market.assignment import Drawn, draw
 from tutti.domain.market.jobs import Attempt, ComputeJob
+from tutti.domain.market.sealing import Phase
 from tutti.ports import Arrived, Fabric, FabricEvent, Left, Said
 from tutti.ports.blobs import Mapped
 from tutti.services.market.desk import MarketDesk
@@ -89,7 +91,7 @@ class MarketFloor:
         self._started = desk.clock()
         self._left: dict[NodeId, float] = {}
         self._heard: dict[tuple[str, int], float] = {}
-        self._asked: set[tuple[str, int]] = set()
+        self._asked: dict[tuple[str, int], float] = {}  # since when a result is waited for
         self._uploads: Counter[tuple[str, int]] = Counter()
         self._till = Till(desk, self._tell)
         self._news: asyncio.Queue[tuple[NodeId, object, bytes]] = asyncio.Queue()
@@ -139,7 +141,7 @@ class MarketFloor:
 
     def update_limit(self, node: NodeId) -> int:
         busy = self.market.busy.get(node)
-        if busy is None or busy[1] not in j.to_reveal(self.market.jobs[busy[0]], self.desk.rules):
+        if busy is None or busy[1] not in sealing.to_reveal(self.market.jobs[busy[0]], self.desk.rules):
             return 0
         self._uploads[busy] += 1
         return LARGEST_RESULT if self._uploads[busy] <= UPLOADS_PER_ATTEMPT else 0
@@ -419,7 +421,7 @@ class MarketFloor:
 
     def _set_alarm(self, job: ComputeJob) -> None:
         if not job.settled:
-            soonest = min([j.due(job), *(self._expiry(job, a)[0] for a in job.live if not a.result and not job.final)])
+            soonest = min([j.due(job), *(self._expiry(job, a)[0] for a in job.live if not job.final)])
             self._wake_at(soonest, job.id)
         else:
             self._alarm_of.pop(job.id, None)
@@ -438,55 +440,76 @@ class MarketFloor:
             return await self._end(job)
         if await self._release(job):
             return True
-        if numbers := j.to_judge(job):
-            await asyncio.gather(*(self._judge(job, number) for number in numbers))
+        if self.desk.clock() >= self._closes(job) and await self.desk.do(job.id, j.Seal()):
+            return True
+        if theirs := sealing.copied(job):
+            await asyncio.gather(*(self._expose(job, *each) for each in theirs.items()))
+            return True
+        if numbers := sealing.to_judge(job, self.desk.rules):
+            first = {job.attempt(number).result: number for number in reversed(numbers)}  # equal ones share a verdict
+            await asyncio.gather(*(self._judge(job, number) for number in first.values()))
             return True
         self._ask_to_show(job)
-        return bool(await self.desk.do(job.id, j.Conclude(late=self._late(job))))
+        return bool(await self.desk.do(job.id, j.Conclude()))
 
-    def _late(self, job: ComputeJob) -> bool:
-        """Time that this coordinator was not there does not count against anybody."""
-        return self.desk.clock() >= max(job.expires, self._started + self.desk.rules.lease)
+    def _closes(self, job: ComputeJob) -> float:
+        """When its time is up. That this coordinator was not there does not count against anybody."""
+        return max(job.expires, self._started + self.desk.rules.lease)
 
     async def _release(self, job: ComputeJob) -> bool:
-        """End attempts that nothing is heard of, and all that go on when the job's time is up."""
-        now, late, released = self.desk.clock(), self._late(job), False
+        """End attempts that nothing is heard of, and those without a result when the job's time is up."""
+        released = False
         for attempt in job.live:
             until, reason = self._expiry(job, attempt)
-            if not attempt.result and (late or now >= until):
-                reason = f"no result within {job.submitted.seconds:g} s" if late else reason
-                released |= bool(await self.desk.do(job.id, j.Release(attempt=attempt.number, reason=reason)))
+            if self.desk.clock() < until:
+                continue
+            seen = sealing.phase(job, attempt, self.desk.rules)
+            if await self.desk.do(job.id, j.Release(attempt=attempt.number, reason=reason, phase=seen)):
+                released = True
                 self._tell(self.desk.job(job.id), self.desk.job(job.id).attempt(attempt.number))
         return released
 
     def _expiry(self, job: ComputeJob, attempt: Attempt) -> tuple[float, str]:
-        """Until when to wait for an attempt, and why not longer."""
-        rules = self.desk.rules
-        began = max(attempt.at, self._started)
-        heard = max(began, self._heard.get((job.id, attempt.number), began))
-        until, reason = heard + rules.lease, f"no sign of its work for {rules.lease:g} s"
-        if not attempt.commitment and began + job.patience(rules) < until:
-            until, reason = began + job.patience(rules), f"no result for {job.patience(rules):g} s"
+        """Until when to wait for an attempt, and why not longer. One that is sealed has nothing to do but wait."""
+        rules, key = self.desk.rules, (job.id, attempt.number)
+        phase, patience = sealing.phase(job, attempt, rules), job.patience(rules)
+        if phase in (Phase.SEALED, Phase.SHOWN):
+            return float("inf"), ""
+        asked = self._asked.get(key, self.desk.clock())
+        began = asked if phase is Phase.ASKED else max(attempt.at, self._started)
+        heard = max(began, self._heard.get(key, began))
+        ends = [
+            (heard + rules.lease, f"no sign of its work for {rules.lease:g} s"),
+            (began + patience, f"no result for {patience:g} s"),
+        ]
+        if phase is Phase.WORKING:
+            ends.append((self._closes(job), f"no result within {job.submitted.seconds:g} s"))
         if attempt.worker not in self.present:
-            gone = self._left.get(attempt.worker, self._started) + rules.away
-            if gone < until:
-                return gone, f"disconnected for {rules.away:g} s"
-        return until, reason
+            left = max(began, self._left.get(attempt.worker, self._started))
+            ends.append((left + rules.away, f"disconnected for {rules.away:g} s"))
+        return min(ends)
 
     def _ask_to_show(self, job: ComputeJob, again: NodeId = "") -> None:
         """Ask those who have not been asked yet, and whoever has to be asked again."""
-        for number in j.to_reveal(job, self.desk.rules):
-            worker = job.attempt(number).worker
-            if (job.id, number) not in self._asked or worker == again:
-                self._asked.add((job.id, number))
+        for number in sealing.to_reveal(job, self.desk.rules):
+            worker, key = job.attempt(number).worker, (job.id, number)
+            if key not in self._asked or worker == again:
+                self._asked.setdefault(key, self.desk.clock())
                 self._say(worker, Show(job=job.id, attempt=number))
+
+    async def _expose(self, job: ComputeJob, number: int, original: int) -> None:
+        reason = f"its commitment is a copy of that of {job.attempt(original).worker}, attempt {original}"
+        await self.desk.do(job.id, j.Judge(attempt=number, holds=False, reason=reason))
 
     async def _judge(self, job: ComputeJob, number: int) -> None:
         attempt, submitted = job.attempt(number), job.submitted
-        opens = j.commitment_of(job.id, number, attempt.worker, attempt.result, attempt.nonce)
-        if opens != attempt.commitment:
+        if not sealing.opened(job, attempt):
             reason = "the result is not the one that was committed to"
             await self.desk.do(job.id, j.Judge(attempt=number, holds=False, reason=reason))
+            return
+        if (twin := sealing.twin(job, attempt)) is not None:
+            same = j.Judge(attempt=number, holds=bool(twin.holds), reason=twin.reason, replayed=twin.replayed)
+            await self.desk.do(job.id, same)
             return
         try:
             data, result = await self.desk.blobs.read(submitted.data), await self.desk.blobs.read(attempt.result)
@@ -494,7 +517,7 @@ class MarketFloor:
             await self.desk.do(job.id, j.Release(attempt=number, reason=f"lost here: {error}"[:500], ours=True))
             return
         seed = secrets.randbits(48)  # drawn now that the result cannot be changed any more
-        replay = bool(job.disputed) or j.differ(job) or self._chance() < self.desk.rules.spot
+        replay = sealing.doubtful(job) or self._chance() < self.desk.rules.spot
         try:
             verdict = await self._check(submitted, data, result, seed, replay)
         except Exception as error:  # a mistake of ours, for which nobody pays
@@ -528,7 +551,7 @@ class MarketFloor:
         for attempt in job.attempts:
             self._heard.pop((job.id, attempt.number), None)
             self._uploads.pop((job.id, attempt.number), None)
-            self._asked.discard((job.id, attempt.number))
+            self._asked.pop((job.id, attempt.number), None)
         return False
 
     def _tell(self, job: ComputeJob, attempt: Attempt) -> None:

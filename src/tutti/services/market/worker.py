@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from tutti.core.registry import Choice
 from tutti.core.workload import Floats
-from tutti.domain.market.jobs import commitment_of
+from tutti.domain.market.sealing import commitment_of
 from tutti.ports.blobs import Buffer
 from tutti.ports.fabric import Link
 from tutti.services.market.judging import solution
@@ -156,11 +156,14 @@ class Worker:
     async def _show(self, held: Held) -> None:
         job, attempt = held.key
         digest = blake3(held.result).hexdigest()
+        renewal = asyncio.create_task(self._renew(held.asked))
         try:
             await self.tasks.insist(lambda: self.link.store(memoryview(held.result), digest))
         except Exception as error:
             log.warning("compute job %s: its result is not taken: %s", job, reason_of(error))
             return
+        finally:
+            renewal.cancel()
         await self.tasks.say(Computed(job=job, attempt=attempt, digest=digest, nonce=self._nonce(held)))
 
     def _nonce(self, held: Held) -> str:
