@@ -1,6 +1,7 @@
 """A member's chain: on disk, as a log, and its votes, for nothing that it has not computed itself."""
 
 import asyncio
+import threading
 import time
 from contextlib import asynccontextmanager
 
@@ -19,7 +20,7 @@ from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, train
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
 from tutti.adapters.thrift.server import Server
 from tutti.adapters.thrift.training import TrainingNode
-from tutti.core.errors import Conflict, Forbidden, StorageError
+from tutti.core.errors import Conflict, Forbidden, StorageError, UserError
 from tutti.core.params import Params
 from tutti.core.reduce import Update
 from tutti.core.registry import Choice
@@ -30,9 +31,9 @@ from tutti.domain import jobs
 from tutti.domain.spec import DataSchema, load_spec
 from tutti.ports.log import VersionConflict
 from tutti.ports.training import Data, Examples
-from tutti.ring.consensus import Ballot, Durable, Fetch, Vote
-from tutti.ring.record import Seat, after, first
-from tutti.services.chain import ChainMember, LostLead
+from tutti.ring.consensus import Ballot, Commit, Durable, Fetch, Records, Vote
+from tutti.ring.record import LARGEST, Seat, after, first
+from tutti.services.chain import BadRecord, ChainMember, LostLead
 from tutti.services.verify import Verifier
 from tutti.testing.logs import LogSuite
 from tutti.wire import tensors
@@ -118,6 +119,136 @@ async def test_what_ends_something_is_agreed_on_with_all_that_came_before(tmp_pa
         log = ChainLog(chain, agreed)
         assert [(r.stream, r.version) for r in await log.read()] == [("nodes", 1), ("job:toy-1", 1)]
         assert list(agreed.jobs) == ["toy-1"]
+
+
+async def test_what_has_no_room_in_a_record_is_refused_or_agreed_on_before(tmp_path):
+    async with alone(tmp_path) as (chain, agreed):
+        log = ChainLog(chain, agreed)
+        half = e.CoordinatorStarted(at=0.5, version="1" * (LARGEST // 2))
+        await log.append("nodes", 0, [half])
+        assert chain.height == 0
+        await log.append("nodes", 1, [half])
+        assert chain.height == 1
+        with pytest.raises(UserError, match="may have 1048576 bytes, this has"):
+            await log.append("nodes", 2, [half, half])
+        await log.append("job:toy-1", 0, [submitted()])
+        assert [r.version for r in await log.read()] == [1, 2, 1]
+        assert all(len(record.body) <= LARGEST for record in chain.records)
+        with pytest.raises(StorageError, match="a record may have"):
+            await chain.propose(bytes(LARGEST + 1))
+
+
+SEATS = (Seat("a:1"), Seat("b:1"), Seat("c:1"))
+BEGIN = first(SEATS[0])
+SECOND = after(BEGIN, "a:1", SEATS, b"")
+
+
+def commit(record):
+    return Commit(sender=record.leader, generation=0, height=record.height, tip=record.digest, record=record)
+
+
+@asynccontextmanager
+async def follower(store, voices):
+    """b:1, which has the first two records of three members."""
+    store.save([BEGIN, SECOND], Durable(1))
+    member = ChainMember("b:1", store, voices, verify=None, roster=lambda: SEATS, clock=time.monotonic)
+    agreed = Agreed(member)
+    running = asyncio.create_task(member.run(None))
+    try:
+        async with asyncio.timeout(30):
+            await member.until(lambda member: member.height == 1)
+            yield member, agreed, running
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+class Lost:
+    """A network that loses everything."""
+
+    async def agree(self, address, message):
+        pass
+
+
+async def test_an_event_is_carried_out_though_its_caller_is_cancelled(tmp_path):
+    """A caller's connection that breaks cancels its calls: disk and memory must stay one all the same."""
+    saving, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class Slow(SqliteChain):
+        def save(self, records, durable, *, anew=False):
+            if records and records[0].height > 1:
+                loop.call_soon_threadsafe(saving.set)
+                go_on.wait(30)
+            super().save(records, durable, anew=anew)
+
+    store = Slow(tmp_path / "chain.sqlite")
+    third = after(SECOND, "a:1", SEATS, b"")
+    fourth = after(third, "a:1", SEATS, b"")
+    async with follower(store, Lost()) as (member, _, running):
+        call = asyncio.create_task(member.heard(commit(third)))
+        await saving.wait()
+        call.cancel()
+        next_one = asyncio.create_task(member.heard(commit(fourth)))
+        go_on.set()
+        await asyncio.wait([call])
+        assert call.cancelled()
+        assert member.records[:3] == [BEGIN, SECOND, third]
+        await next_one
+        assert [record.height for record in store.load()[0]] == [0, 1, 2, 3]
+        assert member.height == 3
+        assert not running.done()
+    store.close()
+
+
+async def test_a_record_that_cannot_be_read_is_not_taken(tmp_path):
+    store = SqliteChain(tmp_path / "chain.sqlite")
+    noise = after(SECOND, "a:1", SEATS, b"\xc1")
+    stopped = msgspec.msgpack.encode((("job:nowhere", e.JobStopped(at=1.0, reason="asked")),))
+    disorder = after(SECOND, "a:1", SEATS, stopped)
+    async with follower(store, Lost()) as (member, agreed, running):
+        for bad, why in ((noise, "is damaged"), (disorder, "contradicts those before: KeyError")):
+            with pytest.raises(BadRecord, match=f"record 2 of a:1 {why}"):
+                await member.heard(commit(bad))
+        assert member.height == 1
+        good = after(SECOND, "a:1", SEATS, msgspec.msgpack.encode((("job:toy-1", submitted()),)))
+        await member.heard(commit(good))
+        assert list(agreed.jobs) == ["toy-1"]
+        assert not running.done()
+    assert store.load()[0] == [BEGIN, SECOND, good]
+    store.save([after(good, "a:1", SEATS, b"\xc1")], Durable(3))
+    member = ChainMember("b:1", store, Lost(), verify=None, roster=lambda: SEATS, clock=time.monotonic)
+    Agreed(member)
+    with pytest.raises(StorageError, match="record 3 of a:1 is damaged"):
+        await member.run(None)
+    store.close()
+
+
+async def test_what_cannot_be_sent_is_lost_and_nothing_else(tmp_path):
+    sent = asyncio.Queue()
+
+    class Narrow:
+        async def agree(self, address, message):
+            sent.put_nowait(message)
+            if len(msgspec.msgpack.encode(message)) > LARGEST // 2:
+                raise UserError("a call may have fewer bytes")
+
+    store = SqliteChain(tmp_path / "chain.sqlite")
+    async with follower(store, Narrow()) as (member, _, running):
+        records = [SECOND]
+        notes = [("nodes", e.CoordinatorStarted(at=0.5, version="1" * 200_000))]
+        while len(records) < 20:
+            records.append(after(records[-1], "a:1", SEATS, msgspec.msgpack.encode(notes)))
+            await member.heard(commit(records[-1]))
+        await member.heard(Fetch(sender="c:1", generation=0, height=-1, tip=""))
+        batches = []
+        while sum(map(len, batches)) < 21:
+            message = await sent.get()
+            batches += [message.records] if isinstance(message, Records) else []
+        assert [record for batch in batches for record in batch] == [BEGIN, *records]
+        assert all(len(msgspec.msgpack.encode(batch)) <= LARGEST + 9 for batch in batches)
+        assert not running.done()
+    store.close()
 
 
 async def test_who_does_not_lead_records_nothing(tmp_path):

@@ -45,7 +45,7 @@ from tutti.ring.consensus import AnyMessage
 from tutti.ring.identifiers import Peer
 from tutti.ring.member import View
 from tutti.ring.record import Record, Seat
-from tutti.services.chain import ChainMember, LostLead
+from tutti.services.chain import BadRecord, ChainMember, LostLead
 from tutti.services.coordinator import Coordinator
 from tutti.services.node import NodeRuntime
 from tutti.services.ring import RingMember
@@ -276,9 +276,8 @@ class RingNode:
     async def _verify(self, record: Record, asked_for: float) -> str | None:
         try:
             return await self._verifier.fault(events_of(record), asked_for=asked_for)
-        except StorageError as error:
-            log.error("cannot verify record %d: %s", record.height, error)
-            return None
+        except BadRecord as error:
+            return str(error)
 
     def _forget(self, digests: set[Digest]) -> None:
         if digests:

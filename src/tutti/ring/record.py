@@ -6,13 +6,16 @@ rendezvous hashing (highest random weight, https://doi.org/10.1109/90.663936): e
 nobody is drawn more often than others, and when a member goes only its own place is filled anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from hashlib import sha256
 
 import msgspec
 
 LARGEST_COMMITTEE = 5
+
+LARGEST = 1 << 20
+"""Bytes that a body may have, and records that are sent together: all of it must fit into one message."""
 
 
 class Seat(msgspec.Struct, frozen=True, order=True):
@@ -46,6 +49,11 @@ class Record(msgspec.Struct, frozen=True, dict=True):
         """SHA-256 of the record, in hex."""
         return sha256(msgspec.msgpack.encode(self)).hexdigest()
 
+    @cached_property
+    def size(self) -> int:
+        """Bytes that it takes in a message."""
+        return len(msgspec.msgpack.encode(self))
+
     @property
     def addresses(self) -> tuple[str, ...]:
         return tuple(seat.address for seat in self.roster)
@@ -59,6 +67,20 @@ def first(founder: Seat, body: bytes = b"") -> Record:
 def after(tip: Record, leader: str, roster: Sequence[Seat], body: bytes) -> Record:
     """The record that follows `tip`."""
     return Record(tip.height + 1, tip.digest, leader, tuple(sorted(set(roster))), tip.generation, body)
+
+
+def cut(records: Sequence[Record], size: int = LARGEST) -> Iterator[tuple[Record, ...]]:
+    """Records in order, so many at a time as have at most `size` bytes; one at least."""
+    some: list[Record] = []
+    room = size
+    for record in records:
+        room -= record.size
+        if some and room < 0:
+            yield tuple(some)
+            some, room = [], size - record.size
+        some.append(record)
+    if some:
+        yield tuple(some)
 
 
 def committee(roster: Sequence[str], seed: str) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from random import Random
+from typing import TypeAlias
 
-from tutti.core.errors import StorageError
+from tutti.core.errors import StorageError, TuttiError
 from tutti.ports.ring import ChainStore, Voices
 from tutti.ring import consensus
 from tutti.ring.consensus import (
@@ -31,7 +32,8 @@ from tutti.ring.consensus import (
     Verify,
     Vote,
 )
-from tutti.ring.record import Record, Seat, after
+from tutti.ring.record import LARGEST, Record, Seat, after, cut
+from tutti.services.finish import to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,15 @@ TICK = 0.1
 WAITING = 64
 """Messages that may wait for one member; more are lost, which the protocol bears."""
 
-RECORDS_AT_ONCE = 16
+Reader: TypeAlias = Callable[[Sequence[Record], bool], Callable[[], None]]
+"""Reads records before they are saved, and returns what to do once they are; raises BadRecord, having changed nothing.
+
+With True they are a whole chain, in place of the one before.
+"""
+
+
+class BadRecord(TuttiError):
+    """What a record says cannot be: its body is damaged, or of another version, or contradicts the records before."""
 
 
 class LostLead(StorageError):
@@ -68,8 +78,7 @@ class ChainMember:
     ) -> None:
         self.me = me
         self.records: list[Record] = []
-        self.appended: list[Callable[[Sequence[Record], bool], None]] = []
-        """Told of all records in order; with True, of a whole chain that replaces the one before."""
+        self.read: Reader = lambda records, anew: lambda: None
         self._store, self._voices, self._verify, self._roster, self._clock = store, voices, verify, roster, clock
         self.replica = Replica(me)
         self.leading = False
@@ -88,8 +97,11 @@ class ChainMember:
         records, durable = await asyncio.to_thread(self._store.load)
         tip, seed = (records[-1], records[0].digest) if records else (None, "")
         self.replica = consensus.restored(self.me, tip, seed, durable, self._clock())
-        if records:
-            self._append(records, anew=True)
+        try:
+            self.read(records, True)()
+        except BadRecord as error:
+            raise StorageError(f"{error}; remove the state directory, and the member joins anew") from None
+        self.records = records
         async with asyncio.TaskGroup() as self._tasks:
             if founder is not None:
                 await self.tell(Found(founder))
@@ -106,19 +118,28 @@ class ChainMember:
             self._say(self._rng.choice(others), Fetch(**consensus.header(self.replica)))
 
     async def tell(self, event: consensus.Event) -> None:
-        """Carry out an event: first the disk, then everything else."""
+        """Carry out an event: first the disk, then everything else. All of it, though the caller be cancelled.
+
+        Raises BadRecord if a record that is chosen cannot be read, and StorageError: nothing has happened then.
+        """
+        await to_the_end(self._tell(event))
+
+    async def _tell(self, event: consensus.Event) -> None:
         async with self._turn:
             before = self.replica
             after, wishes = consensus.handle(before, event, self._clock())
-            appends = [wish for wish in wishes if isinstance(wish, Append)]
-            if appends or after.durable != before.durable:
-                records = [record for wish in appends for record in wish.records]
-                anew = any(wish.anew for wish in appends)
+            records = [record for wish in wishes if isinstance(wish, Append) for record in wish.records]
+            anew = any(wish.anew for wish in wishes if isinstance(wish, Append))
+            take_over = self.read(records, anew) if records else None
+            if records or after.durable != before.durable:
                 await asyncio.to_thread(self._store.save, records, after.durable, anew=anew)
             self.replica = after
+            if take_over is not None:
+                self.records = [*([] if anew else self.records), *records]
+                take_over()
             for wish in wishes:
                 self._carry_out(wish)
-        if after.role is not before.role or appends:
+        if after.role is not before.role or records:
             async with self._changed:
                 self._changed.notify_all()
 
@@ -127,12 +148,8 @@ class ChainMember:
             case Send(to, message):
                 self._say(to, message)
             case SendRecords(to, height, tip):
-                lacking = consensus.lacking(self.records, height, tip)
-                for at in range(0, len(lacking), RECORDS_AT_ONCE):
-                    some = lacking[at : at + RECORDS_AT_ONCE]
+                for some in cut(consensus.lacking(self.records, height, tip)):
                     self._say(to, Records(**consensus.header(self.replica), records=some))
-            case Append(records, anew):
-                self._append(records, anew=anew)
             case Verify(vote):
                 self._spawn(self._look_at(vote))
             case Lead():
@@ -141,13 +158,6 @@ class ChainMember:
             case Follow(reason):
                 log.warning("not leading any more: %s", reason)
                 self.leading = False
-
-    def _append(self, records: Sequence[Record], *, anew: bool) -> None:
-        if anew:
-            self.records.clear()
-        self.records += records
-        for told in self.appended:
-            told(records, anew)
 
     async def _look_at(self, vote: Vote) -> None:
         """Until it is known whether the record is right, or another one came first."""
@@ -174,7 +184,11 @@ class ChainMember:
 
     async def _deliver(self, to: str) -> None:
         while True:
-            await self._voices.agree(to, await self._queues[to].get())
+            message = await self._queues[to].get()
+            try:
+                await self._voices.agree(to, message)
+            except TuttiError as error:  # it is lost, as messages may be
+                log.error("cannot send %s a message of agreement: %s", to, error)
 
     # -- what others say and ask ---------------------------------------------------------------------------
 
@@ -183,6 +197,8 @@ class ChainMember:
 
     async def propose(self, body: bytes) -> None:
         """Make this the next record; raises LostLead if that did not happen, as far as is known here."""
+        if len(body) > LARGEST:
+            raise StorageError(f"a record may have {LARGEST} bytes, this one has {len(body)}")
         tip = self.replica.tip
         if not self.leading or tip is None:
             raise LostLead("this member does not lead")

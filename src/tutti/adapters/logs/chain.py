@@ -13,17 +13,20 @@ import msgspec
 
 from tutti.adapters.logs.codec import encode
 from tutti.adapters.logs.tail import Tail, conflict
-from tutti.core.errors import StorageError
+from tutti.core.errors import StorageError, UserError
 from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.events import AnyEvent, Digest
 from tutti.domain.jobs import Job
 from tutti.ports.log import Recorded
-from tutti.ring.record import Record
-from tutti.services.chain import ChainMember
+from tutti.ring.record import LARGEST, Record
+from tutti.services.chain import BadRecord, ChainMember
 from tutti.services.keeping import kept_blobs
 
 KEPT = 1000
+_OF_A_LIST = 5
+"""Bytes that encoding adds to those of a list's members."""
+
 CLOSED = "the event log is closed"
 Body = tuple[tuple[str, AnyEvent], ...]
 
@@ -43,11 +46,11 @@ DECISIVE = (
 
 
 def events_of(record: Record) -> Body:
-    """Raises StorageError for a body that is none."""
+    """Raises BadRecord for a body that is none."""
     try:
         return msgspec.msgpack.decode(record.body, type=Body) if record.body else ()
     except msgspec.MsgspecError as error:
-        raise StorageError(f"record {record.height} of {record.leader} is damaged: {error}") from None
+        raise BadRecord(f"record {record.height} of {record.leader} is damaged: {error}") from None
 
 
 class Agreed:
@@ -61,33 +64,48 @@ class Agreed:
         self.versions: Counter[str] = Counter()
         self.jobs: dict[str, Job] = {}
         self.forgotten: Callable[[set[Digest]], None] = lambda digests: None
-        chain.appended.append(self._on_records)
+        chain.read = self._read
 
-    def _on_records(self, records: Sequence[Record], anew: bool) -> None:
-        if anew:
-            self.recorded.clear()
-            self.versions.clear()
-            self.jobs.clear()
+    def _read(self, records: Sequence[Record], anew: bool) -> Callable[[], None]:
+        """Raises BadRecord."""
+        known = {} if anew else dict(self.jobs)
         unneeded: set[Digest] = set()
-        for stream, event in (pair for record in records for pair in events_of(record)):
-            self.versions[stream] += 1
-            self.recorded.append(Recorded(len(self.recorded) + 1, stream, self.versions[stream], event))
-            unneeded |= self._evolve(stream, event)
-        self.forgotten(unneeded - self.needed())
+        news: list[tuple[str, AnyEvent]] = []
+        for record in records:
+            try:
+                for stream, event in events_of(record):
+                    news.append((stream, event))
+                    unneeded |= _evolve(known, stream, event)
+            except (KeyError, AssertionError) as error:  # there is no such job, node or round
+                said = f"{type(error).__name__}: {error}"
+                raise BadRecord(f"record {record.height} of {record.leader} contradicts those before: {said}") from None
 
-    def _evolve(self, stream: str, event: AnyEvent) -> set[Digest]:
-        """Returns the blobs that its job does not need any more."""
-        if isinstance(event, e.JobSubmitted):
-            self.jobs[event.job] = jobs.begin(event)
-        elif stream.startswith("job:"):
-            before = self.jobs[stream.removeprefix("job:")]
-            self.jobs[before.id] = job = jobs.evolve(before, event)  # type: ignore[arg-type]  # of a job's stream
-            return kept_blobs(before) - kept_blobs(job)
-        return set()
+        def take_over() -> None:
+            if anew:
+                self.recorded.clear()
+                self.versions.clear()
+            for stream, event in news:
+                self.versions[stream] += 1
+                self.recorded.append(Recorded(len(self.recorded) + 1, stream, self.versions[stream], event))
+            self.jobs = known
+            self.forgotten(unneeded - self.needed())
+
+        return take_over
 
     def needed(self) -> set[Digest]:
         """Blobs that some job needs."""
         return {digest for job in self.jobs.values() for digest in kept_blobs(job)}
+
+
+def _evolve(known: dict[str, Job], stream: str, event: AnyEvent) -> set[Digest]:
+    """With the event; returns the blobs that its job does not need any more."""
+    if isinstance(event, e.JobSubmitted):
+        known[event.job] = jobs.begin(event)
+    elif stream.startswith("job:"):
+        before = known[stream.removeprefix("job:")]
+        known[before.id] = job = jobs.evolve(before, event)  # type: ignore[arg-type]  # of a job's stream
+        return kept_blobs(before) - kept_blobs(job)
+    return set()
 
 
 class ChainLog:
@@ -96,6 +114,7 @@ class ChainLog:
     def __init__(self, chain: ChainMember, agreed: Agreed) -> None:
         self._chain, self._agreed = chain, agreed
         self._waiting: list[Recorded] = []
+        self._size = 0
         self._lost: StorageError | None = None
         self._given_up = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -104,15 +123,22 @@ class ChainLog:
         self._tail = Tail(KEPT)
 
     async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:
+        """Raises UserError for events that have no room in a record, as for a job with megabytes of settings."""
+        stored = [encode(event)[1] for event in events]
+        size = _OF_A_LIST + sum(len(msgspec.msgpack.encode((stream, event))) for event in stored)
+        if size > LARGEST:
+            raise UserError(f"what the members of a ring agree on at a time may have {LARGEST} bytes, this has {size}")
+        if self._size + size > LARGEST:
+            await self.flush()
         if self._lost is not None:
             raise self._lost
         if version != self._versions[stream]:
             raise conflict(stream, version, self._versions[stream])
-        stored = [encode(event)[1] for event in events]
         recorded = [Recorded(self._offset + n, stream, version + n, event) for n, event in enumerate(stored, start=1)]
         self._offset += len(recorded)
         self._versions[stream] += len(recorded)
         self._waiting += recorded
+        self._size += size
         if any(isinstance(event, DECISIVE) for event in events):
             await self.flush(self._offset)
         self._tail.grow(recorded)
@@ -126,12 +152,14 @@ class ChainLog:
             if self._lost is not None:
                 raise self._lost
             body: Body = tuple((recorded.stream, recorded.event) for recorded in self._waiting)
+            size = self._size
             try:
                 await self._propose(msgspec.msgpack.encode(body))
             except StorageError as error:
                 self.give_up(error)
                 raise
             del self._waiting[: len(body)]
+            self._size -= size
 
     @property
     def busy(self) -> bool:
