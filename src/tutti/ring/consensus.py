@@ -536,6 +536,8 @@ def _on_accepted(state: Replica, message: Accepted, now: float) -> Step:
     role = state.role
     if not isinstance(role, Leading) or role.proposal is None or role.ballot != message.ballot:
         return state, ()
+    if message.record != role.proposal.digest:  # one ballot is for one record: whoever says this is broken
+        return state, ()
     role = replace(role, votes=role.votes | {message.sender}, acks=MappingProxyType({**role.acks, message.sender: now}))
     state = replace(state, role=role)
     assert role.proposal is not None
