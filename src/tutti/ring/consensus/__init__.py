@@ -1,0 +1,194 @@
+"""Agreement on the next record of the chain, among the committee that follows from the newest one.
+
+For every height one record is chosen by single-decree Paxos (Lamport, "Paxos made simple", 2001). Each vote is for a
+record in a ballot; a record that a majority of the committee has voted for in one ballot is chosen, and every later
+ballot can propose nothing else. Votes and promises are on disk before anybody hears of them. Members vote for a record
+only after their shell has verified it: for a round of training, by computing the model again.
+
+**Who leads.** Ballot 0 of each height belongs to the first of `succession`, so an undisturbed round costs one
+exchange. The leader is heard every BEAT seconds. The member of rank i begins an election after i leases of silence.
+Nobody takes part in one who has heard the leader within the last lease: so that a leader is replaced, a majority must
+miss it. A leader that a majority does not answer stops leading: a minority does nothing.
+
+**Membership** is part of the records, and changes with them. The committee for height h + 1 is that of record h, which
+everybody who votes has: no view out of date can choose a second record. If a majority of it is lost, nothing happens
+until somebody calls for REFORM, which starts a new generation with whoever is left; chains of older generations give
+way to it.
+
+**Catching up.** Whoever hears of a greater height asks for the records it lacks.
+
+`handle` is told an event and returns the next state and what the shell is to do: first write `durable` and the records
+of Append to disk, all or nothing; then the other instructions, in order. Time is an argument.
+
+| message | from | means |
+| --- | --- | --- |
+| Beat | leader | I lead after this record; Ack is the answer |
+| Prepare | candidate | may I lead? Promise or Nack is the answer |
+| Accept | leader | vote for this record: Accepted, Nack or Rejected is the answer |
+| Commit | leader | this record is chosen |
+| Fetch | anybody | send me the records after this one; Records is the answer |
+"""
+
+from tutti.ring.consensus import chain, leader, voter
+from tutti.ring.consensus.chain import lacking
+from tutti.ring.consensus.messages import (
+    Accept,
+    Accepted,
+    Ack,
+    AnyMessage,
+    Ballot,
+    Beat,
+    Commit,
+    Fetch,
+    Nack,
+    Prepare,
+    Promise,
+    Records,
+    Rejected,
+    Vote,
+)
+from tutti.ring.consensus.replica import (
+    LEASE,
+    NOTHING,
+    Append,
+    Durable,
+    Electing,
+    Event,
+    Follow,
+    Following,
+    Found,
+    Instruction,
+    Lead,
+    Leading,
+    Propose,
+    Received,
+    Reform,
+    Replica,
+    Send,
+    SendRecords,
+    Step,
+    Tick,
+    Verified,
+    Verify,
+    header,
+    nothing_said,
+)
+from tutti.ring.record import Record, first
+
+__all__ = [
+    "NOTHING",
+    "Accept",
+    "Accepted",
+    "Ack",
+    "AnyMessage",
+    "Append",
+    "Ballot",
+    "Beat",
+    "Commit",
+    "Durable",
+    "Electing",
+    "Event",
+    "Fetch",
+    "Follow",
+    "Following",
+    "Found",
+    "Instruction",
+    "Lead",
+    "Leading",
+    "Nack",
+    "Prepare",
+    "Promise",
+    "Propose",
+    "Received",
+    "Records",
+    "Reform",
+    "Rejected",
+    "Replica",
+    "Send",
+    "SendRecords",
+    "Step",
+    "Tick",
+    "Verified",
+    "Verify",
+    "Vote",
+    "handle",
+    "header",
+    "lacking",
+    "restored",
+]
+
+
+def restored(me: str, tip: Record | None, seed: str, durable: Durable, now: float) -> Replica:
+    """The replica of a process that starts again. It leads by election only: it may have used ballot 0 before."""
+    current = durable if tip is not None and durable.height == tip.height else nothing_said(tip)
+    return Replica(me, tip, seed, current, Following("", now))
+
+
+def handle(state: Replica, event: Event, now: float) -> Step:
+    """The replica after the event, and what it wants done. Total: what comes too late changes nothing."""
+    match event:
+        case Found(seat):
+            return (state, ()) if state.tip else chain.adopted(state, (first(seat),), now, anew=True)
+        case Tick():
+            return _tick(state, now)
+        case Received(message):
+            return _received(state, message, now)
+        case Propose(roster, body):
+            return leader.propose(state, roster, body, now)
+        case Verified(vote, fault):
+            return _verified(state, vote, fault, now)
+        case Reform(survivors):
+            return leader.reform(state, survivors, now)
+
+
+def _tick(state: Replica, now: float) -> Step:
+    if state.me not in state.order:
+        return state, ()
+    match state.role:
+        case Leading():
+            return leader.lead_on(state, state.role, now)
+        case Electing(_, since) if now - since > LEASE:
+            return leader.elect(state, now)
+        case Following(_, since) if now - since > LEASE * max(state.order.index(state.me), 1):
+            return leader.elect(state, now)
+    return state, ()
+
+
+def _verified(state: Replica, vote: Vote, fault: str, now: float) -> Step:
+    if state.verifying != vote:
+        return state, ()
+    state, answer = voter.verified(state, vote, fault)
+    if vote.ballot.owner == state.me:
+        return _received(state, answer, now)
+    return state, (Send(vote.ballot.owner, answer),)
+
+
+def _received(state: Replica, message: AnyMessage, now: float) -> Step:
+    match message:
+        case Commit():
+            return chain.on_commit(state, message, now)
+        case Records():
+            return chain.on_records(state, message, now)
+        case Fetch():
+            return state, (SendRecords(message.sender, message.height, message.tip),)
+    if state.tip is None or message.tip != state.tip.digest:
+        return chain.catch_up(state, message)
+    if message.sender not in state.order and not isinstance(message, Beat | Ack):
+        return state, ()
+    match message:
+        case Beat(ballot=ballot):
+            return voter.on_beat(state, message.sender, ballot, now)
+        case Ack():
+            return leader.on_ack(state, message.sender, now)
+        case Prepare():
+            return voter.on_prepare(state, message, now) if state.me in state.order else (state, ())
+        case Promise():
+            return leader.on_promise(state, message, now)
+        case Nack():
+            return leader.on_nack(state, message, now)
+        case Accept():
+            return voter.on_accept(state, message, now) if state.me in state.order else (state, ())
+        case Accepted():
+            return leader.on_accepted(state, message, now)
+        case Rejected():
+            return leader.on_rejected(state, message, now)
