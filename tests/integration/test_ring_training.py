@@ -57,10 +57,13 @@ def test_a_chain_and_what_was_promised_are_kept(tmp_path):
     assert store.load() == ([begin], durable)
     store.save([second], Durable(1))
     assert store.load() == ([begin, second], Durable(1))
+    other = after(begin, "a:1", [Seat("a:1")], b"other")
     with pytest.raises(StorageError, match="cannot write the ring's chain"):
-        store.save([second], Durable(7))  # its height is taken: nothing of this is kept
+        store.save([other, other], Durable(7))  # nothing of this is kept
     assert store.load() == ([begin, second], Durable(1))
-    store.save([first(Seat("b:1"))], Durable(0), anew=True)
+    store.save([other], Durable(1, since=3))  # in place of all from its height on
+    assert store.load() == ([begin, other], Durable(1, since=3))
+    store.save([first(Seat("b:1"))], Durable(0))
     assert store.load() == ([first(Seat("b:1"))], Durable(0))
     store.close()
 
@@ -83,9 +86,9 @@ class Silence:
 async def alone(folder, verify=None):
     store = SqliteChain(folder / "chain.sqlite")
     seat = Seat("127.0.0.1:1")
-    chain = ChainMember(seat.address, store, Silence(), verify=verify, roster=lambda: (seat,), clock=time.monotonic)
+    chain = ChainMember(seat, store, Silence(), verify=verify, roster=lambda: (seat,), clock=time.monotonic)
     agreed = Agreed(chain)
-    running = asyncio.create_task(chain.run(seat))
+    running = asyncio.create_task(chain.run(founds=True))
     async with asyncio.timeout(30):
         await chain.until(lambda chain: chain.leading)
         yield chain, agreed
@@ -151,9 +154,9 @@ def commit(record):
 async def follower(store, voices):
     """b:1, which has the first two records of three members."""
     store.save([BEGIN, SECOND], Durable(1))
-    member = ChainMember("b:1", store, voices, verify=None, roster=lambda: SEATS, clock=time.monotonic)
+    member = ChainMember(SEATS[1], store, voices, verify=None, roster=lambda: SEATS, clock=time.monotonic)
     agreed = Agreed(member)
-    running = asyncio.create_task(member.run(None))
+    running = asyncio.create_task(member.run())
     try:
         async with asyncio.timeout(30):
             await member.until(lambda member: member.height == 1)
@@ -176,11 +179,11 @@ async def test_an_event_is_carried_out_though_its_caller_is_cancelled(tmp_path):
     loop = asyncio.get_running_loop()
 
     class Slow(SqliteChain):
-        def save(self, records, durable, *, anew=False):
+        def save(self, records, durable):
             if records and records[0].height > 1:
                 loop.call_soon_threadsafe(saving.set)
                 go_on.wait(30)
-            super().save(records, durable, anew=anew)
+            super().save(records, durable)
 
     store = Slow(tmp_path / "chain.sqlite")
     third = after(SECOND, "a:1", SEATS, b"")
@@ -193,7 +196,7 @@ async def test_an_event_is_carried_out_though_its_caller_is_cancelled(tmp_path):
         go_on.set()
         await asyncio.wait([call])
         assert call.cancelled()
-        assert member.records[:3] == [BEGIN, SECOND, third]
+        assert member.records[:3] == (BEGIN, SECOND, third)
         await next_one
         assert [record.height for record in store.load()[0]] == [0, 1, 2, 3]
         assert member.height == 3
@@ -217,10 +220,10 @@ async def test_a_record_that_cannot_be_read_is_not_taken(tmp_path):
         assert not running.done()
     assert store.load()[0] == [BEGIN, SECOND, good]
     store.save([after(good, "a:1", SEATS, b"\xc1")], Durable(3))
-    member = ChainMember("b:1", store, Lost(), verify=None, roster=lambda: SEATS, clock=time.monotonic)
+    member = ChainMember(SEATS[1], store, Lost(), verify=None, roster=lambda: SEATS, clock=time.monotonic)
     Agreed(member)
     with pytest.raises(StorageError, match="record 3 of a:1 is damaged"):
-        await member.run(None)
+        await member.run()
     store.close()
 
 
@@ -241,12 +244,12 @@ async def test_what_cannot_be_sent_is_lost_and_nothing_else(tmp_path):
             records.append(after(records[-1], "a:1", SEATS, msgspec.msgpack.encode(notes)))
             await member.heard(commit(records[-1]))
         await member.heard(Fetch(sender="c:1", generation=0, height=-1, tip=""))
-        batches = []
-        while sum(map(len, batches)) < 21:
-            message = await sent.get()
-            batches += [message.records] if isinstance(message, Records) else []
-        assert [record for batch in batches for record in batch] == [BEGIN, *records]
-        assert all(len(msgspec.msgpack.encode(batch)) <= LARGEST + 9 for batch in batches)
+        while not isinstance(message := await sent.get(), Records):
+            pass
+        assert list(message.records) == [BEGIN, *records][: len(message.records)]
+        assert LARGEST // 2 < len(msgspec.msgpack.encode(message.records)) <= LARGEST
+        await member.heard(Fetch(sender="c:1", generation=0, height=-1, tip=""))
+        assert isinstance(await sent.get(), Records)
         assert not running.done()
     store.close()
 

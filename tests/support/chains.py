@@ -19,7 +19,7 @@ from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.spec import DataSchema, load_spec
 from tutti.ring import consensus
-from tutti.ring.consensus import Append, Follow, Lead, Send, SendRecords, Verify
+from tutti.ring.consensus import Append, Follow, Lead, Send, Verify
 from tutti.ring.record import Record, Seat
 
 EVENTS = tuple[e.JobEvent, ...]
@@ -80,9 +80,7 @@ class Process:
             return
         self.up, self.coordinator = True, None
         self.life += 1
-        chain = self.disk.chain
-        tip, seed = (chain[-1], chain[0].digest) if chain else (None, "")
-        self.replica = consensus.restored(self.name, tip, seed, self.disk.durable, self.world.now)
+        self.replica = consensus.restored(Seat(self.name), self.disk.chain, self.disk.durable, self.world.now)
         self.verifying: consensus.Vote | None = None
         self.world.after(0.0, self._tick, self)
 
@@ -94,7 +92,7 @@ class Process:
         self.replica, wishes = self.world.handle(self.replica, event, self.world.now)
         for wish in wishes:
             if isinstance(wish, Append):
-                self.disk.chain = [*([] if wish.anew else self.disk.chain), *wish.records]
+                self.disk.chain = [*self.replica.chain]
         self.disk.durable = self.replica.durable
         for wish in wishes:
             if self.world.rng.random() < self.world.fragile:  # it dies with half of it done
@@ -106,10 +104,6 @@ class Process:
     def _carry_out(self, wish: consensus.Instruction) -> None:
         match wish:
             case Send(to, message):
-                self.world.send(self.name, to, ("ring", message))
-            case SendRecords(to, height, tip):
-                lacking = consensus.lacking(self.disk.chain, height, tip)
-                message = consensus.Records(**consensus.header(self.replica), records=lacking)
                 self.world.send(self.name, to, ("ring", message))
             case Verify(vote):
                 self.verifying = vote
@@ -150,16 +144,13 @@ class Process:
 
     def _tick(self) -> None:
         if self.name not in (self.disk.chain[-1].addresses if self.disk.chain else ()):
-            self.world.send(self.name, self.world.rng.choice(self.world.names), ("ring", self._fetch()))
+            self.tell(consensus.Seek(self.world.rng.choice(self.world.names)))
         self.tell(consensus.Tick())
         for candidate in self.replica.order:
             self.world.send(self.name, candidate, ("here",))
         self._verify()
         self._coordinate()
         self.world.after(0.2, self._tick, self)
-
-    def _fetch(self) -> consensus.Fetch:
-        return consensus.Fetch(**consensus.header(self.replica))
 
     def receive(self, sender: str, message: tuple) -> None:
         match message:

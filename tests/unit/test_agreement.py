@@ -75,7 +75,7 @@ def three() -> list[Member]:
     begin = first(SEATS[0])
     tip = after(begin, NAMES[0], SEATS, b"")
     order = succession(tip, begin.digest)
-    members = [Member(consensus.restored(name, tip, begin.digest, Durable(tip.height), 0.0)) for name in order]
+    members = [Member(consensus.restored(Seat(name), (begin, tip), Durable(tip.height), 0.0)) for name in order]
     leader = members[0]
     ballot = Ballot(0, order[0])
     leader.replica = replace(leader.replica, role=Leading(ballot, 0.0), durable=Durable(tip.height, ballot))
@@ -106,7 +106,8 @@ def test_a_chosen_record_stays_though_one_member_finds_it_wrong(three):
     odd.hear(other, Accept, 10.1)
     odd.find("it makes another model", 10.2)
     assert other.appended == []  # with the leader dead there is no majority for it: the ring waits
-    leader.replica = consensus.restored(leader.replica.me, chosen, "", leader.replica.durable, 11.0)
+    disk = leader.replica
+    leader.replica = consensus.restored(Seat(disk.me), disk.chain, disk.durable, 11.0)
     other.tell(Received(consensus.Commit(**consensus.header(leader.replica), record=chosen)), 11.0)
     assert other.appended == [chosen]
 

@@ -20,7 +20,7 @@ class Three:
         self.restored, self.now = restored, 0.0
         self.disks = {seat.address: Durable(BASE.height) for seat in SEATS}
         self.replicas = {
-            name: consensus.restored(name, BASE, FOUNDED.digest, self.disks[name], 0.0) for name in self.disks
+            name: consensus.restored(Seat(name), (FOUNDED, BASE), self.disks[name], 0.0) for name in self.disks
         }
         self.order = self.replicas[SEATS[0].address].order
         self.chosen = {name: [] for name in self.disks}
@@ -48,14 +48,14 @@ class Three:
         ]
 
     def start_again(self, name):
-        tip = (self.chosen[name] or [BASE])[-1]
-        self.replicas[name] = self.restored(name, tip, FOUNDED.digest, self.disks[name], self.now)
+        chain = (FOUNDED, BASE, *self.chosen[name])
+        self.replicas[name] = self.restored(Seat(name), chain, self.disks[name], self.now)
 
 
-def back_to_zero(me, tip, seed, durable, now):
+def back_to_zero(me, chain, durable, now):
     """The mutant: who led in ballot 0 leads in it again."""
-    state = consensus.restored(me, tip, seed, durable, now)
-    return replace(state, durable=Durable(durable.height), role=Leading(Ballot(0, me), now))
+    state = consensus.restored(me, chain, durable, now)
+    return replace(state, durable=Durable(durable.height), role=Leading(Ballot(0, me.address), now))
 
 
 def chosen_by(world):
@@ -86,9 +86,9 @@ def test_the_schedule_catches_a_leader_that_does():
     assert [record.body for record in (*of_a, *of_b)] == [b"after", b"before"]  # two histories
 
 
-def promise_lost(me, tip, seed, durable, now):
+def promise_lost(me, chain, durable, now):
     """The mutant: the vote is on disk, and what was promised is not."""
-    return consensus.restored(me, tip, seed, Durable(durable.height, vote=durable.vote), now)
+    return consensus.restored(me, chain, Durable(durable.height, vote=durable.vote), now)
 
 
 def chosen_after_a_promise(world):

@@ -104,7 +104,10 @@ class RingNodeSettings:
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """What a member keeps beside its chain: which life this is, and whom it has met."""
+    """What a member keeps beside its chain: which life this is, and whom it has met.
+
+    Lives are counted from the time of the first one, so that one without a memory is later than any before it.
+    """
 
     incarnation: int = 0
     peers: tuple[str, ...] = ()
@@ -161,7 +164,7 @@ class RingNode:
         self.voices = ThriftVoices(self.me, self._peers)
         self.voices.lost = self._on_lost
         self.chain = ChainMember(
-            self.address,
+            Seat(self.address, self.me.incarnation),
             self._store,
             self.voices,
             verify=self._verify,
@@ -189,8 +192,7 @@ class RingNode:
         contacts, first = await self._contacts()
         self.ring = RingMember(self.me, self._peers, contacts, founds=first)
         self._placed.join(self.ring)
-        founder = Seat(self.address, self.me.incarnation) if first and not contacts else None
-        chain = asyncio.create_task(self.chain.run(founder))
+        chain = asyncio.create_task(self.chain.run(founds=first and not contacts))
         ring = asyncio.create_task(self.ring.run())
         others = [
             asyncio.create_task(work) for work in (self._lead(), self._train(), self._placed.run(), self._enrol_again())
@@ -499,6 +501,8 @@ def _contexts(tls: Tls | None) -> tuple[Any, Any]:
 
 def _recall(file: Path) -> Remembered:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Remembered) if file.exists() else Remembered()
+        if not file.exists():
+            return Remembered(int(time.time()))
+        return msgspec.json.decode(file.read_bytes(), type=Remembered)
     except (OSError, msgspec.MsgspecError) as error:
         raise StorageError(f"cannot read {file}: {error}; remove it, and the member joins anew") from None

@@ -61,10 +61,10 @@ class ChainStore(Protocol):
         """Everything that was saved."""
         ...
 
-    def save(self, records: Sequence[Record], durable: Durable, *, anew: bool = False) -> None:
-        """Append records (`anew`: in place of all that are there), and replace what was promised: both or neither.
+    def save(self, records: Sequence[Record], durable: Durable) -> None:
+        """Append records, in place of all at the height of the first or above, and replace what was promised.
 
-        They survive loss of power once this returns. Raises StorageError.
+        Both or neither; they survive loss of power once this returns. Raises StorageError.
         """
         ...
 

@@ -83,6 +83,23 @@ def cut(records: Sequence[Record], size: int = LARGEST) -> Iterator[tuple[Record
         yield tuple(some)
 
 
+def follows(before: Record, record: Record, seed: str) -> bool:
+    """Whether it may be the next: proposed by one of the committee, or forced by one who is left, and empty."""
+    if record.height != before.height + 1 or record.previous != before.digest:
+        return False
+    if not record.roster or tuple(sorted({seat.address: seat for seat in record.roster}.values())) != record.roster:
+        return False
+    if record.generation == before.generation:
+        return record.leader in committee(before.addresses, seed)
+    return record.generation == before.generation + 1 and not record.body and record.leader in record.addresses
+
+
+def begins(record: Record) -> bool:
+    """Whether a ring may begin with it."""
+    founder = record.roster[0] if record.roster else Seat("")
+    return bool(founder.address) and record == first(founder, record.body)
+
+
 def committee(roster: Sequence[str], seed: str) -> tuple[str, ...]:
     """Who decides: the best k by rendezvous hash, best first, k being the largest odd number up to 5 and up to N."""
     size = min(LARGEST_COMMITTEE, len(roster))

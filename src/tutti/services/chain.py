@@ -14,7 +14,6 @@ from tutti.ring import consensus
 from tutti.ring.consensus import (
     AnyMessage,
     Append,
-    Fetch,
     Follow,
     Following,
     Found,
@@ -22,22 +21,24 @@ from tutti.ring.consensus import (
     Leading,
     Propose,
     Received,
-    Records,
     Reform,
     Replica,
+    Seek,
     Send,
-    SendRecords,
     Tick,
     Verified,
     Verify,
     Vote,
 )
-from tutti.ring.record import LARGEST, Record, Seat, after, cut
+from tutti.ring.record import LARGEST, Record, Seat, after
 from tutti.services.finish import to_the_end
 
 log = logging.getLogger(__name__)
 
 TICK = 0.1
+UNHEARD = 3.0
+"""Seconds without a leader after which a member asks others for records: it may be off the roster by now."""
+
 WAITING = 64
 """Messages that may wait for one member; more are lost, which the protocol bears."""
 
@@ -68,7 +69,7 @@ class ChainMember:
 
     def __init__(
         self,
-        me: str,
+        me: Seat,
         store: ChainStore,
         voices: Voices,
         *,
@@ -76,46 +77,44 @@ class ChainMember:
         roster: Callable[[], tuple[Seat, ...]],
         clock: Callable[[], float],
     ) -> None:
-        self.me = me
-        self.records: list[Record] = []
+        self.seat, self.me = me, me.address
         self.read: Reader = lambda records, anew: lambda: None
         self._store, self._voices, self._verify, self._roster, self._clock = store, voices, verify, roster, clock
-        self.replica = Replica(me)
+        self.replica = Replica(self.me)
         self.leading = False
         self.term = 0
         """How often this member began to lead."""
         self._turn = asyncio.Lock()
         self._changed = asyncio.Condition()
-        self._rng = Random(me)  # noqa: S311 - chooses whom to ask, guards nothing
+        self._rng = Random(self.me)  # noqa: S311 - chooses whom to ask, guards nothing
         self._queues: defaultdict[str, asyncio.Queue[AnyMessage]] = defaultdict(lambda: asyncio.Queue(WAITING))
         self._tasks: asyncio.TaskGroup | None = None
 
     # -- life ----------------------------------------------------------------------------------------------
 
-    async def run(self, founder: Seat | None) -> None:
-        """Take part until cancelled. `founder`: begin a chain, if there is none on disk. Raises StorageError."""
+    async def run(self, *, founds: bool = False) -> None:
+        """Take part until cancelled. `founds`: begin a chain, if there is none on disk. Raises StorageError."""
         records, durable = await asyncio.to_thread(self._store.load)
-        tip, seed = (records[-1], records[0].digest) if records else (None, "")
-        self.replica = consensus.restored(self.me, tip, seed, durable, self._clock())
+        self.replica = consensus.restored(self.seat, records, durable, self._clock())
         try:
             self.read(records, True)()
         except BadRecord as error:
             raise StorageError(f"{error}; remove the state directory, and the member joins anew") from None
-        self.records = records
         async with asyncio.TaskGroup() as self._tasks:
-            if founder is not None:
-                await self.tell(Found(founder))
+            if founds:
+                await self.tell(Found(self.seat))
             while True:
                 await self.tell(Tick())
-                self._catch_up()
+                await self._catch_up()
                 await asyncio.sleep(TICK)
 
-    def _catch_up(self) -> None:
-        """Who is on no roster hears nothing, and asks somebody now and then."""
+    async def _catch_up(self) -> None:
+        """Who hears of no leader, having no seat or an old one, asks somebody now and then."""
         tip = self.replica.tip
         others = [seat.address for seat in self._roster() if seat.address != self.me]
-        if others and (tip is None or self.me not in tip.addresses) and self._rng.random() < TICK * 4:
-            self._say(self._rng.choice(others), Fetch(**consensus.header(self.replica)))
+        unheard = tip is None or self.me not in tip.addresses or self._clock() - self.leader_heard_at > UNHEARD
+        if others and unheard and self._rng.random() < TICK * 4:
+            await self.tell(Seek(self._rng.choice(others)))
 
     async def tell(self, event: consensus.Event) -> None:
         """Carry out an event: first the disk, then everything else. All of it, though the caller be cancelled.
@@ -129,13 +128,11 @@ class ChainMember:
             before = self.replica
             after, wishes = consensus.handle(before, event, self._clock())
             records = [record for wish in wishes if isinstance(wish, Append) for record in wish.records]
-            anew = any(wish.anew for wish in wishes if isinstance(wish, Append))
-            take_over = self.read(records, anew) if records else None
+            take_over = self._reading(before, after, records) if records else None
             if records or after.durable != before.durable:
-                await asyncio.to_thread(self._store.save, records, after.durable, anew=anew)
+                await asyncio.to_thread(self._store.save, records, after.durable)
             self.replica = after
             if take_over is not None:
-                self.records = [*([] if anew else self.records), *records]
                 take_over()
             for wish in wishes:
                 self._carry_out(wish)
@@ -143,13 +140,17 @@ class ChainMember:
             async with self._changed:
                 self._changed.notify_all()
 
+    def _reading(self, before: Replica, after: Replica, records: Sequence[Record]) -> Callable[[], None]:
+        """Raises BadRecord."""
+        if after.chain[: len(before.chain)] == before.chain:
+            return self.read(records, False)
+        log.warning("the chain from record %d on gives way to another", records[0].height)
+        return self.read(after.chain, True)
+
     def _carry_out(self, wish: consensus.Instruction) -> None:
         match wish:
             case Send(to, message):
                 self._say(to, message)
-            case SendRecords(to, height, tip):
-                for some in cut(consensus.lacking(self.records, height, tip)):
-                    self._say(to, Records(**consensus.header(self.replica), records=some))
             case Verify(vote):
                 self._spawn(self._look_at(vote))
             case Lead():
@@ -220,6 +221,10 @@ class ChainMember:
     async def until(self, condition: Callable[["ChainMember"], bool]) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: condition(self))
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return self.replica.chain
 
     @property
     def height(self) -> int:

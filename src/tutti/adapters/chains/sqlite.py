@@ -36,11 +36,11 @@ class SqliteChain:
             records = [msgspec.msgpack.decode(row, type=Record) for (row,) in rows]
             return records, msgspec.msgpack.decode(kept[0], type=Durable) if kept else NOTHING
 
-    def save(self, records: Sequence[Record], durable: Durable, *, anew: bool = False) -> None:
+    def save(self, records: Sequence[Record], durable: Durable) -> None:
         with self._errors("write"), self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            if anew:
-                self._db.execute("DELETE FROM records")
+            if records:
+                self._db.execute("DELETE FROM records WHERE height >= ?", (records[0].height,))
             rows = [(record.height, msgspec.msgpack.encode(record)) for record in records]
             self._db.executemany("INSERT INTO records VALUES (?, ?)", rows)
             self._db.execute("INSERT OR REPLACE INTO durable VALUES (1, ?)", (msgspec.msgpack.encode(durable),))

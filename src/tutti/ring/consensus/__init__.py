@@ -13,9 +13,11 @@ miss it. A leader that a majority does not answer stops leading: a minority does
 **Membership** is part of the records, and changes with them. The committee for height h + 1 is that of record h, which
 everybody who votes has: no view out of date can choose a second record. If a majority of it is lost, nothing happens
 until somebody calls for REFORM, which starts a new generation with whoever is left; chains of older generations give
-way to it.
+way to it. A member that has lost its memory comes in a later incarnation than the one its seat names: it does not vote
+until a record seats it anew.
 
-**Catching up.** Whoever hears of a greater height asks for the records it lacks.
+**Catching up.** Whoever hears of a greater height asks for the records it lacks. chain.py says from whom a member takes
+records, and which of two chains stays.
 
 `handle` is told an event and returns the next state and what the shell is to do: first write `durable` and the records
 of Append to disk, all or nothing; then the other instructions, in order. Time is an argument.
@@ -26,11 +28,13 @@ of Append to disk, all or nothing; then the other instructions, in order. Time i
 | Prepare | candidate | may I lead? Promise or Nack is the answer |
 | Accept | leader | vote for this record: Accepted, Nack or Rejected is the answer |
 | Commit | leader | this record is chosen |
-| Fetch | anybody | send me the records after this one; Records is the answer |
+| Fetch | anybody | send me the records after the newest that you know of these; Records is the answer |
 """
 
+from collections.abc import Sequence
+
 from tutti.ring.consensus import chain, leader, voter
-from tutti.ring.consensus.chain import lacking
+from tutti.ring.consensus.chain import stays
 from tutti.ring.consensus.messages import (
     Accept,
     Accepted,
@@ -64,16 +68,15 @@ from tutti.ring.consensus.replica import (
     Received,
     Reform,
     Replica,
+    Seek,
     Send,
-    SendRecords,
     Step,
     Tick,
     Verified,
     Verify,
     header,
-    nothing_said,
 )
-from tutti.ring.record import Record, first
+from tutti.ring.record import Record, Seat, first
 
 __all__ = [
     "NOTHING",
@@ -104,8 +107,8 @@ __all__ = [
     "Reform",
     "Rejected",
     "Replica",
+    "Seek",
     "Send",
-    "SendRecords",
     "Step",
     "Tick",
     "Verified",
@@ -113,22 +116,25 @@ __all__ = [
     "Vote",
     "handle",
     "header",
-    "lacking",
     "restored",
+    "stays",
 ]
 
 
-def restored(me: str, tip: Record | None, seed: str, durable: Durable, now: float) -> Replica:
+def restored(me: Seat, records: Sequence[Record], durable: Durable, now: float) -> Replica:
     """The replica of a process that starts again. It leads by election only: it may have used ballot 0 before."""
-    current = durable if tip is not None and durable.height == tip.height else nothing_said(tip)
-    return Replica(me, tip, seed, current, Following("", now))
+    if not records and durable == NOTHING:
+        durable = Durable(since=me.incarnation)
+    elif not records or durable.height != records[-1].height:
+        durable = Durable(records[-1].height if records else -1, since=durable.since)
+    return Replica(me.address, tuple(records), durable, Following("", now))
 
 
 def handle(state: Replica, event: Event, now: float) -> Step:
     """The replica after the event, and what it wants done. Total: what comes too late changes nothing."""
     match event:
         case Found(seat):
-            return (state, ()) if state.tip else chain.adopted(state, (first(seat),), now, anew=True)
+            return (state, ()) if state.tip else chain.adopted(state, (first(seat),), now)
         case Tick():
             return _tick(state, now)
         case Received(message):
@@ -139,10 +145,12 @@ def handle(state: Replica, event: Event, now: float) -> Step:
             return _verified(state, vote, fault, now)
         case Reform(survivors):
             return leader.reform(state, survivors, now)
+        case Seek(peer):
+            return chain.seek(state, peer)
 
 
 def _tick(state: Replica, now: float) -> Step:
-    if state.me not in state.order:
+    if not state.votes:
         return state, ()
     match state.role:
         case Leading():
@@ -170,7 +178,7 @@ def _received(state: Replica, message: AnyMessage, now: float) -> Step:
         case Records():
             return chain.on_records(state, message, now)
         case Fetch():
-            return state, (SendRecords(message.sender, message.height, message.tip),)
+            return state, (chain.records_for(state, message.sender, message.known),)
     if state.tip is None or message.tip != state.tip.digest:
         return chain.catch_up(state, message)
     if message.sender not in state.order and not isinstance(message, Beat | Ack):
@@ -181,13 +189,13 @@ def _received(state: Replica, message: AnyMessage, now: float) -> Step:
         case Ack():
             return leader.on_ack(state, message.sender, now)
         case Prepare():
-            return voter.on_prepare(state, message, now) if state.me in state.order else (state, ())
+            return voter.on_prepare(state, message, now) if state.votes else (state, ())
         case Promise():
             return leader.on_promise(state, message, now)
         case Nack():
             return leader.on_nack(state, message, now)
         case Accept():
-            return voter.on_accept(state, message, now) if state.me in state.order else (state, ())
+            return voter.on_accept(state, message, now) if state.votes else (state, ())
         case Accepted():
             return leader.on_accepted(state, message, now)
         case Rejected():

@@ -9,7 +9,6 @@ from tutti.ring.consensus.chain import adopted
 from tutti.ring.consensus.messages import Accept, Accepted, Ballot, Beat, Commit, Nack, Prepare, Promise, Rejected, Vote
 from tutti.ring.consensus.replica import (
     LEASE,
-    Durable,
     Electing,
     Follow,
     Following,
@@ -21,7 +20,7 @@ from tutti.ring.consensus.replica import (
     Step,
     Verify,
     header,
-    height,
+    remembering,
 )
 from tutti.ring.record import Record, Seat, after, majority
 
@@ -52,8 +51,8 @@ def _beats(state: Replica, ballot: Ballot) -> tuple[Instruction, ...]:
 def elect(state: Replica, now: float) -> Step:
     """Promise oneself a ballot that is higher than any heard of, and ask the others for the same."""
     ballot = Ballot(state.durable.promised.number + 1, state.me)
-    durable = Durable(height(state), ballot, state.durable.vote)
-    state = replace(state, durable=durable, role=Electing(ballot, now, MappingProxyType({state.me: durable.vote})))
+    mine = MappingProxyType({state.me: state.durable.vote})
+    state = replace(remembering(state, ballot, state.durable.vote), role=Electing(ballot, now, mine))
     if len(state.order) == 1:
         return _elected(state, now)
     return state, tuple(
@@ -102,7 +101,7 @@ def on_nack(state: Replica, message: Nack, now: float) -> Step:
     if isinstance(role, Leading):
         return _opposed(state, message.sender, "outvoted", now)
     promised = max(state.durable.promised, Ballot(message.promised.number, ""))  # the number: the promise is another's
-    return _follow(replace(state, durable=Durable(height(state), promised, state.durable.vote)), "outvoted", now)
+    return _follow(remembering(state, promised, state.durable.vote), "outvoted", now)
 
 
 def _opposed(state: Replica, sender: str, reason: str, now: float) -> Step:
@@ -136,8 +135,9 @@ def _proposing(state: Replica, record: Record, now: float) -> Step:
     if record.leader != state.me and (said is None or said.record != record):
         state = replace(state, verifying=vote, role=replace(role, proposal=record))
         return state, (*_ask_for_votes(state), Verify(vote))
-    durable = Durable(height(state), role.ballot, vote)
-    state = replace(state, durable=durable, role=replace(role, proposal=record, votes=frozenset({state.me})))
+    state = replace(
+        remembering(state, role.ballot, vote), role=replace(role, proposal=record, votes=frozenset({state.me}))
+    )
     if len(state.order) == 1:
         return _chosen(state, record, now)
     return state, _ask_for_votes(state)
@@ -184,7 +184,7 @@ def _chosen(state: Replica, record: Record, now: float) -> Step:
     state, wishes = adopted(state, (record,), now, by=state.me)
     commit = Commit(**header(state), record=record)
     told = tuple(Send(other, commit) for other in hearers if other != state.me)
-    if led and not isinstance(state.role, Leading) and state.me in state.order and ballot.number:
+    if led and not isinstance(state.role, Leading) and state.votes and ballot.number:
         state, more = elect(state, now)  # whose record it was does not answer, or it would have led itself
         wishes += more
     return state, (*told, *wishes)

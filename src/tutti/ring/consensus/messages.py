@@ -70,10 +70,14 @@ class Commit(Message, frozen=True, tag="commit"):
 
 
 class Fetch(Message, frozen=True, tag="fetch"):
-    pass
+    """`known`: height and digest of records that the sender has, the newest first, ever fewer towards the first."""
+
+    known: tuple[tuple[int, str], ...] = ()
 
 
 class Records(Message, frozen=True, tag="records"):
+    """Records in order, not all if they are many; none says only that there are some to be fetched."""
+
     records: tuple[Record, ...]
 
 

@@ -1,7 +1,7 @@
 """A member's part in agreement: what it is told, what it wants done, and its state."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -54,7 +54,14 @@ class Reform:
     survivors: tuple[Seat, ...]
 
 
-Event: TypeAlias = Found | Tick | Received | Propose | Verified | Reform
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """Ask this member for its chain: it is one of the ring, though not on the roster here."""
+
+    peer: str
+
+
+Event: TypeAlias = Found | Tick | Received | Propose | Verified | Reform | Seek
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +71,10 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class SendRecords:
-    """Send the records after `height`; all of them, if the chain here has another record there than `tip`."""
-
-    to: str
-    height: int
-    tip: str
-
-
-@dataclass(frozen=True, slots=True)
 class Append:
-    """These records are chosen. `anew`: they replace the whole chain."""
+    """These records are chosen; they replace all that are at the height of the first of them, or above."""
 
     records: tuple[Record, ...]
-    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,7 @@ class Follow:
     reason: str
 
 
-Instruction: TypeAlias = Send | SendRecords | Append | Verify | Lead | Follow
+Instruction: TypeAlias = Send | Append | Verify | Lead | Follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +135,15 @@ class Leading:
 
 
 class Durable(msgspec.Struct, frozen=True):
-    """What must be on disk before anything is said: promise and vote, for the height after the newest record."""
+    """What must be on disk before anything is said: promise and vote, for the height after the newest record.
+
+    `since`: in which incarnation this memory began. What the member said before, it does not know.
+    """
 
     height: int = -1
     promised: Ballot = Ballot()
     vote: Vote | None = None
+    since: int = 0
 
 
 NOTHING = Durable()
@@ -154,20 +155,42 @@ class Replica:
 
     Attributes:
         me: Its address.
-        tip: The newest record; None before this member has a chain.
-        seed: Digest of the first record, by which committees are drawn.
+        chain: All records.
         durable: Promise and vote.
         verifying: What the shell is looking at.
         wrong: Digests of records at this height that are wrong: this member or a majority has found them so.
+        staged: Records of another chain, after those that both have: more of it must come before it is the better one.
+        asked: Whom the shell has pointed to.
     """
 
     me: str
-    tip: Record | None = None
-    seed: str = ""
+    chain: tuple[Record, ...] = ()
     durable: Durable = NOTHING
     role: Following | Electing | Leading = Following()
     verifying: Vote | None = None
     wrong: frozenset[str] = frozenset()
+    staged: tuple[Record, ...] = ()
+    asked: str = ""
+
+    @property
+    def tip(self) -> Record | None:
+        """The newest record; None before this member has a chain."""
+        return self.chain[-1] if self.chain else None
+
+    @property
+    def seed(self) -> str:
+        """Digest of the first record, by which committees are drawn."""
+        return self.chain[0].digest if self.chain else ""
+
+    @property
+    def votes(self) -> bool:
+        """Whether this member may promise and vote: it is of the committee, in a seat as old as its memory or younger.
+
+        Who has lost its memory may have voted already. It waits for a record that seats it as who it is now.
+        """
+        if self.tip is None or self.me not in self.order:
+            return False
+        return next(seat for seat in self.tip.roster if seat.address == self.me).incarnation >= self.durable.since
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -188,9 +211,10 @@ class Replica:
 Step: TypeAlias = tuple[Replica, tuple[Instruction, ...]]
 
 
-def nothing_said(tip: Record | None) -> Durable:
-    """As it is when a record has just been appended."""
-    return NOTHING if tip is None else Durable(tip.height)
+def remembering(state: Replica, promised: Ballot, vote: Vote | None = None) -> Replica:
+    """With this on disk, for the height after the newest record."""
+    durable = msgspec.structs.replace(state.durable, height=height(state), promised=promised, vote=vote)
+    return replace(state, durable=durable)
 
 
 def height(state: Replica) -> int:

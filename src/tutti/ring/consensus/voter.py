@@ -5,7 +5,6 @@ from dataclasses import replace
 from tutti.ring.consensus.messages import Accept, Accepted, Ack, Ballot, Nack, Prepare, Promise, Rejected, Vote
 from tutti.ring.consensus.replica import (
     LEASE,
-    Durable,
     Following,
     Leading,
     Replica,
@@ -13,7 +12,7 @@ from tutti.ring.consensus.replica import (
     Step,
     Verify,
     header,
-    height,
+    remembering,
     resign,
 )
 
@@ -22,6 +21,8 @@ def on_beat(state: Replica, sender: str, ballot: Ballot, now: float) -> Step:
     if ballot < state.durable.promised:
         return state, (Send(sender, Nack(**header(state), promised=state.durable.promised)),)
     state, wishes = _heard(state, ballot, now)
+    if state.me in state.order and not state.votes:  # the leader must not count on its vote
+        return state, wishes
     return state, (*wishes, Send(sender, Ack(**header(state))))
 
 
@@ -38,8 +39,7 @@ def on_prepare(state: Replica, message: Prepare, now: float) -> Step:
 
 
 def _promising(state: Replica, ballot: Ballot, now: float) -> Replica:
-    durable = Durable(height(state), ballot, state.durable.vote)
-    return replace(state, durable=durable, role=Following(ballot.owner, now))
+    return replace(remembering(state, ballot, state.durable.vote), role=Following(ballot.owner, now))
 
 
 def on_accept(state: Replica, message: Accept, now: float) -> Step:
@@ -62,7 +62,7 @@ def verified(state: Replica, vote: Vote, fault: str) -> tuple[Replica, Accepted 
         return state, Rejected(**header(state), ballot=vote.ballot, record=vote.record.digest, reason=fault[:500])
     if vote.ballot < state.durable.promised:
         return state, Nack(**header(state), promised=state.durable.promised)
-    state = replace(state, durable=Durable(height(state), vote.ballot, vote))
+    state = remembering(state, vote.ballot, vote)
     return state, _accepted(state, vote)
 
 
@@ -74,6 +74,6 @@ def _heard(state: Replica, ballot: Ballot, now: float) -> Step:
     """The owner of this ballot leads. To hear of a higher ballot than one's own is to be outvoted."""
     if state.me == ballot.owner:
         return state, ()
-    durable = Durable(height(state), max(ballot, state.durable.promised), state.durable.vote)
-    before, state = state.role, replace(state, durable=durable, role=Following(ballot.owner, now))
+    before, promised = state.role, max(ballot, state.durable.promised)
+    state = replace(remembering(state, promised, state.durable.vote), role=Following(ballot.owner, now))
     return state, resign(before)
