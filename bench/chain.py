@@ -64,7 +64,7 @@ async def measure(nodes: int) -> dict[str, float]:
             await notary.record_round("job", number, root, nodes, sha256(root.encode()).hexdigest())
             payments = {f"node:{one.node}": paid for one, paid in zip(made, payments_of(made, pool), strict=True)}
             done = await ledger.post(Order(f"pay-{number}", Distribute(escrow="p", payments=payments, evidence=root)))
-            recorded = chain.sender.done()[-2]
+            recorded = chain.journal.done(0, -1)[-2]
             gas += await gas_of(chain, done.reference) + await gas_of(chain, recorded.hash)
         took = time.perf_counter() - started
         transactions = int(await chain.rpc.call("eth_blockNumber"), 16) - before

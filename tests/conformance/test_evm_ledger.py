@@ -151,20 +151,6 @@ async def test_another_branch_in_the_middle_of_a_write(world):
     assert (await ledger.account("alice")).free == 70
 
 
-async def test_a_number_that_another_transaction_took_frees_the_order(world, tmp_path):
-    ledger, between, rpc = world
-    between.before = failing_at("eth_sendRawTransaction")
-    with pytest.raises(Unavailable):
-        await ledger.post(PAY)
-    between.before = failing_at("none")
-    elsewhere = EvmLedger(Chain(ledger.chain.deployment, rpc, WALLETS, tmp_path / "other.sqlite"))
-    await elsewhere.post(Order("x", l.Transfer(source="alice", to="dave", amount=90)))
-    elsewhere.chain.sender.close()
-    with pytest.raises(l.InsufficientFunds):  # decided anew, on what is left
-        await ledger.post(PAY)
-    assert (await ledger.account("alice")).free == 10
-
-
 async def test_it_goes_on_after_a_restart_and_keys_still_count(world, tmp_path):
     ledger, _, rpc = world
     first = await ledger.post(PAY)

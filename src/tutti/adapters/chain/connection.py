@@ -13,8 +13,9 @@ import msgspec
 from msgspec import Meta
 
 from tutti.adapters.chain.contracts import NAMES, Function, contract, explain
+from tutti.adapters.chain.journal import Sent
 from tutti.adapters.chain.rpc import HttpRpc, Rpc, RpcRefused
-from tutti.adapters.chain.sender import Call, Reverted, Sender, Sent
+from tutti.adapters.chain.sender import Call, Reverted, Sender
 from tutti.adapters.chain.wallets import Wallets
 from tutti.core.errors import Conflict, NotFound, StorageError, UserError
 
@@ -60,6 +61,7 @@ class Chain:
         self.deployment, self.rpc, self.wallets = deployment, rpc, wallets
         self.operator = wallets.role("operator")
         self.sender = Sender(rpc, journal, deployment.chain_id, self.operator)
+        self.journal = self.sender.journal
 
     @classmethod
     def at(cls, folder: Path, clock: Callable[[], float] = time.time) -> "Chain":

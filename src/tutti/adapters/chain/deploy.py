@@ -96,7 +96,7 @@ class _Deploying:
             return call
 
         sent = await self._sender.send(f"deploy/{self._steps}", b"", made)
-        receipt = await wait_for_receipt(self._rpc, sent.hash, 0)
+        receipt = await wait_for_receipt(self._rpc, [sent.hash], 0)
         if receipt is None:
             raise Conflict("the chain took another branch while the contracts were being deployed: deploy again")
         return receipt

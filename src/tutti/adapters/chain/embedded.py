@@ -37,6 +37,7 @@ sys.setrecursionlimit(_limit)
 CHAIN_ID = 31_337
 GAS_LIMIT = 30_000_000
 NOBODY = "0x" + "00" * 20
+NEWEST = ("latest", "pending", "safe", "finalized")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS trie (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -179,8 +180,8 @@ class EmbeddedChain:
         )
         return state.apply_transaction(SpoofTransaction(unsigned, from_=sender)), gas
 
-    def _block(self, number: str, _whole: bool = False) -> dict[str, Any] | None:
-        block = self._head() if number in ("latest", "pending", "safe", "finalized") else self._at(_height(number))
+    def _block(self, number: str, whole: bool = False) -> dict[str, Any] | None:
+        block = self._head() if number in NEWEST else self._at(_height(number))
         if block is None:
             return None
         before = self._at(block.number - 1)
@@ -190,7 +191,7 @@ class EmbeddedChain:
             "parentHash": before.hash if before else "0x" + bytes(32).hex(),
             "timestamp": hex(self._now() if number == "pending" else block.time),
             "stateRoot": "0x" + block.root.hex(),
-            "transactions": [block.tx] if block.tx else [],
+            "transactions": self._transactions(block, whole),
             "baseFeePerGas": "0x0",
             "gasLimit": hex(GAS_LIMIT),
         }
@@ -199,8 +200,19 @@ class EmbeddedChain:
         row = self._db.execute("SELECT receipt FROM blocks WHERE tx = ?", (hash,)).fetchone()
         return msgspec.json.decode(row[0]) if row else None
 
-    def _nonce(self, address: str, _block: str = "latest") -> str:
-        return hex(self._state(self._head().number).get_nonce(to_canonical_address(address)))
+    def _transactions(self, block: _Block, whole: bool) -> list[Any]:
+        if block.tx is None or not whole:
+            return [block.tx] if block.tx else []
+        (raw,) = self._db.execute("SELECT raw FROM blocks WHERE number = ?", (block.number,)).fetchone()
+        one = self._builder.decode(raw)
+        sender = to_checksum_address(one.sender)
+        return [{"hash": block.tx, "from": sender, "nonce": hex(one.nonce), "blockNumber": hex(block.number)}]
+
+    def _nonce(self, address: str, block: str = "latest") -> str:
+        at = self._head() if block in NEWEST else self._at(_height(block))
+        if at is None:
+            raise ValueError(f"there is no block {block}")
+        return hex(self._state(at.number, at.root).get_nonce(to_canonical_address(address)))
 
     def _balance(self, address: str, _block: str = "latest") -> str:
         return hex(self._state(self._head().number).get_balance(to_canonical_address(address)))
@@ -226,7 +238,7 @@ class EmbeddedChain:
         """A clock that is set back does not turn the chain's time round."""
         return max(int(self._clock()), self._head().time)
 
-    def _state(self, number: int) -> CancunState:
+    def _state(self, number: int, root: bytes | None = None) -> CancunState:
         context = ExecutionContext(
             coinbase=bytes(20),
             timestamp=self._now(),
@@ -239,7 +251,7 @@ class EmbeddedChain:
             base_fee_per_gas=0,
             excess_blob_gas=0,
         )
-        return CancunState(self._trie, context, self._head().root)
+        return CancunState(self._trie, context, root or self._head().root)
 
 
 _METHODS: dict[str, Callable[..., Any]] = {

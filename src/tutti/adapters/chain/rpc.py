@@ -85,13 +85,14 @@ def _refusal(error: Any) -> RpcRefused:
     return RpcRefused(str(error.get("message", error)) if isinstance(error, dict) else str(error), found)
 
 
-async def wait_for_receipt(rpc: Rpc, hash: str, seconds: float) -> dict[str, Any] | None:
-    """A transaction's receipt once it is in a block; None if it was not within so many seconds."""
+async def wait_for_receipt(rpc: Rpc, hashes: Sequence[str], seconds: float) -> dict[str, Any] | None:
+    """The receipt of whichever of these transactions is in a block; None if none was within so many seconds."""
     pause, loop = 0.01, asyncio.get_running_loop()
     end = loop.time() + seconds
     while True:
-        receipt: dict[str, Any] | None = await rpc.call("eth_getTransactionReceipt", hash)
-        if receipt is not None or loop.time() >= end:
-            return receipt
+        receipts = await rpc.call_all([("eth_getTransactionReceipt", hash) for hash in hashes])
+        found: dict[str, Any] | None = next((receipt for receipt in receipts if receipt), None)
+        if found is not None or loop.time() >= end:
+            return found
         await asyncio.sleep(pause)
         pause = min(2 * pause, 1.0)

@@ -20,8 +20,8 @@ from hexbytes import HexBytes
 from tutti.adapters.chain.connection import Chain, Deployment
 from tutti.adapters.chain.contracts import NAMES, contract
 from tutti.adapters.chain.embedded import EmbeddedChain
+from tutti.adapters.chain.journal import Sent
 from tutti.adapters.chain.rpc import Rpc
-from tutti.adapters.chain.sender import Sent
 from tutti.adapters.chain.wallets import NotInCustody, Wallets
 from tutti.adapters.ledgers.evm import TRANSFER_AND_CALL, EvmLedger, encoded, escrow_id
 from tutti.domain import ledger as l
@@ -113,7 +113,7 @@ async def check(rpc: Rpc, said: ChainView, transactions: Sequence[TransactionVie
             some = transactions[start : start + AT_ONCE]
             receipts = await rpc.call_all([("eth_getTransactionReceipt", one.hash) for one in some])
             for one, receipt in zip(some, receipts, strict=True):
-                chain.sender.adopt(_checked(one, receipt, said, wallets))
+                chain.journal.adopt(_checked(one, receipt, said, wallets))
         ledger = EvmLedger(chain)
         if unexplained := await ledger.unexplained():
             raise BadChain(

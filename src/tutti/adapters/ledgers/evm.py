@@ -13,7 +13,8 @@ import msgspec
 from eth_abi import encode
 
 from tutti.adapters.chain.connection import Chain
-from tutti.adapters.chain.sender import Call, Reverted, Sent
+from tutti.adapters.chain.journal import Sent
+from tutti.adapters.chain.sender import Call, Reverted
 from tutti.core import merkle
 from tutti.core.errors import NotFound
 from tutti.domain import ledger as l
@@ -117,7 +118,7 @@ class EvmLedger:
     async def holders(self) -> dict[str, Account]:
         """Those whom the journal of transactions names: what strangers hold, the chain alone knows."""
         known: dict[str, str] = {}
-        for operation in map(operation_of, self.chain.sender.told()):
+        for operation in map(operation_of, self.chain.journal.told()):
             for name in l.accounts_of(operation) if operation else ():
                 known.setdefault(self._wallets.address(name), name)
         held = {name: await self.account(name) for name in sorted(known.values())}
@@ -146,14 +147,14 @@ class EvmLedger:
 
     async def head(self) -> Head:
         """Of this coordinator's transactions: others have theirs on the same chain."""
-        return Head(*self.chain.sender.newest())
+        return Head(*self.chain.journal.newest())
 
     async def close(self) -> None:
         await self.chain.close()
 
     def transactions(self, after: int, limit: int) -> list[tuple[Sent, AnyOperation | None]]:
         """At most `limit` of the journal that are on the chain, behind a number; with what they are for, if tokens."""
-        return [(sent, operation_of(sent.what)) for sent in self.chain.sender.done(after, limit)]
+        return [(sent, operation_of(sent.what)) for sent in self.chain.journal.done(after, limit)]
 
     async def unexplained(self) -> int:
         """How many roots of earnings on the chain do not follow from the payments in the journal: 0."""
@@ -288,7 +289,7 @@ class EvmLedger:
         if count <= self._rounds[-1].number:  # vetoed, or the chain took another branch
             self._rounds, self._read = [Round()], 0
         if count > self._rounds[-1].number + 1:
-            for sent in self.chain.sender.done(after=self._read):
+            for sent in self.chain.journal.done(self._read, -1):
                 if self._rounds[-1].number + 1 == count:
                     break
                 await self._add(sent)
