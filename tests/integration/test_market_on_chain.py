@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from support.evm import Clock, embedded
-from support.market import Marketplace
+from support.market import ADMIN, Marketplace
 from tutti.adapters.chain.deploy import Rules
 from tutti.adapters.ledgers.evm import EvmLedger
 from tutti.domain.ledger import InsufficientFunds, Order, StillUnbonding, Unstake
@@ -74,13 +74,13 @@ async def test_the_contract_itself_keeps_a_bond_from_being_taken_back(place):
 
 async def test_stake_is_withdrawn_once_it_has_unbonded(place):
     await place.hire("ada", 150)
-    assert await place.market.unstake("ada", 50, "u") == 100
+    assert await place.market.unstake("ada", 50, "u", ADMIN) == 100
     ada = await place.worker_holds("ada")
     assert (ada.free, ada.staked, ada.unbonding) == (0, 100, 50)
     with pytest.raises(StillUnbonding):
-        await place.market.withdraw("ada", "w")
+        await place.market.withdraw("ada", "w", ADMIN)
     await place.time.later(Rules().unbonding + 1)
     for _ in range(2):  # the same key again takes nothing more
-        ada = await place.market.withdraw("ada", "w")
+        ada = await place.market.withdraw("ada", "w", ADMIN)
         assert (ada.free, ada.staked, ada.unbonding) == (50, 100, 0)
     await place.balanced()

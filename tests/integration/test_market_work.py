@@ -58,8 +58,27 @@ async def test_only_who_registered_a_client_spends_its_tokens(place):
     job = await place.market.submit(wish, carol)
     with pytest.raises(Forbidden):
         await place.market.dispute(job.id, mallory, "")
-    with pytest.raises(InsufficientFunds):
+    with pytest.raises(Forbidden):
         await place.market.register_worker(WorkerRegistered(at=0, worker="w", stake=100), mallory, grant=True)
+    with pytest.raises(InsufficientFunds):
+        await place.market.register_worker(WorkerRegistered(at=0, worker="w", stake=100), ADMIN)
+    await place.ledger.post(Order("early", Mint(to="client:dora", amount=10)))
+    with pytest.raises(Forbidden, match="has 10 tokens already"):
+        await place.market.register_client("dora", 0, mallory)
+
+
+async def test_only_an_admin_or_who_registered_a_worker_changes_it(place):
+    """Nor does a person who is called what the node is called: the node came by itself."""
+    await place.hire("ada", 150)
+    for who in (Who(name="mallory"), Who(name="ada")):
+        with pytest.raises(Forbidden):
+            await place.market.unstake("ada", 50, "u", who)
+        with pytest.raises(Forbidden):
+            await place.market.withdraw("ada", "w", who)
+        with pytest.raises(Forbidden):
+            await place.market.register_worker(WorkerRegistered(at=0, worker="ada", stake=100, price=2**53), who)
+    assert place.market.worker("ada").offer.price == 1
+    assert (await place.worker_holds("ada")).staked == 150
 
 
 async def test_a_worker_without_the_tokens_waits_for_them_and_then_works(place):
@@ -111,21 +130,21 @@ async def test_a_stake_at_risk_cannot_be_taken_back(place):
     await place.until_market(lambda: place.market.job(job.id).attempts)
     bond = place.market.job(job.id).attempt(1).bond
     with pytest.raises(InsufficientFunds):
-        await place.market.unstake("ada", 150 - bond + 1, "u")
-    assert await place.market.unstake("ada", 150 - bond, "u") == bond
+        await place.market.unstake("ada", 150 - bond + 1, "u", ADMIN)
+    assert await place.market.unstake("ada", 150 - bond, "u", ADMIN) == bond
 
 
 async def test_a_repeated_unstake_gives_the_same_answer_after_a_restart_too(place):
     await place.hire("ada", 150)
     await place.kill("ada")  # lest it stakes again
-    assert await place.market.unstake("ada", 100, "once") == 50
+    assert await place.market.unstake("ada", 100, "once", ADMIN) == 50
     await place.down()
     await place.up()
-    assert await place.market.unstake("ada", 100, "once") == 50
+    assert await place.market.unstake("ada", 100, "once", ADMIN) == 50
     ada = await place.worker_holds("ada")
     assert (ada.free, ada.staked) == (100, 50)
     with pytest.raises(InsufficientFunds, match="at most 50"):
-        await place.market.unstake("ada", 100, "twice")
+        await place.market.unstake("ada", 100, "twice", ADMIN)
 
 
 async def test_a_forged_update_of_a_model_costs_reputation_even_before_the_node_is_a_worker(place):

@@ -119,7 +119,7 @@ class Walk:
         free = [name for name in WORKERS if name not in self.market.busy]
         stakes = {name: self.books.account(money.worker_account(name)).staked for name in WORKERS}
         for slot in job.open_slots(RULES)[:1]:
-            if found := draw(self.market, job, slot, free, stakes, self.rng.random):
+            if found := draw(self.market, job, slot, free, stakes, self.rng.random, self.now):
                 self._do(job, j.Assign(slot=slot, worker=found.worker.name, owner=found.worker.owner, bond=found.bond))
 
     def _hand_in(self, job: j.ComputeJob) -> None:

@@ -7,6 +7,7 @@ the result has been committed to, so that nobody can aim a wrong result past it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 from tutti.core.errors import UserError
 from tutti.core.registry import Registry
+
+LARGEST_RESULT = 64 << 20
+"""Bytes of a result that are taken, with what is written around its numbers."""
 
 Floats: TypeAlias = NDArray[np.float64]
 Result: TypeAlias = Mapping[str, Floats]
@@ -51,12 +55,13 @@ class Workload:
     Attributes:
         admit: Raises BadTable, saying what is wrong, for data that it cannot be done on.
         solve: (table, seed) -> the result; the same inputs give the same result but for rounding.
-        shapes: table -> the names and shapes of a result; -1 where any length will do.
+        shapes: table -> the names and shapes of a result; -1 where any length up to `longest` will do.
         check: (table, result of these shapes and finite, seed of the job, seed of the check) -> the verdict.
         replay: (table, result, seed of the job) -> the verdict after all of the work was done again: what `check`
             finds with a chance, it finds for sure.
         work: (rows, columns) -> about how many floating-point operations it takes.
         detection: The least chance with which `check` finds a result that is wrong.
+        longest: What a -1 in `shapes` is at most.
     """
 
     admit: Callable[[Table], None]
@@ -66,6 +71,12 @@ class Workload:
     replay: Callable[[Table, Result, int], Verdict]
     work: Callable[[int, int], float]
     detection: float = 1.0
+    longest: int = 0
+
+    def largest(self, table: Table) -> int:
+        """Bytes that the numbers of a result may take."""
+        shapes = self.shapes(table).values()
+        return sum(8 * prod(self.longest if n == -1 else n for n in shape) for shape in shapes)
 
 
 workloads: Registry[Workload] = Registry("workload", "tutti.core.workloads")
@@ -84,7 +95,9 @@ def verify(
         came = result.get(name)
         if not isinstance(came, np.ndarray) or came.dtype != np.float64:
             return Verdict(False, f"{name!r} is missing or not an array of float64")
-        fits = came.ndim == len(shape) and all(n in (-1, m) for n, m in zip(shape, came.shape, strict=True))
+        fits = came.ndim == len(shape) and all(
+            m <= workload.longest if n == -1 else m == n for n, m in zip(shape, came.shape, strict=True)
+        )
         if not fits:
             return Verdict(False, f"{name!r} should have the shape {shape}, came {came.shape}")
         if not np.isfinite(came).all():

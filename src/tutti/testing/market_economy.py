@@ -84,7 +84,7 @@ class Economy:
         )
         self.market.apply(asked)
         self.market.apply(e.ComputeFunded(at=0), job_id)
-        found = draw(self.market, self.market.jobs[job_id], 0, free, self._stakes, self._rng.random)
+        found = draw(self.market, self.market.jobs[job_id], 0, free, self._stakes, self._rng.random, 0.0)
         if found is None:
             self.market.apply(e.ComputeFailed(at=0, reason="nobody"), job_id)
             self.market.apply(e.ComputeSettled(at=0), job_id)

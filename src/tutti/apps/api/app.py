@@ -124,7 +124,9 @@ def create_app(
     app.add_middleware(Guard, identify=identify, accounts=accounts, failures=failures, host=settings.host)
     _handle_errors(app)
     api = Api(app, transfer.OPENAPI_PATHS)
-    _add_routes(api, coordinator, settings, identify, registries, failures, Exposition(coordinator, fabric, broker))
+    its_jobs = jobs.JobRoutes(coordinator, compute[0])
+    exposition = Exposition(coordinator, fabric, broker)
+    _add_routes(api, coordinator, its_jobs, settings, identify, registries, failures, exposition)
     account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures, coordinator.going_on))
     ledger.add_routes(api, ledger.LedgerRoutes(*tokens, compute[1]))
     its_market = market.MarketRoutes(*compute)
@@ -149,13 +151,13 @@ def create_app(
 def _add_routes(
     api: Api,
     coordinator: Coordinator,
+    its_jobs: jobs.JobRoutes,
     settings: ApiSettings,
     identify: Identify,
     registries: Mapping[str, Registry[Any]],
     failures: Buckets,
     exposition: Exposition,
 ) -> None:
-    its_jobs = jobs.JobRoutes(coordinator)
     its_nodes = nodes.NodeRoutes(coordinator, failures, settings.url)
     its_status = status.StatusRoutes(coordinator, settings, identify, registries, exposition)
     aliases = documented.DocumentedRoutes(coordinator, its_jobs, its_nodes, registries)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from tutti.apps.api.download import model_response
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.core.errors import NotFound
-from tutti.domain.accounts import Identity
+from tutti.domain.accounts import Identity, allows
 from tutti.domain.forecast import Forecast, Usage, usage
 from tutti.domain.jobs import Job
 from tutti.domain.spec import JobSpec, load_spec
@@ -20,6 +20,7 @@ from tutti.services.coordinator import Coordinator
 from tutti.services.forecast import Forecaster
 from tutti.services.history import attempts_of
 from tutti.services.manifest import Manifest
+from tutti.services.market.desk import MarketDesk, Who
 from tutti.services.views import (
     CheckView,
     ContributionView,
@@ -73,8 +74,10 @@ def page_by_name(items: Sequence[T], limit: int, after: str, name: Callable[[T],
 
 
 class JobRoutes:
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    """`desk` knows who may spend what."""
+
+    def __init__(self, coordinator: Coordinator, desk: MarketDesk) -> None:
+        self._coordinator, self._desk = coordinator, desk
         self._forecaster = Forecaster(coordinator)
 
     def view(self, job: Job) -> JobView:
@@ -121,6 +124,9 @@ class JobRoutes:
         return Answer(check_view(spec, data, self._coordinator.offers()))
 
     async def submit(self, request: Request, spec: JobSpec, *, key: str = "", paused: bool = False) -> JobView:
+        """Raises Forbidden if somebody else's tokens are to pay for it."""
+        if spec.rewards is not None:
+            self._desk.check_spends(spec.rewards.sponsor, person(request))
         return self.view(await self._coordinator.submit(spec, by=caller(request), paused=paused, key=key))
 
     async def forecast_job(self, spec: NewJob) -> Answer[Forecast]:
@@ -223,6 +229,12 @@ def caller(request: Request) -> str:
     identity: Identity | None = request.state.identity
     who = identity.name if identity else "somebody"
     return f"{who} at {request.client.host}" if request.client else who
+
+
+def person(request: Request) -> Who:
+    """Who asked, for what costs tokens."""
+    identity: Identity | None = request.state.identity
+    return Who(name=identity.name, admin=allows(identity.role, "admin")) if identity else Who(name="somebody")
 
 
 def add_routes(api: Api, jobs: JobRoutes) -> None:

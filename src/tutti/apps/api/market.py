@@ -11,19 +11,18 @@ from msgspec import Meta
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from tutti.apps.api.jobs import Key, Text, caller
+from tutti.apps.api.jobs import Key, Text, caller, person
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit, OrderKey
 from tutti.core.errors import NotFound
 from tutti.core.registry import Choice, Option
 from tutti.core.workload import workloads
-from tutti.domain.accounts import Identity, allows
 from tutti.domain.ledger.operations import Amount
 from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import ComputeJob, Status
 from tutti.domain.market.money import client_account, worker_account
 from tutti.domain.market.standing import Market
 from tutti.domain.spec import Name
-from tutti.services.market.desk import MarketDesk, Who, Wish
+from tutti.services.market.desk import MarketDesk, Wish
 from tutti.services.market.floor import MarketFloor
 from tutti.services.market.tables import LARGEST, read_table
 from tutti.services.views.base import Page, View
@@ -177,23 +176,25 @@ class MarketRoutes:
             price=wish.price,
             kinds=wish.kinds,
         )
-        await self._desk.register_worker(offer, _who(request), grant=True)
+        await self._desk.register_worker(offer, person(request), grant=True)
         where = f"/api/v1/market/workers/{wish.worker_id}"
         return Answer(self._worker(wish.worker_id), 201, {"location": where})
 
     async def unstake(
         self,
+        request: Request,
         worker: str,
         wish: Annotated[UnstakeRequest, Depends(Body(UnstakeRequest))],
         key: OrderKey,
     ) -> Answer[WorkerView]:
         """Take stake back, as far as it is not at risk with work that goes on. If it unbonds: `withdraw` it later."""
-        await self._desk.unstake(worker, wish.amount, key)
+        await self._desk.unstake(worker, wish.amount, key, person(request))
         return await self.show_worker(worker)
 
-    async def withdraw(self, worker: str, key: OrderKey) -> Answer[BalanceView]:
+    async def withdraw(self, request: Request, worker: str, key: OrderKey) -> Answer[BalanceView]:
         """Take the stake that has unbonded: all of it, once the ledger's period since the last `unstake` is over."""
-        return Answer(balance_view(worker_account(worker), await self._desk.withdraw(worker, key)))
+        held = await self._desk.withdraw(worker, key, person(request))
+        return Answer(balance_view(worker_account(worker), held))
 
     # -- clients -------------------------------------------------------------------------------------------
 
@@ -223,7 +224,7 @@ class MarketRoutes:
         self, request: Request, wish: Annotated[ClientRequest, Depends(Body(ClientRequest))]
     ) -> Answer[ClientView]:
         """Register a client. An admin may give it a first balance, which is made once."""
-        await self._desk.register_client(wish.client_address, wish.initial_balance, _who(request))
+        await self._desk.register_client(wish.client_address, wish.initial_balance, person(request))
         where = f"/api/v1/market/clients/{wish.client_address}"
         return Answer(await self._client(wish.client_address), 201, {"location": where})
 
@@ -236,7 +237,7 @@ class MarketRoutes:
         """
         body = await _read(request)
         table = await asyncio.to_thread(read_table, body, target)
-        digest = await self._desk.keep_table(await asyncio.to_thread(encode_table, table), _who(request))
+        digest = await self._desk.keep_table(await asyncio.to_thread(encode_table, table), person(request))
         rows, columns = table.x.shape
         return Answer(TableView(data=digest, rows=rows, columns=columns, target=table.y is not None), 201)
 
@@ -254,7 +255,7 @@ class MarketRoutes:
             seconds=wish.seconds,
             window=wish.window,
         )
-        job = await self._desk.submit(asked, _who(request), key)
+        job = await self._desk.submit(asked, person(request), key)
         return Answer(self._job(job), 201, {"location": f"/api/v1/market/jobs/{job.id}"})
 
     async def list_jobs(
@@ -305,7 +306,7 @@ class MarketRoutes:
         self, request: Request, job: str, wish: Annotated[DisputeRequest, Depends(Body(DisputeRequest))]
     ) -> Answer[ComputeJobView]:
         """Doubt a result, within the job's window: a further worker makes it again, and all of it is replayed."""
-        return Answer(self._job(await self._desk.dispute(job, _who(request), wish.reason)))
+        return Answer(self._job(await self._desk.dispute(job, person(request), wish.reason)))
 
     # -- coordination --------------------------------------------------------------------------------------
 
@@ -323,11 +324,6 @@ class MarketRoutes:
         """Assign now what can be assigned now; there is no need to, for that happens by itself."""
         assigned = await self._floor.assign()
         return Answer(CoordinationView(status="triggered", coordinating=self._market.coordinating, assigned=assigned))
-
-
-def _who(request: Request) -> Who:
-    identity: Identity | None = request.state.identity
-    return Who(name=identity.name, admin=allows(identity.role, "admin")) if identity else Who(name="somebody")
 
 
 def _kind(wish: ComputeRequest) -> Choice:

@@ -72,8 +72,9 @@ def kmeans(
         shapes=shapes,
         check=check,
         replay=replay,
-        work=lambda n, d: 2.0 * n * d * clusters * (iterations + clusters),
+        work=lambda n, d: 2.0 * n * d * clusters * (iterations + 1),
         detection=min(1.0, 2 / max(1, iterations - 2)),
+        longest=iterations + 1,
     )
 
 

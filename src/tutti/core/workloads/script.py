@@ -73,6 +73,7 @@ def script(
         replay=replay,
         work=lambda n, d: float(fuel),
         detection=0.0,
+        longest=MOST_NUMBERS,
     )
 
 

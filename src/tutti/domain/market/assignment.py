@@ -29,7 +29,7 @@ class Drawn:
     explored: bool
 
 
-def why_not(worker: Worker, job: ComputeJob, slot: int, bond: int, stake: int, rules: Rules) -> str:
+def why_not(worker: Worker, job: ComputeJob, slot: int, stake: int, rules: Rules, now: float) -> str:
     """Why a worker cannot be given this; empty if it can. `stake` is all that it has staked, locked or not."""
     submitted, offer = job.submitted, worker.offer
     if stake < rules.min_stake:
@@ -45,8 +45,9 @@ def why_not(worker: Worker, job: ComputeJob, slot: int, bond: int, stake: int, r
     if any(a.owner == worker.owner or a.worker == worker.name for a in job.attempts):
         return "its owner has had a part in this job"
     work = workloads.build(submitted.kind).work(submitted.rows, submitted.columns)
-    if SPARE * work / (1e9 * worker.gflops) > job.patience(rules):
-        return f"takes more than {job.patience(rules):g} s by its measured speed"
+    left = min(job.patience(rules), job.expires - now)
+    if SPARE * work / (1e9 * worker.gflops) > left:
+        return f"takes more than the {left:g} s that are left, by its measured speed"
     return ""
 
 
@@ -57,6 +58,7 @@ def draw(
     free: Sequence[str],
     stakes: Mapping[str, int],
     chance: Callable[[], float],
+    now: float,
 ) -> Drawn | None:
     """A worker of `free` for a slot, or none that can. `chance` gives numbers from 0 to 1 that nobody can foresee."""
     rules = market.rules
@@ -66,7 +68,7 @@ def draw(
     for name in free:
         worker, stake = market.workers[name], stakes.get(name, 0)
         spare = stake - market.locked.get(name, 0)
-        if spare >= bond and not why_not(worker, job, slot, bond, stake, rules):
+        if spare >= bond and not why_not(worker, job, slot, stake, rules, now):
             able.append(worker)
             spares.append(spare)
     if not able:

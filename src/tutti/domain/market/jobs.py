@@ -194,7 +194,7 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class Conclude:
-    """Look whether the job is over, one way or the other. `reason` ends one whose reward could not be set aside."""
+    """Look whether the job is over, one way or the other. A `reason` ends it without a result, by nobody's fault."""
 
     reason: str = ""
 
@@ -304,9 +304,9 @@ def _dispute(job: ComputeJob, by: str, reason: str, now: float) -> list[e.Comput
 def _conclude(job: ComputeJob, command: Conclude, rules: Rules, now: float) -> list[e.ComputeEvent]:
     if job.final:
         return []
-    if not job.funded:
-        return [e.ComputeFailed(at=now, reason=command.reason)] if command.reason else []
-    if any(a.holds is None for a in job.live) or job.open_slots(rules):
+    if command.reason:
+        return [e.ComputeFailed(at=now, reason=command.reason[:500])]
+    if not job.funded or any(a.holds is None for a in job.live) or job.open_slots(rules):
         return []
     good = next((attempt for attempt in job.live if attempt.holds), None)
     if good is not None:

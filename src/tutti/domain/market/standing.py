@@ -12,12 +12,13 @@ from tutti.domain.market.rules import RULES, Rules
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """`offer` is its newest registration; `records` are by kind of job, `overall` of all kinds together.
+    """`offer` is its newest registration, `by` who made the first; `records` are by kind of job, `overall` of all.
 
     `base` is the record at a kind that it has not done yet: empty, but for forged updates of models.
     """
 
     offer: e.WorkerRegistered
+    by: str
     since: float
     gflops: float = 0.0
     records: dict[str, Record] = field(default_factory=dict)
@@ -84,7 +85,7 @@ class Market:
                 self._evolve(self.jobs[job_id], event)
 
     def _newcomer(self, offer: e.WorkerRegistered) -> Worker:
-        worker = Worker(offer=offer, since=offer.at)
+        worker = Worker(offer=offer, by=offer.by, since=offer.at)
         for _ in range(self.forgeries[offer.worker]):
             worker = worker.after_forgery()
         return worker

@@ -149,6 +149,28 @@ class MarketDesk:
         self.client(client)
         return (await self.ledger.account(client_account(client))).free
 
+    # -- who may what ------------------------------------------------------------------------------------
+
+    def check_spends(self, account: str, who: Who) -> None:
+        """Raises Forbidden unless this person may spend what an account has: who registered a client, or an admin."""
+        client = self.market.clients.get(account.removeprefix("client:")) if account.startswith("client:") else None
+        if who.admin or (client is not None and client.by == who.name):
+            return
+        whose = f"was registered by {client.by}" if client else "is nobody's client: an admin spends it"
+        raise Forbidden(f"{account!r} {whose}, so {who.name} cannot spend its tokens")
+
+    def check_speaks(self, worker: str, who: Who) -> None:
+        """Raises Forbidden unless this person may change a worker's offer and stake: who registered it, or an admin.
+
+        A worker whose node came by itself, and one that is not there yet, is changed by admins only: its account may
+        have tokens already, such as what the node has earned by training.
+        """
+        known = self.market.workers.get(worker)
+        if who.admin or (known is not None and known.by == who.name):
+            return
+        whose = f"was registered by {known.by}" if known else "is not a worker yet"
+        raise Forbidden(f"{worker!r} {whose}: {who.name} cannot change it, an admin can; its node joins by --worker")
+
     # -- taking part -------------------------------------------------------------------------------------
 
     async def register_worker(self, offer: e.WorkerRegistered, who: Who, *, grant: bool = False) -> Worker:
@@ -157,6 +179,7 @@ class MarketDesk:
         With `grant` an admin makes the tokens that it lacks, once; without, InsufficientFunds is raised if it lacks
         any, and nothing is changed.
         """
+        self.check_speaks(offer.worker, who)
         if offer.stake < self.rules.min_stake:
             raise UserError(
                 f"insufficient stake: a worker stakes {self.rules.min_stake} tokens or more, came {offer.stake}"
@@ -180,7 +203,7 @@ class MarketDesk:
     async def take_offer(self, offer: e.WorkerRegistered) -> str:
         """A connected node offers its work: note it, and stake what it can; returns what it lacks, in words."""
         async with self._turns[offer.worker]:
-            await self._offer(offer, offer.worker)
+            await self._offer(offer, worker_account(offer.worker))
         staked = self.stakes[offer.worker]
         if staked >= offer.stake:
             return ""
@@ -203,19 +226,20 @@ class MarketDesk:
         self.stakes[worker] = held.staked + max(more, 0)
         self.changed("")
 
-    async def unstake(self, worker: str, amount: int, key: str) -> int:
+    async def unstake(self, worker: str, amount: int, key: str, who: Who) -> int:
         """Take stake back, as far as it is not at risk with work that goes on; returns what stays staked.
 
         The same key again takes nothing more, after a restart too.
         """
         self.worker(worker)
+        self.check_speaks(worker, who)
         async with self._turns[worker]:
             if await self.ledger.known(key) is None:
                 await self._spare(worker, amount)
             try:
                 await self.ledger.post(Order(key, Unstake(account=worker_account(worker), amount=amount)))
                 with suppress(StillUnbonding):  # there is an unbonding period: see `withdraw`
-                    await self.withdraw(worker, f"{key}/withdraw")
+                    await self.withdraw(worker, f"{key}/withdraw", who)
             finally:
                 await self._refresh(worker)
         return self.stakes[worker]
@@ -231,9 +255,10 @@ class MarketDesk:
             )
         self.stakes[worker] = held.staked - amount  # nobody gives it away meanwhile
 
-    async def withdraw(self, worker: str, key: str) -> Account:
+    async def withdraw(self, worker: str, key: str, who: Who) -> Account:
         """Take what has unbonded; raises StillUnbonding before the period is over."""
         self.worker(worker)
+        self.check_speaks(worker, who)
         account = worker_account(worker)
         await self.ledger.post(Order(key, Withdraw(account=account)))
         return await self.ledger.account(account)
@@ -246,6 +271,8 @@ class MarketDesk:
             )
         known = self.market.clients.get(name)
         if known is None:
+            if not who.admin and (held := (await self.ledger.account(client_account(name))).free):
+                raise Forbidden(f"{client_account(name)!r} has {held} tokens already: an admin registers this client")
             event = e.ClientRegistered(at=self.clock(), client=name, by=who.name)
             await self._journal.market(STREAM, lambda: [] if name in self.market.clients else [event])
         if balance > 0:
@@ -278,9 +305,8 @@ class MarketDesk:
 
         With a `key`, asking again gives the same job, after a restart too; Conflict if the job differs.
         """
-        client = self.client(wish.client)
-        if not (who.admin or who.name == client.by):
-            raise Forbidden(f"{wish.client!r} was registered by {client.by}: {who.name} cannot spend its tokens")
+        self.client(wish.client)
+        self.check_spends(client_account(wish.client), who)
         if wish.reward < wish.replicas:
             raise UserError(
                 f"{wish.replicas} replicas need a reward of {wish.replicas} tokens or more, came {wish.reward}"
@@ -326,8 +352,7 @@ class MarketDesk:
         """Have a result made again by a further worker, at the client's cost, and replayed in full."""
         job = self.job(job_id)
         client = self.client(job.submitted.client)
-        if not (who.admin or who.name == client.by):
-            raise Forbidden(f"only {client.by}, who speaks for the client {client.client!r}, can dispute its jobs")
+        self.check_spends(client_account(client.client), who)
         deposit = job.share(len(job.slots))
         if (free := await self.balance(client.client)) < deposit:
             raise InsufficientFunds(f"{client.client!r} has {free} tokens, a further worker takes {deposit}")

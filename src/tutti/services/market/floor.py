@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from random import SystemRandom
+from typing import TypeVar
 
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError
-from tutti.core.workload import Verdict
+from tutti.core.workload import LARGEST_RESULT
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
@@ -25,9 +26,8 @@ from tutti.domain.market.assignment import Drawn, draw
 from tutti.domain.market.jobs import Attempt, ComputeJob
 from tutti.domain.market.sealing import Phase
 from tutti.ports import Arrived, Fabric, FabricEvent, Left, Said
-from tutti.ports.blobs import Mapped
 from tutti.services.market.desk import MarketDesk
-from tutti.services.market.judging import MEASURE_COLUMNS, MEASURE_ROWS, judge, speed
+from tutti.services.market.judging import MEASURE_COLUMNS, MEASURE_ROWS, fault_of_the_job, judge, speed
 from tutti.services.market.till import Till
 from tutti.wire.messages import (
     Committed,
@@ -46,9 +46,9 @@ from tutti.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 RETRY_SECONDS = 2.0
-LARGEST_RESULT = 64 << 20
 UPLOADS_PER_ATTEMPT = 64
 WAITING_OF_ONE = 8
 """Messages of one worker that wait; an honest one has one or two."""
@@ -306,7 +306,7 @@ class MarketFloor:
             return
         asked, at = present.asked
         seconds = self.desk.clock() - at
-        gflops = await asyncio.get_running_loop().run_in_executor(self._checks, speed, asked, answer, seconds)
+        gflops = await self._in_thread(lambda: speed(asked, answer, seconds))
         known = self.desk.worker(node).gflops
         if gflops == 0 or abs(gflops - known) > FASTER * known:
             await self.desk.note(e.WorkerMeasured(at=self.desk.clock(), worker=node, gflops=round(gflops, 3)))
@@ -338,7 +338,7 @@ class MarketFloor:
             if job.id in seen:
                 continue
             seen.add(job.id)
-            found = draw(self.market, job, slot, free, self.desk.stakes, self._chance)
+            found = draw(self.market, job, slot, free, self.desk.stakes, self._chance, self.desk.clock())
             if found is not None:
                 free.remove(found.worker.name)
                 self.desk.reserved[found.worker.name] = found.bond
@@ -460,33 +460,36 @@ class MarketFloor:
         """End attempts that nothing is heard of, and those without a result when the job's time is up."""
         released = False
         for attempt in job.live:
-            until, reason = self._expiry(job, attempt)
+            until, reason, ours = self._expiry(job, attempt)
             if self.desk.clock() < until:
                 continue
             seen = sealing.phase(job, attempt, self.desk.rules)
-            if await self.desk.do(job.id, j.Release(attempt=attempt.number, reason=reason, phase=seen)):
+            if await self.desk.do(job.id, j.Release(attempt=attempt.number, reason=reason, ours=ours, phase=seen)):
                 released = True
                 self._tell(self.desk.job(job.id), self.desk.job(job.id).attempt(attempt.number))
         return released
 
-    def _expiry(self, job: ComputeJob, attempt: Attempt) -> tuple[float, str]:
-        """Until when to wait for an attempt, and why not longer. One that is sealed has nothing to do but wait."""
+    def _expiry(self, job: ComputeJob, attempt: Attempt) -> tuple[float, str, bool]:
+        """Until when to wait for an attempt, why not longer, and whether that is no fault of the worker.
+
+        One that is sealed has nothing to do but wait.
+        """
         rules, key = self.desk.rules, (job.id, attempt.number)
         phase, patience = sealing.phase(job, attempt, rules), job.patience(rules)
         if phase in (Phase.SEALED, Phase.SHOWN):
-            return float("inf"), ""
+            return float("inf"), "", True
         asked = self._asked.get(key, self.desk.clock())
         began = asked if phase is Phase.ASKED else max(attempt.at, self._started)
         heard = max(began, self._heard.get(key, began))
         ends = [
-            (heard + rules.lease, f"no sign of its work for {rules.lease:g} s"),
-            (began + patience, f"no result for {patience:g} s"),
+            (heard + rules.lease, f"no sign of its work for {rules.lease:g} s", False),
+            (began + patience, f"no result for {patience:g} s", False),
         ]
         if phase is Phase.WORKING:
-            ends.append((self._closes(job), f"no result within {job.submitted.seconds:g} s"))
+            ends.append((self._closes(job), f"no result within {job.submitted.seconds:g} s", True))
         if attempt.worker not in self.present:
             left = max(began, self._left.get(attempt.worker, self._started))
-            ends.append((left + rules.away, f"disconnected for {rules.away:g} s"))
+            ends.append((left + rules.away, f"disconnected for {rules.away:g} s", False))
         return min(ends)
 
     def _ask_to_show(self, job: ComputeJob, again: NodeId = "") -> None:
@@ -519,11 +522,16 @@ class MarketFloor:
         seed = secrets.randbits(48)  # drawn now that the result cannot be changed any more
         replay = sealing.doubtful(job) or self._chance() < self.desk.rules.spot
         try:
-            verdict = await self._check(submitted, data, result, seed, replay)
+            verdict = await self._in_thread(lambda: judge(submitted, data, result, seed, replay=replay))
+            ours = "" if verdict.holds else await self._in_thread(lambda: fault_of_the_job(submitted, data, seed))
         except Exception as error:  # a mistake of ours, for which nobody pays
             log.exception("compute job %s: attempt %d cannot be checked", job.id, number)
             reason = f"cannot be checked here: {type(error).__name__}: {error}"
             await self.desk.do(job.id, j.Release(attempt=number, reason=reason, ours=True))
+            return
+        if ours:
+            log.error("compute job %s: attempt %d: %s; what is made here: %s", job.id, number, verdict.reason, ours)
+            await self.desk.do(job.id, j.Conclude(reason=f"an honest result does not pass its check either: {ours}"))
             return
         command = j.Judge(
             attempt=number,
@@ -535,10 +543,7 @@ class MarketFloor:
         )
         await self.desk.do(job.id, command)
 
-    async def _check(self, job: e.ComputeSubmitted, data: Mapped, result: Mapped, seed: int, replay: bool) -> Verdict:
-        def work() -> Verdict:
-            return judge(job, data, result, seed, replay=replay)
-
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._checks, work)
 
     async def _end(self, job: ComputeJob) -> bool:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from tutti.core.errors import TuttiError
 from tutti.core.registry import Choice
-from tutti.core.workload import BadTable, Floats, Table, Verdict, Workload, verify, workloads
+from tutti.core.workload import LARGEST_RESULT, BadTable, Floats, Table, Verdict, Workload, verify, workloads
 from tutti.domain.market.events import ComputeSubmitted
 from tutti.wire.messages import Measure, Measured
 from tutti.wire.tables import Data, decode, decode_table
@@ -13,10 +14,19 @@ MEASURE_ROWS, MEASURE_COLUMNS = 6000, 128
 """A problem of a fifth of a GFLOP, which a core solves in about 20 ms: its check takes a fraction of that."""
 
 
+WRITTEN_AROUND = 64 * 1024
+"""Bytes of a result that are not its numbers, at most."""
+
+
 def admit(kind: Choice, data: Data) -> tuple[int, int]:
     """Rows and columns of a table that this kind of job can be done on; raises UserError with the reason if not."""
-    table = decode_table(data)
-    workloads.build(kind).admit(table)
+    table, workload = decode_table(data), workloads.build(kind)
+    workload.admit(table)
+    if (size := workload.largest(table)) > LARGEST_RESULT - WRITTEN_AROUND:
+        raise BadTable(
+            f"the result may take {size / 2**20:.0f} MiB, and {LARGEST_RESULT >> 20} are taken: ask for fewer rows, "
+            "clusters or iterations"
+        )
     return len(table.x), table.x.shape[1]
 
 
@@ -34,6 +44,20 @@ def judge(job: ComputeSubmitted, data: Data, result: Data, check_seed: int, *, r
     except BadTensors as error:
         return Verdict(False, f"not a result: {error}")
     return verify(workloads.build(job.kind), decode_table(data), arrays, job.seed, check_seed, replay=replay)
+
+
+def fault_of_the_job(job: ComputeSubmitted, data: Data, check_seed: int) -> str:
+    """Why a result that is made here, honestly, does not hold either; empty if it does.
+
+    Then the job's data, or a check, are at fault, and nobody may be punished.
+    """
+    try:
+        table, workload = decode_table(data), workloads.build(job.kind)
+        workload.admit(table)
+        verdict = verify(workload, table, workload.solve(table, job.seed), job.seed, check_seed, replay=True)
+    except (TuttiError, ArithmeticError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if verdict.holds else verdict.reason
 
 
 def problem(asked: Measure) -> Table:

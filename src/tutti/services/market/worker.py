@@ -160,7 +160,9 @@ class Worker:
         try:
             await self.tasks.insist(lambda: self.link.store(memoryview(held.result), digest))
         except Exception as error:
-            log.warning("compute job %s: its result is not taken: %s", job, reason_of(error))
+            reason = f"its result is not taken: {reason_of(error)}"
+            log.warning("compute job %s: %s", job, reason)
+            await self.tasks.say(Declined(job=job, attempt=attempt, reason=reason[:1000]))
             return
         finally:
             renewal.cancel()
