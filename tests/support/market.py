@@ -9,9 +9,10 @@ from tutti.core.registry import Choice
 from tutti.domain.ledger import Account, Mint, Order, Totals
 from tutti.domain.market.jobs import ComputeJob
 from tutti.domain.market.money import client_account, worker_account
+from tutti.ports.machine import Host
 from tutti.services.market.desk import Who, Wish
 from tutti.services.market.judging import solve
-from tutti.services.market.worker import Solve, Worker
+from tutti.services.market.worker import Answer, Solve, Worker
 from tutti.wire.messages import Offer
 
 ADMIN = Who(name="admin", admin=True)
@@ -38,6 +39,8 @@ class Marketplace(World):
         solve: Solve = solve,
         worker: type[Worker] = Worker,
         tokens: int | None = None,
+        machine: Host | None = None,
+        gpu: Answer | None = None,
         **offer: object,
     ) -> None:
         """Start a worker that has the tokens for its stake, and wait until it can be given work."""
@@ -50,6 +53,8 @@ class Marketplace(World):
             data=no_data(),
             offer=Offer(stake=stake, **offer),
             solve=solve,
+            machine=machine,
+            gpu=gpu,
             worker=worker,  # type: ignore[arg-type]
         )
         if tokens is None:

@@ -34,12 +34,13 @@ from tutti.domain.spec import DataSchema, JobSpec, load_spec
 from tutti.ports import Data, EventLog, Examples, LinkRefused, Report, Task, Work
 from tutti.ports.identity import SigningKey
 from tutti.ports.ledger import Ledger
+from tutti.ports.machine import Host
 from tutti.ports.training import models
 from tutti.services.coordinator import Coordinator
 from tutti.services.market.desk import MarketDesk
 from tutti.services.market.floor import MarketFloor
 from tutti.services.market.judging import solve
-from tutti.services.market.worker import Solve, Worker
+from tutti.services.market.worker import Answer, Solve, Worker
 from tutti.services.node import NodeRuntime
 from tutti.services.rewards import RewardDesk
 from tutti.services.sessions import Sessions
@@ -174,6 +175,8 @@ class World:
         solve: Solve = solve,
         worker: type[Worker] = Worker,
         key: SigningKey | None = None,
+        machine: Host | None = None,
+        gpu: Answer | None = None,
     ) -> None:
         if name not in self._secrets:
             self._secrets[name] = await self.core.members.admit(await self.core.members.invite(), name)
@@ -184,10 +187,10 @@ class World:
             link=link,
             data=data or toy_data(part),
             policy=policy or Policy(),
-            machine=Machine(),
+            machine=machine or Machine(),
             workdir=self.folder / "nodes" / name,
             trainer_for=lambda model, data: ToyTrainer(gate) if gate else models.build(model, data=data),
-            worker=worker(name, self._secrets[name], offer, link, self.folder / "market" / name, solve)
+            worker=worker(name, self._secrets[name], offer, link, self.folder / "market" / name, solve, gpu=gpu)
             if offer
             else None,
             key=key,

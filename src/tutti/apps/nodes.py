@@ -68,6 +68,7 @@ async def run_node(settings: NodeSettings) -> None:
 
 
 async def _run_node(settings: NodeSettings, policy: Policy) -> None:
+    from tutti.adapters.gpu import gpu_answer
     from tutti.adapters.identities.secp256k1 import Secp256k1Key
     from tutti.adapters.machine import Machine, apply_limits
     from tutti.adapters.tracing import TracedLink, tracing
@@ -85,7 +86,8 @@ async def _run_node(settings: NodeSettings, policy: Policy) -> None:
         link = TracedLink(plain, tracer, member.node) if tracer else plain
         market = settings.state_dir / "market"
         offer = _able(settings.offer) if settings.offer else None
-        worker = Worker(member.node, member.secret, offer, link, market) if offer else None
+        gpu = await asyncio.to_thread(gpu_answer) if offer and policy.allow_gpu else None
+        worker = Worker(member.node, member.secret, offer, link, market, gpu=gpu) if offer else None
 
         def runtime(link: "Link", data: Data) -> NodeRuntime:
             return NodeRuntime(

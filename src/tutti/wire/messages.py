@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from tutti.core.challenge import SIZE, WIDTH
 from tutti.core.codec import NONE
 from tutti.core.errors import UserError
 from tutti.core.registry import Choice
@@ -174,10 +175,10 @@ class Declined(Message, frozen=True, kw_only=True, tag="compute:failed"):
 
 
 class Measured(Message, frozen=True, kw_only=True, tag="compute:measured"):
-    """The answer to Measure: the coefficients that solve its problem, and intercept and error behind them."""
+    """The answer to Measure; empty if it cannot be found here, as on a machine without a GPU."""
 
     id: str
-    values: Annotated[tuple[float, ...], Meta(max_length=1024)]
+    answer: Annotated[bytes, Meta(max_length=SIZE * WIDTH)] = b""
 
 
 NodeMessage: TypeAlias = (
@@ -336,15 +337,14 @@ class Over(Message, frozen=True, kw_only=True, tag="compute:over"):
 
 
 class Measure(Message, frozen=True, kw_only=True, tag="compute:measure"):
-    """Solve `linear_regression` on the random table of this seed and size, at once: the time until the answer counts.
-
-    x is drawn row by row by numpy's PCG64 as uniform numbers, then y likewise.
+    """Solve the problem of `tutti.core.challenge` at once, on the processor or the GPU: the time until the answer
+    counts.
     """
 
     id: str
     seed: int
-    rows: Annotated[int, Meta(ge=2, le=100_000)]
-    columns: Annotated[int, Meta(ge=1, le=1000)]
+    steps: Annotated[int, Meta(ge=1, le=100_000)]
+    gpu: bool = False
 
 
 class Assign(Message, frozen=True, kw_only=True, tag="session:assign"):

@@ -68,7 +68,7 @@ Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 class WorkerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Registers a worker; it works once the node of this name joins with `--worker`.
 
-    `compute_capacity`: GFLOP/s that it claims; shown, and measured.
+    `gpu_type` and `compute_capacity` (GFLOP/s) are claims: shown, measured, and called unverified if that says less.
     """
 
     worker_id: Name
@@ -90,8 +90,8 @@ class ClientRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ComputeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Asks for work. `data`: the digest of an uploaded table; without, a bundled sample is used.
 
-    `replicas` workers of different owners share the reward. The job fails after `seconds` without a result; one that
-    was verified can be disputed for `window` seconds, and is paid after that.
+    `gpu`: only workers whose GPU was measured. `replicas` workers of different owners share the reward. The job fails
+    after `seconds` without a result; one that was verified can be disputed for `window` seconds, and is paid then.
     """
 
     client_address: ClientName
@@ -101,6 +101,7 @@ class ComputeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: Digest = ""
     seed: Annotated[int, Meta(ge=0, le=2**48)] = 0
     replicas: Annotated[int, Meta(ge=1, le=9)] = 1
+    gpu: bool = False
     seconds: Annotated[float, Meta(ge=1, le=30 * 86_400)] = 3600.0
     window: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 0.0
 
@@ -160,6 +161,8 @@ class MarketRoutes:
             note = f"has {staked} tokens at stake, the least is {self._market.rules.min_stake}"
         elif known.gflops <= 0:
             note = "has not been measured yet"
+        else:
+            note = "; ".join(known.unsupported(self._market.rules))
         return worker_view(known, self._market, connected=present is not None, staked=staked, note=note)
 
     async def register_worker(
@@ -252,6 +255,7 @@ class MarketRoutes:
             data=wish.data,
             seed=wish.seed,
             replicas=wish.replicas,
+            gpu=wish.gpu,
             seconds=wish.seconds,
             window=wish.window,
         )

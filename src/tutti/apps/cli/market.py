@@ -131,6 +131,7 @@ def register(client: "Client", name: str, balance: int, as_json: bool) -> None:
 @click.option("--target", default="", help="The CSV column to predict.")
 @click.option("--code", type=ExistingFile, help="Of kind `script`: the program, WebAssembly as text or compiled.")
 @click.option("--replicas", type=click.IntRange(1, 9), default=1, show_default=True, help="Workers that do it alike.")
+@click.option("--gpu", is_flag=True, help="Only by workers whose GPU was measured.")
 @click.option("--within", "seconds", type=float, default=3600.0, show_default=True, help="Seconds until it fails.")
 @click.option(
     "--window", type=float, default=0.0, show_default=True, help="Seconds in which the result can be disputed."

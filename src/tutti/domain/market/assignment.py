@@ -36,6 +36,8 @@ def why_not(worker: Worker, job: ComputeJob, slot: int, stake: int, rules: Rules
         return f"has {stake} tokens at stake, the least is {rules.min_stake}"
     if worker.gflops <= 0:
         return "has not been measured yet"
+    if submitted.gpu and worker.gpu_gflops < rules.gpu:
+        return "has no GPU that was measured"
     if offer.kinds and submitted.kind.name not in offer.kinds:
         return f"does not take {submitted.kind.name}"
     if offer.price > job.share(slot):

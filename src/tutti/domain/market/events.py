@@ -11,8 +11,8 @@ from tutti.domain.event import Digest, Event, NodeId
 class WorkerRegistered(Event, frozen=True, kw_only=True):
     """A worker offers its machine, or changes its offer. What was known of it before stays.
 
-    `claimed` is the capacity it claims, in GFLOP/s: shown, never believed. `price`: the least reward it works for;
-    `kinds`: the kinds of job it takes, empty for all. `owner` is whose machine it says it is.
+    `gpu` and `claimed` (its capacity in GFLOP/s) are what it claims: shown, never believed. `price`: the least reward
+    it works for; `kinds`: the kinds of job it takes, empty for all. `owner` is whose machine it says it is.
     """
 
     worker: NodeId
@@ -26,10 +26,14 @@ class WorkerRegistered(Event, frozen=True, kw_only=True):
 
 
 class WorkerMeasured(Event, frozen=True, kw_only=True):
-    """The worker solved a problem made for the occasion, and the solution held: so fast it is, or faster."""
+    """The worker solved a problem made for the occasion, and the solution held: so fast it is, or faster.
+
+    On its GPU, with `gpu`. 0: it gave none in time, or a wrong one.
+    """
 
     worker: NodeId
     gflops: float
+    gpu: bool = False
 
 
 class ClientRegistered(Event, frozen=True, kw_only=True):
@@ -55,8 +59,8 @@ class CoordinationStarted(Event, frozen=True, kw_only=True):
 class ComputeSubmitted(Event, frozen=True, kw_only=True):
     """A client asks for work. `reward` is for all replicas together, which are paid alike.
 
-    `seconds`: after so many without a result the job fails. `window`: for so many seconds after it was verified, the
-    result can be disputed; only then is it paid.
+    `gpu`: only for workers whose GPU was measured. `seconds`: after so many without a result the job fails. `window`:
+    for so many seconds after it was verified, the result can be disputed; only then is it paid.
     """
 
     job: str
@@ -68,6 +72,7 @@ class ComputeSubmitted(Event, frozen=True, kw_only=True):
     seed: int
     reward: int
     replicas: int = 1
+    gpu: bool = False
     seconds: float = 3600.0
     window: float = 0.0
     by: str = ""

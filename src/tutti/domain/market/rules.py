@@ -18,6 +18,8 @@ class Rules:
         small: Up to which reward for one replica a job is small.
         esteem: The power of the reputation in the weight with which workers are drawn.
         lost: How much of a failure it is not to deliver.
+        gpu: GFLOP/s (float32) by which a machine shows that it has a GPU: more than processors do on this problem.
+        supports: What part of a claimed capacity has to be measured for the claim to be called supported.
         queue: Jobs of one client that may go on at a time.
     """
 
@@ -31,6 +33,8 @@ class Rules:
     small: int = 100
     esteem: float = 2.0
     lost: float = 0.25
+    gpu: float = 500.0
+    supports: float = 0.5
     queue: int = 10_000
 
     def bond(self, share: int, detection: float) -> int:

@@ -21,6 +21,7 @@ class Worker:
     by: str
     since: float
     gflops: float = 0.0
+    gpu_gflops: float = 0.0
     records: dict[str, Record] = field(default_factory=dict)
     overall: Record = field(default_factory=Record)
     base: Record = field(default_factory=Record)
@@ -36,6 +37,19 @@ class Worker:
     def owner(self) -> str:
         """Whose machine it says it is: its own, unless it says otherwise."""
         return self.offer.owner or self.name
+
+    def unsupported(self, rules: Rules) -> list[str]:
+        """Which of its claims no measurement supports, in words."""
+        said = list[str]()
+        if self.offer.gpu and self.gpu_gflops < rules.gpu:
+            said.append(
+                f"the GPU {self.offer.gpu!r} is unverified: {self.gpu_gflops:g} GFLOP/s were measured on it, "
+                f"{rules.gpu:g} would show one"
+            )
+        best = max(self.gflops, self.gpu_gflops)
+        if self.offer.claimed and best < rules.supports * self.offer.claimed:
+            said.append(f"{self.offer.claimed:g} GFLOP/s are unverified: {best:g} were measured")
+        return said
 
     def record(self, kind: str) -> Record:
         return self.records.get(kind, self.base)
@@ -72,8 +86,9 @@ class Market:
             case e.WorkerRegistered(worker=name):
                 known = self.workers.get(name)
                 self.workers[name] = replace(known, offer=event) if known else self._newcomer(event)
-            case e.WorkerMeasured(worker=name, gflops=gflops):
-                self.workers[name] = replace(self.workers[name], gflops=gflops)
+            case e.WorkerMeasured(worker=name, gflops=gflops, gpu=gpu):
+                worker = self.workers[name]
+                self.workers[name] = replace(worker, gpu_gflops=gflops) if gpu else replace(worker, gflops=gflops)
             case e.ClientRegistered(client=client):
                 self.clients.setdefault(client, event)
             case e.CoordinationStopped() | e.CoordinationStarted():

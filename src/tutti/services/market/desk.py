@@ -66,6 +66,7 @@ class Wish:
     data: Digest = ""
     seed: int = 0
     replicas: int = 1
+    gpu: bool = False
     seconds: float = 3600.0
     window: float = 0.0
 
@@ -334,6 +335,7 @@ class MarketDesk:
             seed=wish.seed,
             reward=wish.reward,
             replicas=wish.replicas,
+            gpu=wish.gpu,
             seconds=wish.seconds,
             window=wish.window,
             by=who.name,
@@ -343,8 +345,9 @@ class MarketDesk:
 
     def _same(self, job: ComputeJob, wish: Wish, data: Digest, key: str) -> ComputeJob:
         s = job.submitted
-        asked = (wish.client, wish.kind, wish.reward, data, wish.seed, wish.replicas, wish.seconds, wish.window)
-        if (s.client, s.kind, s.reward, s.data, s.seed, s.replicas, s.seconds, s.window) != asked:
+        asked = (wish.client, wish.kind, wish.reward, data, wish.seed, wish.replicas, wish.gpu)
+        known = (s.client, s.kind, s.reward, s.data, s.seed, s.replicas, s.gpu)
+        if (*known, s.seconds, s.window) != (*asked, wish.seconds, wish.window):
             raise Conflict(f"the key {key!r} was used for another compute job, {job.id}: choose a new key")
         return job
 

@@ -27,7 +27,8 @@ from tutti.domain.market.jobs import Attempt, ComputeJob
 from tutti.domain.market.sealing import Phase
 from tutti.ports import Arrived, Fabric, FabricEvent, Left, Said
 from tutti.services.market.desk import MarketDesk
-from tutti.services.market.judging import MEASURE_COLUMNS, MEASURE_ROWS, fault_of_the_job, judge, speed
+from tutti.services.market.judging import fault_of_the_job, judge
+from tutti.services.market.measuring import Measuring
 from tutti.services.market.till import Till
 from tutti.wire.messages import (
     Committed,
@@ -37,7 +38,6 @@ from tutti.wire.messages import (
     CoordinatorMessage,
     Declined,
     Heartbeat,
-    Measure,
     Measured,
     Offer,
     Over,
@@ -57,17 +57,14 @@ AT_ONCE = 64
 """Jobs that are looked at, and messages that are dealt with, at the same time: they share what they write."""
 
 CHECKS_AT_ONCE = 2
-FASTER = 0.2
-"""A new measurement of a worker is noted if it differs by more than this share."""
 
 
 @dataclass(slots=True)
 class Present:
-    """A connected worker. `asked`: what measures it, and when it was asked; `lacks`: tokens for its stake, in words."""
+    """A connected worker. `lacks`: tokens for its stake, in words."""
 
     registration: Registration
     open: bool = True
-    asked: tuple[Measure, float] | None = None
     lacks: str = ""
 
 
@@ -94,6 +91,7 @@ class MarketFloor:
         self._asked: dict[tuple[str, int], float] = {}  # since when a result is waited for
         self._uploads: Counter[tuple[str, int]] = Counter()
         self._till = Till(desk, self._tell)
+        self.measuring = Measuring(desk, self._say, self._in_thread)
         self._news: asyncio.Queue[tuple[NodeId, object, bytes]] = asyncio.Queue()
         self._waiting: Counter[NodeId] = Counter()
         self._poked: asyncio.Queue[str] = asyncio.Queue()
@@ -118,6 +116,7 @@ class MarketFloor:
                     self._hear(node, registration.offer, b"")
                 self._wake.set()
             case Left(node=node):
+                self.measuring.forget(node)
                 if self.present.pop(node, None) is not None:
                     self._left[node] = self.desk.clock()
                     if (busy := self.market.busy.get(node)) is not None:
@@ -131,6 +130,8 @@ class MarketFloor:
                 if self.market.busy.get(node) == (job, attempt):
                     self._heard[job, attempt] = self.desk.clock()
             case Said(node=node, message=Committed() | Computed() | Declined() | Measured() as message, blob=blob):
+                if isinstance(message, Measured):
+                    self.measuring.stop_clock(node, message)
                 self._hear(node, message, blob)
             case _:
                 pass
@@ -160,6 +161,7 @@ class MarketFloor:
                     group.create_task(self._deal_with_all())
                 group.create_task(self._assign_all())
                 group.create_task(self._ring_alarms())
+                group.create_task(self.measuring.again(self._free))
         finally:
             self._checks.shutdown(wait=False, cancel_futures=True)
 
@@ -254,7 +256,7 @@ class MarketFloor:
                 if self.market.busy.get(node) == (job, attempt):
                     await self.desk.do(job, j.Release(attempt=attempt, reason=f"given back: {reason}"))
             case Measured():
-                await self._on_measured(node, message)
+                await self.measuring.hear(node, message)
 
     async def _on_computed(self, node: NodeId, message: Computed, blob: bytes) -> None:
         job = self.desk.job(message.job)
@@ -293,23 +295,8 @@ class MarketFloor:
         present.lacks = await self.desk.take_offer(registered)
         if present.lacks:
             log.warning("worker %s: %s", node, present.lacks)
-        if present.asked is None and node in self.present:
-            asked = Measure(
-                id=secrets.token_hex(8), seed=secrets.randbits(48), rows=MEASURE_ROWS, columns=MEASURE_COLUMNS
-            )
-            present.asked = (asked, self.desk.clock())
-            self._say(node, asked)
-
-    async def _on_measured(self, node: NodeId, answer: Measured) -> None:
-        present = self.present.get(node)
-        if present is None or present.asked is None or present.asked[0].id != answer.id:
-            return
-        asked, at = present.asked
-        seconds = self.desk.clock() - at
-        gflops = await self._in_thread(lambda: speed(asked, answer, seconds))
-        known = self.desk.worker(node).gflops
-        if gflops == 0 or abs(gflops - known) > FASTER * known:
-            await self.desk.note(e.WorkerMeasured(at=self.desk.clock(), worker=node, gflops=round(gflops, 3)))
+        if node in self.present:
+            self.measuring.begin(node, gpu=bool(machine.gpus))
 
     # -- assigning -----------------------------------------------------------------------------------------
 

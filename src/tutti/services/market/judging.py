@@ -1,18 +1,13 @@
-"""What is computed on the coordinator: checks of results, and the problem by which a worker's speed is measured."""
+"""What is computed on the coordinator: checks of results, and what measures a worker's machine."""
 
-import numpy as np
-
+from tutti.core import challenge
 from tutti.core.errors import TuttiError
 from tutti.core.registry import Choice
-from tutti.core.workload import LARGEST_RESULT, BadTable, Floats, Table, Verdict, Workload, verify, workloads
+from tutti.core.workload import LARGEST_RESULT, BadTable, Floats, Verdict, verify, workloads
 from tutti.domain.market.events import ComputeSubmitted
 from tutti.wire.messages import Measure, Measured
 from tutti.wire.tables import Data, decode, decode_table
 from tutti.wire.tensors import BadTensors
-
-MEASURE_ROWS, MEASURE_COLUMNS = 6000, 128
-"""A problem of a fifth of a GFLOP, which a core solves in about 20 ms: its check takes a fraction of that."""
-
 
 WRITTEN_AROUND = 64 * 1024
 """Bytes of a result that are not its numbers, at most."""
@@ -60,28 +55,8 @@ def fault_of_the_job(job: ComputeSubmitted, data: Data, check_seed: int) -> str:
     return "" if verdict.holds else verdict.reason
 
 
-def problem(asked: Measure) -> Table:
-    rng = np.random.Generator(np.random.PCG64(asked.seed))
-    return Table(rng.random((asked.rows, asked.columns)), rng.random(asked.rows))
-
-
-def solution(asked: Measure) -> Measured:
-    result = _measured_by().solve(problem(asked), asked.seed)
-    values = (*result["coefficients"].tolist(), float(result["intercept"]), float(result["mse"]))
-    return Measured(id=asked.id, values=values)
-
-
-def speed(asked: Measure, answer: Measured, seconds: float) -> float:
-    """GFLOP/s of a worker that answered after so many seconds; 0 if the answer is wrong. Raises BadTable."""
-    values = np.asarray(answer.values, np.float64)
-    if len(values) != asked.columns + 2:
-        raise BadTable(f"expected {asked.columns + 2} numbers, came {len(values)}")
-    workload = _measured_by()
-    result = {"coefficients": values[:-2], "intercept": np.asarray(values[-2]), "mse": np.asarray(values[-1])}
-    if not verify(workload, problem(asked), result, asked.seed, asked.seed).holds:
+def speed(asked: Measure, answer: Measured, check_seed: int, seconds: float) -> float:
+    """GFLOP/s of a machine that answered after so many seconds; 0 if the answer is none, or wrong."""
+    if not challenge.holds(answer.answer, asked.seed, asked.steps, check_seed):
         return 0.0
-    return workload.work(asked.rows, asked.columns) / max(seconds, 1e-6) / 1e9
-
-
-def _measured_by() -> Workload:
-    return workloads.build(Choice("linear_regression"))
+    return challenge.operations(asked.steps) / max(seconds, 1e-6) / 1e9

@@ -14,19 +14,33 @@ from typing import TypeAlias
 
 from blake3 import blake3
 
+from tutti.core import challenge
 from tutti.core.registry import Choice
 from tutti.core.workload import Floats
 from tutti.domain.market.sealing import commitment_of
 from tutti.ports.blobs import Buffer
 from tutti.ports.fabric import Link
-from tutti.services.market.judging import solution
 from tutti.services.market.judging import solve as solve_honestly
 from tutti.services.runner import TaskRunner
 from tutti.services.work import reason_of
-from tutti.wire.messages import Committed, Compute, Computed, Computing, Declined, Measure, Offer, Over, Show
+from tutti.wire.messages import (
+    Committed,
+    Compute,
+    Computed,
+    Computing,
+    Declined,
+    Measure,
+    Measured,
+    Offer,
+    Over,
+    Show,
+)
 from tutti.wire.tables import Data, encode
 
 log = logging.getLogger(__name__)
+
+Answer: TypeAlias = Callable[[int, int], bytes]
+"""(seed, steps) -> the answer to a challenge (`tutti.core.challenge`)."""
 
 Solve: TypeAlias = Callable[[Choice, Data, int], Mapping[str, Floats]]
 
@@ -46,7 +60,10 @@ class Held:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """Says through the runner's link what it does; `begin` gives it the runner. `solve` is for tests of cheats."""
+    """Says through the runner's link what it does; `begin` gives it the runner. `solve` is for tests of cheats.
+
+    `cpu` and `gpu` answer challenges, the latter where there is one.
+    """
 
     name: str
     secret: str
@@ -54,6 +71,8 @@ class Worker:
     link: Link
     folder: Path
     solve: Solve = solve_honestly
+    cpu: Answer = challenge.answer
+    gpu: Answer | None = None
     held: Held | None = field(default=None, init=False)
     _tasks: TaskRunner | None = field(default=None, init=False)
     _measuring: "asyncio.Task[None] | None" = field(default=None, init=False)
@@ -86,8 +105,15 @@ class Worker:
                 self._measuring = asyncio.ensure_future(self._measure(message))
 
     async def _measure(self, asked: Measure) -> None:
-        loop = asyncio.get_running_loop()
-        await self.tasks.say(await loop.run_in_executor(self._thread, solution, asked))
+        solver = self.gpu if asked.gpu else self.cpu
+        answer = b""
+        if solver is not None:
+            try:
+                work = asyncio.get_running_loop().run_in_executor(self._thread, solver, asked.seed, asked.steps)
+                answer = await work
+            except Exception as error:  # whatever a driver says
+                log.warning("cannot be measured: %s", reason_of(error))
+        await self.tasks.say(Measured(id=asked.id, answer=answer))
 
     def close(self) -> None:
         self._drop()

@@ -11,10 +11,11 @@ from tutti.services.views.base import View
 
 
 class WorkerView(View, frozen=True, kw_only=True):
-    """A worker. `gflops` is measured, `claimed` is only what it says; `reputation` is from 0 to 100, by kind too.
+    """A worker. `gflops` and `gpu_gflops` are measured, `gpu_type` and `claimed` are only what it says: `note` tells
+    which of that no measurement supports. `reputation` is from 0 to 100, by kind too.
 
     `trust` is what its results hold with at least, with 95 % certainty: what jobs are assigned by. `locked` of its
-    `staked` tokens are at risk with the work that goes on. `note` says why it gets none, if so.
+    `staked` tokens are at risk with the work that goes on. `note` also says why it gets none, if so.
     """
 
     worker_id: str
@@ -23,6 +24,7 @@ class WorkerView(View, frozen=True, kw_only=True):
     gpu_type: str
     claimed: float
     gflops: float
+    gpu_gflops: float
     stake: int
     staked: int
     locked: int
@@ -48,6 +50,7 @@ def worker_view(worker: Worker, market: Market, *, connected: bool, staked: int,
         gpu_type=offer.gpu,
         claimed=offer.claimed,
         gflops=worker.gflops,
+        gpu_gflops=worker.gpu_gflops,
         stake=offer.stake,
         staked=staked,
         locked=market.locked.get(worker.name, 0),
@@ -104,6 +107,7 @@ class ComputeJobView(View, frozen=True, kw_only=True):
     kind: str
     reward: int
     replicas: int
+    gpu: bool
     rows: int
     columns: int
     data: Digest
@@ -129,6 +133,7 @@ def job_view(job: ComputeJob, trouble: str = "") -> ComputeJobView:
         kind=str(s.kind),
         reward=s.reward,
         replicas=s.replicas,
+        gpu=s.gpu,
         rows=s.rows,
         columns=s.columns,
         data=s.data,
