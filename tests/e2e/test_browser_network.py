@@ -17,11 +17,11 @@ from support.browser import Visitor, chromium
 from support.certificates import certificate, fingerprint
 from support.commands import Running, running
 from support.line import Line, line_to
-from support.phones import NAMED, PHONE, Site, counted, join, joined, take_a_part, up
+from support.phones import KEPT, NAMED, PHONE, Site, counted, join, joined, take_a_part, up
 from tutti.adapters.browser.kernel import WASM
 from tutti.adapters.fabrics.hub_link import HubLink
 from tutti.apps.client import Client
-from tutti.ports import LinkRefused
+from tutti.ports import LinkBusy
 from tutti.wire.messages import Registration, decode_from_node
 
 pytestmark = [pytest.mark.xdist_group("browser-node"), pytest.mark.timeout(600)]
@@ -208,7 +208,7 @@ def test_a_plain_address_is_enough_and_who_listens_there_learns_no_secret(tmp_pa
         done = site.wait(site.train(model="2nn", cohort=ALONE))  # so large that it goes by HTTP
         assert site.parts(done, 3)["ada"].outcome == "counted"
 
-        key = phone.page.evaluate("JSON.parse(localStorage['tutti-key']).key")
+        key = phone.page.evaluate(KEPT, "member")["key"]
         assert len(key) == 64
         assert not any(key in said for said in heard)
         shown = next(said for said in heard if "device:register" in said)
@@ -219,9 +219,17 @@ def test_a_plain_address_is_enough_and_who_listens_there_learns_no_secret(tmp_pa
             async with HubLink(site.url, "ada", overheard.token) as link:
                 await anext(await link.connect(overheard))
 
-        with ThreadPoolExecutor(1) as other, pytest.raises(LinkRefused, match="has been shown before"):
-            other.submit(asyncio.run, show_it_again()).result()
+        def is_refused(reason: str) -> None:
+            with ThreadPoolExecutor(1) as other, pytest.raises(LinkBusy, match=reason):
+                other.submit(asyncio.run, show_it_again()).result()
+            expect(phone.page.get_by_role("status").first).to_contain_text("Connected, waiting for work.")
+
+        is_refused("has been shown before")
+        site.up.end(signal.SIGKILL)
+        expect(phone.page.get_by_role("status").first).to_contain_text("No connection")
+        site.up = stack.enter_context(running(*up(tmp_path, port, "--host", "0.0.0.0"), cwd=tmp_path))
         expect(phone.page.get_by_role("status").first).to_contain_text("Connected, waiting for work.")
+        is_refused("from before this coordinator started")  # which has forgotten what was shown
 
 
 # -- too little memory -----------------------------------------------------------------------------------

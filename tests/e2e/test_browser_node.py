@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from playwright.sync_api import Browser, WebSocketRoute, expect
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 
 from support.browser import Visitor, chromium
 from support.commands import running
@@ -65,6 +65,24 @@ def test_phones_and_python_nodes_train_in_one_round(site, browser):
         assert phone.said == []
 
 
+ONE, SEVEN = [(0.5, 0.1), (0.5, 0.9)], [(0.2, 0.15), (0.8, 0.15), (0.4, 0.9)]
+
+
+def draws(page: Page, times: int) -> None:
+    """Ones and sevens, each so often, to be trained on."""
+    for _ in range(times):
+        for strokes, digit in ((ONE, "1"), (SEVEN, "7")):
+            draw(page, strokes)
+            page.get_by_role("button", name=digit, exact=True).click()
+    page.get_by_role("button", name=f"Train on {2 * times} digits").click()
+
+
+def is_taken_for(page: Page, strokes: list[tuple[float, float]], digit: str) -> None:
+    draw(page, strokes)
+    expect(page.get_by_text("The model takes this for")).to_contain_text(f"for a {digit} ")
+    page.get_by_role("button", name="Clear").click()
+
+
 def test_handwriting_of_ones_own_is_trained_on_as_mnist_is(site, browser):
     job = site.train(
         dataset="mnist", model="cnn", rounds=2, training={"epochs": 8, "batch_size": 4}, cohort={"min_nodes": 1}
@@ -72,22 +90,41 @@ def test_handwriting_of_ones_own_is_trained_on_as_mnist_is(site, browser):
     phone = site.phone(browser)
     page = join(phone, "ada")
     page.get_by_role("button", name="My own data for “mnist”").click()
-    one, seven = [(0.5, 0.1), (0.5, 0.9)], [(0.2, 0.15), (0.8, 0.15), (0.4, 0.9)]
-    for _ in range(3):
-        for strokes, digit in ((one, "1"), (seven, "7")):
-            draw(page, strokes)
-            page.get_by_role("button", name=digit, exact=True).click()
-    page.get_by_role("button", name="Train on 6 digits").click()
+    draws(page, 3)
     done = site.wait(job)
     assert (done.data.shape, done.parameters) == ((1, 28, 28), 1_663_370)  # as in McMahan et al. 2017
     part = site.parts(done, 2)["ada"]
     assert (part.outcome, part.weight) == ("counted", 5)  # every fifth is held out
     page.get_by_role("button", name="Draw more digits").click()
-    for strokes, digit in ((one, "1"), (seven, "7")):
-        draw(page, strokes)
-        expect(page.get_by_text("The model takes this for")).to_contain_text(f"for a {digit} ")
-        page.get_by_role("button", name="Clear").click()
-    phone.picture("node-mnist")
+    is_taken_for(page, ONE, "1")
+    is_taken_for(page, SEVEN, "7")
+    phone.picture("node-handwriting")
+
+
+def test_a_browser_without_webassembly_trains_every_model_too(site, browser):
+    phone = Visitor(browser, site.url, **PHONE)
+    phone.page.add_init_script("delete window.WebAssembly")
+    phone.goto(site.link())
+    page = join(phone, "ada")
+    alone = {"rounds": 1, "cohort": {"min_nodes": 1}, "evaluation": {"nodes": False}}
+    page.get_by_role("button", name="A part of “digits”").click()
+    expect(page.get_by_text("this browser has no WebAssembly SIMD, so training is slow")).to_be_visible()
+    for model in ("linear", "2nn", "mlp:hidden=20x10"):
+        done = site.wait(site.train(model=model, **alone))
+        assert site.parts(done, 1)["ada"].outcome == "counted"  # and every one came out to the bit in an audit
+    with site.client() as client:
+        assert not client.node("ada").drained
+
+    page.get_by_role("button", name="Leave").click()
+    page.get_by_role("button", name="Leave").last.click()
+    expect(page.get_by_role("heading", name="An invitation is needed")).to_be_visible()
+    phone.goto(site.link())
+    page = join(phone, "grace")
+    job = site.train(dataset="mnist", model="cnn", training={"batch_size": 4}, **alone)
+    page.reload()
+    page.get_by_role("button", name="My own data for “mnist”").click()
+    draws(page, 1)
+    assert site.parts(site.wait(job), 1)["grace"].outcome == "counted"
 
 
 def test_every_update_comes_out_to_the_bit_in_an_audit(site, browser):
@@ -175,6 +212,31 @@ def test_a_browser_that_keeps_nothing_says_so_and_trains(site, browser):
     take_a_part(join(phone, "ada"))
     expect(phone.page.get_by_role("alert")).to_contain_text("does not let pages keep anything")
     assert site.wait(site.train(rounds=1, cohort={"min_nodes": 1})).status == "completed"
+
+
+def test_a_browser_that_keeps_nothing_at_all_takes_part_until_it_is_closed(site, browser):
+    phone = Visitor(browser, site.url, **PHONE)
+    for store in ("indexedDB", "localStorage"):
+        phone.page.add_init_script(
+            f"Object.defineProperty(window, '{store}', {{get() {{ throw new Error('denied'); }}}})"
+        )
+    phone.goto(site.link())
+    take_a_part(join(phone, "ada"))
+    expect(phone.page.get_by_role("alert").first).to_contain_text("the device may have to join again")
+    phone.picture("node-denied")
+    done = site.wait(site.train(rounds=2, cohort={"min_nodes": 1}))
+    assert site.parts(done, 2)["ada"].outcome == "counted"
+    phone.goto("/node")
+    expect(phone.page.get_by_role("heading", name="An invitation is needed")).to_be_visible()
+
+
+def test_a_phone_whose_clock_is_wrong_takes_part(site, browser):
+    phone = Visitor(browser, site.url, **PHONE)
+    phone.page.add_init_script("const right = Date.now; Date.now = () => right() + 86_400_000")
+    phone.goto(site.link())
+    take_a_part(join(phone, "ada"))
+    done = site.wait(site.train(model="2nn", rounds=1, cohort={"min_nodes": 1}))
+    assert site.parts(done, 1)["ada"].outcome == "counted"
 
 
 def test_a_coordinator_that_speaks_another_protocol_is_said_in_words(site, browser):

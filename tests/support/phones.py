@@ -8,6 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from support.browser import PATIENCE_MS, Visitor
 from support.commands import Running, running
+from tutti.adapters.identities.secp256k1 import Secp256k1Key
 from tutti.apps.client import Client
 from tutti.services.views import JobView, PartView
 
@@ -61,9 +62,9 @@ def up(folder: Path, port: int | str = 0, *options: str) -> tuple[str, ...]:
     return ("up", "--port", str(port), "--data-dir", str(folder / "data"), "--audited", "1", *options)
 
 
-def python_node(site: Site, name: str, part: str) -> None:
-    join = ("join", site.link(), "--data", f"digits:part={part}", "--name", name, "--state-dir", name)
-    site.stack.enter_context(running(*join, cwd=site.folder))
+def python_node(site: Site, name: str, part: str, *, dataset: str = "digits", **environment: str) -> Running:
+    join = ("join", site.link(), "--data", f"{dataset}:part={part}", "--name", name, "--state-dir", name)
+    return site.stack.enter_context(running(*join, cwd=site.folder, **environment))
 
 
 def join(phone: Visitor, name: str) -> Page:
@@ -93,6 +94,20 @@ def draw(page: Page, strokes: list[tuple[float, float]]) -> None:
     for place in places[1:]:
         page.mouse.move(*place, steps=4)
     page.mouse.up()
+
+
+KEPT = """(key) => new Promise((resolve) => {
+  const opening = indexedDB.open('tutti-node', 1);
+  opening.onsuccess = () => {
+    const asked = opening.result.transaction('kept').objectStore('kept').get(key);
+    asked.onsuccess = () => resolve(asked.result);
+  };
+})"""
+
+
+def key_of(page: Page) -> Secp256k1Key:
+    """The key that a phone keeps, which nobody but its page sees."""
+    return Secp256k1Key(bytes.fromhex(page.evaluate(KEPT, "member")["key"]))
 
 
 def counted(page: Page) -> int:

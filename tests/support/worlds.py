@@ -17,7 +17,6 @@ from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.identities.ed25519 import Ed25519Key
-from tutti.adapters.identities.ed25519 import verify as proves
 from tutti.adapters.identities.secp256k1 import verify
 from tutti.adapters.identities.x25519 import seal
 from tutti.adapters.ledgers.signed import SignedLedger
@@ -133,7 +132,6 @@ class World:
             known_schema=lambda choice: SCHEMA if choice.name == "toy" else known_schema(choice),
             clock=lambda: time.time() + self.later,
             verify=verify,
-            proves=proves,
             domain=self.domain,
         )
         clock = self.core.clock

@@ -2,12 +2,13 @@
 
 import pytest
 
-from tutti.adapters.identities.ed25519 import Ed25519Key, verify
-from tutti.core.errors import Forbidden
-from tutti.services.proofs import CONNECTING, REMEMBERED, Proofs
+from tutti.adapters.identities.secp256k1 import Secp256k1Key, verify
+from tutti.core.errors import Forbidden, Unproven
+from tutti.services.proofs import CONNECTING, REMEMBERED, Proofs, statement
 
 NOW = 1_800_000_000
-KEY, OTHER = Ed25519Key(bytes(32)), Ed25519Key(bytes([1] * 32))
+KEY, OTHER = Secp256k1Key(bytes(32)), Secp256k1Key(bytes([1] * 32))
+CHALLENGE = "00112233445566ff"
 
 
 def shown(
@@ -15,19 +16,26 @@ def shown(
     time: int = 1000 * NOW,
     use: str = CONNECTING,
     *,
-    public: Ed25519Key = KEY,
-    private: Ed25519Key = KEY,
+    challenge: str = CHALLENGE,
+    private: Secp256k1Key = KEY,
 ) -> str:
-    return f"ed25519:{public.public}:{time}:{private.sign(f'tutti {node} {time} {use}'.encode()).hex()}"
+    signature = private.sign(statement(node, challenge, time, use)).hex()
+    return f"secp256k1:{KEY.public}:{challenge}:{time}:{signature}"
+
+
+def started() -> Proofs:
+    proofs = Proofs(verify, lambda: float(NOW))
+    proofs.challenge = CHALLENGE
+    return proofs
 
 
 @pytest.fixture
 def proofs() -> Proofs:
-    return Proofs(verify, lambda: float(NOW))
+    return started()
 
 
 def test_a_proof_stands_for_the_key_and_is_good_once(proofs):
-    assert proofs.stands_for(shown()) == f"ed25519:{KEY.public}"
+    assert proofs.stands_for(shown()) == f"secp256k1:{KEY.public}"
     proofs.check("ada", shown(), CONNECTING)
     proofs.check("ada", shown(time=1000 * NOW - 1), CONNECTING)  # in no order
     with pytest.raises(Forbidden, match="shown before"):
@@ -41,13 +49,17 @@ def test_a_secret_stands_for_itself(proofs):
 
 
 REFUSED = {
-    "the key alone": (f"ed25519:{KEY.public}", "came the key"),
+    "the key alone": (f"secp256k1:{KEY.public}", "came the key"),
     "another's signature": (shown(private=OTHER), "not that of node 'ada'"),
     "another node's proof": (shown("grace"), "not that of node 'ada'"),
+    "of another start, changed": (shown(challenge="f" * 16).replace("f" * 16, CHALLENGE), "not that of node 'ada'"),
     "of another time": (shown().replace(str(1000 * NOW), str(1000 * NOW + 1)), "not that of node 'ada'"),
     "for a request": (shown(use="GET /api/v1/browser/here"), "not that of node 'ada' for `device:register`"),
-    "of yesterday": (shown(time=1000 * (NOW - 86_400)), "1440 minutes behind the coordinator's: set it right"),
-    "of tomorrow": (shown(time=1000 * (NOW + 86_400)), "1440 minutes ahead of the coordinator's: set it right"),
+}
+OUTDATED = {
+    "of yesterday": (shown(time=1000 * (NOW - 86_400)), "1440 minutes behind this coordinator's clock"),
+    "of tomorrow": (shown(time=1000 * (NOW + 86_400)), "1440 minutes ahead of this coordinator's clock"),
+    "of another start": (shown(challenge="f" * 16), "from before this coordinator started: ask for its challenge"),
 }
 
 
@@ -56,6 +68,22 @@ def test_what_is_no_proof_is_refused_in_words(proofs, what):
     text, reason = REFUSED[what]
     with pytest.raises(Forbidden, match=reason):
         proofs.check("ada", text, CONNECTING)
+
+
+@pytest.mark.parametrize("what", OUTDATED)
+def test_a_proof_that_was_good_is_asked_for_anew(proofs, what):
+    text, reason = OUTDATED[what]
+    with pytest.raises(Unproven, match=reason):
+        proofs.check("ada", text, CONNECTING)
+
+
+def test_what_was_overheard_before_a_restart_is_worth_nothing_after_it():
+    before, after = Proofs(verify, lambda: float(NOW)), Proofs(verify, lambda: float(NOW))
+    for text in (shown(challenge=before.challenge), shown(challenge=before.challenge, time=1000 * NOW + 1)):
+        with pytest.raises(Unproven, match="from before this coordinator started"):
+            after.check("ada", text, CONNECTING)  # whether it was shown before or not
+        before.check("ada", text, CONNECTING)
+    after.check("ada", shown(challenge=after.challenge), CONNECTING)
 
 
 def test_of_very_many_proofs_the_oldest_are_forgotten_and_not_taken_again(proofs):

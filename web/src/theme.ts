@@ -5,7 +5,7 @@ const KEY = "tutti-theme";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export function chosenTheme(): Theme {
-  const kept = localStorage.getItem(KEY);
+  const kept = stored();
   return kept === "light" || kept === "dark" ? kept : "system";
 }
 
@@ -13,6 +13,15 @@ export function choose(theme: Theme): void {
   if (theme === "system") localStorage.removeItem(KEY);
   else localStorage.setItem(KEY, theme);
   showTheme();
+}
+
+/** Nothing where the browser denies pages their storage. */
+function stored(): string | null {
+  try {
+    return localStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
 }
 
 export function showTheme(): void {

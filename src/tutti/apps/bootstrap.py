@@ -170,7 +170,6 @@ async def coordinator(
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric, HubLimits
     from tutti.adapters.fabrics.joined import JoinedFabrics
-    from tutti.adapters.identities.ed25519 import verify as proves
     from tutti.adapters.identities.secp256k1 import verify
     from tutti.adapters.identities.x25519 import seal
     from tutti.adapters.tracing import TracedFabric
@@ -210,7 +209,6 @@ async def coordinator(
         pays=settings.pays,
         domain=chain_domain(folder),
         verify=verify,
-        proves=proves,
     )
     fabric.traffic = core.stats
     clock = core.clock

@@ -36,7 +36,7 @@ from tutti.services.manifest import Manifest, manifest_of_job
 from tutti.services.members import Members, NodeStatus, arrival, fingerprint
 from tutti.services.preflight import Preflight, Told, with_normalization
 from tutti.services.presence import Offer, Presence
-from tutti.services.proofs import Proofs, Proves
+from tutti.services.proofs import Proofs
 from tutti.services.scheduling import Scheduler
 from tutti.services.site import Site
 from tutti.services.stats import Stats
@@ -64,12 +64,10 @@ class Coordinator:
         pays: bool = True,
         domain: Domain = Domain(),  # noqa: B008 - frozen
         verify: Verify = lambda key, digest, signature: False,
-        proves: Proves = lambda key, message, signature: False,
     ) -> None:
         """`pays`: whether there is a ledger that lasts, as rewards need it.
 
         Nodes' signatures are to hold in `domain`, and are checked by `verify`: who has none takes no node that signs.
-        `proves` checks those by which browsers say who they are.
         """
         self.log = event_log
         self.blobs = blobs
@@ -83,7 +81,7 @@ class Coordinator:
         self.keeper = BlobKeeper(blobs, self.journal)
         self.presence = Presence(clock())
         self.preflight = Preflight(fabric)
-        self.members = Members(self.journal, self.presence, Proofs(proves, clock))
+        self.members = Members(self.journal, self.presence, Proofs(verify, clock))
         self.known_schema = known_schema
         self._drivers: dict[str, JobDriver] = {}
         self.access = Access(self.journal, self._drivers)

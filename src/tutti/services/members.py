@@ -73,7 +73,7 @@ class Members:
     def __init__(self, journal: Journal, presence: Presence, proofs: Proofs) -> None:
         self._journal = journal
         self._presence = presence
-        self._proofs = proofs
+        self.proofs = proofs
         self._door = Door()
         self._noted: dict[NodeId, tuple[float, float]] = {}
 
@@ -102,13 +102,13 @@ class Members:
         return secret
 
     def authenticate(self, node: NodeId, shown: str, use: str = CONNECTING) -> None:
-        """Raises Forbidden for a node that has not joined, and for a wrong secret or proof of it (see `proofs`)."""
+        """Raises Forbidden for a node that has not joined, and for a wrong secret or a proof of it (`Proofs.check`)."""
         known = self._journal.register.nodes.get(node)
         if known is None:
             raise Forbidden(f"no node {node!r} has joined here, or it was removed: join again with a new link")
-        if not compare_digest(known, fingerprint(self._proofs.stands_for(shown))):
+        if not compare_digest(known, fingerprint(self.proofs.stands_for(shown))):
             raise Forbidden(f"the token is not that of node {node!r}")
-        self._proofs.check(node, shown, use)
+        self.proofs.check(node, shown, use)
 
     async def turn_away(self, node: str, reason: str) -> None:
         """Record that somebody was refused at the door, as far as strangers may fill the log."""

@@ -68,7 +68,7 @@ class Registration(Message, frozen=True, kw_only=True, tag="device:register"):
 
     protocol: int
     node: Name
-    token: Annotated[str, Meta(max_length=256)]
+    token: Annotated[str, Meta(max_length=512)]
     capabilities: Capabilities
     data: DataSummary
     terms: Terms = Terms()

@@ -27,8 +27,6 @@ export class OutOfMemory extends Error {
 }
 
 export const MODELS = ["linear", "mlp", "2nn", "cnn"];
-/** What a browser that has no WebAssembly SIMD can train. */
-export const PLAIN_MODELS = MODELS.filter((name) => name !== "cnn");
 const MAX_LAYERS = 16;
 const HIDDEN = 512;
 const MAPS = 64;

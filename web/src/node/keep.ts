@@ -1,15 +1,9 @@
-// What the page remembers on this device: who it is here, its owner's rules, and the rows it trains on.
-import type { Summary } from "./protocol";
-import type { Member } from "./key";
+// What the page remembers on this device: who it is here, what it has signed, its owner's rules, and the rows it trains on.
+import { claimOf, signUpdate, type Claim, type Member } from "./key";
+import type { Start, Summary } from "./protocol";
+import { Database, shelf, store, stored } from "./shelf";
 import { RULES, type Rules } from "./owner";
 import type { Data } from "./work";
-
-/** The browser does not let pages keep anything, as in some private windows. */
-export class NoStorage extends Error {
-  constructor() {
-    super("this browser does not let pages keep anything (a private window?): the device will have to join again next time");
-  }
-}
 
 export type Kept = { summary: Summary; data: Data };
 
@@ -20,16 +14,27 @@ export type Kept = { summary: Summary; data: Data };
  */
 export type Tally = { counted: number; last: string; begun?: { job: string; times: number }; history: { job: string; round: number; accuracy?: number; loss?: number }[] };
 
-const MEMBER = "tutti-key";
+const MEMBER = "member";
 const OWNER = "tutti-owner";
 const TALLY = "tutti-tally";
 
-export function member(): Member | undefined {
-  return stored<Member>(MEMBER);
+export async function member(): Promise<Member | undefined> {
+  return (await shelf()).get<Member>(MEMBER);
 }
 
-export function remember(member: Member): void {
-  store(MEMBER, member);
+export async function remember(member: Member): Promise<void> {
+  await (await shelf()).change<Member>(MEMBER, () => member);
+}
+
+/**
+ * The signature under an update, and its number: the same again for the same. What was signed is kept before anybody is
+ * told, and where the key is, so that no coordinator can have two updates signed under one number (services/signing.py).
+ */
+export async function signed(member: Member, start: Start, claim: Claim): Promise<{ nonce: number; signature: string }> {
+  const its = claimOf(start, claim);
+  const claims = await (await shelf()).change<string[]>(`signed/${start.job}/${start.round}`, (before = []) => (before.includes(its) ? before : [...before, its]));
+  const nonce = claims.indexOf(its);
+  return { nonce, signature: signUpdate(member, start, claim, nonce) };
 }
 
 export function rules(): Rules {
@@ -48,52 +53,16 @@ export function setTally(tally: Tally): void {
   store(TALLY, tally);
 }
 
-function stored<T>(key: string): T | undefined {
-  try {
-    return JSON.parse(localStorage.getItem(key) ?? "null") ?? undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-function store(key: string, value: unknown): void {
-  try {
-    localStorage.setItem(key, JSON.stringify(value));
-  } catch {
-    throw new NoStorage();
-  }
-}
-
-/** Forget everything: who this device was, and its rows. */
+/** Forget everything: who this device was, what it signed as that, and its rows. */
 export async function forget(): Promise<void> {
-  localStorage.removeItem(MEMBER);
+  await (await shelf()).clear();
   localStorage.removeItem(TALLY);
-  await within("readwrite", (rows) => rows.clear());
 }
 
 export function rows(): Promise<Kept | undefined> {
-  return within<Kept | undefined>("readonly", (rows) => rows.get("data"));
+  return new Database().get<Kept>("data");
 }
 
 export async function keepRows(kept: Kept): Promise<void> {
-  await within("readwrite", (rows) => rows.put(kept, "data"));
-}
-
-function within<T>(mode: IDBTransactionMode, use: (rows: IDBObjectStore) => IDBRequest): Promise<T> {
-  return new Promise((resolve, reject) => {
-    let opening: IDBOpenDBRequest;
-    try {
-      opening = indexedDB.open("tutti", 1);
-    } catch {
-      reject(new NoStorage());
-      return;
-    }
-    opening.onupgradeneeded = () => opening.result.createObjectStore("rows");
-    opening.onerror = () => reject(new NoStorage());
-    opening.onsuccess = () => {
-      const request = use(opening.result.transaction("rows", mode).objectStore("rows"));
-      request.onsuccess = () => resolve(request.result as T);
-      request.onerror = () => reject(new NoStorage());
-    };
-  });
+  await new Database().change<Kept>("data", () => kept);
 }

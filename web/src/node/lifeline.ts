@@ -70,7 +70,7 @@ export class Lifeline {
     if (this.stopped || this.link.open) return;
     clearTimeout(this.retry);
     if (this.state !== "away") this.become("connecting");
-    this.link.connect(this.registration());
+    void this.link.connect(this.registration());
   }
 
   private on(message: FromCoordinator): void {

@@ -1,5 +1,5 @@
 // The way to the coordinator: one WebSocket for messages, HTTP for models and updates by digest.
-import { proof, publicOf, type Member } from "./key";
+import { identityOf, proof, publicOf, type Challenge, type Member } from "./key";
 import { attach, MAX_ATTACHED, PROTOCOL, read, type FromCoordinator, type FromNode, type Registered, type Summary } from "./protocol";
 
 export type Registration = { capabilities: Record<string, unknown>; data: Summary; terms: Record<string, unknown> };
@@ -17,17 +17,40 @@ export class Lost extends Error {}
 
 /** Have this device's key taken in, with the token of a join link; the same request again gives the same answer. */
 export async function join(token: string, member: Member): Promise<void> {
-  const body = JSON.stringify({ node: member.node, token, secret: publicOf(member) });
+  const body = JSON.stringify({ node: member.node, token, secret: identityOf(member) });
   const response = await fetch("/api/v1/nodes", { method: "POST", headers: { "content-type": "application/json" }, body, signal: AbortSignal.timeout(STALL_MS) });
   if (!response.ok) throw new Refused(await detailOf(response));
 }
 
 type Asked = Omit<RequestInit, "headers"> & { headers?: Record<string, string> };
 
-/** A request that shows who sends it. */
-export function ask(member: Member, path: string, { method = "GET", headers, ...rest }: Asked = {}): Promise<Response> {
-  const authorization = `Bearer ${member.node}:${proof(member, `${method} ${decodeURIComponent(path)}`)}`;
-  return fetch(path, { ...rest, method, headers: { ...headers, authorization } });
+/** A request that shows who sends it. Where the coordinator was started anew meanwhile, it wants another proof: once more, then. */
+export async function ask(member: Member, path: string, { method = "GET", headers, ...rest }: Asked = {}): Promise<Response> {
+  const use = `${method} ${decodeURIComponent(path)}`;
+  const send = async () => fetch(path, { ...rest, method, headers: { ...headers, authorization: `Bearer ${member.node}:${await proved(member, use)}` } });
+  const response = await send();
+  if (response.status !== 401) return response;
+  challenged = undefined;
+  return send();
+}
+
+let challenged: { asked: Challenge; at: number } | undefined;
+let newest = { challenge: "", now: 0 };
+
+async function proved(member: Member, use: string): Promise<string> {
+  const { asked, at } = (challenged ??= await challenge());
+  const last = asked.challenge === newest.challenge ? newest.now : 0;
+  newest = { ...asked, now: Math.max(Math.floor(asked.now + performance.now() - at), last + 1) };
+  return proof(member, newest, use);
+}
+
+/** What proofs must bear, until the coordinator is started anew; its time, for this device's clock may be wrong. */
+async function challenge(): Promise<{ asked: Challenge; at: number }> {
+  const at = performance.now();
+  const response = await fetch("/api/v1/browser/challenge", { cache: "no-store", signal: AbortSignal.timeout(STALL_MS) });
+  if (response.status === 404) throw new Refused(WORDS.protocol);
+  if (!response.ok) throw new Lost(await detailOf(response));
+  return { asked: (await response.json()) as Challenge, at };
 }
 
 export async function detailOf(response: Response): Promise<string> {
@@ -40,6 +63,7 @@ export async function detailOf(response: Response): Promise<string> {
 
 export class Link {
   private socket?: WebSocket;
+  private attempts = 0;
   private taken = 0; // bytes that the coordinator takes with a message
   private cameAlong?: { digest: string; blob: Uint8Array };
   private readonly partial = new Map<string, Uint8Array[]>();
@@ -55,14 +79,24 @@ export class Link {
   }
 
   /** Connect and register; what comes then is heard, until `closed` is called once. An attempt under way is given up. */
-  connect(registration: Registration): void {
+  async connect(registration: Registration): Promise<void> {
     this.hangUp();
+    const attempt = this.attempts;
+    challenged = undefined;
+    let token: string;
+    try {
+      token = await proved(this.member, "device:register");
+    } catch (error) {
+      if (attempt === this.attempts) this.closed(error instanceof Refused ? error : new Lost("the coordinator cannot be reached"));
+      return;
+    }
+    if (attempt !== this.attempts) return; // given up meanwhile
     const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws/node`);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     let refused: Error | undefined;
     const stalled = setTimeout(() => socket.close(), STALL_MS);
-    socket.onopen = () => socket.send(JSON.stringify({ type: "device:register", protocol: PROTOCOL, node: this.member.node, token: proof(this.member, "device:register"), attached: MAX_ATTACHED, ...registration }));
+    socket.onopen = () => socket.send(JSON.stringify({ type: "device:register", protocol: PROTOCOL, node: this.member.node, token, key: publicOf(this.member), attached: MAX_ATTACHED, ...registration }));
     socket.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) => {
       clearTimeout(stalled);
       const { message, blob } = read(data);
@@ -86,6 +120,7 @@ export class Link {
 
   /** End it without a word; whether there was one. The coordinator expects this node back, unless its page goes away. */
   hangUp(): boolean {
+    this.attempts++;
     const socket = this.socket;
     this.socket = undefined;
     if (!socket) return false;

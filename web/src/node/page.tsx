@@ -5,18 +5,22 @@ import { Logo } from "../ui/icons";
 import { Card, Copied, Field, Figure, Sure, Trouble, useDoing } from "../ui/parts";
 import { assigned, wanted, type Wanted } from "./data";
 import * as keep from "./keep";
-import type { Member } from "./key";
+import { addressOf, type Member } from "./key";
 import { join } from "./link";
 import type { Rules } from "./owner";
 import { Own, waysFor } from "./own";
 import { Runner, type Status } from "./runner";
 
 export function Page() {
-  const [member, setMember] = useState(keep.member());
+  const [member, setMember] = useState<Member>();
   const [kept, setKept] = useState<keep.Kept | "none">();
   const [problem, setProblem] = useState<Error>();
   useEffect(() => {
-    keep.rows().then((rows) => setKept(rows ?? "none"), (error: Error) => {
+    const load = async () => {
+      setMember(await keep.member());
+      setKept((await keep.rows()) ?? "none");
+    };
+    load().catch((error: Error) => {
       setProblem(error);
       setKept("none");
     });
@@ -77,7 +81,7 @@ function Join({ token, done }: { token: string; done: (member: Member) => void }
               const member = { node: name.trim(), key };
               await join(token, member);
               try {
-                keep.remember(member);
+                await keep.remember(member);
               } finally {
                 history.replaceState(null, "", "/node");
                 done(member);
@@ -241,7 +245,7 @@ function Working({ member, kept, change, leave, invitation }: Work) {
         <Sure label="Leave" question="This device forgets who it is here, and its rows. It needs a new invitation to take part again." act={leave} />
       </div>
       <p className="quiet">
-        Called {member.node} here{status?.arithmetic === "plain" ? "; this browser has no WebAssembly SIMD, so training is slow" : ""}.
+        Called {member.node} here; signs as <code>{addressOf(member)}</code>{status?.arithmetic === "plain" ? "; this browser has no WebAssembly SIMD, so training is slow" : ""}.
       </p>
     </>
   );

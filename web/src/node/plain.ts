@@ -1,6 +1,8 @@
 // The kernel's arithmetic in plain typed arrays, for browsers without WebAssembly SIMD: the same bits, slower.
+import { hex, type Arithmetic, type Report, type Result, type Rows, type Shape, type Step } from "./arithmetic";
 import { blake3 } from "./blake3";
-import { hex, Unsupported, type Arithmetic, type Report, type Result, type Rows, type Shape, type Step } from "./arithmetic";
+import { Convolution, type Seen } from "./convolution";
+import { Dense, gated, judge, relu, transposed, Values, type Tally } from "./dense";
 
 const WORD = 0xffffffffn;
 const WIDE = (1n << 128n) - 1n;
@@ -38,155 +40,88 @@ function* words(seed: bigint, epoch: number): Generator<number, never> {
   }
 }
 
-type Layer = { inputs: number; outputs: number; from: number; to: number };
+const MAPS = [32, 64] as const;
+const STILL: Step = { lr: 0, momentum: 0, decay: 0, mu: 0 };
 
-/** Where layers lie in the parameters: weights are (output, input) rows, and then comes the bias. */
-function layersOf(shape: Shape): Layer[] {
-  if (shape.image) throw new Unsupported("this browser is too old for models with convolutions: it has no WebAssembly SIMD");
-  let from = 0;
-  return shape.widths.slice(1).map((outputs, place) => {
-    const inputs = shape.widths[place]!;
-    const layer = { inputs, outputs, from, to: from + (inputs + 1) * outputs };
-    from = layer.to;
-    return layer;
-  });
+function rowOf({ x, count }: Rows, row: number): Float32Array<ArrayBuffer> {
+  const size = x.length / count;
+  return x.subarray(row * size, (row + 1) * size);
 }
 
-// The kernel's sums are taken in the same order here, and rounded to 32 bits after each operation: so the bits are the
-// same (sim/engines/dense.h), and audits cannot tell the two apart.
-const f32 = Math.fround;
-const word = new Int32Array(1);
-const float = new Float32Array(word.buffer);
+/** What a network made of one row: of its convolutions, and of each dense layer, its input first. */
+type Given = { seen: Seen[]; dense: Float32Array<ArrayBuffer>[] };
 
-function scaled(value: number, exponent: number): number {
-  word[0] = (exponent + 127) << 23;
-  return f32(value * float[0]!);
-}
+class Network {
+  private readonly convolutions: Convolution[] = [];
+  private readonly layers: Dense[];
+  private readonly own: Float32Array<ArrayBuffer>; // parameters of the dense layers
 
-const series = (x: number, ...factors: number[]): number => factors.reduce((sum, factor) => f32(f32(sum * x) + f32(factor)));
-
-/** As in web/kernel/libc.c. */
-function exp(x: number): number {
-  if (Number.isNaN(x)) return x;
-  if (x > f32(88.72284)) return Infinity;
-  if (x < f32(-87.33655)) return 0;
-  const n = Math.floor(f32(f32(x * f32(1.44269504)) + 0.5));
-  const r = f32(f32(x - f32(n * 0.693359375)) + f32(n * f32(2.1219444e-4)));
-  const p = series(r, f32(1.98756915e-4), 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1);
-  const y = f32(f32(f32(f32(p * r) * r) + r) + 1);
-  const half = Math.trunc(n / 2);
-  return scaled(scaled(y, half), n - half);
-}
-
-function log(x: number): number {
-  if (!(x > 0)) return x === 0 ? -Infinity : NaN;
-  if (x === Infinity) return x;
-  const subnormal = x < f32(1.17549435e-38);
-  float[0] = subnormal ? x * 8388608 : x;
-  let e = (word[0]! >>> 23) - 126 - (subnormal ? 23 : 0);
-  word[0] = (word[0]! & 0x7fffff) | 0x3f000000; // from 0.5 to 1
-  let f = float[0]!;
-  if (f < f32(0.70710678)) {
-    e -= 1;
-    f = f32(f + f);
-  }
-  f = f32(f - 1);
-  const z = f32(f * f);
-  const p = series(f, f32(7.0376836292e-2), -1.151461031e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1);
-  const y = f32(f32(f32(f32(f * z) * p) - f32(f32(2.1219444e-4) * e)) - f32(0.5 * z));
-  return f32(f32(f + y) + f32(0.693359375 * e));
-}
-
-/** What each layer gives for one row, the row itself first. */
-function forward(layers: Layer[], weights: Float32Array, x: Float32Array): Float32Array[] {
-  const found = [x];
-  layers.forEach(({ inputs, outputs, from }, place) => {
-    const given = found[place]!;
-    const y = new Float32Array(outputs);
-    const last = place === layers.length - 1;
-    for (let o = 0; o < outputs; o++) {
-      let sum = weights[from + inputs * outputs + o]!;
-      for (let i = 0, at = from + o * inputs; i < inputs; i++) sum = f32(sum + f32(given[i]! * weights[at + i]!));
-      y[o] = last || sum > 0 ? sum : 0;
+  constructor(private readonly shape: Shape, step: Step, private readonly params: Float32Array) {
+    let at = 0;
+    if (shape.image) {
+      let [channels, height, width] = shape.image;
+      for (const maps of MAPS) {
+        const size = (25 * channels + 1) * maps;
+        this.convolutions.push(new Convolution(channels, height, width, maps, params.slice(at, (at += size)), step));
+        [channels, height, width] = [maps, Math.floor(height / 2), Math.floor(width / 2)];
+      }
     }
-    found.push(y);
-  });
-  return found;
-}
-
-/** The gradient with respect to what a layer was given, which comes through its ReLU. */
-function backward({ inputs, outputs, from }: Layer, weights: Float32Array, given: Float32Array, d: Float32Array): Float32Array {
-  const before = new Float32Array(inputs);
-  for (let o = 0; o < outputs; o++) for (let i = 0, at = from + o * inputs; i < inputs; i++) before[i] = before[i]! + f32(d[o]! * weights[at + i]!);
-  return before.map((value, i) => (given[i]! > 0 ? value : 0));
-}
-
-/** One training: the weights as they are, where they started, and how they move. */
-class Descent {
-  readonly weights: Float32Array<ArrayBuffer>;
-  private readonly velocity?: Float32Array;
-  private readonly step: Step;
-
-  constructor(private readonly layers: Layer[], step: Step, private readonly start: Float32Array) {
-    this.step = { lr: f32(step.lr), momentum: f32(step.momentum), decay: f32(step.decay), mu: f32(step.mu) };
-    this.weights = new Float32Array(start);
-    if (this.step.momentum) this.velocity = new Float32Array(start.length);
+    this.own = params.slice(at);
+    let from = 0;
+    this.layers = shape.widths.slice(1).map((outputs, place) => {
+      const inputs = shape.widths[place]!;
+      return new Dense(inputs, outputs, new Values(this.own.subarray(from, (from += (inputs + 1) * outputs)), step));
+    });
   }
 
-  /** On one batch; `tally` adds up its loss and hits. */
+  forward(x: Float32Array<ArrayBuffer>): Given {
+    const seen: Seen[] = [];
+    let image = this.shape.image ? transposed(x, this.shape.image[0]) : x;
+    for (const convolution of this.convolutions) {
+      seen.push(convolution.look(image));
+      image = seen.at(-1)!.pooled;
+    }
+    const dense = [seen.length ? transposed(image, image.length / MAPS[1]) : x];
+    this.layers.forEach((layer, place) => {
+      const y = layer.forward(dense[place]!);
+      dense.push(place === this.layers.length - 1 ? y : relu(y));
+    });
+    return { seen, dense };
+  }
+
+  /** One step on a batch; `tally` adds up its loss and hits. */
   descend(rows: Rows, batch: Uint32Array, tally: Tally): void {
-    const inputs = this.layers[0]!.inputs;
-    const given = Array.from(batch, (row) => forward(this.layers, this.weights, rows.x.subarray(row * inputs, (row + 1) * inputs)));
-    let d = given.map((its, place) => judge(its.at(-1)!, rows, batch[place]!, batch.length, tally));
+    const given = Array.from(batch, (row) => this.forward(rowOf(rows, row)));
+    let d = given.map(({ dense }, place) => judge(dense.at(-1)!, rows, batch[place]!, batch.length, tally));
     for (let place = this.layers.length - 1; place >= 0; place--) {
       const layer = this.layers[place]!;
-      const before = place ? d.map((each, row) => backward(layer, this.weights, given[row]![place]!, each)) : [];
-      this.move(layer, given.map((its) => its[place]!), d);
-      d = before;
+      const wanted = place > 0 || this.convolutions.length > 0;
+      const before = wanted ? d.map((each) => layer.backward(each)) : [];
+      layer.learn(given.map(({ dense }) => dense[place]!), d);
+      d = place ? before.map((each, row) => gated(each, given[row]!.dense[place]!)) : before;
     }
+    if (this.convolutions.length) this.learn(given.map(({ seen }) => seen), d);
   }
 
-  /** Move a layer by the gradients d, row by row, of what it gave for x. */
-  private move({ inputs, outputs, from, to }: Layer, x: Float32Array[], d: Float32Array[]): void {
-    const { weights, velocity, start } = this;
-    const { lr, momentum, decay, mu } = this.step;
-    if (velocity || mu || decay)
-      for (let i = from; i < to; i++) {
-        const pull = f32(f32(decay * weights[i]!) + (mu ? f32(mu * f32(weights[i]! - start[i]!)) : 0));
-        if (velocity) velocity[i] = f32(momentum * velocity[i]!) + pull;
-        else weights[i] = weights[i]! - f32(lr * pull);
-      }
-    const target = velocity ?? weights;
-    d.forEach((gradient, row) => {
-      const its = x[row]!;
-      for (let o = 0; o < outputs; o++) {
-        const by = velocity ? gradient[o]! : f32(gradient[o]! * -lr);
-        for (let i = 0, at = from + o * inputs; i < inputs; i++) target[at + i] = target[at + i]! + f32(its[i]! * by);
-        const bias = from + inputs * outputs + o;
-        target[bias] = target[bias]! + by;
-      }
-    });
-    if (velocity) for (let i = from; i < to; i++) weights[i] = weights[i]! - f32(lr * velocity[i]!);
+  /** How the parameters have changed. */
+  get delta(): Float32Array<ArrayBuffer> {
+    const found = new Float32Array(this.params.length);
+    let at = 0;
+    for (const part of [...this.convolutions.map(({ now }) => now), this.own]) {
+      found.set(part, at);
+      at += part.length;
+    }
+    return found.map((value, place) => value - this.params[place]!);
   }
-}
 
-type Tally = { loss: number; hits: number };
-
-/** The gradient of the batch's mean loss with respect to what the network gave for one of its rows. */
-function judge(y: Float32Array, rows: Rows, row: number, batch: number, tally: Tally): Float32Array {
-  if (rows.regression)
-    return y.map((value, o) => {
-      const error = f32(value - rows.y[row * y.length + o]!);
-      tally.loss += f32(error * error) / y.length;
-      return f32(2 * error) / (batch * y.length);
-    });
-  const label = rows.y[row]!;
-  const best = y.reduce((found, value, o) => (value > y[found]! ? o : found), 0);
-  const shares = y.map((value) => exp(f32(value - y[best]!)));
-  const total = shares.reduce((sum, each) => f32(sum + each), 0);
-  tally.loss += f32(log(total) - f32(y[label]! - y[best]!));
-  tally.hits += best === label ? 1 : 0;
-  return shares.map((share, o) => f32(f32(share / total) - (o === label ? 1 : 0)) / batch);
+  /** The convolutions' step, from the gradient of what they gave. */
+  private learn(seen: Seen[][], d: Float32Array[]): void {
+    const [first, second] = this.convolutions as [Convolution, Convolution];
+    const late = d.map((each, row) => second.unpool(seen[row]![1]!, transposed(each, MAPS[1])));
+    const early = late.map((each, row) => first.unpool(seen[row]![0]!, second.trace(each)));
+    second.learn(seen.map((its) => its[1]!), late);
+    first.learn(seen.map((its) => its[0]!), early);
+  }
 }
 
 export class Plain implements Arithmetic {
@@ -210,22 +145,22 @@ export class Plain implements Arithmetic {
   }
 
   train(shape: Shape, step: Step, values: Float32Array, rows: Rows, batches: Uint32Array[], tallied: number, report: Report): Result {
-    const descent = new Descent(layersOf(shape), step, values);
+    const network = new Network(shape, step, values);
     const result = { loss: 0, hits: 0 };
     let seen = 0;
     batches.forEach((batch, number) => {
-      descent.descend(rows, batch, number >= tallied ? result : { loss: 0, hits: 0 });
+      network.descend(rows, batch, number >= tallied ? result : { loss: 0, hits: 0 });
       seen += number >= tallied ? batch.length : 0;
       report((number + 1) / batches.length, seen ? result.loss / seen : 0);
     });
-    return { delta: descent.weights.map((value, place) => value - values[place]!), ...result };
+    return { delta: network.delta, ...result };
   }
 
   predict(shape: Shape, values: Float32Array, rows: Rows): Float32Array {
-    const layers = layersOf(shape);
-    const [inputs, outputs] = [shape.widths[0]!, shape.widths.at(-1)!];
+    const network = new Network(shape, STILL, values);
+    const outputs = shape.widths.at(-1)!;
     const out = new Float32Array(rows.count * outputs);
-    for (let row = 0; row < rows.count; row++) out.set(forward(layers, values, rows.x.subarray(row * inputs, (row + 1) * inputs)).at(-1)!, row * outputs);
+    for (let row = 0; row < rows.count; row++) out.set(network.forward(rowOf(rows, row)).dense.at(-1)!, row * outputs);
     return out;
   }
 }

@@ -18,7 +18,7 @@ export type Metrics = Record<string, number>;
 export type Place = { job: string; round: number; attempt: number };
 
 export type Registered = { type: "device:registered"; node: string; version?: string; heartbeat?: number; progress?: number; attached?: number };
-/** Choices are written `name:key=value,…`; `seed` stays text, for it has more digits than a number here can hold. */
+/** Choices are written `name:key=value,…`; `seed` and `chain` stay text, for they may have more digits than a number here can hold. */
 export type Start = Place & {
   type: "training:start";
   name: string;
@@ -42,6 +42,7 @@ export type Start = Place & {
   strategy?: string;
   settings?: Record<string, number>;
   evaluate?: boolean;
+  domain?: { chain?: string; contract?: string };
 };
 export type Verdict = Place & { type: "weights:verdict"; accepted: boolean; reason?: string; resend?: boolean };
 export type FromCoordinator =
@@ -53,7 +54,7 @@ export type FromCoordinator =
   | { type: "error"; code: string; detail: string; fatal?: boolean }
   | { type: "data:describe"; id: string; nodes: number };
 
-export type Submission = Place & { type: "weights:submit"; digest: string; weight: number; metrics: Metrics; seconds: number };
+export type Submission = Place & { type: "weights:submit"; digest: string; weight: number; metrics: Metrics; seconds: number; nonce?: number; signature?: string };
 export type Failure = Place & { type: "training:failed"; reason: string };
 export type FromNode =
   | Submission
@@ -71,7 +72,7 @@ export function read(frame: string | ArrayBuffer): { message: FromCoordinator; b
 }
 
 function parse(text: string): FromCoordinator {
-  return JSON.parse(text.replace(/"seed":\s*(\d+)/, '"seed":"$1"')) as FromCoordinator;
+  return JSON.parse(text.replace(/"(seed|chain)":\s*(\d+)/g, '"$1":"$2"')) as FromCoordinator;
 }
 
 /** A binary frame: the message, and the blob that it names. */

@@ -1,7 +1,7 @@
 // The node: one task at a time, as long as its owner lets it work, and each task delivered once.
 // Work and its result outlive a connection: the coordinator asks again, and gets the same update (services/runner.py).
-import { MODELS, PLAIN_MODELS } from "./arithmetic";
-import type { Tally } from "./keep";
+import { MODELS } from "./arithmetic";
+import { signed, type Tally } from "./keep";
 import { FIRST_DELAY_MS, LAST_DELAY_MS, Lifeline, type Connection } from "./lifeline";
 import type { Member } from "./key";
 import { Lost, Refused, type Registration } from "./link";
@@ -40,7 +40,7 @@ export class Runner {
   private readonly over = new AbortController();
 
   constructor(
-    member: Member,
+    private readonly member: Member,
     private readonly summary: Summary,
     data: Data,
     wasm: ArrayBuffer | undefined,
@@ -99,7 +99,7 @@ export class Runner {
     return {
       capabilities: this.owner.capabilities(this.trainer.arithmetic ?? "plain"),
       data: this.summary,
-      terms: { models: this.trainer.arithmetic === "simd" ? MODELS : PLAIN_MODELS, open: !this.owner.objection },
+      terms: { models: MODELS, open: !this.owner.objection },
     };
   }
 
@@ -113,11 +113,22 @@ export class Runner {
       return;
     }
     this.laidDown();
-    if (said.kind === "done") {
-      this.held.outcome = said.message;
-      this.held.blob = said.blob;
-      void this.deliver(this.held);
-    } else this.fail(said.start, said.reason);
+    if (said.kind === "done") void this.hold(this.held, said.message, said.blob);
+    else this.fail(said.start, said.reason);
+  }
+
+  /** Hand in what came of a task; an update is signed before. */
+  private async hold(held: Held, message: Submission, blob?: Uint8Array<ArrayBuffer>): Promise<void> {
+    try {
+      const its = message.digest ? await signed(this.member, held.start, { digest: message.digest, samples: message.weight }) : {};
+      if (this.held !== held) return;
+      held.outcome = { ...message, ...its };
+      held.blob = blob;
+    } catch (error) {
+      if (this.held === held) this.fail(held.start, (error as Error).message);
+      return;
+    }
+    await this.deliver(held);
   }
 
   private onDied(reason: string): void {

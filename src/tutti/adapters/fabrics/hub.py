@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
-from tutti.core.errors import Forbidden
+from tutti.core.errors import Forbidden, Unproven
 from tutti.domain.events import NodeId
 from tutti.ports import Arrived, FabricEvent, Left, Said
 from tutti.ports.blobs import Buffer
@@ -222,7 +222,8 @@ class HubFabric:
             if (verdict := self._authenticate(registration.node, registration.token)) is not None:
                 await verdict
         except Forbidden as error:
-            connection.say(Refusal(code="forbidden", detail=str(error), fatal=True))
+            fatal = not isinstance(error, Unproven)  # else it was a good proof, and a new one will do
+            connection.say(Refusal(code="forbidden", detail=str(error), fatal=fatal))
             if self._turned_away is not None:
                 await self._turned_away(registration.node, str(error))
             raise _Ended(f"refused: {error}", POLICY) from None

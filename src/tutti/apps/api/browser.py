@@ -1,5 +1,5 @@
-"""What a node in a browser asks for besides the node protocol: which data are wanted here, rows to try out with, and
-whether the coordinator still hears it, which no page can tell of a WebSocket."""
+"""What a node in a browser asks for besides the node protocol: what its proofs are to bear, which data are wanted here,
+rows to try out with, and whether the coordinator still hears it, which no page can tell of a WebSocket."""
 
 import logging
 from pathlib import Path
@@ -38,12 +38,25 @@ class WantedData(msgspec.Struct, frozen=True):
     assigned: bool
 
 
+class Challenge(msgspec.Struct, frozen=True):
+    """Of this process; `now` is its time in milliseconds. See `services.proofs`."""
+
+    challenge: str
+    now: int
+
+
 class BrowserRoutes:
     """Each node may ask so often: rows are written anew each time, in the process that makes models too."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._questions, self._rows = Buckets(burst=30.0, rate=1.0), Buckets(burst=4.0, rate=0.1)
+
+    async def challenge(self, request: Request) -> Response:
+        """What proofs are to bear that nodes with a key of their own show here; anybody may know it."""
+        proofs = self._coordinator.members.proofs
+        answer = Challenge(proofs.challenge, proofs.now)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
     async def here(self, request: Request) -> Response:
         """204 if this node is connected, 409 if not: it may believe that it is."""
@@ -91,6 +104,7 @@ class BrowserRoutes:
 
 def routes(browser: BrowserRoutes) -> list[BaseRoute]:
     return [
+        Route("/api/v1/browser/challenge", browser.challenge),
         Route("/api/v1/browser/here", browser.here),
         Route("/api/v1/browser/wanted", browser.wanted),
         Route("/api/v1/browser/assigned/{name}", browser.assigned),

@@ -1,10 +1,11 @@
-// Reads cases as JSON lines, and answers each with what the kernel, or plain JavaScript, makes of it: for the Python tests.
+// Reads cases as JSON lines, and answers each with what the page's modules make of it: for the Python tests.
 import { readFileSync } from "node:fs";
-import { shapeOf, type Arithmetic, type Rows } from "../src/node/arithmetic";
+import { hex, shapeOf, type Arithmetic, type Rows } from "../src/node/arithmetic";
 import { fromCsv, given, own, parseCsv } from "../src/node/data";
 import { Kernel } from "../src/node/kernel";
 import { Plain } from "../src/node/plain";
-import { choice, type Schema } from "../src/node/protocol";
+import { addressOf, claimOf, digestOf, identityOf, proof, publicOf, signUpdate } from "../src/node/key";
+import { choice, read, type Schema, type Start } from "../src/node/protocol";
 import { decode, encode } from "../src/node/tensors";
 import { batchesOf, carryOut, scheduled } from "../src/node/work";
 
@@ -39,6 +40,14 @@ function answer(asked: Case): unknown {
       return scheduled(asked.schedule, asked.round, asked.rounds);
     case "file":
       return Buffer.from(encode(decode(new Uint8Array(Buffer.from(asked.data, "base64"))))).toString("base64");
+    case "key":
+      return { public: publicOf(asked.member), address: addressOf(asked.member), identity: identityOf(asked.member) };
+    case "proof":
+      return proof(asked.member, asked.challenge, asked.use);
+    case "sign": {
+      const start = read(asked.start).message as Start; // as it comes over the wire
+      return { claim: claimOf(start, asked.claim), digest: hex(digestOf(start, asked.claim, asked.nonce)), signature: signUpdate(asked.member, start, asked.claim, asked.nonce) };
+    }
     case "csv":
       return fromCsv(asked.text, "mine", asked.target, (asked.schema as Schema | undefined) ?? null);
     case "cells":
