@@ -45,12 +45,17 @@ def main():
     context = multiprocessing.get_context("fork")
     root = hivemind.DHT(start=True)
     initial = [str(address) for address in root.get_visible_maddrs()]
-    ready, results = context.Barrier(peers), context.Queue()
+    ready, results = context.Barrier(peers + 1), context.Queue()
     processes = [
         context.Process(target=peer, args=(n, initial, peers, size, rounds, ready, results)) for n in range(peers)
     ]
     for process in processes:
         process.start()
+    for number in range(rounds):
+        ready.wait()
+        if not number:
+            print(json.dumps("ready"), flush=True)
+        ready.wait()
     times = sorted(results.get(timeout=300) for _ in range(peers * rounds))
     print(json.dumps({"seconds": times[peers * rounds // 2]}), flush=True)
     for process in processes:

@@ -2,10 +2,12 @@
 
     python bench/ring_averages.py [--peers 8,16] [--floats 1000000,10000000] [--rounds 5] [--json]
 
-A round of ours is all of it: every member makes an update and gives it to the whole committee, each of which sums all
-updates before it votes, the record is on a majority of disks, and everybody has the new model. Training costs nothing.
+A round of ours is all of it: every member makes an update and gives it to three of the committee, who sum all updates
+before they vote, the record is on a majority of disks, and everybody has the new model. Training costs nothing.
 BENCH_HIVEMIND_PYTHON names an interpreter that has hivemind; its averager (as many processes, one group) then runs in
-the same way. The figure is the median of the rounds, in seconds.
+the same way. `s` is the median of the rounds in seconds, `CPU s` what all processes together used for one, which other
+work on the machine changes less. `bare` is the limit of a round that goes over TCP, see _bare_averages.py; members on
+one machine hand files over, and may be below it.
 """
 
 import argparse
@@ -15,12 +17,14 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from _bare_averages import bare
 from _common import show
 from _federation import HERE, plugin
 from _nowork import SCHEMA
@@ -32,7 +36,7 @@ from tutti.ports.training import Data, Examples
 ROWS = 400  # for each member, so that all get some
 
 
-async def ours(peers: int, floats: int, rounds: int) -> float:
+async def ours(peers: int, floats: int, rounds: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         ring = Ring(Path(folder), environment=plugin(Path(folder)))
         client = RingClient(f"127.0.0.1:{ring.port}")
@@ -45,11 +49,15 @@ async def ours(peers: int, floats: int, rounds: int) -> float:
             holders = sum(1 for rows in placed.values() if rows)
             await client.until_held("nowork", holders)
             job = await client.submit(load_spec(_job(floats, rounds, holders)))
-            async for view, closed in client.follow(job):  # noqa: B007 - the last one is wanted
-                pass
+            members = [process.pid for process in ring.processes.values()]
+            used: dict[int, float] = {}
+            async for view, closed in client.follow(job):  # noqa: B007 - the last view is wanted
+                made = [each.closed_at for each in closed if each.status == "closed" and each.closed_at is not None]
+                if made:
+                    used.setdefault(len(made), cpu_seconds(members))
             assert view.status == "completed", view.reason
-            made = [each.closed_at for each in closed if each.status == "closed" and each.closed_at is not None]
-            return median(b - a for a, b in pairwise(made))
+            one, last = min(used), max(used)
+            return median(b - a for a, b in pairwise(made)), (used[last] - used[one]) / (last - one)
         finally:
             await client.close()
             ring.stop()
@@ -71,7 +79,29 @@ def _job(floats: int, rounds: int, nodes: int) -> dict[str, object]:
     }
 
 
-def hivemind(peers: int, floats: int, rounds: int) -> float | None:
+def cpu_seconds(processes: Iterable[int]) -> float:
+    """What these have used so far."""
+    return sum(_cpu_ticks(Path(f"/proc/{process}/stat")) for process in processes) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_ticks(stat: Path) -> int:
+    fields = stat.read_text().rpartition(") ")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def of_session(leader: int) -> list[int]:
+    """All processes of a session."""
+    return [int(each.name) for each in Path("/proc").glob("[0-9]*") if _session(each) == leader]
+
+
+def _session(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(") ")[2].split()[3])
+    except (OSError, IndexError):  # it has just ended
+        return 0
+
+
+def hivemind(peers: int, floats: int, rounds: int) -> tuple[float, float] | None:
     python = os.environ.get("BENCH_HIVEMIND_PYTHON")
     if not python:
         return None
@@ -86,7 +116,10 @@ def hivemind(peers: int, floats: int, rounds: int) -> float | None:
     )
     assert process.stdout is not None
     try:
-        return float(json.loads(process.stdout.readline())["seconds"])
+        assert json.loads(process.stdout.readline()) == "ready"
+        began = cpu_seconds(of_session(process.pid))
+        seconds = float(json.loads(process.stdout.readline())["seconds"])
+        return seconds, (cpu_seconds(of_session(process.pid)) - began) / rounds
     finally:  # it leaves processes behind
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -102,10 +135,24 @@ def main() -> None:
     rows = []
     for floats in map(int, options.floats.split(",")):
         for peers in map(int, options.peers.split(",")):
-            mine = asyncio.run(ours(peers, floats, options.rounds))
-            theirs = hivemind(peers, floats, options.rounds)
-            ratio = None if theirs is None else theirs / mine
-            rows.append({"peers": peers, "floats": floats, "s": mine, "hivemind s": theirs, "hivemind / s": ratio})
+            mine, used = asyncio.run(ours(peers, floats, options.rounds))
+            limit, least = bare(peers, floats, options.rounds)
+            theirs, theirs_used = hivemind(peers, floats, options.rounds) or (None, None)
+            rows.append(
+                {
+                    "peers": peers,
+                    "floats": floats,
+                    "s": mine,
+                    "CPU s": used,
+                    "bare s": limit,
+                    "bare CPU s": least,
+                    "s / bare": mine / limit,
+                    "hivemind s": theirs,
+                    "hivemind CPU s": theirs_used,
+                    "hivemind / s": None if theirs is None else theirs / mine,
+                    "hivemind / bare": None if theirs is None else theirs / limit,
+                }
+            )
     show(rows, as_json=options.json, notes={"hivemind": os.environ.get("BENCH_HIVEMIND_PYTHON", "not measured")})
 
 

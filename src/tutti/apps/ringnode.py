@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.handover import Handover
 from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.blobs.ring import RingBlobs
 from tutti.adapters.chains.sqlite import SqliteChain
@@ -153,6 +154,7 @@ class RingNode:
         self._tls = tls
         self._peers = ThriftPeers(within=WITHIN, tls=tls)
         self._here = HeldBlobs(DirectoryBlobs(folder / "blobs"))
+        self._handover = Handover(self.address, self._here)
         self._blobs = RingBlobs(self.address, self._here, self._peers, self._holders)
         self._server = Server(training_node.TrainingNode, TrainingNode(self, self._here), tls=server_tls)
         self._store = SqliteChain(folder / "chain.sqlite")
@@ -189,6 +191,7 @@ class RingNode:
         await self._placed.load()
         await asyncio.to_thread(_warm_up)
         await self._server.start(self._settings.host, self._settings.port)
+        self._handover.start()
         contacts, first = await self._contacts()
         self.ring = RingMember(self.me, self._peers, contacts, founds=first)
         self._placed.join(self.ring)
@@ -211,6 +214,7 @@ class RingNode:
 
     async def close(self) -> None:
         await self._server.close()
+        await self._handover.close()
         await self._link.close()
         await self._peers.close()
         self._store.close()

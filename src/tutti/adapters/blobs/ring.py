@@ -1,6 +1,8 @@
 """A member's blobs, and those of the others: what is not here is fetched by its digest from whoever has it."""
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tutti.adapters.blobs import handover
 from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import CHUNK, compute_node
@@ -16,6 +19,8 @@ from tutti.core.errors import CorruptBlob, NotFound
 from tutti.domain.events import Digest
 from tutti.ports.blobs import Buffer, Mapped
 from tutti.wire import tensors
+
+log = logging.getLogger(__name__)
 
 STRIPES = 4
 """Members from which the parts of one blob are fetched at a time."""
@@ -68,6 +73,11 @@ class RingBlobs:
         """Have the blob here; raises NotFound if no member that can be reached has it."""
         if self.here.has(digest):
             return
+        for address in self._holders():
+            with contextlib.suppress(CorruptBlob):
+                if (mapped := await handover.take(address, digest)) is not None:
+                    await self.here.hold(digest, mapped, spare=True)
+                    return
         blob = await collect(self._peers, self._holders(), digest)
         found = await asyncio.to_thread(tensors.digest, blob)
         if found != digest:
@@ -77,25 +87,30 @@ class RingBlobs:
     async def spread(self, digest: Digest, data: Buffer, to: list[str], copies: int) -> int:
         """Store a blob at so many of the members that can be reached, the first ones; how many have it then."""
         candidates = iter(to)
+        parcel = _Parcel(digest, data)
 
         async def place() -> int:
             for address in candidates:
-                if await self._give(address, digest, data):
+                if await self._give(address, parcel):
                     return 1
             return 0
 
-        return sum(await asyncio.gather(*(place() for _ in range(copies))))
+        try:
+            return sum(await asyncio.gather(*(place() for _ in range(copies))))
+        finally:
+            parcel.close()
 
-    async def _give(self, address: str, digest: Digest, data: Buffer) -> bool:
+    async def _give(self, address: str, parcel: "_Parcel") -> bool:
         """Whether the member, which may be the one here, has the blob now."""
         if address == self.me:
-            await self.here.hold(digest, data)
+            await self.here.hold(parcel.digest, parcel.data)
             return True
-        peer, name = peer_at(address), bytes.fromhex(digest)
+        peer, name = peer_at(address), bytes.fromhex(parcel.digest)
         try:
             if await self._peers.missing(peer, [name]):
-                await self._peers.store(peer, name, memoryview(data))
-                self._count(address, digest, len(data))
+                if not await parcel.handed_over(address):
+                    await self._peers.store(peer, name, memoryview(parcel.data))
+                self._count(address, parcel.digest, len(parcel.data))
         except (Unreachable, UnknownCall, compute_node.Refused):
             return False
         return True
@@ -106,6 +121,33 @@ class RingBlobs:
         self._given[address, digest] = None
         if len(self._given) > GIVEN:
             del self._given[next(iter(self._given))]
+
+
+class _Parcel:
+    """A blob on its way to several members: those on this machine are handed one file."""
+
+    def __init__(self, digest: Digest, data: Buffer) -> None:
+        self.digest, self.data = digest, data
+        self._sealed: handover.Sealed | None = None
+        self._turn = asyncio.Lock()
+
+    async def handed_over(self, address: str) -> bool:
+        """Whether the member has it now; False if it has to be sent."""
+        if len(self.data) < handover.LARGE or not await asyncio.to_thread(handover.near, address):
+            return False
+        async with self._turn:
+            if self._sealed is None:
+                self._sealed = await asyncio.to_thread(handover.sealed, self.data)
+        try:
+            await handover.give(address, self.digest, self._sealed)
+        except (OSError, handover.Refused) as error:
+            log.warning("sending blob %s, which could not be handed over: %s", self.digest, error)
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._sealed is not None:
+            self._sealed.close()
 
 
 async def _first(peers: ThriftPeers, holders: list[str], name: bytes) -> Any:
