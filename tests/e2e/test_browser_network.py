@@ -269,6 +269,8 @@ def test_a_page_that_the_browser_ends_again_and_again_gives_the_task_up(tmp_path
         page = phone.page
         for _ in range(2):
             expect(page.get_by_role("status").first).to_contain_text("training")
+            if page is phone.page:
+                phone.picture("node-training")
             with page.expect_event("crash"):
                 to_pages(browser, signal.SIGKILL)  # as a system does that has no memory left
             page = fresh_page(phone.context)

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 from support.browser import Visitor, chromium
 from support.commands import running
 from support.phones import NAMED, PHONE, Site, counted, draw, join, joined, python_node, take_a_part, up
+from support.shared_data import SHARED, needs
 from tutti.wire.messages import PROTOCOL
 
 pytestmark = [pytest.mark.xdist_group("browser-node"), pytest.mark.timeout(600)]
@@ -101,6 +102,30 @@ def test_handwriting_of_ones_own_is_trained_on_as_mnist_is(site, browser):
     phone.picture("node-handwriting")
 
 
+@needs("mnist")
+def test_handwriting_of_ones_own_is_trained_on_beside_nodes_that_have_mnist(site, browser):
+    for part in (0, 1):
+        python_node(site, f"lab-{part}", f"{part}/60", dataset="mnist", TUTTI_DATA_DIR=str(SHARED))
+    training = {"epochs": 1, "batch_size": 20, "lr": 0.1}
+    job = site.train(dataset="mnist", model="cnn", rounds=3, training=training, cohort={"min_nodes": 3, "grace": 300})
+    phone = site.phone(browser)
+    page = join(phone, "ada")
+    page.get_by_role("button", name="My own data for “mnist”").click()
+    draws(page, 3)
+    done = site.wait(job)
+    parts = site.parts(done, 3)
+    assert {name: (part.outcome, part.weight) for name, part in parts.items()} == {
+        "lab-0": ("counted", 800),
+        "lab-1": ("counted", 800),
+        "ada": ("counted", 5),  # every fifth row is held out, everywhere
+    }
+    assert done.accuracy is not None
+    assert done.accuracy > 0.8
+    page.get_by_role("button", name="Draw more digits").click()
+    is_taken_for(page, ONE, "1")
+    phone.picture("node-mnist")
+
+
 def test_a_browser_without_webassembly_trains_every_model_too(site, browser):
     phone = Visitor(browser, site.url, **PHONE)
     phone.page.add_init_script("delete window.WebAssembly")
@@ -156,6 +181,7 @@ def test_its_owner_can_pause_it(site, browser):
     phone = joined(site, browser, "ada")
     phone.page.get_by_role("button", name="Pause").click()
     expect(phone.page.get_by_role("status").first).to_contain_text("Not working now: paused by you.")
+    phone.picture("node-paused")
     done = site.wait(site.train(cohort={"min_nodes": 1}))
     assert "owner" in site.parts(done, 1)["ada"].reason
     phone.page.get_by_role("button", name="Go on").click()

@@ -27,5 +27,5 @@ const [wasm, scale = "1"] = process.argv.slice(2);
 const kernel = await Kernel.of(readFileSync(wasm!));
 const found: Record<string, number> = {};
 for (const [name, shape] of Object.entries(MODELS)) found[`${name}, kernel`] = measure(kernel, shape, Math.ceil((name === "cnn" ? 20 : 400) * Number(scale)));
-found["2nn, plain JavaScript"] = measure(new Plain(), MODELS["2nn"]!, Math.ceil(30 * Number(scale)));
+for (const [name, shape] of Object.entries(MODELS)) found[`${name}, plain JavaScript`] = measure(new Plain(), shape, Math.ceil((name === "cnn" ? 2 : 30) * Number(scale)));
 console.log(JSON.stringify(found));
