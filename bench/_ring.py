@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,20 +26,29 @@ class Ring:
     folder: Path
     port: int = field(default_factory=free_port)
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    host: str = "127.0.0.1"
+    inside: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By host, a command that runs the rest of its line there: in a network namespace."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
 
     def tutti(self, name: str, *arguments: object) -> None:
         log = (self.folder / f"{name.replace(':', '_')}.log").open("ab")
-        command = [sys.executable, "-m", "tutti.apps.cli", "ring", *map(str, arguments)]
+        there = self.inside.get(name.rpartition(":")[0], ())
+        command = [*there, sys.executable, "-m", "tutti.apps.cli", "ring", *map(str, arguments), "--insecure"]
         environment = {**self.environment, "OMP_NUM_THREADS": "1"}
         self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def supernode(self) -> None:
-        self.tutti("supernode", "supernode", "--port", self.port)
+        self.tutti("supernode", "supernode", "--port", self.port, "--host", self.host)
 
     def member(self, address: str) -> None:
-        port = address.rpartition(":")[2]
-        self.tutti(address, "node", port, "127.0.0.1", self.port, "--state-dir", self.folder / port)
+        host, _, port = address.rpartition(":")
+        state = ("--state-dir", self.folder / port)
+        self.tutti(address, "node", port, self.host, self.port, "--host", host, *state)
 
     def kill(self, *names: str) -> None:
         for name in names:

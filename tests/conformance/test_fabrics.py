@@ -10,7 +10,7 @@ from tutti.core.errors import Conflict
 from tutti.ports import Arrived, Left, LinkLost, LinkRefused, Said
 from tutti.ports.blobs import TooLarge
 from tutti.testing.blobs import digest_of
-from tutti.testing.fabrics import FabricSuite, Setup, authenticate, news, progress, registration, soon, token_of
+from tutti.testing.fabrics import Setup, TokenSuite, authenticate, news, progress, registration, soon, token_of
 from tutti.wire.messages import Registered
 
 
@@ -20,7 +20,7 @@ def local_setup(tmp_path, authenticate=authenticate, **bounds):
     return Setup(fabric, blobs, lambda node, token: LocalLink(fabric))
 
 
-class TestLocalFabric(FabricSuite):
+class TestLocalFabric(TokenSuite):
     @pytest.fixture
     def setup(self, tmp_path):
         return local_setup(tmp_path)

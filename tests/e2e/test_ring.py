@@ -2,25 +2,21 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
 import httpx
-import numpy as np
 import pytest
 
 import tutti
-from support.commands import Running, background, running
+from support.commands import background, running
 from support.commands import tutti as command
+from support.ring_processes import Ring, free_port, owned_rows
 from tutti.adapters.datasets import parts
 from tutti.adapters.fabrics.ring import node_of
-from tutti.adapters.thrift.node import peer_at
 from tutti.apps.nodes import load_data
-from tutti.apps.ringclient import RingClient
 from tutti.core.registry import Choice
 from tutti.ports.training import Data, Examples
 from tutti.services.views.ring import RingView
@@ -29,56 +25,6 @@ from tutti.sim.federation import Federation
 MEMBERS = 3
 ROWS = 1438  # of the digits, to train on
 JOB = ("--model", "linear", "--rounds", "4", "--seed", "3", "--batch-size", "32", "--lr", "0.1")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Ring:
-    """A supernode and members in processes of their own."""
-
-    folder: Path
-    stack: ExitStack
-    port: int
-    supernode: Running
-    members: dict[str, Running] = field(default_factory=dict)
-
-    def start(self, port: int) -> str:
-        address = f"127.0.0.1:{port}"
-        state = self.folder / str(port)
-        arguments = ("ring", "node", port, "127.0.0.1", self.port, "--state-dir", state)
-        self.members[address] = self.stack.enter_context(running(*arguments, cwd=self.folder))
-        return address
-
-    def views(self, at: str | None = None) -> list[RingView]:
-        async def ask() -> list[RingView]:
-            client = RingClient(at or f"127.0.0.1:{self.port}")
-            try:
-                return await client.views()
-            finally:
-                await client.close()
-
-        return asyncio.run(ask())
-
-    async def until(self, condition, at: str | None = None) -> list[RingView]:
-        client = RingClient(at or f"127.0.0.1:{self.port}")
-        try:
-            async with asyncio.timeout(180):
-                async for views in client.watch():
-                    if condition(views):
-                        return views
-        finally:
-            await client.close()
-
-    def until_all_are_there(self) -> list[RingView]:
-        count = len(self.members)
-        return asyncio.run(
-            self.until(lambda views: len(views) == count and all(len(view.roster) == count for view in views))
-        )
 
 
 @pytest.fixture
@@ -102,16 +48,11 @@ def eventually(url: str) -> httpx.Response:
 def federation_of(addresses: list[str]) -> Federation:
     """The same rows at the same nodes, for the same round machine in one process."""
     whole = load_data(Choice("digits", {"held_out": 0}))
-    owned = parts.owners(parts.cut(whole), [peer_at(address) for address in addresses])
     none = Examples(whole.train.x[:0], whole.train.y[:0])
     return Federation.of(
         {
-            node_of(peer.address): Data(
-                "digits", whole.schema, Examples(whole.train.x[rows], whole.train.y[rows]), none
-            )
-            for peer, mine in owned.items()
-            if mine
-            for rows in [np.sort(np.concatenate([part.rows for part in mine]))]
+            node_of(address): Data("digits", whole.schema, Examples(whole.train.x[rows], whole.train.y[rows]), none)
+            for address, rows in owned_rows(whole, addresses).items()
         }
     )
 
@@ -153,7 +94,8 @@ def test_a_ring_trains_to_the_model_of_a_hub_and_a_dead_leader_does_not_change_i
         page = eventually(f"http://127.0.0.1:{listen}/")
         assert "<title>Tutti ring</title>" in page.text
         shown = httpx.get(f"http://127.0.0.1:{listen}/ring.json").json()
-        assert {view["address"] for view in shown} == set(ring.members)
+        assert {view["address"] for view in shown["members"]} == set(ring.members)
+        assert (shown["absent"], shown["note"]) == ([], "")
 
     # a job of which the leader dies, and the supernode and the client too
     detached = command(*train, "--rounds", "40", "--detach", "--json", "--nodes", "1", cwd=ring.folder)

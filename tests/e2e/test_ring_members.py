@@ -13,7 +13,7 @@ from support.authority import certificate
 from support.commands import running, tutti
 from tutti.apps.cli.exits import Exit
 from tutti.apps.ringclient import RingClient
-from tutti.apps.ringnode import Tls
+from tutti.apps.ringentry import Tls
 
 DEADLINE = 120
 
@@ -74,6 +74,22 @@ def test_seeds_memory_and_mutual_tls(tmp_path: Path, processes):
     views = asyncio.run(views_when(first, all_there(2), files))
     lives[f"127.0.0.1:{second}"] += 1
     assert {view.address: view.incarnation for view in views} == lives
+
+
+def test_who_comes_first_may_die_at_once(tmp_path: Path, processes):
+    """The supernode has told the next one of it; it begins the ring itself, and takes the first one in."""
+    seed, first, second = free_ports(3)
+    processes.enter_context(running("ring", "supernode", "--port", seed, cwd=tmp_path))
+
+    def member(port):
+        state = ("--state-dir", tmp_path / str(port))
+        return processes.enter_context(running("ring", "node", port, "127.0.0.1", seed, *state, cwd=tmp_path))
+
+    member(first).end(SIGKILL)
+    member(second)
+    asyncio.run(views_when(second, lambda views: len(views) == 1 and views[0].joined and views[0].leader))
+    member(first)
+    asyncio.run(views_when(second, lambda views: all_there(2)(views) and len({view.digest for view in views}) == 1))
 
 
 def test_join_by_link_and_go_on_without_a_majority(tmp_path: Path, processes):

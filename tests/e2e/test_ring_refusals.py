@@ -1,12 +1,24 @@
 """What goes wrong with a ring's commands is said in one line, with the exit code that docs/cli.md gives for it."""
 
+import asyncio
+import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from signal import SIGKILL
 
+import msgspec
 import pytest
 
-from support.commands import running, tutti
+from support.commands import DEADLINE, ENVIRONMENT, running, tutti
+from tutti.adapters.thrift.client import Channel, UnknownCall
+from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, supernode, training_node
+from tutti.adapters.thrift.node import peer_at
 from tutti.apps.cli.exits import Exit
+from tutti.ring.consensus import Fetch
+from tutti.ring.identifiers import Peer
+from tutti.wire.thrift import MAX_FRAME
 
 
 @pytest.fixture
@@ -21,6 +33,51 @@ def refused(code: Exit, said: str, *arguments: object, cwd: Path) -> None:
     done = tutti("ring", *arguments, cwd=cwd)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert said in done.stderr
+
+
+ANOTHER_VERSION = """
+from tutti.adapters.thrift import idl
+idl.PROTOCOL {0}= 1
+from tutti.apps.cli import main
+main()
+"""
+"""The command line of a Tutti whose ring speaks the next version of the protocol, or the one before."""
+
+
+def refused_to_another_version(which: str, said: str, *arguments: object, cwd: Path) -> None:
+    command = [sys.executable, "-c", ANOTHER_VERSION.format(which), "ring", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, "Traceback" in done.stderr) == (Exit.CONFLICT, False), done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("which", ["+", "-"])
+def test_another_version_is_refused_wherever_it_asks(tmp_path, which):
+    """To join, by a supernode and by members of before; and as a client, of a supernode and of a member."""
+    ports = []
+    for _ in range(3):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    seed, member, newcomer = ports
+    other = PROTOCOL + (1 if which == "+" else -1)
+    said = f"speaks protocol {PROTOCOL}, the caller {other}: use one version"
+    state = tmp_path / "newcomer"
+    join = ("node", newcomer, "127.0.0.1", seed, "--state-dir", state)
+    with running("ring", "supernode", "--port", seed, cwd=tmp_path) as first:
+        own = ("--state-dir", tmp_path / "member")
+        with running("ring", "node", member, "127.0.0.1", seed, *own, cwd=tmp_path):
+            refused_to_another_version(which, said, *join, cwd=tmp_path)
+            for port in (seed, member):
+                refused_to_another_version(which, said, "show", "127.0.0.1", port, cwd=tmp_path)
+            train = ("train", "127.0.0.1", member, "--dataset", "d", "--model", "mlp")
+            refused_to_another_version(which, said, *train, cwd=tmp_path)
+            refused_to_another_version(which, said, "result", "job", "127.0.0.1", member, cwd=tmp_path)
+            first.end(SIGKILL)
+            (state / "ring.json").write_text(json.dumps({"incarnation": 1, "peers": [f"127.0.0.1:{member}"]}))
+            refused_to_another_version(which, said, *join, cwd=tmp_path)
+            shown = tutti("ring", "show", "127.0.0.1", member, "--json", cwd=tmp_path)  # nothing has happened to it
+            assert [view["roster"] for view in json.loads(shown.stdout)] == [[f"127.0.0.1:{member}"]]
 
 
 def test_what_a_supernode_cannot_do(tmp_path, taken):
@@ -45,11 +102,76 @@ def test_who_may_be_a_member(tmp_path, taken):
         refused(Exit.USAGE, "has no members yet", "show", "127.0.0.1", port, cwd=tmp_path)
 
 
+async def noise(port: int) -> None:
+    """What a stranger may send to a member: each is answered or cut off, with the reason."""
+    for said in (b"GET / HTTP/1.1\r\n\r\n", (MAX_FRAME + 1).to_bytes(4) + b"x", b"\x00\x00\x00\x04\xff\xff\xff\xff"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        async with asyncio.timeout(DEADLINE):
+            assert await reader.read() == b""
+        writer.close()
+    stranger, forged = peer_struct(peer_at("10.0.0.9:1")), peer_struct(Peer(5, "10.0.0.9:1"))
+    said = msgspec.msgpack.encode(Fetch(sender="10.0.0.8:1", generation=0, height=0, tip=""))
+    channel = Channel(training_node.TrainingNode, "127.0.0.1", port)
+    for reason, name, *arguments in (
+        ("is not that of '10.0.0.9:1'", "tell", PROTOCOL, forged),
+        ("is said to be of '10.0.0.8:1'", "agree", PROTOCOL, stranger, said),
+        ("digest", "store", bytes(32), 4, 0, b"data"),
+        ("within the blob", "store", bytes(32), 4, 3, b"data"),
+        ("not a job", "submit", PROTOCOL, "key", b"{}"),
+    ):
+        with pytest.raises(compute_node.Refused) as refused:
+            await channel.call(name, *arguments, within=DEADLINE)
+        assert reason in refused.value.reason
+    await channel.call("tell", PROTOCOL, stranger, within=DEADLINE)  # it may exist; nobody answers there
+    await channel.close()
+
+
+def test_strangers_do_a_member_no_harm(tmp_path, taken):
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    seed, member = ports
+    with running("ring", "supernode", "--port", seed, cwd=tmp_path):
+        state = ("--state-dir", tmp_path / "member")
+        with running("ring", "node", member, "127.0.0.1", seed, *state, cwd=tmp_path):
+            asyncio.run(noise(member))
+            asyncio.run(noise_at_supernode(seed))
+            shown = tutti("ring", "show", "127.0.0.1", member, "--json", cwd=tmp_path)
+            (view,) = json.loads(shown.stdout)
+            assert (view["roster"], view["leader"]) == ([f"127.0.0.1:{member}"], f"127.0.0.1:{member}")
+            refused(Exit.USAGE, "no job 'none'", "result", "none", "127.0.0.1", member, cwd=tmp_path)
+            refused(
+                Exit.CONFLICT,
+                "another node runs with the state directory",
+                "node",
+                taken,
+                "127.0.0.1",
+                seed,
+                *state,
+                cwd=tmp_path,
+            )
+
+
+async def noise_at_supernode(port: int) -> None:
+    channel = Channel(supernode.Supernode, "127.0.0.1", port)
+    with pytest.raises(compute_node.Refused) as refused:
+        await channel.call("enrol", PROTOCOL, peer_struct(Peer(5, "10.0.0.9:1")), within=DEADLINE)
+    assert "is not that of" in refused.value.reason
+    with pytest.raises(UnknownCall, match="there is no call 'show'"):
+        await Channel(training_node.TrainingNode, "127.0.0.1", port).call("show", PROTOCOL, within=DEADLINE)
+    await channel.close()
+
+
 def test_nobody_there(tmp_path, taken):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     refused(Exit.UNREACHABLE, "cannot reach", "show", "127.0.0.1", port, cwd=tmp_path)
+    refused(Exit.UNREACHABLE, "no supernode answers", "node", taken, "127.0.0.2", port, "--state-dir", tmp_path,
+            "--host", "127.0.0.2", cwd=tmp_path)  # fmt: skip
     refused(Exit.UNREACHABLE, "cannot reach", "train", "127.0.0.1", port, "--dataset", "d", "--model", "mlp",
             cwd=tmp_path)  # fmt: skip
     refused(Exit.USAGE, "HOST:PORT", "node", 5001, "127.0.0.1", 9091, "--seed", "nonsense", cwd=tmp_path)

@@ -15,7 +15,7 @@ from tutti.adapters.fabrics.amqp import Address
 from tutti.adapters.fabrics.broker import BrokerFabric
 from tutti.adapters.fabrics.broker_link import BrokerLink
 from tutti.adapters.fabrics.bucket import BucketDepot
-from tutti.testing.fabrics import FabricSuite, Setup, authenticate
+from tutti.testing.fabrics import Setup, TokenSuite, authenticate
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ class Links:
             await link.close()
 
 
-class TestBrokerAndDirectory(FabricSuite):
+class TestBrokerAndDirectory(TokenSuite):
     flood = 800  # each is on disk before the next is sent
 
     @pytest.fixture
@@ -55,7 +55,7 @@ class TestBrokerAndDirectory(FabricSuite):
                 await links.close()
 
 
-class TestBrokerAndBucket(FabricSuite):
+class TestBrokerAndBucket(TokenSuite):
     flood = 800  # each is on disk before the next is sent
 
     @pytest.fixture

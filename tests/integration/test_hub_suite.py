@@ -7,10 +7,10 @@ import pytest
 from hub_server import Doorkeeper, running_hub
 
 from tutti.adapters.fabrics.hub_link import HubLink
-from tutti.testing.fabrics import FabricSuite, Setup, authenticate
+from tutti.testing.fabrics import Setup, TokenSuite, authenticate
 
 
-class TestHubFabric(FabricSuite):
+class TestHubFabric(TokenSuite):
     @pytest.fixture
     async def setup(self, tmp_path: Path) -> AsyncIterator[Setup]:
         links: list[HubLink] = []

@@ -73,8 +73,11 @@ class Village:
         """As a client does it."""
         for address, keeper in self.keepers.items():
             mine = [digest for digest in parts if self.holders(digest)[0] == address]
-            self.blobs[address] |= set(mine)
-            yield keeper.keep(placement, mine)
+            yield self._place(keeper, self.blobs[address], placement, mine)
+
+    async def _place(self, keeper, here, placement, mine):
+        here.update(await keeper.keep(placement, mine))
+        return await keeper.keep(placement, mine)
 
     async def until_in_order(self, parts=PARTS):
         """Until the ring is, every part is at its owner and the next two and nowhere else, and all know it."""
@@ -176,3 +179,22 @@ async def test_what_was_placed_earlier_is_refused():
         assert sorted(keeper.owned) == sorted(PARTS[:2])
         with pytest.raises(Conflict, match="'toy' was placed on this ring later"):
             await keeper.keep(FIRST, PARTS[3:4])
+
+
+async def test_a_part_that_is_gone_or_damaged_comes_back():
+    """Its owner takes it off the shelf, so it does not say any more that it has it; a copy comes at an audit."""
+    village = Village()
+    async with AsyncExitStack() as stay:
+        for port in range(5):
+            await stay.enter_async_context(village.member(port))
+        await village.until_in_order([])
+        for answer in [*village.place(FIRST, PARTS)]:
+            assert await answer == []
+        await village.until_in_order()
+        address, keeper = next((address, keeper) for address, keeper in village.keepers.items() if keeper.owned)
+        lost = keeper.owned[0]
+        await keeper.lose({lost})
+        assert lost not in keeper.owned
+        assert lost not in village.blobs[address]
+        assert lost not in keeper.kept([lost])[0]
+        await village.until_in_order()

@@ -49,7 +49,7 @@ async def test_a_stock_apache_client_can_call(tmp_path):
             for offset in range(0, len(data), CHUNK):
                 client.store(digest, len(data), offset, data[offset : offset + CHUNK])
             parts = [client.fetch(digest, offset) for offset in range(0, len(data), CHUNK)]
-            with pytest.raises(stock.Refused, match="speaks protocol 1, the caller 9"):
+            with pytest.raises(stock.Refused, match=f"speaks protocol {PROTOCOL}, the caller 9: use one version"):
                 client.ask(9, key_bytes(5), None)
             with pytest.raises(stock.NotFound, match="no blob"):
                 client.fetch(bytes(32), 0)
@@ -201,6 +201,24 @@ async def test_a_ring_shrinks_to_one_and_grows_again(tmp_path):
             nodes.append(node)
             await node.start((nodes[0].peer,))
         await in_order([nodes[0], *nodes[5:]])
+
+
+async def test_two_rings_that_have_never_heard_of_each_other_meet_through_one_address(tmp_path):
+    async with asyncio.timeout(TIMEOUT), ring(tmp_path / "one", 3) as ours, ring(tmp_path / "other", 3) as theirs:
+        await in_order(ours)
+        await in_order(theirs)
+        ours[1].ring.meet(theirs[2].peer)
+        await in_order([*ours, *theirs])
+
+
+async def test_who_has_nobody_to_join_through_waits_for_somebody(tmp_path):
+    async with asyncio.timeout(TIMEOUT), ring(tmp_path, 1) as nodes:
+        late = Running(tmp_path / "late")
+        nodes.append(late)
+        await late.start((peer_at("127.0.0.1:1"),))
+        assert not late.ring.member.joined
+        late.ring.meet(nodes[0].peer)
+        await in_order(nodes)
 
 
 # -- TLS -----------------------------------------------------------------------------------------------------

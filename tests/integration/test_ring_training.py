@@ -20,7 +20,7 @@ from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, train
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
 from tutti.adapters.thrift.server import Server
 from tutti.adapters.thrift.training import TrainingNode
-from tutti.core.errors import Conflict, Forbidden, StorageError, UserError
+from tutti.core.errors import Forbidden, StorageError, UserError
 from tutti.core.params import Params
 from tutti.core.reduce import Update
 from tutti.core.registry import Choice
@@ -29,6 +29,7 @@ from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.spec import DataSchema, load_spec
+from tutti.ports import LinkLost
 from tutti.ports.log import VersionConflict
 from tutti.ports.training import Data, Examples
 from tutti.ring.consensus import Ballot, Commit, Durable, Fetch, Records, Vote
@@ -367,7 +368,7 @@ async def test_a_member_has_its_own_name_only():
         await fabric.attach("127.0.0.1:2", 1, b'{"type":"device:heartbeat"}')
     with pytest.raises(BadMessage):
         await fabric.attach("127.0.0.1:2", 1, b"noise")
-    with pytest.raises(Conflict, match="connect anew"):
+    with pytest.raises(LinkLost, match="connect anew"):
         await fabric.say(1, b'{"type":"device:heartbeat"}')
     assert node_of("[::1]:5001") == "1--5001"
 

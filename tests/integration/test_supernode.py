@@ -71,6 +71,22 @@ async def test_of_two_first_ones_one_is_first(tmp_path):
         assert await at.members() == []
 
 
+async def test_a_ring_that_starts_again_at_once_has_one_founder_and_who_dies_first_is_none():
+    """None of them answers yet; the dead of the life before are not waited for longer than a moment."""
+    async with At() as at:
+        for life in (1, 2):
+            for port in (1, 2, 3):
+                contacts = await at.enrol(peer_at(f"127.0.0.1:{port}", life))
+                assert bool(contacts) is not (life == port == 1)
+            at.now += 1.0
+        assert await at.enrol(peer_at("127.0.0.1:2", 2)) == [peer_at("127.0.0.1:1", 2)]
+        assert await at.enrol(peer_at("127.0.0.1:1", 2)) == []  # asked again it hears that it shall begin
+        at.now += GRACE - 1.0  # and it does not
+        await at.enrol(peer_at("127.0.0.1:3", 2))
+        at.now += 2.0
+        assert await at.enrol(peer_at("127.0.0.1:3", 2)) == []
+
+
 async def test_newcomers_join_through_those_who_answer(tmp_path):
     async with At() as at, ring(tmp_path, 4) as nodes, asyncio.timeout(WITHIN):
         await in_order(nodes)
@@ -87,7 +103,7 @@ async def test_strangers_doubles_and_other_versions_are_refused(tmp_path):
         for peer, protocol, reason in (
             (peer_at("127.0.0.1:9"), PROTOCOL, "127.0.0.1:9 is not among the 1 of the supernode's members file"),
             (peer_at(node.peer.address, 5), PROTOCOL, "another live process has"),
-            (node.peer, 2, "speaks protocol 1, the caller 2"),
+            (node.peer, PROTOCOL + 1, f"speaks protocol {PROTOCOL}, the caller {PROTOCOL + 1}"),
         ):
             with pytest.raises(compute_node.Refused) as refused:
                 await at.enrol(peer, protocol)

@@ -5,20 +5,20 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from blake3 import blake3
 
 from tutti.adapters.blobs.ring import collect
 from tutti.adapters.datasets import parts
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
-from tutti.adapters.thrift.idl import compute_node
+from tutti.adapters.thrift.idl import compute_node, training_node
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
-from tutti.apps.ringnode import ENROL_EVERY, Tls, _contexts, members_of
-from tutti.core.errors import Conflict, CorruptBlob, NotFound
+from tutti.apps.ringentry import ENROL_EVERY, Tls, contexts, members_of
+from tutti.core.errors import Conflict, NotFound
 from tutti.domain.spec import JobSpec
 from tutti.ports.ring import Placement
 from tutti.ports.training import Data
@@ -42,9 +42,11 @@ class RingClient:
     """`address` is that of a supernode or of any member. Close it."""
 
     def __init__(self, address: str, tls: Tls | None = None) -> None:
-        self._address, self._tls = address, tls
-        self._peers = ThriftPeers(within=10.0, tls=_contexts(tls)[1])
+        self._address, self._tls = address, contexts(tls)[1]
+        self._peers = ThriftPeers(within=10.0, tls=self._tls)
         self._members: tuple[Peer, ...] = ()
+        self.note = ""
+        """What is not as usual, though the ring can be asked."""
 
     async def close(self) -> None:
         await self._peers.close()
@@ -63,16 +65,29 @@ class RingClient:
         return self._members
 
     async def _ask_for_members(self) -> tuple[Peer, ...]:
-        """Nobody, if whom this client knows is away but members are known from before."""
+        """Of the address that this client was given, or, if that is away, of the members that it has met since."""
         try:
-            return await members_of(self._address, self._tls)
-        except UnknownCall:  # a member, then
-            view = await self._view(peer_at(self._address))
-            return tuple(map(peer_at, {self._address, *view.known}))
+            found = await self._members_at(self._address)
         except Unreachable:
             if not self._members:
                 raise
-            return ()
+            self.note = f"{self._address} does not answer; the members that were there are asked"
+            return await self._members_by_others()
+        self.note = ""
+        return found
+
+    async def _members_at(self, address: str) -> tuple[Peer, ...]:
+        try:
+            return await members_of(address, self._tls)
+        except UnknownCall:  # a member, then
+            view = await self._view(peer_at(address))
+            return tuple(map(peer_at, {address, *view.known}))
+
+    async def _members_by_others(self) -> tuple[Peer, ...]:
+        for peer in self._members:
+            with suppress(Unreachable):
+                return await self._members_at(peer.address)
+        return ()
 
     async def views(self) -> list[RingView]:
         """Every member that answers, around the ring."""
@@ -89,7 +104,8 @@ class RingClient:
             await asyncio.sleep(LOOK_EVERY)
 
     async def _view(self, peer: Peer) -> RingView:
-        return msgspec.json.decode(await self._peers.show(peer), type=RingView)
+        with _refused(f"{peer.address} refuses: "):
+            return msgspec.json.decode(await self._peers.show(peer), type=RingView)
 
     async def place(self, data: Data) -> Mapping[str, int]:
         """Divide the training rows among the members by consistent hashing; how many rows each got, by address.
@@ -105,7 +121,7 @@ class RingClient:
     async def _place(self, owner: Peer, placement: Placement, mine: Sequence[parts.Cut]) -> None:
         """Who owns nothing is told too, so that it gives up what it has."""
         blobs = {part.digest: part.blob for part in mine}
-        try:
+        with _refused():
             lacking = iter(await self._peers.keep(owner, placement, [*blobs]))
 
             async def send() -> None:
@@ -114,8 +130,6 @@ class RingClient:
 
             await asyncio.gather(*(send() for _ in range(AT_ONCE)))
             await self._peers.keep(owner, placement, [*blobs])
-        except compute_node.Refused as refused:
-            raise Conflict(refused.reason) from None
 
     async def until_held(self, dataset: str, nodes: int) -> None:
         """Wait until so many nodes with these data are connected to the leader, and every part has its copies.
@@ -146,18 +160,16 @@ class RingClient:
         try:
             async with asyncio.timeout(PATIENCE):
                 while True:
-                    try:
+                    with suppress(training_node.NotNow), _refused("the ring refuses the job: "):
                         return await self._any(ask)
-                    except compute_node.Refused as refused:
-                        if "try again" not in refused.reason:
-                            raise Conflict(f"the ring refuses the job: {refused.reason}") from None
-                        await asyncio.sleep(LOOK_EVERY)
+                    await asyncio.sleep(LOOK_EVERY)
         except TimeoutError:
             raise Unreachable("nobody leads the ring: a majority of its committee does not answer") from None
 
     async def progress(self, job: str) -> tuple[JobView, list[RoundView]]:
         """Raises NotFound if no member knows the job."""
-        found, rounds = await self._any(lambda peer: self._peers.progress(peer, job), passing=(NotFound,))
+        with _refused():
+            found, rounds = await self._any(lambda peer: self._peers.progress(peer, job), passing=(NotFound,))
         return msgspec.json.decode(found, type=JobView), msgspec.json.decode(rounds, type=list[RoundView])
 
     async def follow(self, job: str) -> AsyncIterator[tuple[JobView, list[RoundView]]]:
@@ -174,19 +186,14 @@ class RingClient:
 
     async def model(self, digest: str) -> memoryview:
         """A model's bytes, from whoever has it; raises NotFound, CorruptBlob."""
-        blob = await collect(self._peers, [peer.address for peer in await self.members()], digest)
-        if blake3(blob).hexdigest() != digest:
-            raise CorruptBlob(f"the model that came is not {digest}: fetch it again")
-        return blob
+        return await collect(self._peers, [peer.address for peer in await self.members()], digest)
 
     async def reform(self) -> None:
         """Make the member with the longest chain go on without a majority; raises Conflict if there is a leader."""
         views = await self.views()
         best = max(views, key=lambda view: (view.generation, view.height))
-        try:
+        with _refused():
             await self._peers.reform(peer_at(best.address))
-        except compute_node.Refused as refused:
-            raise Conflict(refused.reason) from None
 
     async def _any(self, ask: Callable[[Peer], Awaitable[T]], passing: tuple[type[Exception], ...] = ()) -> T:
         """What the first member answers that can be reached, of those known before or else of those there now."""
@@ -200,6 +207,15 @@ class RingClient:
                         raise
                     last = error
         raise last
+
+
+@contextmanager
+def _refused(what: str = "") -> Iterator[None]:
+    """A member's refusal, as Conflict."""
+    try:
+        yield
+    except compute_node.Refused as refused:
+        raise Conflict(f"{what}{refused.reason}") from None
 
 
 def named(host: str, port: int) -> str:

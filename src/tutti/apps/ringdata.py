@@ -1,6 +1,7 @@
 """What a member of a ring trains on: data of its own, or those parts of what was placed on the ring that it owns."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tutti.adapters.datasets import parts
 from tutti.adapters.thrift.node import ThriftPeers
 from tutti.adapters.thrift.training import ThriftKeepers
 from tutti.apps.nodes import load_data
-from tutti.core.errors import Conflict, Forbidden, StorageError
+from tutti.core.errors import Conflict, CorruptBlob, Forbidden, NotFound, StorageError
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest
 from tutti.ports.ring import Placement
@@ -19,6 +20,8 @@ from tutti.ports.training import Data
 from tutti.ring.identifiers import Peer
 from tutti.services.placing import Keeper
 from tutti.services.ring import RingMember
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.1
 SETTLED = 5
@@ -94,10 +97,31 @@ class MemberData:
             await asyncio.sleep(LOOK_EVERY)
             owned = keeper.owned
             wanted, looks = (owned, looks + 1) if owned == wanted else (owned, 0)
-            if wanted != loaded and looks >= SETTLED and (not self._busy() or looks >= PATIENCE):
-                blobs = [memoryview(await self._blobs.read(digest)) for digest in wanted]
-                self._set(await asyncio.to_thread(parts.joined, blobs) if blobs else None)
+            ready = looks >= SETTLED and (not self._busy() or looks >= PATIENCE)
+            if wanted != loaded and ready and (blobs := await self._read(keeper, wanted)) is not None:
+                self._set(await self._joined(blobs))
                 loaded = wanted
+
+    async def _joined(self, blobs: list[memoryview]) -> Data | None:
+        try:
+            return await asyncio.to_thread(parts.joined, blobs) if blobs else None
+        except parts.BadPart as error:
+            log.error("what was placed on this ring cannot be trained on: %s", error)
+            return None
+
+    async def _read(self, keeper: Keeper, digests: Sequence[Digest]) -> list[memoryview] | None:
+        """These parts; None if one is gone or damaged. It is kept no more then, until others bring it again."""
+        read: list[memoryview] = []
+        lost: set[Digest] = set()
+        for digest in digests:
+            try:
+                read.append(memoryview(await self._blobs.read(digest)))
+            except (NotFound, CorruptBlob) as error:
+                log.warning("a part of the data is lost here: %s", error)
+                lost.add(digest)
+        if lost:
+            await keeper.lose(lost)
+        return None if lost else read
 
     def _set(self, data: Data | None) -> None:
         self.data = data

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,17 +22,16 @@ from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.ring import RingFabric, RingLink, node_of
 from tutti.adapters.logs.chain import Agreed, ChainLog, events_of
 from tutti.adapters.machine import Machine, apply_limits, keep_freed_memory
-from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
-from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_from, peer_struct, supernode, training_node
+from tutti.adapters.thrift.client import UnknownCall, Unreachable
+from tutti.adapters.thrift.idl import compute_node, training_node
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
 from tutti.adapters.thrift.server import Server
-from tutti.adapters.thrift.supernode import Supernode
-from tutti.adapters.thrift.tls import client_context, server_context
 from tutti.adapters.thrift.training import ThriftVoices, TrainingNode
 from tutti.adapters.workbench import Bench, OwnProcess
 from tutti.apps.bootstrap import steady_clock
 from tutti.apps.nodes import read_policy, sole_use, trainers
 from tutti.apps.ringdata import MemberData
+from tutti.apps.ringentry import LOOK_EVERY, WITHIN, Entry, Tls, contexts
 from tutti.core.errors import Conflict, NotFound, StorageError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest, NodeId
@@ -42,48 +40,20 @@ from tutti.domain.spec import DataSchema, JobSpec, Training
 from tutti.ports.fabric import LinkLost
 from tutti.ports.ring import Placement
 from tutti.ports.training import Data, Examples, Task, models
-from tutti.ring.consensus import AnyMessage
+from tutti.ring.consensus import AnyMessage, Found
 from tutti.ring.identifiers import Peer
-from tutti.ring.member import View
+from tutti.ring.member import Member, View
 from tutti.ring.record import Record, Seat
 from tutti.services.chain import BadRecord, ChainMember, LostLead
 from tutti.services.coordinator import Coordinator
 from tutti.services.node import NodeRuntime
 from tutti.services.ring import RingMember
+from tutti.services.seats import Seats
 from tutti.services.verify import Verifier
 from tutti.services.views import job_view, round_views
 from tutti.services.views.ring import RingView, ring_view
 
 log = logging.getLogger(__name__)
-
-WITHIN = 2.0
-"""Seconds for one call; a member that takes longer counts as dead."""
-
-ENROL_EVERY = 5.0
-"""Seconds after which a member tells its supernodes again that it is there: one that was restarted knows nobody."""
-
-SUPERNODE_PATIENCE = 10.0
-"""Seconds in which a supernode that is started with its members must come up."""
-
-LOOK_EVERY = 0.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """Files for TLS: a certificate of one's own, its key, and the authority that signs everybody's."""
-
-    certificate: Path
-    key: Path
-    authority: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupernodeSettings:
-    host: str = "127.0.0.1"
-    port: int = 9091
-    members: tuple[str, ...] = ()
-    tls: Tls | None = None
-    on_ready: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,31 +72,6 @@ class RingNodeSettings:
     allow_modules: tuple[str, ...] = ()
     tls: Tls | None = None
     on_ready: Callable[[str], None] | None = None
-
-
-class Remembered(msgspec.Struct, frozen=True):
-    """What a member keeps beside its chain: which life this is, and whom it has met.
-
-    Lives are counted from the time of the first one, so that one without a memory is later than any before it.
-    """
-
-    incarnation: int = 0
-    peers: tuple[str, ...] = ()
-
-
-async def serve_supernode(settings: SupernodeSettings) -> None:
-    """Run a supernode until cancelled; raises PortTaken."""
-    server_tls, tls = _contexts(settings.tls)
-    peers = ThriftPeers(within=WITHIN, tls=tls)
-    server = Server(supernode.Supernode, Supernode(peers, time.monotonic, settings.members), tls=server_tls)
-    port = await server.start(settings.host, settings.port)
-    try:
-        if settings.on_ready is not None:
-            settings.on_ready(f"{settings.host}:{port}")
-        await asyncio.Event().wait()
-    finally:
-        await server.close()
-        await peers.close()
 
 
 async def run_ring_node(settings: RingNodeSettings) -> None:
@@ -150,21 +95,18 @@ class RingNode:
         self._settings, self._policy, folder = settings, policy, settings.state_dir
         self.ring: RingMember | None = None
         self.address = f"{settings.host}:{settings.port}"
-        server_tls, tls = _contexts(settings.tls)
-        self._tls = tls
+        server_tls, tls = contexts(settings.tls)
         self._peers = ThriftPeers(within=WITHIN, tls=tls)
         self._here = HeldBlobs(DirectoryBlobs(folder / "blobs"))
         self._handover = Handover(self.address, self._here)
         self._blobs = RingBlobs(self.address, self._here, self._peers, self._holders)
         self._server = Server(training_node.TrainingNode, TrainingNode(self, self._here), tls=server_tls)
         self._store = SqliteChain(folder / "chain.sqlite")
-        self._memory = folder / "ring.json"
-        remembered = _recall(self._memory)
-        self._remembered = msgspec.structs.replace(remembered, incarnation=remembered.incarnation + 1)
-        self._remember()
-        self.me = peer_at(self.address, self._remembered.incarnation)
+        self._entry = Entry(folder / "ring.json", self.address, settings.supernodes, self._peers, tls)
+        self.me = self._entry.me
         self.voices = ThriftVoices(self.me, self._peers)
         self.voices.lost = self._on_lost
+        self._seats = Seats(self._peers, time.monotonic)
         self.chain = ChainMember(
             Seat(self.address, self.me.incarnation),
             self._store,
@@ -176,7 +118,7 @@ class RingNode:
         self.agreed = Agreed(self.chain)
         self.agreed.forgotten = self._forget
         self._verifier = Verifier(self._blobs, self._here.has, lambda: self.agreed.jobs)
-        self._link = RingLink(self.chain, self._peers, self._blobs, time.monotonic)
+        self._link = RingLink(self.address, self.chain, self._peers, self._blobs, time.monotonic)
         self.core: Coordinator | None = None
         self._fabric: RingFabric | None = None
         self._node: NodeRuntime | None = None
@@ -192,14 +134,19 @@ class RingNode:
         await asyncio.to_thread(_warm_up)
         await self._server.start(self._settings.host, self._settings.port)
         self._handover.start()
-        contacts, first = await self._contacts()
+        contacts, first = await self._entry.contacts()
         self.ring = RingMember(self.me, self._peers, contacts, founds=first)
         self._placed.join(self.ring)
         chain = asyncio.create_task(self.chain.run(founds=first and not contacts))
         ring = asyncio.create_task(self.ring.run())
-        others = [
-            asyncio.create_task(work) for work in (self._lead(), self._train(), self._placed.run(), self._enrol_again())
-        ]
+        works = (
+            self._lead(),
+            self._train(),
+            self._placed.run(),
+            self._entry.stay(self.ring, self._begin),
+            self._seats.run(self.ring),
+        )
+        others = [asyncio.create_task(work) for work in works]
         try:
             if self._settings.on_ready is not None:
                 self._settings.on_ready(self.address)
@@ -219,59 +166,17 @@ class RingNode:
         await self._peers.close()
         self._store.close()
 
-    async def _contacts(self) -> tuple[tuple[Peer, ...], bool]:
-        """Members to join through, and whether this one begins the ring; waits a moment for a supernode to come."""
-        known = tuple(peer_at(address) for address in self._remembered.peers if address != self.address)
-        deadline = time.monotonic() + (0.0 if known else SUPERNODE_PATIENCE)
-        while True:
-            try:
-                found = await self._enrol_anywhere()
-                return (found, False) if found else (known, True)
-            except Unreachable as error:
-                if known:
-                    log.warning("%s; joining through members of before", error)
-                    return known, False
-                if time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(LOOK_EVERY)
-
-    async def _enrol_anywhere(self) -> tuple[Peer, ...]:
-        """What the first supernode says that answers; raises Unreachable, or Conflict if it refuses this member."""
-        failures = []
-        for address in self._settings.supernodes:
-            try:
-                return await _enrol(address, self.me, self._tls)
-            except Unreachable as error:
-                failures.append(str(error))
-            except compute_node.Refused as refused:
-                raise Conflict(f"the supernode {address} refuses {self.address}: {refused.reason}") from None
-        raise Unreachable(f"no supernode answers, and no member is known from before: {'; '.join(failures)}")
-
-    async def _enrol_again(self) -> None:
-        while True:
-            await asyncio.sleep(ENROL_EVERY)
-            self._remember()
-            for address in self._settings.supernodes:
-                with contextlib.suppress(Unreachable, UnknownCall, compute_node.Refused):
-                    await _enrol(address, self.me, self._tls)
-
-    def _remember(self) -> None:
-        """The cache of peers: who is known now, and who was."""
-        known = [] if self.ring is None else [peer.address for peer in self.ring.member.roster.alive]
-        peers = tuple(dict.fromkeys((*known, *self._remembered.peers)))[:64]
-        self._remembered = Remembered(self._remembered.incarnation, peers)
-        partial = self._memory.with_suffix(".tmp")
-        try:
-            partial.write_bytes(msgspec.json.encode(self._remembered))
-            partial.replace(self._memory)
-        except OSError as error:
-            raise StorageError(f"cannot write {self._memory}: {error.strerror or error}") from None
+    async def _begin(self) -> None:
+        """Begin a ring, and a chain unless there is one: nobody is there through whom to join."""
+        assert self.ring is not None
+        await self.ring.found()
+        await self.chain.tell(Found(self.chain.seat))
 
     def _roster(self) -> tuple[Seat, ...]:
-        if self.ring is None:
-            return (Seat(self.address, self.me.incarnation),)
-        me, alive = self.ring.member.me, self.ring.member.roster.alive
-        return tuple(sorted(Seat(peer.address, peer.incarnation) for peer in {*alive, me} if peer.address))
+        tip = self.chain.replica.tip
+        return self._seats.of(
+            Member(self.me) if self.ring is None else self.ring.member, () if tip is None else tip.roster
+        )
 
     def _holders(self) -> list[str]:
         """Who may have a blob: the leader, its committee, then everybody."""
@@ -399,8 +304,15 @@ class RingNode:
             raise LinkLost(f"{self.address} does not lead any more")
         await self._fabric.say(session, frame)
 
+    def leave(self, session: int) -> None:
+        if self._fabric is not None:
+            self._fabric.leave(session)
+
     def hear(self, leader: str, session: int, frame: bytes) -> None:
         self._link.hear(leader, session, frame)
+
+    def over(self, leader: str, session: int, reason: str, *, replaced: bool) -> None:
+        self._link.over(leader, session, reason, replaced=replaced)
 
     async def keep(self, placement: Placement, digests: list[Digest]) -> list[Digest]:
         return await self._placed.keep(placement, digests)
@@ -415,13 +327,15 @@ class RingNode:
             return (await self.core.submit(spec, key=key, by="ring")).id
         leader = self.chain.leader
         if not leader or leader == self.address:
-            raise Conflict("nobody leads the ring at the moment: try again")
+            raise LinkLost("nobody leads the ring at the moment")
         try:
             return await self._peers.submit(peer_at(leader), key, job)
         except compute_node.Refused as refused:
             raise Conflict(refused.reason) from None
+        except training_node.NotNow as later:
+            raise LinkLost(later.reason) from None
         except (Unreachable, UnknownCall) as error:
-            raise Conflict(f"the leader cannot be reached: {error}; try again") from None
+            raise LinkLost(f"the leader cannot be reached: {error}") from None
 
     async def progress(self, job: str) -> tuple[bytes, bytes]:
         found = self.agreed.jobs.get(job)
@@ -472,41 +386,3 @@ async def _admit(core: Coordinator, node: NodeId) -> None:
         await core.members.admit(
             await core.members.invite(uses=1, seconds=60.0, by="ring"), node, secrets.token_urlsafe(32)
         )
-
-
-async def _enrol(address: str, me: Peer, tls: Any) -> tuple[Peer, ...]:
-    host, _, port = address.rpartition(":")
-    channel = Channel(supernode.Supernode, host, int(port), tls=tls)
-    try:
-        found = await channel.call("enrol", PROTOCOL, peer_struct(me), within=3 * WITHIN)
-        return tuple(peer_from(each) for each in found)
-    finally:
-        await channel.close()
-
-
-async def members_of(address: str, tls: Tls | None) -> tuple[Peer, ...]:
-    """The members that a supernode knows; raises Unreachable."""
-    host, _, port = address.rpartition(":")
-    channel = Channel(supernode.Supernode, host, int(port), tls=_contexts(tls)[1])
-    try:
-        found = await channel.call("members", PROTOCOL, within=3 * WITHIN)
-        return tuple(peer_from(each) for each in found)
-    finally:
-        await channel.close()
-
-
-def _contexts(tls: Tls | None) -> tuple[Any, Any]:
-    """For a server that only members may call, and for its calls to others."""
-    if tls is None:
-        return None, None
-    server = server_context(tls.certificate, tls.key, clients=tls.authority)
-    return server, client_context(tls.authority, certificate=tls.certificate, key=tls.key)
-
-
-def _recall(file: Path) -> Remembered:
-    try:
-        if not file.exists():
-            return Remembered(int(time.time()))
-        return msgspec.json.decode(file.read_bytes(), type=Remembered)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise StorageError(f"cannot read {file}: {error}; remove it, and the member joins anew") from None

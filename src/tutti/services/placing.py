@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from tutti.core.errors import Conflict
 from tutti.domain.events import Digest
@@ -146,6 +147,13 @@ class Keeper:
         self.shelf = after_change(member, self.shelf)
         held = safe(member, self.shelf, map(key_of, digests))
         return [digest for digest in digests if key_of(digest) in held], (member.me, *replicas(member))
+
+    async def lose(self, digests: Iterable[Digest]) -> None:
+        """Take what is gone or damaged here off the shelf: whoever has it offers it again."""
+        async with self._turn:
+            if self.placement is not None:
+                left = self.shelf.keys - frozenset(map(key_of, digests))
+                await self._keep(replace(self.shelf, keys=left), self._digests, self.placement)
 
     @property
     def owned(self) -> tuple[Digest, ...]:

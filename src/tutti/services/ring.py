@@ -15,6 +15,9 @@ HEAL_EVERY = 20
 """Every so many rounds of STABILISE a member looks itself up through somebody else; fingers are fixed one a round."""
 
 
+SEEDS = 64
+
+
 class NotFoundInRing(TuttiError):
     """Everybody on the way to a key was dead; the ring repairs itself, so try again."""
 
@@ -41,6 +44,7 @@ class RingMember:
     ) -> None:
         self.member = found(me, bits) if founds or not seeds else Member(me, bits=bits)
         self._seeds, self._peers, self._every = seeds, peers, every
+        self._strangers: list[Peer] = []
         self._rng = Random(me.address)  # noqa: S311 - chooses whom to ask, guards nothing
         self._changed = asyncio.Condition()
 
@@ -51,6 +55,19 @@ class RingMember:
             await self._round(rounds)
             rounds += 1
             await asyncio.sleep(self._every * self._rng.uniform(0.8, 1.2))
+
+    async def found(self) -> None:
+        """Begin a ring after all, if no other has been joined yet."""
+        if not self.member.joined:
+            self.member = found(self.member.me, self.member.bits)
+            async with self._changed:
+                self._changed.notify_all()
+
+    def meet(self, *seeds: Peer) -> None:
+        """There are these members too: to join through, or, if they are in another ring, to make one of the two."""
+        known = {peer.id for peer in self.member.roster.alive}
+        self._strangers = [peer for peer in seeds if peer.id not in known]
+        self._seeds = tuple(dict.fromkeys((*seeds, *self._seeds)))[:SEEDS]
 
     async def look_up(self, key: int) -> Found:
         """Who holds a key; raises NotFoundInRing."""
@@ -81,13 +98,16 @@ class RingMember:
 
     async def _round(self, number: int) -> None:
         if not self.member.joined:
-            await self._do(Due(Task.JOIN, contact=self._rng.choice(self._seeds)))
+            if self._seeds:
+                await self._do(Due(Task.JOIN, contact=self._rng.choice(self._seeds)))
             return
         await self._do(Due(Task.STABILISE))
         exponent = self.member.bits - 1 - number % self.member.bits
         await self._do(Due(Task.FINGER, key=(self.member.me.id + (1 << exponent)) % (1 << self.member.bits)))
         known = [claim.peer for claim in self.member.roster.claims.values()]  # the dead too: they may be beyond a cut
-        if number % HEAL_EVERY == HEAL_EVERY - 1 and (contacts := [*known, *self._seeds]):
+        if self._strangers:
+            await self._do(Due(Task.HEAL, contact=self._strangers.pop()))
+        elif number % HEAL_EVERY == HEAL_EVERY - 1 and (contacts := [*known, *self._seeds]):
             await self._do(Due(Task.HEAL, contact=self._rng.choice(contacts)))
 
     async def _do(self, event: Event) -> Found | None:

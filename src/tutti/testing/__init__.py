@@ -15,8 +15,17 @@ pytest.register_assert_rewrite(
 
 from tutti.testing.accounts import AccountSuite  # noqa: E402 - pytest has to know the modules before they are loaded
 from tutti.testing.blobs import BlobSuite  # noqa: E402
-from tutti.testing.fabrics import FabricSuite, Setup, authenticate  # noqa: E402
+from tutti.testing.fabrics import FabricSuite, Setup, TokenSuite, authenticate  # noqa: E402
 from tutti.testing.ledgers import LedgerSuite  # noqa: E402
 from tutti.testing.logs import LogSuite  # noqa: E402
 
-__all__ = ["AccountSuite", "BlobSuite", "FabricSuite", "LedgerSuite", "LogSuite", "Setup", "authenticate"]
+__all__ = [
+    "AccountSuite",
+    "BlobSuite",
+    "FabricSuite",
+    "LedgerSuite",
+    "LogSuite",
+    "Setup",
+    "TokenSuite",
+    "authenticate",
+]

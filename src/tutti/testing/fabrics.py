@@ -1,6 +1,7 @@
-"""What every pair of Fabric and Link must do. Inherit, and say how to make the coordinator's side and links to it:
+"""What every pair of Fabric and Link must do. Inherit, and say how to make the coordinator's side and links to it
+(FabricSuite, if nodes show no tokens):
 
-    class TestMyFabric(FabricSuite):
+    class TestMyFabric(TokenSuite):
         @pytest.fixture
         async def setup(self, tmp_path: Path) -> AsyncIterator[Setup]:
             blobs = DirectoryBlobs(tmp_path / "blobs")
@@ -152,22 +153,10 @@ class FabricSuite:
         assert (welcome.node, welcome.protocol) == ("n1", PROTOCOL)
         assert await soon(setup.events) == Arrived("n1", registration("n1"))
 
-    async def test_a_wrong_token_is_refused(self, setup: Setup) -> None:
-        with pytest.raises(LinkRefused, match="not known by this token"):
-            await setup.make_link("n1", "stolen").connect(registration("n1", "stolen"))
-        await setup.join("n2")  # its arrival is the first thing the coordinator hears
-
     async def test_another_protocol_is_refused(self, setup: Setup) -> None:
         with pytest.raises(LinkRefused, match=f"protocol {PROTOCOL}.*{PROTOCOL + 1}"):
             await setup.make_link("n1", token_of("n1")).connect(registration("n1", protocol=PROTOCOL + 1))
         await setup.join("n2")
-
-    async def test_a_refused_stranger_does_not_disturb_the_node_of_that_name(self, setup: Setup) -> None:
-        node = await setup.join("n1")
-        with pytest.raises(LinkRefused):
-            await setup.make_link("n1", "stolen").connect(registration("n1", "stolen"))
-        assert setup.fabric.send("n1", news(1))
-        assert await soon(node.messages) == news(1)
 
     async def test_without_a_connection_nothing_is_sent(self, setup: Setup) -> None:
         with pytest.raises(LinkLost):
@@ -349,3 +338,19 @@ class FabricSuite:
         assert setup.fabric.send("n1", work(digest), b"not the model")
         await soon(node.messages)
         assert await node.link.fetch(digest) == data
+
+
+class TokenSuite(FabricSuite):
+    """For fabrics that know nodes by tokens: every one but those whose members are let in by TLS alone."""
+
+    async def test_a_wrong_token_is_refused(self, setup: Setup) -> None:
+        with pytest.raises(LinkRefused, match="not known by this token"):
+            await setup.make_link("n1", "stolen").connect(registration("n1", "stolen"))
+        await setup.join("n2")  # its arrival is the first thing the coordinator hears
+
+    async def test_a_refused_stranger_does_not_disturb_the_node_of_that_name(self, setup: Setup) -> None:
+        node = await setup.join("n1")
+        with pytest.raises(LinkRefused):
+            await setup.make_link("n1", "stolen").connect(registration("n1", "stolen"))
+        assert setup.fabric.send("n1", news(1))
+        assert await soon(node.messages) == news(1)

@@ -12,5 +12,5 @@ from thrift.TRecursive import fix_spec
 
 import sys
 from .ttypes import *
-PROTOCOL = 1
+PROTOCOL = 2
 CHUNK = 1048576

@@ -1,10 +1,9 @@
 """A member's blobs, and those of the others: what is not here is fetched by its digest from whoever has it."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,18 @@ STRIPES = 4
 AT_ONCE = 2
 """Parts that are asked of one of them at a time."""
 
+LARGEST = 1 << 31
+"""Bytes of a blob that is fetched."""
+
 GIVEN = 1000
 """Newest gifts that are remembered, to notice one that is given twice."""
 
-UNAVAILABLE = (Unreachable, UnknownCall, NotFound, compute_node.Refused, compute_node.NotFound)
+AWAY = (Unreachable, UnknownCall)
+UNAVAILABLE = (*AWAY, NotFound, compute_node.Refused, compute_node.NotFound)
+
+
+class HolderAway(NotFound):
+    """No member that answers has the blob, and one that does not answer may have it."""
 
 
 class RingBlobs:
@@ -70,19 +77,15 @@ class RingBlobs:
         return []
 
     async def obtain(self, digest: Digest) -> None:
-        """Have the blob here; raises NotFound if no member that can be reached has it."""
+        """Have the blob here; raises NotFound if no member has it, HolderAway if one may, CorruptBlob."""
         if self.here.has(digest):
             return
         for address in self._holders():
-            with contextlib.suppress(CorruptBlob):
+            with suppress(CorruptBlob):
                 if (mapped := await handover.take(address, digest)) is not None:
                     await self.here.hold(digest, mapped, spare=True)
                     return
-        blob = await collect(self._peers, self._holders(), digest)
-        found = await asyncio.to_thread(tensors.digest, blob)
-        if found != digest:
-            raise NotFound(f"the members that have blob {digest} sent one with digest {found}")
-        await self.here.hold(digest, blob, spare=True)
+        await self.here.hold(digest, await collect(self._peers, self._holders(), digest), spare=True)
 
     async def spread(self, digest: Digest, data: Buffer, to: list[str], copies: int) -> int:
         """Store a blob at so many of the members that can be reached, the first ones; how many have it then."""
@@ -101,7 +104,7 @@ class RingBlobs:
             parcel.close()
 
     async def _give(self, address: str, parcel: "_Parcel") -> bool:
-        """Whether the member, which may be the one here, has the blob now."""
+        """Whether the member, which may be the one here, has the blob now; raises CorruptBlob."""
         if address == self.me:
             await self.here.hold(parcel.digest, parcel.data)
             return True
@@ -111,7 +114,12 @@ class RingBlobs:
                 if not await parcel.handed_over(address):
                     await self._peers.store(peer, name, memoryview(parcel.data))
                 self._count(address, parcel.digest, len(parcel.data))
-        except (Unreachable, UnknownCall, compute_node.Refused):
+        except AWAY:
+            return False
+        except compute_node.Refused as refused:
+            if (came := await asyncio.to_thread(tensors.digest, parcel.data)) != parcel.digest:
+                raise CorruptBlob(f"expected bytes with digest {parcel.digest}, came {came}") from None
+            log.warning("%s takes no blob now: %s", address, refused.reason)
             return False
         return True
 
@@ -150,23 +158,48 @@ class _Parcel:
             self._sealed.close()
 
 
-async def _first(peers: ThriftPeers, holders: list[str], name: bytes) -> Any:
-    """The first part of a blob, if the first of these holders has it."""
-    try:
-        return await peers.part(peer_at(holders[0]), name, 0) if holders else None
-    except UNAVAILABLE:
-        return None
-
-
 async def collect(peers: ThriftPeers, holders: list[str], digest: Digest) -> memoryview:
-    """A blob's bytes, its parts from several holders at a time; raises NotFound. They are not verified."""
-    name, number = bytes.fromhex(digest), 0
-    first = await _first(peers, holders, name)
-    while first is None and number + 1 < len(holders):
-        number += 1
-        first = await _first(peers, holders[number:], name)
-    if first is None:
-        raise NotFound(f"no member of the ring that can be reached has blob {digest}")
+    """A blob's bytes, its parts from several holders at a time, verified.
+
+    If some holder's bytes are wrong, all is fetched from one holder after another. Raises NotFound if none has it,
+    HolderAway if one that does not answer may, CorruptBlob.
+    """
+    number, first = await _first(peers, holders, digest)
+    blob = await _filled(peers, holders[number : number + STRIPES], digest, first)
+    wrong = [] if await _is(blob, digest) else holders[number:]
+    for address in wrong:
+        with suppress(NotFound):
+            blob = await _filled(peers, [address], digest, (await _first(peers, [address], digest))[1])
+            if await _is(blob, digest):
+                return blob
+            log.warning("%s has other bytes under the name of blob %s", address, digest)
+    if wrong:
+        raise CorruptBlob(f"every copy of blob {digest} that can be reached is damaged: they were thrown away")
+    return blob
+
+
+async def _is(blob: memoryview, digest: Digest) -> bool:
+    return await asyncio.to_thread(tensors.digest, blob) == digest
+
+
+async def _first(peers: ThriftPeers, holders: list[str], digest: Digest) -> tuple[int, Any]:
+    """The first of these that has the blob, and its first part; raises NotFound, HolderAway."""
+    away = False
+    for number, address in enumerate(holders):
+        try:
+            part = await peers.part(peer_at(address), bytes.fromhex(digest), 0)
+        except UNAVAILABLE as error:
+            away = away or isinstance(error, AWAY)
+            continue
+        if len(part.data) <= part.size <= LARGEST:
+            return number, part
+        log.warning("%s says that blob %s has %d bytes", address, digest, part.size)
+    kind = HolderAway if away else NotFound
+    raise kind(f"no member of the ring that can be reached has blob {digest}")
+
+
+async def _filled(peers: ThriftPeers, holders: list[str], digest: Digest, first: Any) -> memoryview:
+    """The blob of which the first part is there; raises HolderAway."""
     blob = np.empty(first.size, np.uint8).data  # a bytearray would be filled with zeros first
     blob[: len(first.data)] = first.data
     offsets = list(range(CHUNK, first.size, CHUNK))[::-1]
@@ -175,13 +208,13 @@ async def collect(peers: ThriftPeers, holders: list[str], digest: Digest) -> mem
         while offsets:
             offset = offsets.pop()
             try:
-                part = await peers.part(peer_at(address), name, offset)
-            except UNAVAILABLE:
+                part = await peers.part(peer_at(address), bytes.fromhex(digest), offset)
+                blob[offset : offset + CHUNK] = part.data
+            except (*UNAVAILABLE, ValueError):  # it went away, or has another blob under this name
                 offsets.append(offset)
                 return
-            blob[offset : offset + len(part.data)] = part.data
 
-    await asyncio.gather(*map(take, holders[number : number + STRIPES] * AT_ONCE))
+    await asyncio.gather(*map(take, holders * AT_ONCE))
     if offsets:
-        raise NotFound(f"the members that have blob {digest} went away while it was fetched")
+        raise HolderAway(f"the members that have blob {digest} went away while it was fetched")
     return blob

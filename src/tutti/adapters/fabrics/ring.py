@@ -1,24 +1,27 @@
 """A fabric without a centre: nodes are members of a ring, and connect to whoever leads it.
 
 The messages are those of the hub (docs/protocol.md), each one a call: the node's go to the leader with `say`, the
-leader's to the node with `hear`. A session is a random number that the node chooses. It ends when a call fails, when
-the node is silent, or when another member leads. Updates go to the whole committee before they are handed in.
+leader's to the node with `hear`. A session is a number that the node chooses (`training_node.thrift`). It ends when a
+call fails, when the node is silent or does not listen any more, or when another member leads; whoever ends it tells the
+other side, and if that is lost, the next call does. Updates go to the whole committee before they are handed in.
 """
 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tutti.adapters.blobs.ring import RingBlobs
+from tutti.adapters.blobs.ring import HolderAway, RingBlobs
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
-from tutti.adapters.thrift.idl import compute_node
+from tutti.adapters.thrift.idl import compute_node, training_node
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
-from tutti.core.errors import Conflict, Forbidden, NotFound, TuttiError
+from tutti.core.errors import Conflict, Forbidden, TuttiError
 from tutti.domain.events import Digest, NodeId
-from tutti.ports import Arrived, FabricEvent, Left, LinkLost, Said
+from tutti.ports import Arrived, FabricEvent, Left, LinkLost, LinkRefused, Said
 from tutti.ports.blobs import Buffer
 from tutti.ring.record import majority
 from tutti.services.chain import ChainMember
@@ -46,9 +49,15 @@ SMALL = 1 << 18
 OUTGOING, INCOMING = 256, 64
 LEADERLESS = 10.0
 
-_Inbox: TypeAlias = "asyncio.Queue[CoordinatorMessage | LinkLost]"
+REPLACED = 64
+"""Newest sessions that are remembered because another process took their place."""
 
-FAILED = (Unreachable, UnknownCall, compute_node.Refused)
+PROCESS = 24
+"""Bits of a session's number below those that name its process: they count."""
+
+_Inbox: TypeAlias = "asyncio.Queue[CoordinatorMessage | LinkLost | LinkRefused]"
+
+FAILED = (Unreachable, UnknownCall, compute_node.Refused, training_node.NotNow)
 
 
 def copies(size: int, committee: Sequence[str]) -> int:
@@ -78,7 +87,9 @@ class RingFabric:
         self._peers, self._me, self._admit = peers, me, admit
         self._sessions: dict[int, _Session] = {}
         self._nodes: dict[NodeId, int] = {}
+        self._replaced: deque[int] = deque(maxlen=REPLACED)
         self._events: asyncio.Queue[tuple[FabricEvent, _Session]] = asyncio.Queue()
+        self._calls = _Calls()
 
     # -- the port ------------------------------------------------------------------------------------------
 
@@ -106,14 +117,23 @@ class RingFabric:
     # -- what members call ---------------------------------------------------------------------------------
 
     async def attach(self, address: str, number: int, frame: bytes) -> None:
-        """A member connects; raises Forbidden for one that takes another's name, BadMessage."""
+        """A member connects.
+
+        Raises Forbidden for one that takes another's name or speaks another version, BadMessage, and LinkLost for a
+        call that comes too late.
+        """
         registration = decode_from_node(frame)
-        if not isinstance(registration, Registration) or registration.protocol != PROTOCOL:
+        if not isinstance(registration, Registration):
             raise Forbidden(f"expected a registration of protocol {PROTOCOL}")
+        if registration.protocol != PROTOCOL:
+            raise Forbidden(f"this ring speaks protocol {PROTOCOL} in sessions, the node {registration.protocol}")
         if registration.node != node_of(address):
             raise Forbidden(f"{address} is called {node_of(address)!r}, it says {registration.node!r}")
-        await self._admit(registration.node)
-        self.disconnect(registration.node, "it has connected anew")
+        try:
+            await self._admit(registration.node)
+        except Conflict as error:  # it calls twice at once
+            raise LinkLost(str(error)) from None
+        self._make_way(registration.node, number)
         session = _Session(registration.node, address, asyncio.get_running_loop().time())
         self._sessions[number], self._nodes[session.node] = session, number
         session.messages.put_nowait(Registered(node=session.node, version=__version__, heartbeat=HEARTBEAT))
@@ -121,14 +141,18 @@ class RingFabric:
         self._events.put_nowait((Arrived(session.node, registration), session))
 
     async def say(self, number: int, frame: bytes) -> None:
-        """Raises Conflict if there is no such session, BadMessage."""
-        session = self._sessions.get(number)
-        if session is None:
-            raise Conflict("there is no such session here (any more): connect anew")
+        """Raises LinkLost if there is no such session, LinkRefused if another process took its place, BadMessage."""
+        session = self._session(number)
         session.heard_at = asyncio.get_running_loop().time()
         message = decode_from_node(frame)
         await session.room.acquire()
+        if number not in self._sessions:
+            session.room.release()  # the next one who waits for room sees the end too
+        self._session(number)
         self._events.put_nowait((Said(session.node, message), session))
+
+    def leave(self, number: int) -> None:
+        self._end(number, "the node does not listen any more")
 
     def lost(self, address: str) -> None:
         """The process at this address takes no connections."""
@@ -144,18 +168,40 @@ class RingFabric:
         for number in list(self._sessions):
             self._end(number, "another member leads")
 
+    def _session(self, number: int) -> _Session:
+        if number in self._replaced:
+            raise LinkRefused(TAKEN)
+        if (session := self._sessions.get(number)) is None:
+            raise LinkLost("there is no such session here (any more): connect anew")
+        return session
+
+    def _make_way(self, node: NodeId, number: int) -> None:
+        """A process may connect anew; of two that have one name, the later one stays."""
+        before = self._nodes.get(node)
+        if before is None:
+            return
+        if before >> PROCESS != number >> PROCESS:
+            self._replaced.append(before)
+            self._end(before, TAKEN, replaced=True)
+        elif before > number:
+            raise LinkLost("this process has connected anew since")
+        else:
+            self._end(before, "it has connected anew")
+
     async def _deliver(self, number: int, session: _Session) -> None:
         try:
             while True:
                 message = await session.messages.get()
                 await self._peers.hear(peer_at(session.address), peer_at(self._me), number, encode(message))
-        except FAILED as error:
+        except (*FAILED, TuttiError) as error:  # who cannot be told is not there, though it says that it lives
             self._end(number, str(error))
 
-    def _end(self, number: int, reason: str) -> None:
+    def _end(self, number: int, reason: str, *, replaced: bool = False) -> None:
         session = self._sessions.pop(number, None)
         if session is None:
             return
+        there, me = peer_at(session.address), peer_at(self._me)
+        self._calls.begin(self._peers.over(there, me, number, reason, replaced=replaced))
         if self._nodes.get(session.node) == number:
             del self._nodes[session.node]
             self._events.put_nowait((Left(session.node, reason), session))
@@ -164,39 +210,47 @@ class RingFabric:
         session.room.release()
 
 
-class RingLink:
-    """The node's side: a Link to whoever leads."""
+TAKEN = "another process has connected under this address: give each member one of its own"
 
-    def __init__(self, chain: ChainMember, peers: ThriftPeers, blobs: RingBlobs, clock: Callable[[], float]) -> None:
-        self._chain, self._peers, self._blobs, self._clock = chain, peers, blobs, clock
+
+class RingLink:
+    """The node's side: a Link of the member `me` to whoever leads."""
+
+    def __init__(
+        self, me: str, chain: ChainMember, peers: ThriftPeers, blobs: RingBlobs, clock: Callable[[], float]
+    ) -> None:
+        self._me, self._chain, self._peers, self._blobs, self._clock = me, chain, peers, blobs, clock
         self._session, self._leader, self._lost_at = 0, "", float("-inf")
+        self._newest = secrets.randbits(63 - PROCESS) << PROCESS
         self._messages: _Inbox = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
+        self._calls = _Calls()
 
     async def connect(self, registration: Registration) -> AsyncIterator[CoordinatorMessage]:
         leader = await self._find_leader()
         self._end()
-        self._session, self._leader, self._messages = secrets.randbits(62), leader, asyncio.Queue()
+        self._newest = session = self._newest + 1
+        self._session, self._leader, self._messages = session, leader, asyncio.Queue()
         try:
-            await self._peers.attach(peer_at(leader), peer_at(self._chain.me), self._session, encode(registration))
+            await self._peers.attach(peer_at(leader), peer_at(self._me), session, encode(registration))
         except FAILED as error:
-            raise self._failed(error) from None
+            raise self._failed(session, error) from None
         self._watch = asyncio.create_task(self._watch_leader(leader))
-        return self._read(self._messages)
+        return self._read(session, self._messages)
 
     async def send(self, message: NodeMessage) -> None:
-        if not self._session:
+        if not (session := self._session):
             raise LinkLost("there is no connection to a leader")
         try:
-            await self._peers.say(peer_at(self._leader), self._session, encode(message))
+            await self._peers.say(peer_at(self._leader), session, encode(message))
         except FAILED as error:
-            raise self._failed(error) from None
+            raise self._failed(session, error) from None
 
     async def fetch(self, digest: Digest) -> Buffer:
         try:
             return memoryview(await self._blobs.read(digest))
-        except NotFound as error:
-            raise LinkLost(str(error)) from None  # whoever made it is away for now
+        except HolderAway as error:
+            raise LinkLost(str(error)) from None
 
     async def store(self, blob: Buffer, digest: Digest) -> None:
         """Give it to those who have to sum it up: to all of the committee if it is small."""
@@ -209,13 +263,20 @@ class RingLink:
     # -- the leader's messages -----------------------------------------------------------------------------
 
     def hear(self, leader: str, session: int, frame: bytes) -> None:
-        """Raises Conflict for a session that is over, BadMessage."""
+        """Raises LinkLost for a session that is over, BadMessage."""
         if session != self._session or leader != self._leader:
-            raise Conflict("there is no such session here (any more)")
+            raise LinkLost("there is no such session here (any more)")
         self._messages.put_nowait(decode_from_coordinator(frame))
 
+    def over(self, leader: str, session: int, reason: str, *, replaced: bool) -> None:
+        """The leader has ended a session."""
+        if session == self._session and leader == self._leader:
+            self._lose(LinkRefused(reason) if replaced else LinkLost(f"the leader {leader}: {reason}"))
+
     async def close(self) -> None:
-        self._end()
+        """Leave; the leader is told if it can be reached."""
+        self._leave(self._session)
+        await self._calls.done()
 
     async def _find_leader(self) -> str:
         """Who leads, once it has been heard since the last connection was lost."""
@@ -229,26 +290,55 @@ class RingLink:
 
     async def _watch_leader(self, leader: str) -> None:
         await self._chain.until(lambda chain: chain.leader not in ("", leader))
-        self._messages.put_nowait(LinkLost(f"{leader} does not lead any more"))
+        self._lose(LinkLost(f"{leader} does not lead any more"))
 
-    async def _read(
-        self, messages: "asyncio.Queue[CoordinatorMessage | LinkLost]"
-    ) -> AsyncIterator[CoordinatorMessage]:
-        while True:
-            message = await messages.get()
-            if isinstance(message, LinkLost):
-                raise message
-            yield message
+    async def _read(self, session: int, messages: _Inbox) -> AsyncIterator[CoordinatorMessage]:
+        try:
+            while not isinstance(message := await messages.get(), TuttiError):
+                yield message
+            raise message
+        finally:
+            self._leave(session)
 
-    def _failed(self, error: Exception) -> TuttiError:
-        reason = getattr(error, "reason", None) or str(error)
-        lost = LinkLost(f"the leader {self._leader}: {reason}")
-        self._end()
-        self._messages.put_nowait(lost)
+    def _failed(self, session: int, error: Exception) -> LinkLost | LinkRefused:
+        """What came of a call in this session, which may have ended since."""
+        reason = f"the leader {self._leader}: {getattr(error, 'reason', None) or error}"
+        if session != self._session:
+            return LinkLost(reason)
+        lost = LinkRefused(reason) if isinstance(error, compute_node.Refused) else LinkLost(reason)
+        self._lose(lost)
         return lost
+
+    def _lose(self, lost: LinkLost | LinkRefused) -> None:
+        self._messages.put_nowait(lost)
+        self._end()
+
+    def _leave(self, session: int) -> None:
+        if session and session == self._session:
+            self._calls.begin(self._peers.leave(peer_at(self._leader), session))
+            self._lose(LinkLost("this node does not listen any more"))
 
     def _end(self) -> None:
         self._session, self._lost_at = 0, self._clock()
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+
+class _Calls:
+    """Calls that may be lost, for which nobody waits."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, call: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(self._made(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def done(self) -> None:
+        await asyncio.gather(*self._tasks)
+
+    async def _made(self, call: Coroutine[None, None, None]) -> None:
+        with suppress(*FAILED):
+            await call

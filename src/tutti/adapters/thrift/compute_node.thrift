@@ -5,10 +5,13 @@
 
 namespace py tutti.compute_node
 
-/** Sent with every call that names a caller; a member refuses callers of another version. */
-const i32 PROTOCOL = 1
+/**
+ * Sent with every call with which something begins (joining, a session, a client's question); a member refuses callers
+ * of another version. It is raised whenever a change of these files would be misunderstood.
+ */
+const i32 PROTOCOL = 2
 
-/** The largest `data` of one call, in bytes. A frame has at most 1 MiB. */
+/** The largest `data` of one call, in bytes. A frame has at most 2 MiB. */
 const i32 CHUNK = 1048576
 
 /** A process on the circle. `id` is 20 bytes, big-endian: the first 160 bits of SHA-256 of `address` (host:port). */

@@ -146,6 +146,16 @@ class ThriftPeers:
         except (Unreachable, UnknownCall, compute_node.Refused):
             return  # whoever did not hear it asks, or is asked, in the next round
 
+    async def refusal(self, peer: Peer) -> str | None:
+        """Why the peer refuses whoever speaks this version; empty if it does not, None if it gives no answer."""
+        try:
+            await self._call(peer, "ask", PROTOCOL, key_bytes(peer.id), None)
+        except (Unreachable, UnknownCall, compute_node.NotMember):
+            return None
+        except compute_node.Refused as refused:
+            return str(refused.reason)
+        return ""
+
     async def missing(self, peer: Peer, digests: list[bytes]) -> list[bytes]:
         return list(await self._call(peer, "missing", digests))
 
@@ -187,7 +197,7 @@ class ThriftPeers:
         for channel in self._channels.values():
             await channel.close()
 
-    # -- training: these raise Unreachable, UnknownCall, compute_node.Refused -------------------------------
+    # -- training: these raise Unreachable, UnknownCall, compute_node.Refused, training_node.NotNow ----------
 
     async def agree(self, peer: Peer, me: Peer, message: bytes) -> None:
         await self._call(peer, "agree", PROTOCOL, peer_struct(me), message)
@@ -198,8 +208,14 @@ class ThriftPeers:
     async def say(self, peer: Peer, session: int, message: bytes) -> None:
         await self._call(peer, "say", session, message)
 
+    async def leave(self, peer: Peer, session: int) -> None:
+        await self._call(peer, "leave", session)
+
     async def hear(self, peer: Peer, me: Peer, session: int, message: bytes) -> None:
         await self._call(peer, "hear", peer_struct(me), session, message)
+
+    async def over(self, peer: Peer, me: Peer, session: int, reason: str, *, replaced: bool) -> None:
+        await self._call(peer, "over", peer_struct(me), session, reason, replaced)
 
     async def keep(self, peer: Peer, placement: Placement, digests: Sequence[Digest]) -> list[Digest]:
         struct = training_node.Placement(placement.name, placement.content, placement.at)

@@ -15,7 +15,7 @@ from tutti.ring.member import View
 CONTACTS = 8
 MAX_ASKED = 64
 GRACE = 10.0
-"""Seconds after its enrolment in which a process that does not answer yet is not taken for dead."""
+"""Seconds since it last enrolled in which a process that does not answer yet is not taken for dead."""
 
 
 class BadMembers(UserError):
@@ -41,7 +41,8 @@ def parse_members(text: str) -> tuple[str, ...]:
 class Supernode:
     """The handler of the service.
 
-    It knows the latest MAX_ASKED addresses that may be members; the members know the others.
+    It knows the latest MAX_ASKED addresses that may be members; the members know the others. While none of them is in a
+    ring, the one that came first and still asks begins it.
 
     Args:
         now: Seconds, of a clock that does not go back.
@@ -66,10 +67,11 @@ class Supernode:
             views = await self._views()
             if any(v.peer.address == address and v.peer.incarnation != newcomer.incarnation for v in views):
                 raise compute_node.Refused(f"another live process has {address}: choose another port")
-            recent = [known for known, since in self._enrolled.values() if self._now() - since < GRACE]
-            self._enrolled.pop(address, None)
+            if self._enrolled.get(address, (None, 0.0))[0] != newcomer:
+                self._enrolled.pop(address, None)  # another life is at the end of the line
             self._enrolled[address] = (newcomer, self._now())
-            contacts = _each_once([view.peer for view in views], recent)
+            line = [known for known, heard in self._enrolled.values() if self._now() - heard < GRACE]
+            contacts = _each_once([view.peer for view in views]) or line[:1]
             return [peer_struct(contact) for contact in contacts if contact.address != address][:CONTACTS]
 
     async def members(self, protocol: int | None) -> list[Any]:
@@ -86,9 +88,9 @@ class Supernode:
         answers = await asyncio.gather(*(self._peers.ask(peer, peer.id, None) for peer in peers))
         answered = {peer.address for peer, answer in zip(peers, answers, strict=True) if answer is not None}
         self._enrolled = {
-            address: (peer, since)
-            for address, (peer, since) in list(self._enrolled.items())[-MAX_ASKED:]
-            if address in answered or self._now() - since < GRACE
+            address: (peer, heard)
+            for address, (peer, heard) in list(self._enrolled.items())[-MAX_ASKED:]
+            if address in answered or self._now() - heard < GRACE
         }
         return [answer for answer in answers if answer is not None]
 

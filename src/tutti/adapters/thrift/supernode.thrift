@@ -8,7 +8,8 @@ namespace py tutti.supernode
 
 service Supernode {
   /**
-   * Enrol a process that wants to join; the answer is members through which it can. It is empty for the first.
+   * Enrol a process that wants to join; the answer is members through which it can. It is empty if this process shall
+   * begin the ring. While no member answers, that is whoever came first; the others get its address, and ask again.
    * Refused if the address is not on the supernode's list of members, or another live process has it.
    */
   list<compute_node.Peer> enrol(1: i32 protocol, 2: compute_node.Peer peer) throws (1: compute_node.Refused refused)

@@ -13,8 +13,9 @@ from tutti.adapters.thrift.client import UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import BadValue, compute_node, peer_struct, training_node
 from tutti.adapters.thrift.node import MAX_DIGESTS, ComputeNode, ThriftPeers, genuine, peer_at, require_version
 from tutti.adapters.thrift.node import Host as RingHost
-from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError, TuttiError
 from tutti.domain.events import Digest
+from tutti.ports import LinkLost
 from tutti.ports.blobs import Buffer, check_digest
 from tutti.ports.ring import Placement
 from tutti.ring.consensus import AnyMessage
@@ -29,7 +30,9 @@ class Host(RingHost, Protocol):
     async def agree(self, message: AnyMessage) -> None: ...
     async def attach(self, address: str, session: int, frame: bytes) -> None: ...
     async def say(self, session: int, frame: bytes) -> None: ...
+    def leave(self, session: int) -> None: ...
     def hear(self, leader: str, session: int, frame: bytes) -> None: ...
+    def over(self, leader: str, session: int, reason: str, *, replaced: bool) -> None: ...
     async def keep(self, placement: Placement, digests: list[Digest]) -> list[Digest]: ...
     async def kept(self, placement: Placement, digests: list[Digest]) -> tuple[list[Digest], tuple[Peer, ...]]: ...
     async def submit(self, key: str, job: bytes) -> str: ...
@@ -55,17 +58,23 @@ class TrainingNode(ComputeNode):
     async def attach(self, protocol: int | None, sender: Any, session: int | None, registration: bytes | None) -> None:
         require_version(protocol)
         peer = genuine(sender)
-        with _refusing():
+        with _refusing(), _later():
             await self._trains.attach(peer.address, session or 0, registration or b"")
 
     async def say(self, session: int | None, message: bytes | None) -> None:
-        with _refusing():
+        with _refusing(), _later():
             await self._trains.say(session or 0, message or b"")
+
+    async def leave(self, session: int | None) -> None:
+        self._trains.leave(session or 0)
 
     async def hear(self, leader: Any, session: int | None, message: bytes | None) -> None:
         peer = genuine(leader)
-        with _refusing():
+        with _refusing(), _later():
             self._trains.hear(peer.address, session or 0, message or b"")
+
+    async def over(self, leader: Any, session: int | None, reason: str | None, replaced: bool | None) -> None:
+        self._trains.over(genuine(leader).address, session or 0, reason or "", replaced=bool(replaced))
 
     async def keep(self, protocol: int | None, placement: Any, digests: list[bytes] | None) -> list[bytes]:
         require_version(protocol)
@@ -81,7 +90,7 @@ class TrainingNode(ComputeNode):
 
     async def submit(self, protocol: int | None, key: str | None, job: bytes | None) -> str:
         require_version(protocol)
-        with _refusing():
+        with _refusing(), _later():
             return await self._trains.submit(key or "", job or b"")
 
     async def progress(self, protocol: int | None, job: str | None) -> Any:
@@ -120,6 +129,15 @@ def _refusing() -> Iterator[None]:
         yield
     except TuttiError as error:
         raise compute_node.Refused(str(error)) from None
+
+
+@contextmanager
+def _later() -> Iterator[None]:
+    """Tells the caller to ask again, where that will help."""
+    try:
+        yield
+    except (LinkLost, StorageError) as error:
+        raise training_node.NotNow(str(error)) from None
 
 
 def message_from(data: bytes) -> AnyMessage:

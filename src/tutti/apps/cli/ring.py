@@ -1,7 +1,7 @@
 """`ring`: members of a ring without a centre, and its clients."""
 
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ from tutti.core.errors import UserError
 
 if TYPE_CHECKING:
     from tutti.apps.ringclient import RingClient
-    from tutti.apps.ringnode import Tls
+    from tutti.apps.ringentry import Tls
     from tutti.ports.training import Data
     from tutti.services.views import JobView, RoundView
-    from tutti.services.views.ring import RingView
+    from tutti.services.views.ring import Light, RingView
 
 PORT = click.IntRange(1, 65535)
 GRACE = 0.5
@@ -73,7 +73,7 @@ def supernode(port: int, host: str, members: Path | None, as_json: bool, **tls: 
     import asyncio
 
     from tutti.adapters.thrift.supernode import parse_members
-    from tutti.apps.ringnode import SupernodeSettings, serve_supernode
+    from tutti.apps.ringentry import SupernodeSettings, serve_supernode
 
     log_to_stderr()
     allowed = parse_members(_text_of(members)) if members is not None else ()
@@ -347,12 +347,21 @@ def view(host: str, port: int, listen: int, **tls: Any) -> None:
 
 
 async def _show(client: "RingClient", as_json: bool) -> None:
+    from tutti.services.views.ring import ring_lights
+
     views = await client.views()
     if as_json:
         print_json(views)
         return
     for view in views:
         _show_member(view)
+    click.echo("the whole")
+    _show_lights(ring_lights(views))
+
+
+def _show_lights(lights: Iterable["Light"]) -> None:
+    for light in lights:
+        click.echo(f"  {'ok ' if light.ok else 'BAD'}         {light.name}: {light.detail}")
 
 
 def _show_member(view: "RingView") -> None:
@@ -365,8 +374,7 @@ def _show_member(view: "RingView") -> None:
     for finger in view.fingers:
         click.echo(f"  fingers     {finger.first:>3} to {finger.last:<3} from {finger.start[:12]}… -> {finger.owner}")
     click.echo(f"  chain       record {view.height} {view.digest[:12]}, committee {', '.join(view.committee) or '-'}")
-    for light in view.lights:
-        click.echo(f"  {'ok ' if light.ok else 'BAD'}         {light.name}: {light.detail}")
+    _show_lights(view.lights)
 
 
 @ring.command(name="force-reform")
@@ -414,7 +422,7 @@ def _tls(host: str, given: Mapping[str, Any]) -> "Tls | None":
     """All three files, or none: then the host must be this machine itself, or somebody must have said --insecure."""
     from ipaddress import ip_address
 
-    from tutti.apps.ringnode import Tls
+    from tutti.apps.ringentry import Tls
 
     certificate, key, authority = given["tls_cert"], given["tls_key"], given["tls_ca"]
     if certificate is not None and key is not None and authority is not None:

@@ -1,13 +1,14 @@
 """What a member of a ring shows of itself: its place, its fingers, what it has agreed to, and whether all is well."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tutti.domain.jobs import Job
-from tutti.ring.identifiers import Peer
-from tutti.ring.member import Member, in_full, list_length, size
+from tutti.ring.identifiers import Peer, between, identifier
+from tutti.ring.member import Member, list_length, size
 from tutti.services.views.base import View
 from tutti.services.views.jobs import JobView, job_view
 
@@ -126,7 +127,7 @@ def finger_views(member: Member) -> tuple[FingerView, ...]:
 
 
 def lights(member: Member, chain: "ChainMember", keeper: "Keeper | None" = None) -> tuple[Light, ...]:
-    """The invariants as far as one member can see them."""
+    """The invariants as far as one member can see them; `ring_lights` are those of all."""
     living = [peer for peer in member.successors if peer.address and not member.roster.refuses(peer)]
     alone = not member.roster.alive
     ahead = [member.after(peer.id) for peer in member.successors]
@@ -140,11 +141,6 @@ def lights(member: Member, chain: "ChainMember", keeper: "Keeper | None" = None)
             ok=ahead == sorted(set(ahead)),
             detail="in order, without duplicates" if ahead == sorted(set(ahead)) else "out of order",
         ),
-        Light(
-            name="sufficient principals",
-            ok=True,
-            detail="small ring: everybody knows everybody" if in_full(member) else f"about {size(member)} members",
-        ),
         Light(name="leader", ok=bool(chain.leader), detail=chain.leader or "nobody leads: no majority answers"),
         Light(
             name="parts copied",
@@ -157,6 +153,60 @@ def lights(member: Member, chain: "ChainMember", keeper: "Keeper | None" = None)
             detail=f"went on without a majority {tip.generation} times" if tip and degraded else "never forced",
         ),
     )
+
+
+def ring_lights(views: Sequence[RingView]) -> tuple[Light, ...]:
+    """The invariants of the whole, which no member can see alone: from the views of all that answer.
+
+    Those of Zave's proof (`tutti.ring.chord`), and that there is one chain and one leader.
+    """
+    if not views:
+        return ()
+    there = {view.address: view for view in views}
+    after = {view.address: next((a for a in view.successors if a in there), view.address) for view in views}
+    cycle, at = list[str](), views[0].address
+    while at not in cycle:
+        cycle.append(at)
+        at = after[at]
+    skipped = {a for a, view in there.items() for other in views if _skips(other, int(view.id, 16))}
+    needed = min(list_length(len(views)) + 1, len(views))
+    leaders = {view.leader for view in views}
+    absent = absent_members(views)
+    return (
+        Light(name="everybody answers", ok=not absent, detail=", ".join(absent) or f"{len(views)} members"),
+        Light(
+            name="one ring",
+            ok=at == cycle[0] and len(cycle) == len(views),
+            detail=f"{len(cycle)} of {len(views)} follow one another",
+        ),
+        Light(
+            name="sufficient principals",
+            ok=len(views) - len(skipped) >= needed,
+            detail=f"{len(views) - len(skipped)} members are skipped by no successor list, {needed} must be",
+        ),
+        Light(
+            name="one chain",
+            ok=len({view.digest for view in views}) == 1,
+            detail=f"at records {', '.join(sorted({f'{view.height} ({view.digest[:8]})' for view in views}))}",
+        ),
+        Light(
+            name="one leader",
+            ok=len(leaders) == 1 and "" not in leaders,
+            detail=", ".join(sorted(leader or "nobody" for leader in leaders)),
+        ),
+    )
+
+
+def absent_members(views: Sequence[RingView]) -> tuple[str, ...]:
+    """Who sits on the roster of the newest record and gives no answer."""
+    newest = max(views, key=lambda view: (view.generation, view.height), default=None)
+    return tuple(sorted({*newest.roster} - {view.address for view in views})) if newest else ()
+
+
+def _skips(view: RingView, id: int) -> bool:
+    """Whether the member's successor list passes over this identifier."""
+    stops = [int(view.id, 16), *map(identifier, view.successors)]
+    return any(between(a, id, b) for a, b in pairwise(stops))
 
 
 def _holders(offers: "Mapping[Offer, int]") -> dict[str, int]:

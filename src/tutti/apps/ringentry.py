@@ -1,0 +1,204 @@
+"""How a ring is entered: supernodes, those who enrol with them, and whom a member has met before."""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
+from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_from, peer_struct, supernode
+from tutti.adapters.thrift.node import ThriftPeers, peer_at
+from tutti.adapters.thrift.server import Server
+from tutti.adapters.thrift.supernode import Supernode
+from tutti.adapters.thrift.tls import client_context, server_context
+from tutti.core.errors import Conflict, StorageError
+from tutti.ring.identifiers import Peer
+from tutti.services.ring import RingMember
+
+log = logging.getLogger(__name__)
+
+WITHIN = 2.0
+"""Seconds for one call; a member that takes longer counts as dead."""
+
+ENROL_EVERY, JOIN_EVERY = 5.0, 1.0
+"""Seconds after which a member tells its supernodes again that it is there: one that was restarted knows nobody. And
+those after which a process that has not joined yet asks again through whom it can."""
+
+SUPERNODE_PATIENCE = 10.0
+"""Seconds in which a supernode that is started with its members must come up."""
+
+LOOK_EVERY = 0.25
+REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Files for TLS: a certificate of one's own, its key, and the authority that signs everybody's."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+def contexts(tls: Tls | None) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    """For a server that only members may call, and for its calls to others."""
+    if tls is None:
+        return None, None
+    server = server_context(tls.certificate, tls.key, clients=tls.authority)
+    return server, client_context(tls.authority, certificate=tls.certificate, key=tls.key)
+
+
+# -- the supernode's side ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupernodeSettings:
+    host: str = "127.0.0.1"
+    port: int = 9091
+    members: tuple[str, ...] = ()
+    tls: Tls | None = None
+    on_ready: Callable[[str], None] | None = None
+
+
+async def serve_supernode(settings: SupernodeSettings) -> None:
+    """Run a supernode until cancelled; raises PortTaken."""
+    server_tls, tls = contexts(settings.tls)
+    peers = ThriftPeers(within=WITHIN, tls=tls)
+    server = Server(supernode.Supernode, Supernode(peers, time.monotonic, settings.members), tls=server_tls)
+    port = await server.start(settings.host, settings.port)
+    try:
+        if settings.on_ready is not None:
+            settings.on_ready(f"{settings.host}:{port}")
+        await asyncio.Event().wait()
+    finally:
+        await server.close()
+        await peers.close()
+
+
+async def members_of(address: str, tls: ssl.SSLContext | None) -> tuple[Peer, ...]:
+    """The members that a supernode knows; raises Unreachable, UnknownCall, and Conflict if it refuses to say."""
+    found = await _ask(address, tls, "members", PROTOCOL)
+    return tuple(map(peer_from, found))
+
+
+async def _ask(address: str, tls: ssl.SSLContext | None, name: str, *arguments: object) -> Iterable[object]:
+    host, _, port = address.rpartition(":")
+    channel = Channel(supernode.Supernode, host, int(port), tls=tls)
+    try:
+        answer: list[object] = await channel.call(name, *arguments, within=3 * WITHIN)
+        return answer
+    except compute_node.Refused as refused:
+        raise Conflict(f"the supernode {address} refuses: {refused.reason}") from None
+    finally:
+        await channel.close()
+
+
+# -- a member's side -----------------------------------------------------------------------------------------
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """What a member keeps beside its chain: which life this is, and whom it has met.
+
+    Lives are counted from the time of the first one, so that one without a memory is later than any before it.
+    """
+
+    incarnation: int = 0
+    peers: tuple[str, ...] = ()
+
+
+class Entry:
+    """A member's way into its ring; `me` is what it is called in this life. Raises StorageError."""
+
+    def __init__(
+        self, file: Path, address: str, supernodes: tuple[str, ...], peers: ThriftPeers, tls: ssl.SSLContext | None
+    ) -> None:
+        self._file, self._supernodes, self._peers, self._tls = file, supernodes, peers, tls
+        before = _recall(file)
+        self._remembered = msgspec.structs.replace(before, incarnation=before.incarnation + 1)
+        self._remember(())
+        self.me = peer_at(address, self._remembered.incarnation)
+
+    async def contacts(self) -> tuple[tuple[Peer, ...], bool]:
+        """Members to join through, and whether this one begins the ring; waits a moment for a supernode to come.
+
+        Raises Unreachable, and Conflict if it is refused.
+        """
+        known = tuple(peer_at(address) for address in self._remembered.peers if address != self.me.address)
+        deadline = time.monotonic() + (0.0 if known else SUPERNODE_PATIENCE)
+        while True:
+            try:
+                found = await self._enrol_everywhere()
+                return (found, False) if found else (known, True)
+            except Unreachable as error:
+                if known:
+                    log.warning("%s; joining through members of before", error)
+                    await self._be_welcome(known)
+                    return known, False
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def stay(self, ring: RingMember, found: Callable[[], Awaitable[None]]) -> None:
+        """Tell the supernodes again and again that this member is there, and remember whom it knows.
+
+        Whom they know too it meets: there may be two rings that have not heard of one another. `found`: begin one.
+        """
+        while True:
+            await asyncio.sleep(ENROL_EVERY if ring.member.joined else JOIN_EVERY)
+            self._remember(peer.address for peer in ring.member.roster.alive)
+            with contextlib.suppress(Unreachable, UnknownCall, Conflict):
+                contacts = await self._enrol_everywhere()
+                ring.meet(*contacts)
+                if not contacts and not ring.member.joined:
+                    await found()
+
+    async def _enrol_everywhere(self) -> tuple[Peer, ...]:
+        """What the supernodes say that answer; raises Unreachable, or Conflict if one refuses this member."""
+        answers = await asyncio.gather(*map(self._enrol, self._supernodes), return_exceptions=True)
+        found: dict[str, Peer] = {}
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                if not isinstance(answer, Unreachable):
+                    raise answer
+            else:
+                found |= {peer.address: peer for peer in answer}
+        if all(isinstance(answer, Unreachable) for answer in answers):
+            reasons = "; ".join(map(str, answers))
+            raise Unreachable(f"no supernode answers, and no member is known from before: {reasons}")
+        return tuple(found.values())
+
+    async def _enrol(self, address: str) -> tuple[Peer, ...]:
+        return tuple(map(peer_from, await _ask(address, self._tls, "enrol", PROTOCOL, peer_struct(self.me))))
+
+    async def _be_welcome(self, known: Iterable[Peer]) -> None:
+        """Raises Conflict if somebody answers, and all who do refuse."""
+        refusals = await asyncio.gather(*map(self._peers.refusal, known))
+        reasons = [reason for reason in refusals if reason is not None]
+        if reasons and all(reasons):
+            raise Conflict(f"the ring refuses {self.me.address}: {reasons[0]}")
+
+    def _remember(self, known: Iterable[str]) -> None:
+        """The cache of peers: who is known now, and who was."""
+        peers = tuple(dict.fromkeys((*known, *self._remembered.peers)))[:REMEMBERED]
+        self._remembered = Remembered(self._remembered.incarnation, peers)
+        partial = self._file.with_suffix(".tmp")
+        try:
+            partial.write_bytes(msgspec.json.encode(self._remembered))
+            partial.replace(self._file)
+        except OSError as error:
+            raise StorageError(f"cannot write {self._file}: {error.strerror or error}") from None
+
+
+def _recall(file: Path) -> Remembered:
+    try:
+        if not file.exists():
+            return Remembered(int(time.time()))
+        return msgspec.json.decode(file.read_bytes(), type=Remembered)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StorageError(f"cannot read {file}: {error}; remove it, and the member joins anew") from None
