@@ -1,7 +1,8 @@
 """The protocol of a fleet on virtual time: real coordinator and node runtimes, ten thousand nodes, a thousand rounds.
 
     python bench/worlds.py
-    python bench/worlds.py --by-speed    twenty nodes of very different speed, that train; cohort.by_speed or not
+    python bench/worlds.py --by-speed    twenty nodes of very different speed, that train: all of them, by speed or not,
+                                         and five a round, drawn by chance or fast ones first
 
 Nodes do not train, but receive, store, hand in and are counted as they would be. The peer in the same run is the same
 world with a tenth of the nodes: what a round costs more is work that grows with the fleet. BENCH_PROFILE=file keeps
@@ -13,6 +14,7 @@ import cProfile
 import os
 import resource
 import tempfile
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -62,27 +64,36 @@ def measure(nodes: int, rounds: int, cohort: int, folder: Path) -> dict[str, Any
 
 
 def by_speed(rounds: int) -> list[dict[str, Any]]:
-    """The same job on the same fleet twice; `ratio` is of the world's time to the first one's."""
-    world = load_world({"nodes": 20, "machine": {"speed": "lognormal:median=100,sigma=1"}})
+    """The same job on the same fleet; `ratio` is of the world's time to that of the first with so large a cohort."""
+    fleet = {"nodes": 20, "machine": {"speed": "lognormal:median=100,sigma=1"}, "partition": "dirichlet:0.3"}
+    world = load_world(fleet)
     rows: list[dict[str, Any]] = []
-    for chosen in (False, True):
+    all_of_them = ({}, {"by_speed": True})
+    five = tuple({"size": 5, **fast} for fast in ({}, {"prefer_fast": 0.6}, {"prefer_fast": 0.6, "by_speed": True}))
+    for rules in (*all_of_them, *five):
         job = {
             "dataset": "digits",
             "model": "mlp",
             "rounds": rounds,
-            "cohort": {"min_nodes": 20, "by_speed": chosen},
+            "cohort": {"min_nodes": 20, **rules},
             "training": {"epochs": 5, "batch_size": 10, "lr": 0.05},
             "evaluation": {"nodes": False, "data": "digits:split=test"},
         }
         done = simulate_world(world, job)
+        opened = [each.event for each in done.events if isinstance(each.event, e.RoundOpened)]
+        asked = Counter(node for event in opened for node in event.cohort)
+        first = next((row for row in rows if row["size"] == rules.get("size", 20)), {"world seconds": done.seconds})
         rows.append(
             {
-                "cohort.by_speed": chosen,
+                "size": rules.get("size", 20),
+                "by_speed": rules.get("by_speed", False),
+                "prefer_fast": rules.get("prefer_fast", 0),
                 "rounds": done.job.rounds_done,
                 "world seconds": done.seconds,
                 "a round": (done.job.past[-1].closed_at - done.job.past[0].closed_at) / max(1, rounds - 1),
                 "accuracy %": 100 * done.job.evaluations[rounds]["coordinator"]["accuracy"],
-                "ratio": done.seconds / (rows[0]["world seconds"] if rows else done.seconds),
+                "asked least / most": f"{min(asked.values())} / {max(asked.values())}",
+                "ratio": done.seconds / first["world seconds"],
             }
         )
     return rows

@@ -243,7 +243,7 @@ def protocol_schema() -> str:
 def openapi() -> str:
     """What `/openapi.json` answers; the dashboard's types are made from it."""
     nothing: Any = None
-    its = {"members": nothing, "access": nothing, "stats": nothing, "going_on": list}
+    its = {"members": nothing, "access": nothing, "stats": nothing, "used": nothing}
     core: Any = SimpleNamespace(**its, journal=SimpleNamespace(watchers=[]))
     pairs = (nothing, nothing), (nothing, nothing)
     app = create_app(core, HubFabric(lambda node, secret: None), nothing, nothing, ApiSettings(), *pairs, nothing)

@@ -14,6 +14,7 @@ from support.browser import PATIENCE_MS, Visitor, chromium
 from support.commands import Running, running, tutti
 from support.line import line_to
 from tutti.apps.client import Client
+from tutti.core.errors import Conflict
 
 pytestmark = [pytest.mark.xdist_group("dashboard"), pytest.mark.timeout(600)]
 
@@ -160,6 +161,25 @@ def test_pausing_resuming_and_stopping(visitor, site):
     expect(page.get_by_role("button", name="Stop long")).to_have_count(0)
     with site.client() as client:
         assert client.job(job.id).status == "stopped"
+
+
+def test_maintenance_is_begun_told_of_on_every_page_and_ended(visitor, site):
+    page = visitor.goto("/dashboard/settings")
+    page.get_by_label("Why").fill("new disks")
+    page.get_by_role("button", name="Begin maintenance").click()
+    banner = page.locator(".banner")
+    expect(banner).to_contain_text("Maintenance: new disks.")
+    expect(banner).to_contain_text(re.compile(r"Begun by the operator.* on .*\d\d:\d\d"))
+    page.get_by_role("link", name="Home").click()
+    expect(banner).to_contain_text("Nothing new begins")
+    visitor.picture("maintenance-light")
+    with site.client() as client, pytest.raises(Conflict, match="new disks"):
+        client.submit({**JOB, "rounds": 1})
+    banner.get_by_role("button", name="End maintenance").click()
+    page.get_by_role("dialog").get_by_role("button", name="End maintenance").click()
+    expect(banner).to_have_count(0)
+    with site.client() as client:
+        assert client.status().maintenance == ""
 
 
 def test_a_coordinator_that_is_killed_leaves_no_gap(visitor, site):

@@ -10,6 +10,7 @@ from support.served import OPEN_TO_THE_NETWORK, TOKEN, app_of, served
 from support.worlds import World
 from tutti.apps.client import Client
 from tutti.core.errors import Conflict, NotFound
+from tutti.domain.quotas import Quota
 
 JOB = {"dataset": "toy", "model": "toy", "rounds": 2, "training": {"lr": 0.01}}
 PASSWORD = "correct horse battery"
@@ -109,8 +110,8 @@ def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]
         assert ada.session().name == "ada"
         assert [account.name for account in ada.accounts()] == ["ada", "bob"]
         assert ada.change_account("bob", role="operator").role == "operator"
-        assert [(each.name, each.jobs) for each in ada.organisations()] == [("Ward", None)]
-        assert ada.limit_organisation("Ward", 3).jobs == 3
+        assert [(each.name, each.quota.jobs) for each in ada.organisations()] == [("Ward", None)]
+        assert ada.limit_organisation("Ward", jobs=3, stored=10**9).quota == Quota(jobs=3, stored=10**9)
         ada.remove_account("bob")
         issued = ada.issue_token("nightly", "operator", days=1)
         with Client(url, issued.secret) as program:

@@ -9,6 +9,7 @@ from tutti.adapters.fabrics.local import LocalLink
 from tutti.core.codec import RESIDUAL
 from tutti.core.errors import UserError
 from tutti.domain.events import Digest
+from tutti.domain.forecast import usage
 from tutti.domain.jobs import Job
 from tutti.domain.spec import BadSpec, JobSpec
 from tutti.ports.blobs import Buffer
@@ -101,6 +102,7 @@ async def test_models_travel_in_steps(
     models = {job.model_of(number) for number in range(6)}
     whole = [digest for digest, _ in fetched.sizes if digest in models]
     assert whole == [job.initial_model] * len(NODES), "a node that held a model fetched another one whole"
+    assert usage(job).bytes_down == sum(size for _, size in fetched.sizes)
     assert len(fetched.sizes) == len(NODES) * 6
 
 

@@ -1,16 +1,24 @@
 """What whoever runs a coordinator can say: maintenance, how many jobs an organisation may have, how much is kept."""
 
+import asyncio
 import threading
 from pathlib import Path
 
 import pytest
 
+from support.faults import Saboteur
 from support.served import BEARER, OPEN_TO_THE_NETWORK, app_of, caller
 from support.worlds import World, toy_spec
 from tutti.adapters.accounts.argon2 import Argon2Passwords
 from tutti.adapters.accounts.memory import MemoryAccounts
 from tutti.core.errors import Conflict
+from tutti.domain.events import JobArchived
+from tutti.domain.jobs import Job, replay
+from tutti.ports import Recorded
 from tutti.services.accounts import Accounts
+from tutti.services.archive import Archivist, events_in
+from tutti.services.coordinator import Coordinator
+from tutti.services.history import attempts_of
 from tutti.services.keeping import DAY, Keep
 
 PASSWORD = "correct horse battery"
@@ -80,19 +88,85 @@ async def test_an_organisation_has_no_more_jobs_at_once_than_it_may(tmp_path: Pa
             return answer.status_code, answer.json().get("id") or answer.json()["detail"]
 
         limited = await people.patch("/api/v1/organisations/Ward", json={"jobs": 2}, headers=bearers["ada"])
-        assert (limited.json()["jobs"], limited.json()["going_on"]) == (2, 0)
+        assert (limited.json()["quota"]["jobs"], limited.json()["used"]["jobs"]) == (2, 0)
         _, first = await submit("zoe")
         assert (await submit("yan"))[0] == 201
         status, said = await submit("zoe")
         assert (status, "Ward may have 2 jobs at once and has 2" in said) == (409, True)
         assert (await submit("ada"))[0] == 201, "another organisation's"
         listed = (await people.get("/api/v1/organisations", headers=bearers["zoe"])).json()["items"]
-        assert [(each["name"], each["jobs"], each["going_on"]) for each in listed] == [("Ward", 2, 2)]
+        assert [(each["name"], each["quota"]["jobs"], each["used"]["jobs"]) for each in listed] == [("Ward", 2, 2)]
+        await people.patch("/api/v1/organisations/Ward", json={"nodes": 1}, headers=bearers["ada"])
+        wish = {"uses": 5, "seconds": 60}
+        invitation = (await people.post("/api/v1/invites", json=wish, headers=bearers["zoe"])).json()
+        joined = [
+            await people.post("/api/v1/nodes", json={"token": invitation["token"], "node": name})
+            for name in ("w1", "w2")
+        ]
+        assert [each.status_code for each in joined] == [201, 409]
+        assert joined[1].headers["content-type"] == "application/problem+json"
+        assert "Ward may have 1 nodes and has 1: remove one" in joined[1].json()["detail"]
+        (ward,) = (await people.get("/api/v1/organisations", headers=bearers["zoe"])).json()["items"]
+        assert (ward["quota"]["jobs"], ward["quota"]["nodes"], ward["used"]["nodes"]) == (2, 1, 1)
         more = await people.patch("/api/v1/organisations/Ward", json={"jobs": None}, headers=bearers["zoe"])
         assert more.status_code == 403, "its own admin may not raise it"
         await people.post(f"/api/v1/jobs/{first}/stop", headers=bearers["zoe"])
         assert (await submit("zoe"))[0] == 201
     await world.close()
+
+
+async def read(world: World) -> list[Recorded]:
+    return await world.core.log.read(limit=10_000)
+
+
+@pytest.mark.parametrize("at", range(6), ids=lambda at: f"killed-at-write-{at}")
+async def test_events_of_a_job_long_over_move_into_an_archive_and_are_read_as_before(tmp_path: Path, at: int) -> None:
+    """Killed after the blob, the log's word or the trimming, or not at all: the next look ends with the same."""
+    world = World(tmp_path)
+    await world.up()
+    for number, name in enumerate(("ada", "bob")):
+        await world.join(name, number)
+    job = await world.finished(await world.core.submit(toy_spec(2, rounds=12)))
+    other = await world.finished(await world.core.submit(toy_spec(2, rounds=1)))
+    of = lambda events, job: [each for each in events if each.stream == f"job:{job}"]  # noqa: E731
+    before, why = await read(world), await attempts_of(world.core.journal, world.core.blobs, job, range(1, 14))
+    manifest = await world.core.manifest(job.id)
+    await world.down()
+    saboteur = Saboteur("stop after")
+    world.later = 31 * DAY
+    archivist = long_over(await world.up(saboteur, of="blobs" if at == 1 else "log"), job)
+    saboteur.arm({1: 1, 2: 1, 3: 2}.get(at, -1))
+    looking = asyncio.ensure_future(archivist.tidy())
+    if at in (1, 2, 3):
+        await saboteur.struck.wait()
+        looking.cancel()
+        await world.down()
+        archivist = long_over(await world.up(), job)
+        looking = asyncio.ensure_future(archivist.tidy())
+    await looking
+    if at == 4:
+        await world.down()
+        archivist = long_over(await world.up(), job)
+    await archivist.tidy()
+    core = world.core
+    await core.keeper.clear()
+    after = await read(world)
+    (left,) = of(after, job.id)
+    assert isinstance(left.event, JobArchived)
+    assert left.event.events == len(of(before, job.id))
+    assert of(after, other.id) == of(before, other.id)
+    archived = core.job(job.id)
+    assert (archived.status, archived.model, archived.contributions) == (job.status, job.model, job.contributions)
+    assert await events_in(core.blobs, archived) == [each.event for each in of(before, job.id)]
+    assert replay(await events_in(core.blobs, archived)) == job
+    assert await attempts_of(core.journal, core.blobs, archived, range(1, 14)) == why
+    assert await core.manifest(job.id) == manifest
+    await world.close()
+
+
+def long_over(core: Coordinator, job: Job) -> Archivist:
+    core.keeper.keep, core.keeper.archivable = Keep(days=30), lambda it: it.id == job.id
+    return Archivist(core.journal, core.keeper)
 
 
 async def test_what_is_kept_of_a_job(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ async def test_who_was_left_out_is_known_by_name(tmp_path):
         for name, part in PARTS.items():
             await world.join(name, part, data=liar if name == "bob" else None)
         done = await world.finished(await world.core.submit(job))
-        view = why_view(done, 2, await attempts_of(world.core.journal, done, (2,)))
+        view = why_view(done, 2, await attempts_of(world.core.journal, world.core.blobs, done, (2,)))
         events = [recorded.event for recorded in await world.core.log.read(0, stream=f"job:{done.id}")]
     finally:
         await world.close()

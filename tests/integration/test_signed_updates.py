@@ -43,7 +43,7 @@ async def world(tmp_path):
 async def who_signed(world: World, job: Job) -> dict[tuple[int, str], str]:
     """The key, by round and node, that has signed each update that counted, after a look at the signature."""
     found = {}
-    for attempt in await attempts_of(world.core.journal, job, range(1, job.rounds_done + 1)):
+    for attempt in await attempts_of(world.core.journal, world.core.blobs, job, range(1, job.rounds_done + 1)):
         for update in attempt.round.accepted:
             fields = {name: getattr(update, name) for name in ("round", "node", "digest", "weight", "signed")}
             found[update.round, update.node] = check_signature(Contribution(job=job.id, **fields), verify)

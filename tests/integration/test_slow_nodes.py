@@ -1,5 +1,6 @@
 """Slow links and slow machines, on virtual time: nodes choose codecs by their links, and get work by their speed."""
 
+from collections import Counter
 from statistics import median
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 
 from tutti.core.codec import chosen, codecs
 from tutti.domain import events as e
+from tutti.domain import jobs
 from tutti.domain.pacing import LEAST, Tempo, less_work
 from tutti.domain.spec import BadSpec, load_spec
+from tutti.domain.turns import DUE, FAST, NEW
 from tutti.sim import Federation, simulate
 from tutti.sim.worlds import Outcome, load_world, simulate_world
 from tutti.sim.worlds.node import profiles
@@ -80,15 +83,43 @@ def test_less_work_by_hand() -> None:
     assert less_work(["a", "b", "z"], {**known, "z": Tempo(0, 90)}) == {}
 
 
+def test_fast_nodes_are_asked_more_often_and_nobody_never() -> None:
+    """By machine and link; the log says why, its replay is the same job, and the same world is the same log."""
+    world = {
+        "machine": {"speed": "lognormal:median=100,sigma=1"},
+        "network": {"latency": 0.01, "up": "lognormal:median=200000,sigma=1"},
+    }
+    rules = {"min_nodes": NODES, "size": 2}
+    plain = run(world, rounds=24, cohort=rules)
+    preferring = {**rules, "prefer_fast": 0.9, "at_least_every": 12}
+    fast = run(world, rounds=24, cohort=preferring)
+    assert run(world, rounds=24, cohort=preferring).digest() == fast.digest()
+    assert fast.job.model != plain.job.model
+    assert fast.seconds < 0.8 * plain.seconds
+    stream = f"job:{fast.job.id}"
+    assert jobs.replay([each.event for each in fast.events if each.stream == stream]) == fast.job
+    opened = [each.event for each in fast.events if isinstance(each.event, e.RoundOpened)]
+    cohorts = [event.cohort for event in opened if event.task == "train"]
+    assert {reason for event in opened for reason in event.drawn.values()} == {FAST, NEW, DUE}
+    asked = Counter(node for cohort in cohorts for node in cohort)
+    assert len(asked) == NODES
+    assert max(asked.values()) >= 2 * min(asked.values())
+    longest = 12 + NODES // 2 - 1
+    for first in range(len(cohorts) - longest + 1):
+        assert len({node for cohort in cohorts[first : first + longest] for node in cohort}) == NODES
+    seconds = {node: turn.seconds for node, turn in fast.job.turns.items()}
+    assert asked[min(seconds, key=seconds.__getitem__)] > asked[max(seconds, key=seconds.__getitem__)]
+
+
 @pytest.mark.parametrize("strategy", ["fedbuff", "cyclic"])
-def test_where_nobody_waits_for_slow_nodes_it_is_refused(strategy: str) -> None:
-    job = {**JOB, "cohort": {"by_speed": True}, "strategy": strategy}
-    with pytest.raises(BadSpec, match=r"leave cohort\.by_speed out"):
+@pytest.mark.parametrize("rule", [{"by_speed": True}, {"prefer_fast": 0.5, "size": 1}])
+def test_where_nobody_waits_for_slow_nodes_it_is_refused(strategy: str, rule: dict[str, Any]) -> None:
+    job = {**JOB, "cohort": rule, "strategy": strategy}
+    with pytest.raises(BadSpec, match=rf"leave cohort\.{next(iter(rule))} out"):
         simulate_world(load_world({"nodes": 2}), job)
 
 
-def test_a_simulation_has_no_speeds() -> None:
+@pytest.mark.parametrize("rule", [{"by_speed": True}, {"prefer_fast": 0.5, "size": 1}])
+def test_a_simulation_has_no_speeds(rule: dict[str, Any]) -> None:
     with pytest.raises(BadSpec, match="tutti world run"):
-        simulate(
-            load_spec({**JOB, "cohort": {"min_nodes": 2, "by_speed": True}}), Federation.divide("digits", 2, "iid")
-        )
+        simulate(load_spec({**JOB, "cohort": {"min_nodes": 2, **rule}}), Federation.divide("digits", 2, "iid"))

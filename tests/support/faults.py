@@ -71,6 +71,11 @@ class SabotagedLog:
     async def read(self, after: int = 0, *, stream: str | None = None, limit: int = 1000) -> list[Recorded]:
         return await self._log.read(after, stream=stream, limit=limit)
 
+    async def trim(self, stream: str, before: int) -> None:
+        struck = await self._saboteur.before()
+        await self._log.trim(stream, before)  # type: ignore[attr-defined]  # those that tests put behind it can
+        await self._saboteur.after(struck)
+
     def follow(self, after: int) -> AsyncIterator[list[Recorded]]:
         return self._log.follow(after)
 

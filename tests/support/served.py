@@ -35,7 +35,7 @@ def app_of(
     accounts = accounts or Accounts(MemoryAccounts(), Argon2Passwords(), world.core.clock)
     fabric, tokens = HubFabric(world.core.members.authenticate), (world.desk, world.ledger)
     market = (world.market, world.floor)
-    world.core.admit = lambda by: accounts.check_quota(by, world.core.going_on())
+    world.core.admit_by(lambda by, one_more: accounts.check_quota(by, one_more, world.core.used))
     stores = world.core.blobs, accounts, settings, tokens, market, world.sessions
     return create_app(world.core, fabric, *stores, broker=broker)
 

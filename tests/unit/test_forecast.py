@@ -9,7 +9,9 @@ import pytest
 from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.core.params import Params
 from tutti.domain.events import UpdateAccepted
-from tutti.domain.forecast import Pace, forecast, trained_rows
+from tutti.domain.forecast import Pace, forecast, trained_rows, usage
+from tutti.domain.history import RoundSummary
+from tutti.domain.jobs import Job
 from tutti.domain.spec import DataSchema, Training, load_spec
 from tutti.services.aggregation import Aggregation
 from tutti.services.forecast import slots_of
@@ -44,6 +46,28 @@ def test_a_codec_shortens_what_is_sent() -> None:
     )
     assert plain.seconds - int8.seconds == pytest.approx(plain.rounds * 3.0)
     assert forecast(spec(codec="auto"), DATA, 1000, {"a": pace}).bytes_up == plain.bytes_up
+
+
+def test_models_in_steps_are_fetched_whole_once() -> None:
+    """By hand: of two nodes all are asked, then one; int8 makes a quarter, and at most three steps are fetched."""
+    pace = Pace(examples=10, speed=10)
+    all_asked = forecast(spec(rounds=3, model_codec="int8"), DATA, 1000, {"a": pace, "b": pace})
+    assert all_asked.bytes_down == 2 * 4000 + 2 * 2 * 1000
+    assert all_asked.notes == []
+    one = forecast(
+        spec(rounds=3, model_codec="int8", cohort={"min_nodes": 2, "size": 1}), DATA, 1000, {"a": pace, "b": pace}
+    )
+    again = 0.5 * 1000 + 0.25 * 2000 + 0.125 * 3000 + 0.125 * 4000
+    assert one.bytes_down == 4000 + 2 * again
+
+
+def test_what_was_fetched_is_what_nodes_say_and_a_model_for_each_that_says_nothing() -> None:
+    past = RoundSummary(
+        number=1, attempt=0, task="train", base="m", opened_at=1.0, deadline=9.0, closed_at=3.0, wanted=3, quorum=1,
+        cohort=5, accepted=3, bytes=300, succeeded=True, reason="", received=70, untold=2,
+    )  # fmt: skip
+    job = Job(id="j", spec=spec(), data=DATA, submitted_at=0.0, parameters=1000, past=(past,))
+    assert (usage(job).bytes_up, usage(job).bytes_down) == (300, 70 + 2 * 4000)
 
 
 def test_the_last_model_is_measured_by_all() -> None:

@@ -119,3 +119,95 @@ def test_more_processors_than_there_are_is_all_of_them() -> None:
     result = in_new_process(LIMITED.format(policy='max_cpus = 512\nmax_ram = "2 GB"'))
     cpus = len(os.sched_getaffinity(0))
     assert (result["cpus"], result["environment"]) == (cpus, str(cpus))
+
+
+GPU_SHARE = """
+import json, os, sys, types
+calls = []
+cuda = types.SimpleNamespace(
+    device_count=lambda: 2, get_device_name=lambda index: f"NVIDIA {index}",
+    set_per_process_memory_fraction=lambda share, index: calls.append([share, index]),
+)
+from tutti.adapters.machine import apply_limits, share_gpus
+from tutti.core.errors import UserError
+from tutti.domain.policy import load_policy
+policy = load_policy(POLICY)
+try:
+    apply_limits(policy)
+    share_gpus(policy)
+    sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+    share_gpus(policy)
+    problem = ""
+except UserError as error:
+    problem = str(error)
+print(json.dumps({"calls": calls, "units": os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"), "problem": problem}))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in tool is a shell script")
+@pytest.mark.parametrize(
+    ("policy", "gpu", "calls", "units", "problem"),
+    [
+        ("max_gpu = 0.25", True, [[0.25, 0], [0.25, 1]], "25", ""),
+        ("", True, [], None, ""),
+        ("max_gpu = 0.25", False, [], None, "lends 0.25 of a GPU, and none is found here: leave max_gpu out"),
+    ],
+)
+def test_a_share_of_a_gpu_is_of_its_memory_and_units_and_refused_without_one(
+    tmp_path: Path, policy: str, gpu: bool, calls: list[object], units: str | None, problem: str
+) -> None:
+    """With stand-ins for the driver's tool and for PyTorch on a GPU: our machine has none."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{'echo NVIDIA A' if gpu else 'exit 9'}\n")
+    tool.chmod(0o755)
+    found = in_new_process(GPU_SHARE.replace("POLICY", repr(policy)), PATH=str(tmp_path))
+    assert (found["calls"], found["units"]) == (calls, units)
+    assert problem in str(found["problem"])
+    assert bool(problem) == bool(found["problem"])
+
+
+BUSY = """
+import hashlib, json, threading, time
+from tutti.adapters.machine import apply_limits
+from tutti.domain.policy import load_policy
+apply_limits(load_policy(POLICY))
+until, block = time.perf_counter() + 1.0, bytes(1 << 20)
+def work():
+    while time.perf_counter() < until:
+        hashlib.sha256(block)  # without Python's lock: threads run side by side where they may
+threads = [threading.Thread(target=work) for _ in range(4)]
+wall, used = time.perf_counter(), time.process_time()
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(json.dumps({"processors": (time.process_time() - used) / (time.perf_counter() - wall)}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity works on Linux")
+def test_four_busy_threads_use_no_more_processors_than_their_owner_lends() -> None:
+    """Measured: processor time by time that passes."""
+    assert float(str(in_new_process(BUSY.replace("POLICY", "'max_cpus = 1'"))["processors"])) <= 1.05
+
+
+GROWING = """
+import json
+from tutti.adapters.machine import apply_limits
+from tutti.domain.policy import load_policy
+import psutil
+apply_limits(load_policy('max_ram = "300 MB"'))
+kept = []
+try:
+    while len(kept) < 1000:
+        kept.append(bytearray(b"x") * (4 << 20))
+except MemoryError:
+    pass
+print(json.dumps({"resident": psutil.Process().memory_info().rss, "blocks": len(kept)}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA works on Linux")
+def test_a_process_that_takes_all_memory_it_can_gets_no_more_than_its_owner_lends() -> None:
+    """Measured: what it holds when the next block is refused; code and shared libraries are no data and come on top."""
+    found = in_new_process(GROWING)
+    assert 20 <= int(str(found["blocks"])) <= 75
+    assert int(str(found["resident"])) < 400e6

@@ -145,6 +145,8 @@ def test_the_offer_is_the_lent_part_of_the_machine() -> None:
         ('hours = "06:00-06:00"', "policy: hours: '06:00-06:00' is no time at all"),
         ('hours = "mo 06:00-07:00"', "policy: hours: expected weekdays out of mon, tue"),
         ('hours = "mon-xyz 06:00-07:00"', "policy: hours: expected weekdays out of mon, tue"),
+        ("max_gpu = 0", "policy: max_gpu: Expected `float` > 0.0; came 0"),
+        ("max_gpu = 0.5\nallow_gpu = false", "max_gpu is a share of what allow_gpu = false forbids"),
         ("allow_gpu = 1", "policy: allow_gpu: Expected `bool`, got `int`; came 1"),
         ('allow_jobs = "digits"', "policy: allow_jobs: Expected `array`, got `str`; came 'digits'"),
         ("max_cpu = 2", "policy: there is no field 'max_cpu'; there are: allow_jobs, "),

@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 
+from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.adapters.logs.memory import MemoryLog
 from tutti.domain import events as e
 from tutti.domain.history import KEPT_IN_FULL, attempts_at
 from tutti.domain.jobs import Job, replay
-from tutti.domain.nodes import Capabilities, DataSummary
+from tutti.domain.nodes import Capabilities, DataSummary, Register
 from tutti.domain.spec import DataSchema, load_spec
 from tutti.ports import Recorded
 from tutti.services import views
@@ -119,7 +120,8 @@ def test_why_keeps_the_failed_attempt(job):
     ]
 
 
-async def test_attempts_that_the_state_has_forgotten_come_from_the_log(job):
+async def test_attempts_that_the_state_has_forgotten_come_from_the_log(job, tmp_path):
+    blobs = ScratchBlobs(tmp_path)
     log = MemoryLog()
     later = [
         msgspec.structs.replace(event, **({"round": number} if hasattr(event, "round") else {}))
@@ -134,10 +136,10 @@ async def test_attempts_that_the_state_has_forgotten_come_from_the_log(job):
     journal = Journal(log, lambda: 0.0)
     await journal.load()
     assert grown.past[0].detail is None
-    found = await attempts_of(journal, grown, (1,))
+    found = await attempts_of(journal, blobs, grown, (1,))
     assert found == attempts_at(HISTORY, (1,)) == list(job.past)
-    assert await attempts_of(journal, job, (1,)) == found
-    assert await attempts_of(journal, grown, (KEPT_IN_FULL + 1,)) == [grown.past[-1]]
+    assert await attempts_of(journal, blobs, job, (1,)) == found
+    assert await attempts_of(journal, blobs, grown, (KEPT_IN_FULL + 1,)) == [grown.past[-1]]
     assert views.why_view(grown, 1, found) == views.why_view(job, 1, job.past)
     (model,) = views.model_views(grown, (1,), found)
     assert [part.node for part in model.made_from] == ["ada", "bob"]
@@ -259,7 +261,13 @@ def test_all_views_survive_json(job):
 
 def test_status_counts_jobs_and_connections(job):
     shown = views.status_view(
-        [job], [node("ada"), node("bob", connected=False)], version="1", now=7.0, offset=12, maintenance=""
+        [job],
+        [node("ada"), node("bob", connected=False)],
+        Register(maintenance="new disks", maintained=("oz", 3.0)),
+        version="1",
+        now=7.0,
+        offset=12,
     )
     assert (shown.status, shown.nodes, shown.nodes_connected, shown.jobs) == ("waiting", 2, 1, {"waiting": 1})
-    assert views.status_view([], [], version="1", now=7.0, offset=0, maintenance="").status == "idle"
+    assert (shown.maintenance, shown.maintenance_by, shown.maintenance_since) == ("new disks", "oz", 3.0)
+    assert views.status_view([], [], Register(), version="1", now=7.0, offset=0).status == "idle"

@@ -1,7 +1,7 @@
 // Who is here, and which page they see.
 import { useEffect, useId, useState } from "react";
 import { get, post } from "./api/client";
-import { useResource } from "./data";
+import { useResource, useStatus } from "./data";
 import { live, useLink } from "./live";
 import { Blockchain, hasChain, readChain } from "./pages/blockchain";
 import { Home } from "./pages/home";
@@ -9,6 +9,7 @@ import { Join } from "./pages/join";
 import { Job } from "./pages/job";
 import { Ledger } from "./pages/ledger";
 import { Market } from "./pages/market";
+import { MaintenanceBanner } from "./pages/maintenance";
 import { Metrics } from "./pages/metrics";
 import { NewJob } from "./pages/new-job";
 import { Nodes } from "./pages/nodes";
@@ -58,6 +59,7 @@ function Inside({ session, path, reload }: { session: Session; path: string; rel
     return () => live.stop();
   }, []);
   const chain = useResource("has a chain", readChain);
+  const status = useStatus();
   const account = session.account?.name;
   useEffect(() => {
     if (!account) return;
@@ -77,6 +79,7 @@ function Inside({ session, path, reload }: { session: Session; path: string; rel
         <Connection />
       </nav>
       <main id="main" tabIndex={-1} key={path} ref={takeFocus}>
+        <MaintenanceBanner status={status} session={session} />
         <Page path={path} session={session} reload={reload} />
       </main>
     </div>

@@ -38,6 +38,9 @@ export const ofJob = (job: string) => (event: Event) => event.stream === `job:${
 export const ofJobs = (event: Event) => event.stream.startsWith("job:");
 export const ofNodes = (event: Event) => event.stream === "nodes";
 
+/** The coordinator in one look, as fresh as its events. */
+export const useStatus = (): Resource<Views["StatusView"]> => useResource("status", () => get("/api/v1/status"), (event) => ofJobs(event) || ofNodes(event), 5000);
+
 /** A list that only grows at its end: what is new is read, and again the last few, which may still change. */
 export function useGrowing<T>(key: string, page: (after: string) => Promise<{ items: T[]; next?: string | null }>, on: (event: Event) => boolean): Resource<T[]> {
   const known = useRef<{ key: string; items: T[] }>({ key, items: [] });

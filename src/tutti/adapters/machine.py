@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from tutti.core.errors import UserError
 from tutti.domain.nodes import Capabilities
 from tutti.domain.policy import GB, Policy
 from tutti.ports.machine import Load
@@ -102,7 +103,8 @@ def apply_limits(policy: Policy) -> None:
     One computing thread, unless the owner grants more with `max_cpus`: sums in floating point depend on how
     they are split over threads, so this way a result does not depend on the number of cores. `max_cpus` also
     binds the process to so many processors, and `max_ram` bounds the memory that it may allocate (Linux), so
-    that a model too large ends in a MemoryError here and not in an unusable machine.
+    that a model too large ends in a MemoryError here and not in an unusable machine. `max_gpu` bounds the units of a
+    GPU where NVIDIA's MPS shares it; its memory is bounded by `share_gpus`. Raises UserError where there is no GPU.
     """
     if policy.max_cpus is not None:
         _bind(policy.max_cpus)
@@ -111,6 +113,21 @@ def apply_limits(policy: Policy) -> None:
         _limit_memory(policy.max_ram)
     if not policy.allow_gpu:
         os.environ.update(dict.fromkeys(_GPU_VARIABLES, ""))
+    if policy.max_gpu is not None:
+        if not gpus():
+            raise UserError(f"the policy lends {policy.max_gpu:g} of a GPU, and none is found here: leave max_gpu out")
+        os.environ["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(max(1, round(100 * policy.max_gpu)))
+
+
+def share_gpus(policy: Policy) -> None:
+    """Bound what this process takes of each GPU's memory, beyond which PyTorch raises its OutOfMemoryError.
+
+    For a process that has PyTorch, before it moves anything to a GPU; does nothing in others.
+    """
+    torch = sys.modules.get("torch")
+    if policy.max_gpu is not None and torch is not None:
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.set_per_process_memory_fraction(policy.max_gpu, index)
 
 
 def _bind(count: int) -> None:

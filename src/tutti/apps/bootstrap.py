@@ -223,9 +223,10 @@ async def coordinator(
     sessions = Sessions(core, seal)
     core.lend(floor, sessions)
     core.keeper.keep = Keep(models=settings.keep_models, days=settings.keep_days)
+    core.keeper.archivable = lambda job: job.spec.rewards is None and chain is None  # else others read its events
     core.keeper.retained = lambda: desk.retained() | market.retained() | sessions.retained()
     accounts = Accounts(await _open_accounts(settings, folder), Argon2Passwords(), core.clock)
-    core.admit = lambda by: accounts.check_quota(by, core.going_on())
+    core.admit_by(lambda by, one_more: accounts.check_quota(by, one_more, core.used))
     api = ApiSettings(
         host=settings.host,
         port=port,

@@ -377,12 +377,12 @@ class Client:
         self._request("POST", "/auth/password", body={"current": current, "new": new}, root="")
 
     def organisations(self) -> Iterator[OrganisationView]:
-        """Those whose accounts one looks after, with what they may have at once and what they have."""
+        """Those whose accounts one looks after, with what they may have and what they have."""
         return self._pages("/organisations", OrganisationView)
 
-    def limit_organisation(self, name: str, jobs: int | None) -> OrganisationView:
-        """Say how many jobs its people may have at once; None: any number."""
-        return self._call("PATCH", f"/organisations/{quote(name)}", OrganisationView, body={"jobs": jobs})
+    def limit_organisation(self, name: str, **quota: float | None) -> OrganisationView:
+        """Say how much its people may have, by the fields of a Quota; None: any amount."""
+        return self._call("PATCH", f"/organisations/{quote(name)}", OrganisationView, body=quota)
 
     def accounts(self, **filters: str) -> Iterator[AccountView]:
         """The accounts that the caller looks after; filter by role or organisation."""

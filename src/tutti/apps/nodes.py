@@ -136,11 +136,14 @@ def _able(offer: "Offer") -> "Offer":
 def trainers(policy: Policy) -> Callable[[Choice, DataSchema], Trainer]:
     """How a node builds trainers: of modules that a job names, only those that its owner's policy lists."""
     from tutti.adapters._imports import importable
+    from tutti.adapters.machine import share_gpus
     from tutti.ports.training import models
 
     def trainer_for(model: Choice, schema: DataSchema) -> Trainer:
         with importable(policy.allow_modules):
-            return models.build(model, data=schema)
+            trainer = models.build(model, data=schema)
+        share_gpus(policy)  # PyTorch is there now, if the model needs it, and nothing is on a GPU yet
+        return trainer
 
     return trainer_for
 

@@ -43,5 +43,9 @@ def sample(nodes: Iterable[str], k: int, *, seed: int, round: int, attempt: int)
     pool = Pool.of(nodes)
     if k >= len(pool):
         return tuple(pool)
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, round, attempt])))
-    return tuple(sorted(pool[i] for i in rng.choice(len(pool), size=k, replace=False)))
+    return tuple(sorted(pool[i] for i in draws(seed, round, attempt).choice(len(pool), size=k, replace=False)))
+
+
+def draws(seed: int, round: int, attempt: int) -> np.random.Generator:
+    """The chance of one attempt at a round."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, round, attempt])))

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from tutti.core.errors import Conflict, Forbidden, UserError
+from tutti.domain.quotas import Quota
 
 Role: TypeAlias = Literal["", "viewer", "operator", "admin"]
 """What an account may do: look, steer jobs and nodes, look after accounts. Empty: nothing until an admin says so."""
@@ -38,13 +39,12 @@ class BadPassword(UserError):
     """The password is too short, too long or too easy."""
 
 
-class Organisation(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """`host`: it runs the coordinator. `jobs`: how many of its people's may go on at once; None: any number."""
+class Organisation(Quota, frozen=True, kw_only=True, tag=True):
+    """With its quota. `host`: it runs the coordinator."""
 
     name: str
     created_at: float
     host: bool = False
-    jobs: int | None = None
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -35,7 +35,7 @@ class Open:
 class SubmitUpdate:
     """A node hands in its work. `fault` is what the shell found wrong with the bytes, if anything.
 
-    `codec` is how they came.
+    `codec` is how they came; `received`, if it is known, how many bytes of the model the node was sent for this.
     """
 
     round: int
@@ -46,6 +46,7 @@ class SubmitUpdate:
     metrics: Metrics
     facts: Metrics = field(default_factory=dict)
     seconds: float = 0.0
+    received: int | None = None
     bytes: int = 0
     codec: str = ""
     fault: str | None = None

@@ -42,7 +42,8 @@ class RoundOpened(Event, frozen=True, kw_only=True):
     first, and `left_out_more` counts the others by reason. `candidates` could have been drawn; `state` is the blob
     that nodes fetch, if the strategy shares its whole state with them. With `overlaps`, nodes that have not answered
     when the round closes work on, into the next; `carried` are those of the cohort that do so from rounds before.
-    `less` is the share of the local work that slow nodes were asked for; the others do all of it.
+    `less` is the share of the local work that slow nodes were asked for; the others do all of it. `drawn` says why of
+    the nodes that are in the cohort by more than chance.
     """
 
     round: int
@@ -61,6 +62,7 @@ class RoundOpened(Event, frozen=True, kw_only=True):
     overlaps: bool = False
     carried: tuple[NodeId, ...] = ()
     less: dict[NodeId, float] = {}
+    drawn: dict[NodeId, str] = {}
 
     @property
     def fetched(self) -> Digest:
@@ -73,7 +75,8 @@ class UpdateAccepted(Event, frozen=True, kw_only=True):
     the `bytes` came, which a node with `auto` chose.
 
     `facts` are the numbers that the strategy asked for; `base` is the round whose model was trained, if it is not
-    this round's. `signed`: the node's own signature, if it has a key.
+    this round's. `received`: the bytes of the model that the node was sent for this, if it said so. `signed`: its own
+    signature, if it has a key.
     """
 
     round: int
@@ -86,6 +89,7 @@ class UpdateAccepted(Event, frozen=True, kw_only=True):
     seconds: float = 0.0
     bytes: int = 0
     codec: str = ""
+    received: int | None = None
     signed: Signed | None = None
 
     @property
@@ -180,6 +184,17 @@ class JobCompleted(Event, frozen=True, kw_only=True):
 
 class JobFailed(Event, frozen=True, kw_only=True):
     reason: str
+
+
+class JobArchived(Event, frozen=True, kw_only=True):
+    """The job is long over: its `events` so far are in the blob `archive`, and may be gone from the log.
+
+    `snapshot` is the job as it stands, in JSON, without what a reader can rebuild from the archive.
+    """
+
+    archive: Digest
+    events: int
+    snapshot: str
 
 
 JobEvent: TypeAlias = (
@@ -347,4 +362,4 @@ class RewardsSettled(Event, frozen=True, kw_only=True):
 
 
 RewardEvent: TypeAlias = ContributionsScored | RewardsSettled
-AnyEvent: TypeAlias = JobEvent | NodeEvent | RewardEvent | MarketEvent | SessionEvent
+AnyEvent: TypeAlias = JobEvent | JobArchived | NodeEvent | RewardEvent | MarketEvent | SessionEvent

@@ -16,7 +16,7 @@ from tutti.core.codec import NONE, ratio_of
 from tutti.core.reduce import reducers
 from tutti.core.sampling import Pool, cohort_size, sample
 from tutti.domain.events import NodeId
-from tutti.domain.jobs import Job
+from tutti.domain.jobs import Job, most_steps
 from tutti.domain.spec import DataSchema, JobSpec, Training
 
 WATTS = 10.0
@@ -65,8 +65,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         seconds: From its first round to its end.
         updates: How many will count.
-        bytes_up: Parameters sent by nodes, in bytes, about as few as their codec makes of them; `bytes_down`, to them.
-            Headers and messages come on top.
+        bytes_up: Parameters sent by nodes, in bytes, about as few as their codec makes of them; `bytes_down`, to them,
+            by the steps that those will hold whose turn comes again in time. Headers and messages come on top.
         coordinator_memory: Bytes that aggregation needs at most, beside what the coordinator itself takes.
         node_memory: Bytes for parameters, optimizer and rows on the largest node; activations come on top.
         joules: Of computing at `watts` and moving data.
@@ -122,19 +122,20 @@ def forecast(
         notes.append(f"of {assumed} nodes no speed is known: it is assumed")
     size = BYTES_PER_PARAMETER * parameters
     sent = ceil(size / ratio_of(spec.codec))
-    each = {node: _Task(spec, size, sent, pace) for node, pace in paces.items()}
     wanted = cohort_size(len(paces), spec.cohort.size, spec.cohort.fraction)
     asked = min(len(paces), ceil(wanted * (1 + spec.cohort.over_select)))
+    fetched = _fetched(spec, size, asked / len(paces))
+    each = {node: _Task(spec, fetched, sent, pace) for node, pace in paces.items()}
     seconds, computing = _training(spec, each, wanted, asked)
-    down = spec.rounds * asked
+    down = size * asked + fetched * (spec.rounds - 1) * asked
     if spec.evaluation.nodes:  # the last model is measured by all
         seconds += max(task.measuring for task in each.values())
         computing += sum(task.measured for task in each.values())
-        down += len(each)
+        down += fetched * len(each)
     if asked > wanted:
         notes.append(f"{asked - wanted} more nodes are asked in each round: what they send in vain is not counted")
-    if spec.model_codec != NONE:
-        notes.append("nodes that hold an earlier model fetch less than is counted here: its steps")
+    if spec.cohort.prefer_fast:
+        notes.append("cohorts will prefer nodes that answer fast: here they are drawn by chance")
     updates = spec.rounds * wanted
     return Forecast(
         seconds=seconds,
@@ -142,10 +143,10 @@ def forecast(
         updates=updates,
         parameters=parameters,
         bytes_up=sent * updates,
-        bytes_down=size * down,
+        bytes_down=round(down),
         coordinator_memory=_coordinator_memory(spec, parameters, asked, slots),
         node_memory=_node_memory(spec.training, data, parameters, max(pace.examples for pace in paces.values())),
-        joules=watts * computing + joules * (sent * updates + size * down) / 1e6,
+        joules=watts * computing + joules * (sent * updates + down) / 1e6,
         watts=watts,
         nodes=len(paces),
         measured=sum(pace.basis == "measured" for pace in paces.values()),
@@ -157,14 +158,23 @@ def forecast(
 class _Task:
     """Seconds of one node's tasks: `training` and `measuring` in all, `trained` and `measured` of computing."""
 
-    def __init__(self, spec: JobSpec, size: int, sent: int, pace: Pace) -> None:
+    def __init__(self, spec: JobSpec, fetched: float, sent: int, pace: Pace) -> None:
         batch = spec.training.batch_size or 32
         self.trained = trained_rows(pace.examples, spec.training, batch) / pace.speed
         self.measured = pace.held_out / (3 * pace.speed)
         if spec.evaluation.nodes:
             self.trained += self.measured / spec.evaluation.every
-        self.training = pace.overhead + size / pace.down + self.trained + sent / pace.up
-        self.measuring = pace.overhead + size / pace.down + self.measured
+        self.training = pace.overhead + fetched / pace.down + self.trained + sent / pace.up
+        self.measuring = pace.overhead + fetched / pace.down + self.measured
+
+
+def _fetched(spec: JobSpec, size: int, share: float) -> float:
+    """Bytes of a model that a node is sent in a round, of which `share` take part: after j rounds, j steps or all."""
+    if spec.model_codec == NONE:
+        return size
+    step = size / ratio_of(spec.model_codec)
+    again = [share * (1 - share) ** (j - 1) for j in range(1, most_steps(spec) + 1)]  # after exactly j rounds
+    return sum(chance * min(size, j * step) for j, chance in enumerate(again, start=1)) + (1 - sum(again)) * size
 
 
 def _training(spec: JobSpec, each: Mapping[NodeId, _Task], wanted: int, asked: int) -> tuple[float, float]:
@@ -226,10 +236,13 @@ def _node_memory(training: Training, data: DataSchema, parameters: int, examples
 
 
 def usage(job: Job, *, watts: float = WATTS, joules: float = JOULES_PER_MEGABYTE) -> Usage:
-    """What a job took so far, from its own events. Work that did not count is in `bytes_down` only."""
+    """What a job took so far, from its own events. Work that did not count is in `bytes_down` only.
+
+    Nodes say how many bytes of models they were sent; of those that do not, a whole model is counted.
+    """
     size = BYTES_PER_PARAMETER * job.parameters
     up = sum(past.bytes for past in job.past)
-    down = size * sum(past.cohort for past in job.past)
+    down = sum(past.received + size * past.untold for past in job.past)
     computing = sum(given.seconds for given in job.contributions.values())
     began = min((past.opened_at for past in job.past), default=0.0)
     ended = max((past.closed_at for past in job.past), default=0.0)

@@ -42,6 +42,7 @@ class RoundSummary(msgspec.Struct, frozen=True, kw_only=True):
         cohort: How many nodes were asked.
         accepted: How many updates were accepted; in an attempt that succeeded, all of them count.
         bytes: Size of the accepted updates.
+        received: Bytes of models, whole or in steps, that nodes say they were sent; `untold` nodes said nothing.
         detail: The attempt itself, member by member; None for all but the newest.
         shares: Of the nodes in what was made, where the reducer weighed updates anew; known as long as `detail` is.
     """
@@ -58,6 +59,8 @@ class RoundSummary(msgspec.Struct, frozen=True, kw_only=True):
     cohort: int
     accepted: int
     bytes: int
+    received: int = 0
+    untold: int = 0
     succeeded: bool
     reason: str
     model: Digest = ""
@@ -84,6 +87,7 @@ class RoundSummary(msgspec.Struct, frozen=True, kw_only=True):
 def finish(round: Round, event: RoundEnd) -> RoundSummary:
     """The summary of an attempt, in full, that this event ends."""
     opened, accepted = round.opened, round.accepted
+    told = [update.received for update in accepted if update.received is not None]
     closed = event if isinstance(event, RoundClosed) else None
     return RoundSummary(
         number=opened.round,
@@ -98,6 +102,8 @@ def finish(round: Round, event: RoundEnd) -> RoundSummary:
         cohort=len(round.members),
         accepted=len(accepted),
         bytes=sum(update.bytes for update in accepted),
+        received=sum(told),
+        untold=len(round.members) - len(told),
         succeeded=closed is not None,
         reason=event.reason,
         model=closed.model if closed else "",

@@ -40,6 +40,8 @@ from tutti.domain.rounds import (
     pace_of,
 )
 from tutti.domain.spec import LONGEST, DataSchema, EarlyStopping, JobSpec, Metrics
+from tutti.domain.turns import Turn, choose
+from tutti.domain.turns import remember as take_turns
 
 Evaluator: TypeAlias = Literal["nodes", "coordinator"]
 
@@ -111,6 +113,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         waiting_since: When the job last began to wait for nodes.
         working: Between overlapping rounds, the tasks of nodes that go on with their work.
         steps: From older models to this one, in their order, where the job's models have a codec.
+        archive: The blob with its events, once they may be gone from the log.
+        turns: When nodes were last asked and how fast they were, where the job prefers fast ones.
     """
 
     id: str
@@ -139,6 +143,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     waiting_since: float = 0.0
     working: Mapping[NodeId, e.RoundOpened] = msgspec.field(default_factory=dict)
     steps: tuple[ModelStep, ...] = ()
+    archive: Digest = ""
+    turns: Mapping[NodeId, Turn] = msgspec.field(default_factory=dict)
 
     @property
     def final(self) -> bool:
@@ -241,7 +247,7 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
     number = state.rounds_done + 1
     wanted = cohort_size(len(candidates), rules.size, rules.fraction) if task == "train" else len(candidates)
     asked = min(len(candidates), ceil(wanted * (1 + rules.over_select)))
-    cohort = sample(candidates, asked, seed=state.spec.seed, round=number, attempt=state.failures)
+    cohort, drawn = _drawn(state, candidates, asked, number)
     if task == "train" and command.in_turn:
         wanted, cohort = 1, (_next_in_turn(state, candidates),)
     elif task == "train" and command.buffer is not None:
@@ -271,8 +277,17 @@ def _open(state: Job, command: c.Open, now: float) -> list[JobEvent]:
             overlaps=task == "train" and command.buffer is not None,
             carried=carried,
             less=less_work(cohort, _tempos(state)) if task == "train" and rules.by_speed else {},
+            drawn=drawn,
         )
     ]
+
+
+def _drawn(state: Job, candidates: Pool, asked: int, round: int) -> tuple[tuple[NodeId, ...], dict[NodeId, str]]:
+    """The cohort; and why of those that are in it by more than chance."""
+    rules, chance = state.spec.cohort, {"seed": state.spec.seed, "round": round, "attempt": state.failures}
+    if not rules.prefer_fast:
+        return sample(candidates, asked, **chance), {}
+    return choose(candidates, asked, state.turns, prefer=rules.prefer_fast, within=rules.at_least_every, **chance)
 
 
 def _tempos(state: Job) -> Mapping[NodeId, Tempo]:
@@ -363,6 +378,7 @@ def _submit_update(state: Job, command: c.SubmitUpdate, now: float) -> list[JobE
             seconds=command.seconds,
             bytes=command.bytes,
             codec=command.codec,
+            received=command.received,
             signed=command.signed,
         )
     ]
@@ -591,7 +607,7 @@ def _after_close(state: Job, event: e.RoundClosed) -> Job:
     trained, working, steps = state.round.opened.task == "train", state.working, state.steps
     if trained:
         taken = ModelStep(state.round.opened.model, event.step)
-        steps = (*steps, taken)[-_most_steps(state.spec) :] if event.step else ()
+        steps = (*steps, taken)[-most_steps(state.spec) :] if event.step else ()
     if state.round.opened.overlaps and state.rounds_done + 1 < state.spec.rounds:
         working = {node: state.round.task_of(node) for node in state.round.waiting_for}
     state = _end_round(state, event)
@@ -609,7 +625,7 @@ def _after_close(state: Job, event: e.RoundClosed) -> Job:
     )
 
 
-def _most_steps(spec: JobSpec) -> int:
+def most_steps(spec: JobSpec) -> int:
     """As many as are fewer bytes than the model itself."""
     return max(1, min(STEPS_KEPT, int(ratio_of(spec.model_codec)) - 1))
 
@@ -631,12 +647,28 @@ def _end_round(state: Job, event: RoundEnd) -> Job:
     if state.round is None:
         return state
     pace = pace_of(state.round, event.at)
+    prefers = state.spec.cohort.prefer_fast and state.round.opened.task == "train"
     return msgspec.structs.replace(
         state,
+        turns=take_turns(state.turns, state.round, event.at) if prefers else state.turns,
         round=None,
         past=remember(state.past, finish(state.round, event)),
         paces=(*state.paces, pace)[-PACES_KEPT:] if pace else state.paces,
     )
+
+
+def archived(state: Job, archive: Digest, events: int, *, now: float) -> e.JobArchived:
+    """The fact that a job's events are in a blob; raises Conflict for a job that is not over."""
+    if not state.final:
+        raise Conflict(f"job {state.id} is {state.status}: only what is over is archived")
+    past = tuple(msgspec.structs.replace(each, detail=None, shares={}) for each in state.past)
+    kept = msgspec.structs.replace(state, past=past, turns={}, archive=archive)
+    return e.JobArchived(at=now, archive=archive, events=events, snapshot=msgspec.json.encode(kept).decode())
+
+
+def restored(event: e.JobArchived) -> Job:
+    """The job as it was archived."""
+    return msgspec.json.decode(event.snapshot, type=Job)
 
 
 def replay(events: Sequence[JobEvent]) -> Job:

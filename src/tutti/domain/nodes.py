@@ -57,14 +57,15 @@ class Terms(msgspec.Struct, frozen=True):
 class Invite:
     uses: int
     expires: float
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
     """Invitations by token hash; nodes by name with their secret's hash. Removed nodes are gone.
 
-    `keys` are those with which nodes sign their updates, of those that have one. `maintenance` is why nothing new
-    begins.
+    `keys` are those with which nodes sign their updates, of those that have one; `invited`, by whom each node was.
+    `maintenance` is why nothing new begins, `maintained` by whom and since when.
     """
 
     invites: Mapping[str, Invite] = field(default_factory=dict)
@@ -72,6 +73,8 @@ class Register:
     drained: frozenset[NodeId] = frozenset()
     keys: Mapping[NodeId, str] = field(default_factory=dict)
     maintenance: str = ""
+    maintained: tuple[str, float] = ("", 0.0)
+    invited: Mapping[NodeId, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,24 +192,26 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
 
 def evolve(state: Register, event: NodeEvent) -> Register:
     match event:
-        case e.InviteIssued(token=token, uses=uses, expires=expires):
-            return replace(state, invites={**state.invites, token: Invite(uses, expires)})
+        case e.InviteIssued(token=token, uses=uses, expires=expires, by=by):
+            return replace(state, invites={**state.invites, token: Invite(uses, expires, by)})
         case e.NodeJoined(node=node, invite=token, secret=secret):
             invite = state.invites[token]
             invites = {**state.invites, token: replace(invite, uses=invite.uses - 1)}
-            return replace(state, invites=invites, nodes={**state.nodes, node: secret})
+            invited = {**state.invited, node: invite.by}
+            return replace(state, invites=invites, nodes={**state.nodes, node: secret}, invited=invited)
         case e.NodeRemoved(node=gone):
             left = {node: secret for node, secret in state.nodes.items() if node != gone}
             keys = {node: key for node, key in state.keys.items() if node != gone}
-            return replace(state, nodes=left, drained=state.drained - {gone}, keys=keys)
+            invited = {node: by for node, by in state.invited.items() if node != gone}
+            return replace(state, nodes=left, drained=state.drained - {gone}, keys=keys, invited=invited)
         case e.NodeKeyed(node=node, key=key):
             return replace(state, keys={**state.keys, node: key})
         case e.NodeDrained(node=node):
             return replace(state, drained=state.drained | {node})
-        case e.MaintenanceBegan(reason=reason):
-            return replace(state, maintenance=reason)
+        case e.MaintenanceBegan(at=at, reason=reason, by=by):
+            return replace(state, maintenance=reason, maintained=(by, at))
         case e.MaintenanceEnded():
-            return replace(state, maintenance="")
+            return replace(state, maintenance="", maintained=("", 0.0))
         case e.NodeUndrained(node=node):
             return replace(state, drained=state.drained - {node})
         case (

@@ -9,7 +9,8 @@ max_cpus = 2
 min_battery = 0.3                                # of the charge, while on battery: below, no work
 max_ram = "4 GB"
 max_epochs = 10                                  # local epochs in one round
-allow_gpu = false
+allow_gpu = true
+max_gpu = 0.5                                    # share of each GPU's memory, and of its units where MPS runs
 allow_statistics = true                          # mean, quantiles and the like of the data (`tutti preflight`)
 min_rows = 20                                    # of fewer rows no statistic is told
 """
@@ -78,6 +79,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     max_epochs: Positive | None = None
     min_battery: Annotated[float, Meta(ge=0, le=1)] | None = None
     allow_gpu: bool = True
+    max_gpu: Annotated[float, Meta(gt=0, le=1)] | None = None
     allow_statistics: bool = True
     min_rows: Positive = 10
 
@@ -191,7 +193,10 @@ def load_policy(text: str) -> Policy:
     fields = {field.name: field.type for field in msgspec.structs.fields(Policy)}
     if unknown := sorted(raw.keys() - fields.keys()):
         raise BadPolicy(f"policy: there is no field {unknown[0]!r}; there are: {', '.join(fields)}")
-    return Policy(**{name: _field(name, value, fields[name]) for name, value in raw.items()})
+    policy = Policy(**{name: _field(name, value, fields[name]) for name, value in raw.items()})
+    if policy.max_gpu is not None and not policy.allow_gpu:
+        raise BadPolicy("policy: max_gpu is a share of what allow_gpu = false forbids: leave one of them out")
+    return policy
 
 
 def _field(name: str, value: Any, type: Any) -> Any:

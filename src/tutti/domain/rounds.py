@@ -116,7 +116,7 @@ def evolve_round(state: Round, event: RoundEvent) -> Round:
         case UpdateAccepted():
             before = state.members[event.node]
             lost = before.reason if before.part is Part.ASSIGNED else ""
-            return _with(state, event.node, Member(Part.ACCEPTED, lost, event, _waited(state, event.at)))
+            return _with(state, event.node, Member(Part.ACCEPTED, lost, event, waited(state, event.at)))
         case UpdateRefused():
             state = msgspec.structs.replace(state, refusals=(*state.refusals, event))
             return _with(state, event.node, Member(Part.REFUSED, event.reason)) if event.final else state
@@ -189,13 +189,14 @@ def pace_of(state: Round, closed_at: float) -> Pace | None:
     arrived = sorted(member.waited for member in state.members.values() if member.part is Part.ACCEPTED)
     if len(arrived) < state.opened.quorum and state.open == 0:
         return None  # it failed, but not for lack of time
-    waited = _waited(state, min(closed_at, state.deadline))
-    times = sorted([*arrived, *[waited] * state.open])
+    all_along = waited(state, min(closed_at, state.deadline))
+    times = sorted([*arrived, *[all_along] * state.open])
     quorum = state.opened.quorum
-    return Pace(_thinned(times), arrived[quorum - 1] if len(arrived) >= quorum else waited)
+    return Pace(_thinned(times), arrived[quorum - 1] if len(arrived) >= quorum else all_along)
 
 
-def _waited(state: Round, at: float) -> float:
+def waited(state: Round, at: float) -> float:
+    """For how long the coordinator has waited at this time, in seconds."""
     return max(0.0, at - state.since)
 
 

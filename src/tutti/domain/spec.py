@@ -119,6 +119,8 @@ class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         weighting: `examples` weights an update by its number of examples, `equal` by 1.
         max_weight: The most that one update and its metrics may weigh; larger claims are cut to it.
         by_speed: Nodes that were slow get fewer local steps, so as to be done with the middle of the cohort.
+        prefer_fast: Share of a round's places for nodes that answered fast, by machine and link; 0: all by chance.
+        at_least_every: With `prefer_fast`, a node that has not been asked for so many rounds is asked before others.
     """
 
     min_nodes: Positive = 1
@@ -136,6 +138,8 @@ class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weighting: Literal["examples", "equal"] = "examples"
     max_weight: Annotated[int, Meta(ge=1, le=2**24)] = 2**20
     by_speed: bool = False
+    prefer_fast: Annotated[float, Meta(ge=0, le=0.9)] = 0.0
+    at_least_every: Positive = 20
 
     @property
     def largest_weight(self) -> int:
@@ -257,6 +261,8 @@ def check_composition(spec: JobSpec) -> None:
             f"cohort.quorum is {cohort.quorum}, more than the {cohort.size or cohort.min_nodes} nodes "
             "that a round may start with: it could never close; lower the quorum"
         )
+    if cohort.prefer_fast and cohort.size is None and cohort.fraction == 1:
+        raise BadSpec("cohort.prefer_fast chooses where not all are asked: set cohort.size or cohort.fraction")
     _check_reducer(spec)
     _check_strategy(spec)
     codec.check(spec.codec)
@@ -285,8 +291,9 @@ def _check_strategy(spec: JobSpec) -> None:
     strategy, training = strategies.build(spec.strategy), spec.training
     if strategy.rounds is not None and spec.rounds != strategy.rounds:
         raise BadSpec(f"strategy {spec.strategy} exchanges models {strategy.rounds} time: set rounds = 1 (--rounds 1)")
-    if spec.cohort.by_speed and (strategy.in_turn or strategy.asynchrony is not None):
-        raise BadSpec(f"with strategy {spec.strategy} nobody waits for a slow node: leave cohort.by_speed out")
+    paced = "by_speed" if spec.cohort.by_speed else "prefer_fast" if spec.cohort.prefer_fast else ""
+    if paced and (strategy.in_turn or strategy.asynchrony is not None):
+        raise BadSpec(f"with strategy {spec.strategy} nobody waits for a slow node: leave cohort.{paced} out")
     if strategy.in_turn and (spec.cohort.size or 1) != 1:
         raise BadSpec(f"strategy {spec.strategy} asks one node a round: leave cohort.size out, or set it to 1")
     if not strategy.only_deltas and not reducers.build(spec.reducer).linear:

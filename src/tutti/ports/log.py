@@ -41,6 +41,18 @@ class Leased(Protocol):
         ...
 
 
+@runtime_checkable
+class Trimmed(Protocol):
+    """What a log can do beside, that is kept for years."""
+
+    async def trim(self, stream: str, before: int) -> None:
+        """Forget a stream's events of versions below `before`; all others keep their places. Raises StorageError.
+
+        Trimming what is gone already changes nothing.
+        """
+        ...
+
+
 class EventLog(Protocol):
     async def append(self, stream: str, version: int, events: Sequence[AnyEvent]) -> list[Recorded]:
         """Write all events or none; they survive loss of power once this returns.

@@ -5,7 +5,8 @@ Everything is held in memory, where each request looks, and written to the store
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -23,6 +24,7 @@ from tutti.domain.accounts import (
     check_may_manage,
     key_of,
 )
+from tutti.domain.quotas import Kind, Used, excess
 from tutti.ports.accounts import AccountStore, Passwords
 from tutti.services.finish import to_the_end
 from tutti.services.members import fingerprint
@@ -215,33 +217,33 @@ class Accounts:
         """Those whose accounts `by` looks after, by name."""
         return [each for name, each in sorted(self._organisations.items()) if by.host or name == by.organisation]
 
-    async def limit(self, by: Identity, name: str, jobs: int | None) -> Organisation:
-        """Say how many jobs an organisation may have at once; only the host's admins may. Raises NotFound."""
+    async def limit(self, by: Identity, name: str, quota: Mapping[str, Any]) -> Organisation:
+        """Change an organisation's quota, by field; only the host's admins may. Raises NotFound."""
         check_may_manage(by, self.host)
         async with self._changing:
             if name not in self._organisations:
                 raise NotFound(f"there is no organisation {name!r}")
-            new = replace(self._organisations[name], jobs=jobs)
+            new = replace(self._organisations[name], **quota)
             await self._write([new])
         return new
 
-    def check_quota(self, who: str, going_on: Iterable[str]) -> None:
-        """Raise Conflict if one more job of `who` is too many; `going_on` is whose the jobs are that are not over."""
+    def check_quota(self, who: str, one_more: Kind, used: Callable[[Callable[[str], bool]], Used]) -> None:
+        """Raise Conflict if one more job or node of `who` is too many; `used` says what some people have."""
         account = self._account_behind(who)
-        most = self._organisations[account.organisation].jobs if account else None
-        if account is None or most is None:
+        if account is None:
             return
-        theirs = self.jobs_of(account.organisation, going_on)
-        if theirs >= most:
-            raise Conflict(
-                f"{account.organisation} may have {most} jobs at once and has {theirs}: wait for one to end, stop one, "
-                "or ask an admin of the host for more"
-            )
+        its = self._organisations[account.organisation]
+        if (reason := excess(its, used(self.people_of(its.name)), one_more)) is not None:
+            raise Conflict(f"{its.name} {reason}, or ask an admin of the host for more")
 
-    def jobs_of(self, organisation: str, going_on: Iterable[str]) -> int:
-        """How many of the jobs that are not over are of its people."""
-        accounts = map(self._account_behind, going_on)
-        return sum(account is not None and account.organisation == organisation for account in accounts)
+    def people_of(self, organisation: str) -> Callable[[str], bool]:
+        """Whether somebody, as the log calls them, is of this organisation."""
+
+        def theirs(who: str) -> bool:
+            account = self._account_behind(who)
+            return account is not None and account.organisation == organisation
+
+        return theirs
 
     def _account_behind(self, who: str) -> Account | None:
         """Of somebody as the log calls them: `ada at 127.0.0.1`."""

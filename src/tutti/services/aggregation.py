@@ -28,7 +28,10 @@ LARGEST_COHORT = 4095
 """Updates for which a job's weights must be summable without overflow before it starts (see core.fixedpoint)."""
 
 AT_ONCE = 16
-"""Updates that are mapped and summed in one pass; each takes a file descriptor meanwhile."""
+"""Updates that are mapped and summed in one pass, and that are looked at and kept until then at the same time.
+
+Each takes a file descriptor and its size in memory meanwhile.
+"""
 
 NOBODY: Mapping[NodeId, float] = MappingProxyType({})
 
@@ -108,6 +111,7 @@ class Aggregation:
         self._max_weight = max_weight
         self._fold: Fold | None = None
         self._lock = asyncio.Lock()
+        self._looks = asyncio.Semaphore(AT_ONCE)
         self.blob = b""
         """What nodes fetch, the model or the whole state, if it is small: it comes with the message then."""
 
@@ -148,6 +152,10 @@ class Aggregation:
             return Examined("the attached update has another digest than the submission names")
         if reason := self.strategy.local.fault_of(facts):
             return Examined(reason)
+        async with self._looks:
+            return await self._look(fold, digest, weight, blob)
+
+    async def _look(self, fold: Fold, digest: Digest, weight: int, blob: bytes) -> Examined:
         try:
             data = blob or await self._stored(digest)
             delta = await self._work(lambda: updates.decode(data, self.layout))
@@ -158,7 +166,8 @@ class Aggregation:
         if reason is None:
             if blob:
                 await self._blobs.put(blob, digest=digest, sync=False)
-            fold.examined[digest] = delta
+            if self.layout.size <= SMALL or len(fold.examined) < AT_ONCE:  # others are read once more
+                fold.examined[digest] = delta
         codec = updates.codec_of(data)
         return Examined(reason, min(len(data), delta.buffer.nbytes), codec.name if codec else NONE.name)
 

@@ -18,11 +18,13 @@ from tutti.domain import commands, nodes
 from tutti.domain import events as e
 from tutti.domain.events import JobEvent, NodeId
 from tutti.domain.jobs import Job
+from tutti.domain.quotas import Kind, Used, used
 from tutti.domain.signing import Domain, Verify
 from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
 from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
 from tutti.ports.training import datasets, models
 from tutti.services.access import Access
+from tutti.services.archive import Archivist
 from tutti.services.audit import Auditor
 from tutti.services.background import Background
 from tutti.services.driver import JobDriver
@@ -87,8 +89,7 @@ class Coordinator:
         self.access = Access(self.journal, self._drivers)
         self._scheduler = Scheduler(self.journal, self.presence, self._drivers)
         self.maintenance = Maintenance(self.journal, self._steer)
-        self.admit: Callable[[str], None] = lambda by: None
-        """Called before somebody's new job is taken on; raises a TuttiError if it is one too many."""
+        self._admit: Callable[[str, Kind], None] = lambda by, one_more: None
         self._inbox = Inbox(fabric, self._deal)
         self._changed = asyncio.Condition()
         self._site = Site(
@@ -119,7 +120,7 @@ class Coordinator:
                 self._drive(job.id)
         await self.maintenance.settle()
         self.background.spawn(self._listen())
-        self.background.spawn(self.keeper.sweep())
+        self.background.spawn(self.keeper.sweep(Archivist(self.journal, self.keeper).tidy))
         self._inbox.start(self.background)
 
     async def stop(self) -> None:
@@ -155,9 +156,13 @@ class Coordinator:
     def jobs(self) -> dict[str, Job]:
         return self.journal.jobs
 
-    def going_on(self) -> list[str]:
-        """Whose the jobs are that are not over."""
-        return [job.by for job in self.jobs.values() if not job.final]
+    def admit_by(self, check: Callable[[str, Kind], None]) -> None:
+        """Before somebody's new job or invited node is taken on, call `check`; it raises a TuttiError if it may not."""
+        self._admit = self.members.admits = check
+
+    def used(self, theirs: Callable[[str], bool]) -> Used:
+        """What some people have, in the terms of a quota."""
+        return used(theirs, self.jobs.values(), self.register.invited, self.keeper.size_of, self.clock())
 
     @property
     def register(self) -> nodes.Register:
@@ -173,7 +178,7 @@ class Coordinator:
         job = self.jobs.get(job_id)
         if job is None:
             self.maintenance.check()
-            self.admit(by)
+            self._admit(by, "job")
             if spec.normalize:
                 least = spec.cohort.min_nodes
                 held = await self.until_held(spec.dataset, least)
@@ -253,7 +258,7 @@ class Coordinator:
     async def manifest(self, job_id: str) -> Manifest:
         """What it takes to make a job's model again, from the log; raises NotFound."""
         job = self.job(job_id)
-        attempts = await attempts_of(self.journal, job, range(1, job.rounds_done + 2))
+        attempts = await attempts_of(self.journal, self.blobs, job, range(1, job.rounds_done + 2))
         arrivals: list[e.NodeConnected] = []
         after = 0
         while batch := await self.log.read(after, stream=NODES):

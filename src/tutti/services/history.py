@@ -5,19 +5,23 @@ from collections.abc import Container
 from tutti.domain.events import JobEvent, JobFailed, JobStopped
 from tutti.domain.history import RoundSummary, attempts_at
 from tutti.domain.jobs import Job
+from tutti.ports.blobs import BlobStore
+from tutti.services.archive import events_in
 from tutti.services.journal import Journal, stream_of
 
 BATCH = 1000
 
 
-async def attempts_of(journal: Journal, job: Job, rounds: Container[int]) -> list[RoundSummary]:
+async def attempts_of(journal: Journal, store: BlobStore, job: Job, rounds: Container[int]) -> list[RoundSummary]:
     """The finished attempts at these rounds that `job` knows of, in order, in full.
 
-    What the job has forgotten the details of is read from the log, there where these rounds are.
+    What the job has forgotten the details of is read from the log, there where these rounds are, or from its archive.
     """
     known = [summary for summary in job.past if summary.number in rounds]
     if all(summary.detail is not None for summary in known):
         return known
+    if job.archive:
+        return attempts_at(await events_in(store, job), rounds)[: len(known)]
     events: list[JobEvent] = []
     for after, last in _spans(journal, job, rounds):
         while after < last:

@@ -9,7 +9,7 @@ from functools import reduce
 from tutti.core.errors import NotFound
 from tutti.domain import commands, jobs, nodes
 from tutti.domain import events as e
-from tutti.domain.events import AnyEvent, JobEvent, MarketEvent, NodeEvent, RewardEvent, SessionEvent
+from tutti.domain.events import AnyEvent, Digest, JobEvent, MarketEvent, NodeEvent, RewardEvent, SessionEvent
 from tutti.domain.jobs import Job
 from tutti.domain.spec import DataSchema, JobSpec
 from tutti.ports import EventLog, Recorded
@@ -112,6 +112,16 @@ class Journal:
             for wish in wishes:
                 wish.outcome = error
 
+    async def archive(self, job_id: str, archive: Digest, events: int) -> None:
+        """Record that a job's events are in a blob, all so many that there are; raises Conflict if it is not over."""
+        async with self._locks[stream_of(job_id)]:
+            event = jobs.archived(self.jobs[job_id], archive, events, now=self.clock())
+            await self._record(stream_of(job_id), [event])
+
+    def archived_at(self, job_id: str) -> int:
+        """The version of its stream at which a job was archived: its last."""
+        return self._versions[stream_of(job_id)]
+
     async def nodes(self, command: nodes.Command) -> list[NodeEvent]:
         """Carry out a command on the register of nodes."""
         async with self._locks[NODES]:
@@ -159,6 +169,10 @@ class Journal:
         self.offset = max(self.offset, recorded.offset)
         if isinstance(event, e.JobSubmitted):
             self.jobs[event.job] = jobs.begin(event)
+        elif isinstance(event, e.JobArchived):
+            job = jobs.restored(event)
+            self.jobs[job.id] = job
+            self.openings.pop(job.id, None)
         elif isinstance(event, RewardEvent | MarketEvent | SessionEvent):
             pass  # it changes neither jobs nor nodes
         elif stream == NODES:

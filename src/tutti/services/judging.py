@@ -21,6 +21,7 @@ def command_of(node: NodeId, said: Submission, seen: Examined, signed: Signed | 
         facts=said.facts,
         metrics=said.metrics,
         seconds=said.seconds,
+        received=said.received,
         bytes=seen.size,
         codec=seen.codec,
         fault=seen.fault,

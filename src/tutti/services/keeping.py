@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from tutti.services.journal import Journal
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS, LATE_SECONDS = 60.0, 2.0
+BYTES_PER_PARAMETER = 4
 DAY = 86_400.0
 
 
@@ -50,6 +51,7 @@ def kept_blobs(job: Job, keep: Keep = Keep(), *, old: bool = False) -> set[Diges
     kept.update(task.fetched for task in job.working.values())
     if not job.final:
         kept.update(each.step for each in job.steps)
+    kept.add(job.archive)
     return kept - {""}
 
 
@@ -60,23 +62,32 @@ class BlobKeeper:
         self.store = store
         self.retained: Callable[[], set[Digest]] = set
         """Further blobs that must stay for now, such as updates that are still to be scored."""
+        self.archivable: Callable[[Job], bool] = lambda job: True
+        """Whether nobody but its readers needs the events of a job that is over."""
         self.keep = Keep()
         self._journal = journal
         self._pinned: Counter[Digest] = Counter()
-        self._of_final: dict[tuple[str, bool], set[Digest]] = {}
+        self._of_final: dict[tuple[str, bool, Digest], set[Digest]] = {}
 
     def needed(self) -> set[Digest]:
         """Every blob that some job still refers to, or is about to."""
-        needed: set[Digest] = set(self._pinned) | self.retained()
-        for job_id, job in self._journal.jobs.items():
-            if not job.final:
-                needed |= kept_blobs(job, self.keep)
-            else:  # of thousands of old jobs it is worked out once
-                which = job_id, self.keep.is_old(job, self._journal.clock())
-                if which not in self._of_final:
-                    self._of_final[which] = kept_blobs(job, self.keep, old=which[1])
-                needed |= self._of_final[which]
-        return needed
+        return set(self._pinned).union(self.retained(), *map(self._of, self._journal.jobs.values()))
+
+    def is_old(self, job: Job) -> bool:
+        """Whether a job has been over for as long as things are kept."""
+        return self.keep.is_old(job, self._journal.clock())
+
+    def size_of(self, job: Job) -> int:
+        """Bytes that are kept of a job, about: as if each of its blobs were a model."""
+        return BYTES_PER_PARAMETER * job.parameters * len(self._of(job))
+
+    def _of(self, job: Job) -> set[Digest]:
+        if not job.final:
+            return kept_blobs(job, self.keep)
+        which = job.id, self.is_old(job), job.archive
+        if which not in self._of_final:  # of thousands of old jobs it is worked out once
+            self._of_final[which] = kept_blobs(job, self.keep, old=which[1])
+        return self._of_final[which]
 
     @contextmanager
     def pinned(self, digests: Iterable[Digest]) -> Iterator[None]:
@@ -101,11 +112,12 @@ class BlobKeeper:
         """Delete what nobody needs, at a start: nothing is on its way yet."""
         await self.store.delete(*set(await self.store.digests()) - self.needed())
 
-    async def sweep(self) -> None:
+    async def sweep(self, tidy: Callable[[], Awaitable[None]]) -> None:
         """Clear away what nobody refers to: updates that came late, or were never handed in. Never ends.
 
-        A blob goes when two looks, a while apart, find it unneeded, so that an update on its way is not hit. After
-        the process has stood still, which looks were before that does not count: others may own the blobs now.
+        `tidy` is done at each look, too. A blob goes when two looks, a while apart, find it unneeded, so that an update
+        on its way is not hit. After the process has stood still, which looks were before that does not count: others
+        may own the blobs now.
         """
         before: set[Digest] = set()
         now = asyncio.get_running_loop().time
@@ -116,6 +128,7 @@ class BlobKeeper:
                 before = set()
             try:
                 before = await self.look_for_unneeded(before)
+                await tidy()
             except TuttiError as error:
                 log.error("cannot clear away old blobs: %s", error)
 

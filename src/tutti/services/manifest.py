@@ -129,7 +129,11 @@ def _codecs(job: Job) -> list[str]:
 
 
 def _shares(job: Job) -> list[str]:
-    return ["slow nodes were asked for less work"] if job.spec.cohort.by_speed else []
+    rules = job.spec.cohort
+    return [
+        *(["slow nodes were asked for less work"] if rules.by_speed else []),
+        *(["cohorts were drawn by how fast nodes had been"] if rules.prefer_fast else []),
+    ]
 
 
 def _held(connections: Sequence[NodeConnected], job: Job) -> Holding:

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hmac import compare_digest
 from itertools import islice
@@ -12,6 +13,7 @@ from tutti.core.errors import Forbidden, NotFound, StorageError
 from tutti.domain import events as e
 from tutti.domain import nodes
 from tutti.domain.events import NodeEvent, NodeId
+from tutti.domain.quotas import Kind
 from tutti.services.journal import Journal
 from tutti.services.presence import Presence
 from tutti.services.proofs import CONNECTING, Proofs
@@ -76,6 +78,8 @@ class Members:
         self.proofs = proofs
         self._door = Door()
         self._noted: dict[NodeId, tuple[float, float]] = {}
+        self.admits: Callable[[str, Kind], None] = lambda by, one_more: None
+        """Called before a node is taken in that somebody has invited; raises a TuttiError if it is one too many."""
 
     async def invite(self, *, uses: int = 1, seconds: float = 86_400.0, by: str = "") -> str:
         """Issue a join token for so many joins within so many seconds; only its hash is kept."""
@@ -98,6 +102,8 @@ class Members:
         known = self._journal.register.nodes.get(node)
         if known is not None and compare_digest(known, fingerprint(secret)):
             return secret
+        if (invite := self._journal.register.invites.get(fingerprint(token))) is not None:
+            self.admits(invite.by, "node")
         await self._journal.nodes(nodes.Join(invite=fingerprint(token), node=node, secret=fingerprint(secret)))
         return secret
 

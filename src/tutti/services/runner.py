@@ -79,6 +79,7 @@ class Assignment:
     cancelled: threading.Event = field(default_factory=threading.Event)
     activity: "asyncio.Task[None] | None" = None
     outcome: Outcome | None = None
+    received: int = 0  # bytes of the model, whole or in steps
 
     @property
     def busy(self) -> bool:
@@ -151,7 +152,7 @@ class TaskRunner:
         before = held.start
         if msgspec.structs.replace(start, attempt=before.attempt, cohort=before.cohort, trace=before.trace) != before:
             return None
-        message = msgspec.structs.replace(held.outcome.message, attempt=start.attempt)
+        message = msgspec.structs.replace(held.outcome.message, attempt=start.attempt, received=0)
         return Outcome(message, held.outcome.blob)
 
     def hand_in_again(self) -> None:
@@ -201,7 +202,7 @@ class TaskRunner:
     async def _work(self, held: Assignment) -> None:
         """Fetch, compute, deliver; an error becomes a Failure, and the node stays."""
         try:
-            weights = await self._transfer(held, 0.0, self._fetch(held.start))
+            weights = await self._transfer(held, 0.0, self._fetch(held))
             loop = asyncio.get_running_loop()
             held.outcome = await loop.run_in_executor(self._thread, self._compute, held, weights, loop)
         except Exception as error:
@@ -229,12 +230,13 @@ class TaskRunner:
         outcome = carry_out(*what, codec, self._clock)
         self._trainer = kept
         message = outcome.message
-        if self._signer is None or not isinstance(message, Submission) or not message.digest:
+        if not isinstance(message, Submission):
             return outcome
-        signed = self._signer.sign(start, message.digest, message.weight)
-        return Outcome(
-            msgspec.structs.replace(message, nonce=signed.nonce, signature=signed.signature), blob=outcome.blob
-        )
+        message = msgspec.structs.replace(message, received=held.received)
+        if self._signer is not None and message.digest:
+            signed = self._signer.sign(start, message.digest, message.weight)
+            message = msgspec.structs.replace(message, nonce=signed.nonce, signature=signed.signature)
+        return Outcome(message, outcome.blob)
 
     def _chosen(self, size: int) -> Choice:
         """The codec of an update of that size: by the newest upload, or for want of one by the newest download.
@@ -315,30 +317,30 @@ class TaskRunner:
         finally:
             renewal.cancel()
 
-    async def _fetch(self, start: Start) -> Buffer:
+    async def _fetch(self, held: Assignment) -> Buffer:
         """A model; the last one is kept, for an attempt that is repeated wants it again, and steps lead on from it."""
-        digest = start.weights
-        if self._model[0] != digest and (stepped := await self._by_steps(start)) is not None:
+        digest = held.start.weights
+        if self._model[0] != digest and (stepped := await self._by_steps(held)) is not None:
             self._model = (digest, stepped)
         if self._model[0] != digest:
             self._model = ("", b"")  # two large ones may not fit
             try:
-                blob = await self._fetched(digest)
+                blob = await self._fetched(held, digest)
             except CorruptBlob as corrupt:
                 log.warning("%s; loading it once more", corrupt)
                 blob = await self.insist(lambda: self._link.fetch(digest))
             self._model = (digest, blob)
         return self._model[1]
 
-    async def _by_steps(self, start: Start) -> Buffer | None:
+    async def _by_steps(self, held: Assignment) -> Buffer | None:
         """The model, by the steps from the one that is here; None if none lead there."""
-        held, model = self._model
+        start, (here, model) = held.start, self._model
         bases = [step.base for step in start.steps]
-        if held not in bases:
+        if here not in bases:
             return None
         try:
-            for step in start.steps[bases.index(held) :]:
-                code = await self._fetched(step.digest)
+            for step in start.steps[bases.index(here) :]:
+                code = await self._fetched(held, step.digest)
                 model = await asyncio.to_thread(updates.applied, model, code)
         except (CorruptBlob, NotFound, UserError) as error:
             log.warning("job %s node %s: no step to the model, fetching it whole: %s", start.job, self._name, error)
@@ -354,11 +356,12 @@ class TaskRunner:
         if len(blob) > MAX_ATTACHED:  # else it may go with a message, which says nothing of the link
             self._up, self._unmeasured = len(blob) / max(self._clock() - began, 1e-6), 0
 
-    async def _fetched(self, digest: Digest) -> Buffer:
+    async def _fetched(self, held: Assignment, digest: Digest) -> Buffer:
         began = self._clock()
         blob = await self.insist(lambda: self._link.fetch(digest))
         if len(blob) > MAX_ATTACHED:
             self._down = len(blob) / max(self._clock() - began, 1e-6)
+        held.received += len(blob)
         return blob
 
     async def insist(self, attempt: Callable[[], Awaitable[T]]) -> T:

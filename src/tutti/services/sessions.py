@@ -149,7 +149,9 @@ class Sessions:
     async def attempts(self, session: str) -> list[RoundSummary]:
         """The rounds of a session, with what its peers told."""
         job = self.session(session).job
-        return [] if job is None else await attempts_of(self._core.journal, job, range(1, job.rounds_done + 1))
+        if job is None:
+            return []
+        return await attempts_of(self._core.journal, self._core.blobs, job, range(1, job.rounds_done + 1))
 
     async def stop(self, session: str, by: str) -> Session:
         """End a session now; one that has ended stays as it is."""

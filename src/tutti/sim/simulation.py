@@ -450,8 +450,9 @@ def _check(spec: JobSpec, federation: Federation) -> None:
     check_composition(spec)
     if spec.codec == AUTO:
         raise BadSpec("codec auto chooses by a node's link, and a simulation has none: name one, such as int8")
-    if spec.cohort.by_speed:
-        raise BadSpec("cohort.by_speed goes by how fast nodes are, and all are equal here: try it by `tutti world run`")
+    if spec.cohort.by_speed or spec.cohort.prefer_fast:
+        which = "by_speed" if spec.cohort.by_speed else "prefer_fast"
+        raise BadSpec(f"cohort.{which} goes by how fast nodes are, and all are equal here: try it by `tutti world run`")
     if spec.dataset != federation.name:
         raise BadSpec(f"the job trains on {spec.dataset!r}, the nodes of this federation hold {federation.name!r}")
     if empty := [node for node, rows in federation.train.items() if len(rows) == 0]:

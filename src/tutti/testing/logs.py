@@ -25,7 +25,7 @@ from tutti.domain.market import events as m
 from tutti.domain.sessions import ColumnReport, PeerPart, PeerTraining, SessionEnded, SessionStarted
 from tutti.domain.signing import Domain, Signed
 from tutti.domain.spec import DataSchema, JobSpec
-from tutti.ports.log import EventLog, Recorded, VersionConflict
+from tutti.ports.log import EventLog, Recorded, Trimmed, VersionConflict
 
 DEADLINE = 30.0
 """Seconds after which something that should happen at once is taken for broken."""
@@ -83,6 +83,7 @@ EVENTS: tuple[AnyEvent, ...] = (
     e.NodeDisconnected(at=2.0, node="n1", reason="lost"),
     e.NodeTurnedAway(at=2.0, node="n9", reason="no token"),
     e.CoordinatorStarted(at=0.0, version="0.1.0"),
+    e.JobArchived(at=9.0, archive="a" * 64, events=12, snapshot='{"id":"größe"}'),
     e.ContributionsScored(
         at=8.0,
         job="digits-1",
@@ -262,6 +263,25 @@ class LogSuite:
         waiting = asyncio.ensure_future(gather(log.follow(2), 1))
         await log.append("a", 0, news(3))
         assert [r.offset for r in await waiting] == [3]
+
+    async def test_what_is_trimmed_is_gone_and_all_else_keeps_its_place(self, log: EventLog) -> None:
+        if not isinstance(log, Trimmed):
+            pytest.skip("this log is not trimmed")
+        for i in range(3):
+            await log.append("a", 2 * i, news(2, first=2 * i))
+            await log.append("b", i, news(1, first=i))
+        whole = await log.read()
+        for _ in range(2):
+            await log.trim("a", 6)
+            kept = [each for each in whole if each.stream == "b" or each.version == 6]
+            assert await log.read() == kept
+            assert await log.read(1) == await log.read()
+            assert await log.read(stream="a") == kept[-2:-1]
+        with pytest.raises(VersionConflict):
+            await log.append("a", 5, news(1))
+        (more,) = await log.append("a", 6, news(1))
+        assert (more.offset, more.version) == (10, 7)
+        assert (await gather(log.follow(9), 1))[0] == more
 
     async def test_after_close(self, log: EventLog) -> None:
         last = asyncio.ensure_future(log.append("a", 0, news(1)))

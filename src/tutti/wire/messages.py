@@ -104,7 +104,8 @@ class Submission(Message, frozen=True, kw_only=True, tag="weights:submit"):
 
     `facts` are the numbers that the strategy asks of its nodes, such as how many steps they took. A node that has named
     a key signs job, round, the model that it was given, `digest`, `weight` and `nonce` (EIP-712): it counts `nonce` up
-    from 0 with each other update that it signs for this round.
+    from 0 with each other update that it signs for this round. `received`: bytes of the model that it was sent for
+    this, whole or in steps.
     """
 
     job: JobId
@@ -115,6 +116,7 @@ class Submission(Message, frozen=True, kw_only=True, tag="weights:submit"):
     facts: Metrics = {}
     metrics: Metrics = {}
     seconds: float = 0.0
+    received: _Size | None = None
     nonce: Count = 0
     signature: SignatureHex = ""
 

@@ -102,6 +102,10 @@ export function patch<P extends With<"patch">>(
   return request("PATCH", url(path, place), body) as never;
 }
 
+export function put<P extends With<"put">>(path: P, place: Values, body: Wish<P, "put" & keyof paths[P]>): Promise<Answer<P, "put" & keyof paths[P]>> {
+  return request("PUT", url(path, place), body) as never;
+}
+
 export function remove<P extends With<"delete">>(path: P, place: Values): Promise<void> {
   return request("DELETE", url(path, place)) as never;
 }

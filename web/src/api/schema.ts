@@ -1528,7 +1528,7 @@ export interface paths {
         head?: never;
         /**
          * Limit Organisation
-         * @description Say how many jobs its people may have at once. For admins of the host.
+         * @description Say how much its people may have. For admins of the host.
          */
         patch: operations["limit_organisation_api_v1_organisations__organisation__patch"];
         trace?: never;
@@ -2579,8 +2579,12 @@ export interface components {
          *             weighting: `examples` weights an update by its number of examples, `equal` by 1.
          *             max_weight: The most that one update and its metrics may weigh; larger claims are cut to it.
          *             by_speed: Nodes that were slow get fewer local steps, so as to be done with the middle of the cohort.
+         *             prefer_fast: Share of a round's places for nodes that answered fast, by machine and link; 0: all by chance.
+         *             at_least_every: With `prefer_fast`, a node that has not been asked for so many rounds is asked before others.
          */
         CohortRules: {
+            /** @default 20 */
+            at_least_every?: number;
             /** @default false */
             by_speed?: boolean;
             /** @default 600 */
@@ -2601,6 +2605,8 @@ export interface components {
             over_select?: number;
             /** @default 6 */
             patience?: number;
+            /** @default 0 */
+            prefer_fast?: number;
             /** @default null */
             quorum?: number | null;
             /** @default 3 */
@@ -2658,6 +2664,7 @@ export interface components {
             data: string;
             disputed: string;
             expires_at: number;
+            gpu: boolean;
             job_id: string;
             kind: string;
             model_type: string;
@@ -2676,13 +2683,15 @@ export interface components {
          * ComputeRequest
          * @description Asks for work. `data`: the digest of an uploaded table; without, a bundled sample is used.
          *
-         *         `replicas` workers of different owners share the reward. The job fails after `seconds` without a result; one that
-         *         was verified can be disputed for `window` seconds, and is paid after that.
+         *         `gpu`: only workers whose GPU was measured. `replicas` workers of different owners share the reward. The job fails
+         *         after `seconds` without a result; one that was verified can be disputed for `window` seconds, and is paid then.
          */
         ComputeRequest: {
             client_address: string;
             /** @default  */
             data?: string;
+            /** @default false */
+            gpu?: boolean;
             model_type: string;
             /** @default {} */
             options?: {
@@ -2983,8 +2992,8 @@ export interface components {
          *         Attributes:
          *             seconds: From its first round to its end.
          *             updates: How many will count.
-         *             bytes_up: Parameters sent by nodes, in bytes, about as few as their codec makes of them; `bytes_down`, to them.
-         *                 Headers and messages come on top.
+         *             bytes_up: Parameters sent by nodes, in bytes, about as few as their codec makes of them; `bytes_down`, to them,
+         *                 by the steps that those will hold whose turn comes again in time. Headers and messages come on top.
          *             coordinator_memory: Bytes that aggregation needs at most, beside what the coordinator itself takes.
          *             node_memory: Bytes for parameters, optimizer and rows on the largest node; activations come on top.
          *             joules: Of computing at `watts` and moving data.
@@ -3118,6 +3127,7 @@ export interface components {
             codec?: components["schemas"]["Choice"];
             /**
              * @default {
+             *       "at_least_every": 20,
              *       "by_speed": false,
              *       "deadline": 600,
              *       "floor": 30,
@@ -3128,6 +3138,7 @@ export interface components {
              *       "min_nodes": 1,
              *       "over_select": 0,
              *       "patience": 6,
+             *       "prefer_fast": 0,
              *       "quorum": null,
              *       "retries": 3,
              *       "size": null,
@@ -3485,14 +3496,14 @@ export interface components {
         };
         /**
          * OrganisationView
-         * @description `jobs` is how many of its people's may go on at once (None: any number), `going_on` how many do.
+         * @description With what it may have, and what it has.
          */
         OrganisationView: {
             created_at: number;
-            going_on: number;
             host: boolean;
-            jobs: number | null;
             name: string;
+            quota: components["schemas"]["Quota"];
+            used: components["schemas"]["Used"];
         };
         /**
          * Page[AccountView]
@@ -3679,7 +3690,7 @@ export interface components {
          * @description One node in one attempt. `share` is its part of what was made, `arrived` seconds after the opening.
          *
          *         A node whose update counts by its weight has that share of the total; a robust reducer gives shares of its own, and
-         *         who gets none is `excluded`.
+         *         who gets none is `excluded`. `work` is the share of the local work that it was asked for.
          */
         PartView: {
             /** @default null */
@@ -3704,6 +3715,8 @@ export interface components {
             share?: number;
             /** @default 0 */
             weight?: number;
+            /** @default 1 */
+            work?: number;
         };
         /**
          * PeerResult
@@ -3785,10 +3798,33 @@ export interface components {
         };
         /**
          * Quota
-         * @description How many jobs may go on at once; null: any number.
+         * @description The most that an organisation may have; None: any amount.
+         *
+         *         Attributes:
+         *             jobs: That go on at once.
+         *             nodes: That have joined by invitations of its people.
+         *             node_hours: Of computing, by any nodes, for its jobs of the last WINDOW_DAYS days.
+         *             stored: Bytes that are kept of its jobs.
          */
         Quota: {
-            jobs: number | null;
+            /** @default null */
+            jobs?: number | null;
+            /** @default null */
+            node_hours?: number | null;
+            /** @default null */
+            nodes?: number | null;
+            /** @default null */
+            stored?: number | null;
+        };
+        /**
+         * QuotaChange
+         * @description What an organisation may have from now on; null: any amount. What is left out stays as it is.
+         */
+        QuotaChange: {
+            jobs?: number | null;
+            node_hours?: number | null;
+            nodes?: number | null;
+            stored?: number | null;
         };
         /**
          * RecordedView
@@ -4057,7 +4093,7 @@ export interface components {
          * StatusView
          * @description The coordinator in one look. `jobs` counts them by status; `offset` is that of the newest event.
          *
-         *         `maintenance` is why nothing new begins; empty if it does.
+         *         `maintenance` is why nothing new begins, empty if it does; `maintenance_by`, `maintenance_since`: by whom, when.
          */
         StatusView: {
             jobs: {
@@ -4065,6 +4101,10 @@ export interface components {
             };
             /** @default  */
             maintenance?: string;
+            /** @default  */
+            maintenance_by?: string;
+            /** @default null */
+            maintenance_since?: number | null;
             nodes: number;
             nodes_connected: number;
             offset: number;
@@ -4279,6 +4319,16 @@ export interface components {
             updates: number;
         };
         /**
+         * Used
+         * @description What an organisation has, in the terms of its quota.
+         */
+        Used: {
+            jobs: number;
+            node_hours: number;
+            nodes: number;
+            stored: number;
+        };
+        /**
          * WhyView
          * @description Who took part in a round, who did not and why, and what each contributed, for every attempt at it.
          */
@@ -4302,7 +4352,7 @@ export interface components {
          * WorkerRequest
          * @description Registers a worker; it works once the node of this name joins with `--worker`.
          *
-         *         `compute_capacity`: GFLOP/s that it claims; shown, and measured.
+         *         `gpu_type` and `compute_capacity` (GFLOP/s) are claims: shown, measured, and called unverified if that says less.
          */
         WorkerRequest: {
             /** @default 0 */
@@ -4320,15 +4370,17 @@ export interface components {
         };
         /**
          * WorkerView
-         * @description A worker. `gflops` is measured, `claimed` is only what it says; `reputation` is from 0 to 100, by kind too.
+         * @description A worker. `gflops` and `gpu_gflops` are measured, `gpu_type` and `claimed` are only what it says: `note` tells
+         *         which of that no measurement supports. `reputation` is from 0 to 100, by kind too.
          *
          *         `trust` is what its results hold with at least, with 95 % certainty: what jobs are assigned by. `locked` of its
-         *         `staked` tokens are at risk with the work that goes on. `note` says why it gets none, if so.
+         *         `staked` tokens are at risk with the work that goes on. `note` also says why it gets none, if so.
          */
         WorkerView: {
             claimed: number;
             connected: boolean;
             gflops: number;
+            gpu_gflops: number;
             gpu_type: string;
             job: string;
             jobs_completed: number;
@@ -7360,7 +7412,7 @@ export interface operations {
         };
         requestBody?: {
             content: {
-                "application/json": components["schemas"]["Quota"];
+                "application/json": components["schemas"]["QuotaChange"];
             };
         };
         responses: {

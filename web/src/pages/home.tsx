@@ -1,6 +1,6 @@
 import { useRef } from "react";
 import { get, post, type Views } from "../api/client";
-import { ofJobs, ofNodes, useResource } from "../data";
+import { ofJobs, useResource, useStatus } from "../data";
 import { useRecent } from "../live";
 import { Link } from "../router";
 import { ago, percent, plural, score } from "../ui/format";
@@ -17,7 +17,7 @@ export function Home({ session }: { session: Session }) {
     wanted.current += SHOWN;
     jobs.reload();
   };
-  const status = useResource("status", () => get("/api/v1/status"), (event) => ofJobs(event) || ofNodes(event), 5000);
+  const status = useStatus();
   return (
     <>
       <h1>Home</h1>

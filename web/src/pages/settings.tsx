@@ -4,7 +4,8 @@ import { useResource } from "../data";
 import { choose, chosenTheme, type Theme } from "../theme";
 import { inWords } from "../ui/form";
 import { time } from "../ui/format";
-import { Card, Copied, Empty, Field, Figure, Loaded, Sure, Trouble, useDoing, type Session } from "../ui/parts";
+import { Card, Copied, Empty, Field, Figure, Loaded, Sure, Trouble, may, useDoing, type Session } from "../ui/parts";
+import { MaintenanceSwitch } from "./maintenance";
 
 const THEMES: Theme[] = ["system", "light", "dark"];
 
@@ -17,6 +18,7 @@ export function Settings({ session, reload }: { session: Session; reload: () => 
         <div>
           <You session={session} reload={reload} />
           <Appearance />
+          {may(session, "admin") && <MaintenanceSwitch />}
           {session.account && <Password />}
           {session.account && <Tokens session={session} />}
         </div>

@@ -85,6 +85,8 @@ INSERT = """WITH fence AS (SELECT FROM events_owner WHERE opened = $1 FOR SHARE)
     INSERT INTO events SELECT news.* FROM fence,
     unnest($2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::bytea[], $7::float8[]) AS news"""
 NOTHING = "INSERT 0 0"
+TRIM = """WITH fence AS (SELECT FROM events_owner WHERE opened = $1 FOR SHARE)
+    DELETE FROM events USING fence WHERE stream = $2 AND version < $3"""
 READ = """SELECT "offset", stream, version, data FROM events
     WHERE "offset" > $1 AND "offset" <= $2 AND ($3::text IS NULL OR stream = $3) ORDER BY "offset" LIMIT $4"""
 
@@ -225,6 +227,12 @@ class PostgresLog:
         with postgres.errors(f"read the event log {self._where}"):
             rows = await self._readers.fetch(READ, after, self._last, stream, limit)
         return [Recorded(offset, name, version, decode(offset, data)) for offset, name, version, data in rows]
+
+    async def trim(self, stream: str, before: int) -> None:
+        if self._tail.closed or self._readers is None:
+            raise StorageError(f"the event log {self._where} is closed")
+        with postgres.errors(f"trim the event log {self._where}"):
+            await self._readers.execute(TRIM, self._opened, stream, before)
 
     def follow(self, after: int) -> AsyncIterator[list[Recorded]]:
         return self._tail.follow(self, after)

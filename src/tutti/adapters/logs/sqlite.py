@@ -44,6 +44,8 @@ VERSION = "SELECT coalesce(max(version), 0) FROM events WHERE stream = ?"
 READ = "SELECT offset, stream, version, data FROM events WHERE offset > ? ORDER BY offset LIMIT ?"
 READ_STREAM = "SELECT offset, stream, version, data FROM events WHERE offset > ? AND stream = ? ORDER BY offset LIMIT ?"
 
+TRIM = "DELETE FROM events WHERE stream = ? AND version < ?"
+
 BUSY_SECONDS = 5.0
 """How long to wait for a reader from outside, such as a backup, that locks the file."""
 
@@ -74,6 +76,13 @@ class SqliteLog:
         with _storage_errors("read", self.path):
             recorded = await loop.run_in_executor(self._reading, _read, self._files.reader, after, stream, limit)
         return recorded
+
+    async def trim(self, stream: str, before: int) -> None:
+        if self._tail.closed:
+            raise StorageError(f"the event log {self.path} is closed")
+        with _storage_errors("trim", self.path):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._writing, self._files.writer.execute, TRIM, (stream, before))
 
     def follow(self, after: int) -> AsyncIterator[list[Recorded]]:
         return self._tail.follow(self, after)

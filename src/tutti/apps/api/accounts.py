@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import Depends, Query, Request
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
@@ -26,6 +26,7 @@ from tutti.domain.accounts import (
     OrganisationName,
     Role,
 )
+from tutti.domain.quotas import Hours, Quota, Used, Whole
 from tutti.services.accounts import Accounts
 from tutti.services.views import Page
 from tutti.services.views.accounts import (
@@ -90,10 +91,13 @@ class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     days: Annotated[float, Meta(gt=0, le=3660)] | None = None
 
 
-class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many jobs may go on at once; null: any number."""
+class QuotaChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an organisation may have from now on; null: any amount. What is left out stays as it is."""
 
-    jobs: Annotated[int, Meta(ge=0, le=1_000_000)] | None
+    jobs: Whole | UnsetType | None = UNSET
+    nodes: Whole | UnsetType | None = UNSET
+    node_hours: Hours | UnsetType | None = UNSET
+    stored: Whole | UnsetType | None = UNSET
 
 
 def read_named(type: Any) -> Any:
@@ -108,10 +112,10 @@ def read_named(type: Any) -> Any:
 
 class AccountRoutes:
     def __init__(
-        self, accounts: Accounts, identify: Identify, failures: Buckets, going_on: Callable[[], list[str]]
+        self, accounts: Accounts, identify: Identify, failures: Buckets, used: Callable[[Callable[[str], bool]], Used]
     ) -> None:
-        """`going_on`: whose the jobs are that are not over."""
-        self._accounts, self._identify, self._failures, self._going_on = accounts, identify, failures, going_on
+        """`used`: what some people have, in the terms of a quota."""
+        self._accounts, self._identify, self._failures, self._used = accounts, identify, failures, used
         self._guesses = Buckets(burst=5.0, rate=1 / 30)
 
     # -- sessions ------------------------------------------------------------------------------------------
@@ -269,15 +273,18 @@ class AccountRoutes:
         return Answer(page_by_name(found, limit, after, lambda each: each.name))
 
     async def limit_organisation(
-        self, request: Request, organisation: str, wish: Annotated[Quota, Depends(Body(Quota))]
+        self, request: Request, organisation: str, wish: Annotated[QuotaChange, Depends(Body(QuotaChange))]
     ) -> Answer[OrganisationView]:
-        """Say how many jobs its people may have at once. For admins of the host."""
-        request.state.target = f"{request.url.path}: {'any number of' if wish.jobs is None else wish.jobs} jobs"
-        return Answer(self._organisation(await self._accounts.limit(request.state.identity, organisation, wish.jobs)))
+        """Say how much its people may have. For admins of the host."""
+        quota = {name: most for name, most in msgspec.structs.asdict(wish).items() if most is not UNSET}
+        said = ", ".join(f"{name} {'any' if most is None else most}" for name, most in quota.items())
+        request.state.target = f"{request.url.path}: {said or 'nothing'}"
+        return Answer(self._organisation(await self._accounts.limit(request.state.identity, organisation, quota)))
 
     def _organisation(self, it: Organisation) -> OrganisationView:
-        going_on = self._accounts.jobs_of(it.name, self._going_on())
-        return OrganisationView(name=it.name, host=it.host, jobs=it.jobs, going_on=going_on, created_at=it.created_at)
+        quota = Quota(jobs=it.jobs, nodes=it.nodes, node_hours=it.node_hours, stored=it.stored)
+        used = self._used(self._accounts.people_of(it.name))
+        return OrganisationView(name=it.name, host=it.host, quota=quota, used=used, created_at=it.created_at)
 
     # -- tokens --------------------------------------------------------------------------------------------
 

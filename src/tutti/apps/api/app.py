@@ -127,7 +127,7 @@ def create_app(
     its_jobs = jobs.JobRoutes(coordinator, compute[0])
     exposition = Exposition(coordinator, fabric, broker)
     _add_routes(api, coordinator, its_jobs, settings, identify, registries, failures, exposition)
-    account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures, coordinator.going_on))
+    account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures, coordinator.used))
     ledger.add_routes(api, ledger.LedgerRoutes(*tokens, compute[1]))
     its_market = market.MarketRoutes(*compute)
     market.add_routes(api, its_market)

@@ -44,7 +44,9 @@ OPEN = re.compile(
     r"WS /ws/node|(GET|HEAD|PUT) /api/v1/blobs/[^/]*|GET /api/v1/browser/.*"  # prove themselves by a node's secret
 )
 
-ADMINS = re.compile(r"\w+ /api/v1/(accounts|organisations|audit)|POST /api/v1/ledger/(mint|accounts/[^/]+/transfer)")
+ADMINS = re.compile(
+    r"\w+ /api/v1/(accounts|organisations|audit|maintenance)|POST /api/v1/ledger/(mint|accounts/[^/]+/transfer)"
+)
 OWN = re.compile(r"POST /auth/password|(POST|DELETE) /api/v1/tokens(/.*)?")
 """What people do to their own account, in any role."""
 

@@ -1,6 +1,6 @@
 """Jobs: ask for one, steer it, and read its rounds, metrics and models."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import islice
 from typing import Annotated, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from tutti.apps.api.schema import After, Answer, Api, Body, Limit
 from tutti.core.errors import NotFound
 from tutti.domain.accounts import Identity, allows
 from tutti.domain.forecast import Forecast, Usage, usage
+from tutti.domain.history import RoundSummary
 from tutti.domain.jobs import Job
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.coordinator import Coordinator
@@ -171,10 +172,13 @@ class JobRoutes:
         rounds = round_views(self._coordinator.job(job))
         return Answer(page([r for r in rounds if not status or r.status == status], limit, after))
 
+    async def _attempts(self, job: Job, rounds: Container[int]) -> list[RoundSummary]:
+        return await attempts_of(self._coordinator.journal, self._coordinator.blobs, job, rounds)
+
     async def show_round(self, job: str, round: int) -> Answer[WhyView]:
         """Who took part in a round, who did not and why, and what each contributed."""
         found = self._coordinator.job(job)
-        why = why_view(found, round, await attempts_of(self._coordinator.journal, found, (round,)))
+        why = why_view(found, round, await self._attempts(found, (round,)))
         if why is None:
             raise NotFound(f"job {job} has no round {round}: {found.rounds_done} of {found.spec.rounds} are done")
         return Answer(why)
@@ -185,7 +189,7 @@ class JobRoutes:
         """What every node measured of a model, and how evenly it serves them; by default the newest measured."""
         found = self._coordinator.job(job)
         wanted = max(found.evaluations, default=0) if round is None else round
-        attempts = await attempts_of(self._coordinator.journal, found, (wanted, wanted + 1))
+        attempts = await self._attempts(found, (wanted, wanted + 1))
         return Answer(job_evaluation(found, wanted, attempts))
 
     async def list_metrics(self, job: str, limit: Limit = 1000, after: After = "") -> Answer[Page[MetricPoint]]:
@@ -209,7 +213,7 @@ class JobRoutes:
         return Answer(Page(items=models, next=found.next))
 
     async def _models(self, job: Job, rounds: Sequence[int]) -> list[ModelView]:
-        return model_views(job, rounds, await attempts_of(self._coordinator.journal, job, rounds))
+        return model_views(job, rounds, await self._attempts(job, rounds))
 
     async def download_model(self, job: str, round: Annotated[int | None, Query(ge=0)] = None) -> Response:
         """The job's current model, or the one that a round made, as a safetensors file that says what it is."""

@@ -75,10 +75,10 @@ class StatusRoutes:
             status_view(
                 it.jobs.values(),
                 it.node_statuses(),
+                it.register,
                 version=__version__,
                 now=it.clock(),
                 offset=it.journal.offset,
-                maintenance=it.register.maintenance,
             )
         )
 

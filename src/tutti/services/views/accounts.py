@@ -1,6 +1,7 @@
 """People and programs that may use the coordinator, and what they did."""
 
 from tutti.domain.accounts import ApiToken, AuditEntry, Role
+from tutti.domain.quotas import Quota, Used
 from tutti.services.views.base import View
 
 
@@ -16,12 +17,12 @@ class AccountView(View, frozen=True, kw_only=True):
 
 
 class OrganisationView(View, frozen=True, kw_only=True):
-    """`jobs` is how many of its people's may go on at once (None: any number), `going_on` how many do."""
+    """With what it may have, and what it has."""
 
     name: str
     host: bool
-    jobs: int | None
-    going_on: int
+    quota: Quota
+    used: Used
     created_at: float
 
 

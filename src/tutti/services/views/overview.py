@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutti.domain.jobs import FINAL, Job, Status
+from tutti.domain.nodes import Register
 from tutti.domain.spec import CohortRules, Evaluation, Training
 from tutti.ports import Recorded
 from tutti.services.views.base import View
@@ -30,16 +31,15 @@ class EventView(View, frozen=True, kw_only=True):
 
 def event_view(recorded: Recorded) -> EventView:
     event = recorded.event
-    data = {
-        name: getattr(event, name) for name in event.__struct_fields__ if name != "at" and name not in SECRET_FIELDS
-    }
+    shown = [name for name in event.__struct_fields__ if name not in ("at", "snapshot") and name not in SECRET_FIELDS]
+    data = {name: getattr(event, name) for name in shown}
     return EventView(offset=recorded.offset, stream=recorded.stream, type=type(event).__name__, at=event.at, data=data)
 
 
 class StatusView(View, frozen=True, kw_only=True):
     """The coordinator in one look. `jobs` counts them by status; `offset` is that of the newest event.
 
-    `maintenance` is why nothing new begins; empty if it does.
+    `maintenance` is why nothing new begins, empty if it does; `maintenance_by`, `maintenance_since`: by whom, when.
     """
 
     status: Literal["training", "waiting", "idle"]
@@ -50,12 +50,15 @@ class StatusView(View, frozen=True, kw_only=True):
     jobs: dict[str, int]
     offset: int
     maintenance: str = ""
+    maintenance_by: str = ""
+    maintenance_since: float | None = None
 
 
 def status_view(
-    all_jobs: Iterable[Job], nodes: "Sequence[NodeStatus]", *, version: str, now: float, offset: int, maintenance: str
+    all_jobs: Iterable[Job], nodes: "Sequence[NodeStatus]", register: Register, *, version: str, now: float, offset: int
 ) -> StatusView:
     counts = Counter(map(status_of_job, all_jobs))
+    by, since = register.maintained
     live = counts.total() - sum(counts[status] for status in FINAL)
     return StatusView(
         status="training" if counts[Status.TRAINING] else "waiting" if live else "idle",
@@ -65,7 +68,9 @@ def status_view(
         nodes_connected=sum(node.connected for node in nodes),
         jobs=dict(counts),
         offset=offset,
-        maintenance=maintenance,
+        maintenance=register.maintenance,
+        maintenance_by=by,
+        maintenance_since=since if register.maintenance else None,
     )
 
 

@@ -104,7 +104,7 @@ class PartView(View, frozen=True, kw_only=True):
     """One node in one attempt. `share` is its part of what was made, `arrived` seconds after the opening.
 
     A node whose update counts by its weight has that share of the total; a robust reducer gives shares of its own, and
-    who gets none is `excluded`.
+    who gets none is `excluded`. `work` is the share of the local work that it was asked for.
     """
 
     node: NodeId
@@ -118,6 +118,7 @@ class PartView(View, frozen=True, kw_only=True):
     bytes: int = 0
     digest: Digest = ""
     metrics: Metrics = msgspec.field(default_factory=dict)
+    work: float = 1.0
 
 
 class RefusalView(View, frozen=True, kw_only=True):
@@ -197,7 +198,7 @@ def _part_view(
         node=node,
         selected=True,
         outcome="accepted" if share is None else "counted" if share > 0 else "excluded",
-        reason=excluded if share == 0 else member.reason,
+        reason=excluded if share == 0 else member.reason or round.opened.drawn.get(node, ""),
         weight=update.weight,
         share=share or 0.0,
         arrived=update.at - round.opened.at,
@@ -205,6 +206,7 @@ def _part_view(
         bytes=update.bytes,
         digest=update.digest,
         metrics=update.metrics,
+        work=round.opened.less.get(node, 1.0),
     )
 
 
