@@ -2,7 +2,8 @@
 
     python bench/verification.py
 
-One thread, float64; both in the same run on the same rows.
+One thread, float64; both in the same run on the same rows. Small tables are there to show where a check stops being
+cheaper than the work.
 """
 
 import argparse
@@ -17,9 +18,10 @@ from tutti.core.registry import Choice
 from tutti.core.workload import Table, verify, workloads
 
 SIZES = {
-    "linear_regression": [(20_000, 100), (50_000, 200), (50_000, 400)],
-    "pca:components=5": [(20_000, 100), (20_000, 200), (30_000, 400)],
+    "linear_regression": [(50_000, 10), (50_000, 30), (20_000, 100), (50_000, 200), (50_000, 400)],
+    "pca:components=5": [(50_000, 10), (50_000, 30), (20_000, 100), (20_000, 200), (30_000, 400)],
     "kmeans:clusters=20,iterations=100": [(10_000, 20), (30_000, 20), (60_000, 20)],
+    "kmeans:clusters=20,iterations=5": [(30_000, 20)],
     "training:epochs=10": [(5_000, 20), (20_000, 20), (20_000, 100)],
 }
 

@@ -15,6 +15,7 @@ from tutti.core.registry import Choice
 from tutti.core.workload import BadTable, Table
 from tutti.core.workloads import training
 from tutti.domain.ledger import Mint, Order
+from tutti.domain.market import assignment
 from tutti.domain.market.jobs import Status
 from tutti.services.accounts import Accounts
 from tutti.services.market.desk import Wish
@@ -157,3 +158,23 @@ async def test_a_job_that_gives_no_time_hurts_nobody(place):
     assert place.market.worker("ada").overall.score == 100
     await place.settled(job)
     assert await place.client_holds() == 10_000
+
+
+async def test_jobs_that_nobody_takes_are_looked_through_once(place, monkeypatch):
+    """Thousands of jobs that pay too little keep nobody's heartbeats waiting: equal ones are asked about once."""
+    await place.hire("ada", 150, price=50)
+    draws = []
+    for _ in range(30):
+        await place.submit("linear_regression", 1)
+    await place.until_market(lambda: all(job.funded for job in place.market.market.jobs.values()))
+    tried = assignment.why_not
+
+    def counted(*given):
+        draws.append(given)
+        return tried(*given)
+
+    monkeypatch.setattr(assignment, "why_not", counted)
+    assert await place.floor.assign() == 0
+    assert len(draws) == 1
+    (job,) = await place.settled(await place.submit("linear_regression", 60))
+    assert job.attempt(1).worker == "ada"

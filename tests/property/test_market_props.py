@@ -5,7 +5,9 @@ import pytest
 
 from tutti.core.errors import Conflict, NotFound
 from tutti.core.registry import Choice
-from tutti.core.workload import verify, workloads
+from tutti.core.workload import Table, verify, workloads
+from tutti.core.workloads import kmeans
+from tutti.core.workloads.kmeans import _distances
 from tutti.domain.ledger import Books, Found, Mint, Stake
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
@@ -327,3 +329,52 @@ def test_a_bond_makes_cheating_unprofitable():
             bond = RULES.bond(reward, detection)
             found = 1 - (1 - detection) * (1 - RULES.spot)
             assert found * (reward + bond) >= reward
+
+
+# -- another machine's arithmetic ----------------------------------------------------------------------
+
+
+def _sums_reversed(x, centres):
+    for rows, _, tie in _distances(x, centres):
+        yield rows, ((x[rows][:, None, ::-1] - centres[None, :, ::-1]) ** 2).sum(axis=2), tie
+
+
+def _step_elsewhere(x, centres):
+    """`kmeans._step`, with every sum taken the other way round."""
+    labels = np.empty(len(x), np.int64)
+    for rows, distances, tie in _sums_reversed(x, centres):
+        labels[rows] = (distances <= distances.min(axis=1, keepdims=True) + tie).argmax(axis=1)
+    counts = np.bincount(labels, minlength=len(centres))
+    sums = np.stack([np.bincount(labels[::-1], column[::-1], len(centres)) for column in x.T], axis=1)
+    moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
+    return moved, labels, float(((x - centres[labels]) ** 2)[::-1].sum())
+
+
+def test_k_means_of_a_machine_that_adds_in_another_order_holds(monkeypatch):
+    done = 0
+    for seed in range(1200):
+        job, table = random_job(np.random.default_rng(seed))
+        if job.kind.name != "kmeans":
+            continue
+        workload = workloads.build(job.kind)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(kmeans, "_step", _step_elsewhere)
+            result = dict(workload.solve(table, job.seed))
+        verdict = verify(workload, table, result, job.seed, seed, replay=True)
+        assert verdict.holds, f"seed {seed}: {verdict.reason}"
+        done += 1
+    assert done > 200
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1.0, 1e90])
+def test_a_left_out_component_is_found_at_every_scale(scale):
+    """PCA by the second component instead of the first: its squares must not overflow on the way."""
+    rng, passed = np.random.default_rng(1), 0
+    workload = workloads.build(Choice.parse("pca:components=1"))
+    for columns in (6, 60):  # by the covariance, and by products with the data
+        table = Table(scale * rng.standard_normal((200, columns)) * np.r_[10.0, 5.0, np.ones(columns - 2)])
+        assert verify(workload, table, workload.solve(table, 0), 0, 1).holds
+        two = workloads.build(Choice.parse("pca:components=2")).solve(table, 0)
+        second = {name: values[1:] for name, values in two.items()}
+        passed += sum(verify(workload, table, second, 0, seed).holds for seed in range(20))
+    assert passed == 0

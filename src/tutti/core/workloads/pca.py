@@ -4,13 +4,15 @@ For the covariance C, components V (k, d) as rows and their variances L:
 
 1. |V V' - 1| is at most 1e-6.
 2. C V' s = V' (L s) for random signs s (Freivalds 1977): a wrong pair shows in every draw, several can only cancel
-   with chance 1/2 in each. Two products with the data instead of the d of forming C.
+   with chance 1/2 in each. Two products with the data instead of the d of forming C, unless d is so small that
+   forming it is less work.
 3. Vectors orthogonal to V, after some power steps, have a Rayleigh quotient of at most lambda_{k+1} <= L_k
    (Courant-Fischer; Golub and Van Loan, Matrix Computations, 8.1): what shows more was left out. An honest result
    can therefore never fail here, but for rounding; a skipped component that stands out is found with a chance that
    grows with every step.
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
@@ -68,18 +70,21 @@ def _replay(table: Table, result: Result, k: int) -> Verdict:
 
 
 def _check(table: Table, result: Result, _: int, seed: int) -> Verdict:
-    v, variances = result["components"], result["explained_variance"]
+    size = float(np.abs(table.x).max()) or 1.0  # in parts of the largest value, lest squares overflow
+    table, variances = Table(table.x / size), result["explained_variance"] / size / size
+    v = result["components"]
     k, d = v.shape
     off = float(np.abs(v @ v.T - np.eye(k)).max())
     if not off <= ORTHONORMAL:
         return Verdict(False, f"the components are not orthonormal: off by {off:.1e}", {"orthonormal": off})
     centred = table.x - table.x.mean(axis=0)
     total = float(np.einsum("ij,ij->", centred, centred) / (len(centred) - 1))
+    times = _covariance(centred, 2 * (k + PROBES + STEPS * PROBES))
     rng = np.random.Generator(np.random.PCG64(seed))
     signs = rng.choice([-1.0, 1.0], (k, PROBES))
     outside = _deflated(rng.standard_normal((d, PROBES)), v, 1e-8)
     # both at once: the data are read from memory half as often
-    images = centred.T @ (centred @ np.hstack([v.T @ signs, outside])) / (len(centred) - 1)
+    images = times(np.hstack([v.T @ signs, outside]))
     noise = _noise(table, total)
     largest = max(float(np.abs(variances).max()), 1e-300)
     residual = float(np.abs(images[:, :PROBES] - v.T @ (variances[:, None] * signs)).max()) / largest
@@ -92,12 +97,20 @@ def _check(table: Table, result: Result, _: int, seed: int) -> Verdict:
     for _step in range(STEPS):
         seen = max(seen, float((outside * y).sum(axis=0).max()))
         outside = _deflated(y, v, 1e-10 * total)
-        y = centred.T @ (centred @ outside) / (len(centred) - 1)
+        y = times(outside)
     seen = max(seen, float((outside * y).sum(axis=0).max()))
     measures["outside"] = seen / max(float(variances.min()), 1e-300)
     if not seen <= OUTSIDE * float(variances.min()) + 1e-9 * total + noise:
         return Verdict(False, f"a component with variance {seen:.3g} or more was left out", measures)
     return Verdict(True, measures=measures)
+
+
+def _covariance(centred: Floats, columns: int) -> Callable[[Floats], Floats]:
+    """Multiplies by the covariance; formed once, if that is less work than so many columns' products with the data."""
+    if centred.shape[1] <= columns:
+        formed = centred.T @ centred / (len(centred) - 1)
+        return lambda z: np.asarray(formed @ z)
+    return lambda z: np.asarray(centred.T @ (centred @ z) / (len(centred) - 1))
 
 
 def _noise(table: Table, total: float) -> float:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import wasmtime
 
 MEMORY = 512 << 20
+STACK = 512 << 10
+"""Bytes of a program's stack, whatever the version of wasmtime would give."""
+
 MOST_NUMBERS = 1_000_000
 BINARY = "AGFzbQ"
 """How base64 of a compiled module begins."""
@@ -126,6 +129,7 @@ def compiled(code: str) -> "tuple[wasmtime.Engine, wasmtime.Module]":
 
     config = wasmtime.Config()
     config.consume_fuel = True
+    config.max_wasm_stack = STACK
     config.cranelift_nan_canonicalization = True
     config.wasm_relaxed_simd = config.wasm_threads = False
     engine = wasmtime.Engine(config)

@@ -53,6 +53,14 @@ def why_not(worker: Worker, job: ComputeJob, slot: int, stake: int, rules: Rules
     return ""
 
 
+def demand(job: ComputeJob, slot: int, rules: Rules, now: float) -> tuple[object, ...]:
+    """What decides who can be given a slot: if nobody can be given one, then nobody any other with the same demand."""
+    s, patience = job.submitted, job.patience(rules)
+    owners = frozenset((a.worker, a.owner) for a in job.attempts)
+    left = patience if job.expires - now >= patience else job.expires - now
+    return str(s.kind), job.share(slot), s.gpu, s.client, s.rows, s.columns, left, owners
+
+
 def draw(
     market: Market,
     job: ComputeJob,

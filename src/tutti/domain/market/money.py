@@ -63,6 +63,11 @@ def settlement(job: ComputeJob) -> list[Order]:
     return list(_settlement(job))
 
 
+def may_lack(job: ComputeJob, order: Order) -> bool:
+    """Whether there may be no escrow for an order of `settlement`: none was set aside, or not for a dispute."""
+    return not job.funded or order.key == f"market/{job.id}/end/{job.submitted.replicas}"
+
+
 def _settlement(job: ComputeJob) -> Iterator[Order]:
     for slot in job.slots:
         if not job.share(slot):

@@ -22,7 +22,7 @@ from tutti.domain.events import Digest, NodeId
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
 from tutti.domain.market import sealing
-from tutti.domain.market.assignment import Drawn, draw
+from tutti.domain.market.assignment import Drawn, demand, draw
 from tutti.domain.market.jobs import Attempt, ComputeJob
 from tutti.domain.market.sealing import Phase
 from tutti.ports import Arrived, Fabric, FabricEvent, Left, Said
@@ -317,7 +317,7 @@ class MarketFloor:
         if not self.market.coordinating:
             return 0
         free: list[NodeId] | None = None  # nobody looks through thousands of nodes while no job waits
-        drawn, seen = list[tuple[ComputeJob, int, Drawn]](), set[str]()
+        drawn, seen, hopeless = list[tuple[ComputeJob, int, Drawn]](), set[str](), set[object]()
         for job, slot in self.market.waiting():
             free = self._free() if free is None else free
             if not free:
@@ -325,11 +325,15 @@ class MarketFloor:
             if job.id in seen:
                 continue
             seen.add(job.id)
+            if (wanted := demand(job, slot, self.desk.rules, self.desk.clock())) in hopeless:
+                continue
             found = draw(self.market, job, slot, free, self.desk.stakes, self._chance, self.desk.clock())
             if found is not None:
                 free.remove(found.worker.name)
                 self.desk.reserved[found.worker.name] = found.bond
                 drawn.append((job, slot, found))
+            else:
+                hopeless.add(wanted)
         try:
             await asyncio.gather(*(self._assign(*each) for each in drawn))
         finally:

@@ -7,7 +7,6 @@ start is remembered, so that a job that is looked at often costs the ledger noth
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from tutti.core.errors import NotFound
 from tutti.domain.ledger import InsufficientFunds, Order
@@ -78,8 +77,11 @@ class Till:
     async def settle(self, job: ComputeJob) -> None:
         """Pay what is due, give back the rest, and say so in the log."""
         for order in money.settlement(job):
-            with suppress(NotFound):  # nothing could be set aside for it
+            try:
                 await self._post(job, [order])
+            except NotFound:
+                if not money.may_lack(job, order):  # what was set aside is gone: nobody is told that all is paid
+                    raise
         await self._desk.do(job.id, j.Settle())
         self._posted.pop(job.id, None)
 
