@@ -98,7 +98,9 @@ async def test_the_documented_calls_run_a_job_from_registration_to_payment(place
     await place.settled(place.market.job(job["job_id"]))
     done = (await http.get(f"/job/{job['job_id']}/status")).json()
     assert (done["status"], done["worker_id"], done["settled"]) == ("verified", "ada", True)
-    worker = (await http.get("/worker/ada/status")).json()
+    answer = await http.get("/worker/ada/status")
+    assert answer.status_code == 200, answer.text
+    worker = answer.json()
     assert (worker["jobs_completed"], worker["reputation"], worker["connected"]) == (1, 100, True)
     assert worker["gflops"] > 0
     assert worker["claimed"] == 82600
