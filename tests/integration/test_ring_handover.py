@@ -50,15 +50,15 @@ async def test_a_blob_is_given_and_taken_without_a_copy(member):
 async def test_what_is_wrong_is_refused(member):
     address, blobs = member
     blob = handover.sealed(BLOB)
-    with pytest.raises(handover.Refused, match="those that came have"):
+    with pytest.raises(handover.NotHandedOver, match="those that came have"):
         await handover.give(address, tensors.digest(b"another"), blob)
     large = handover.sealed(BLOB + b"1")
-    with pytest.raises(handover.Refused, match=f"at most {len(BLOB)} bytes are allowed here"):
+    with pytest.raises(handover.NotHandedOver, match=f"at most {len(BLOB)} bytes are allowed here"):
         await handover.give(address, tensors.digest(BLOB + b"1"), large)
     file = os.memfd_create("open", os.MFD_ALLOW_SEALING)
     os.write(file, BLOB)
     loose = handover.Sealed(file)
-    with pytest.raises(handover.Refused, match="can still be changed"):
+    with pytest.raises(handover.NotHandedOver, match="can still be changed"):
         await handover.give(address, DIGEST, loose)
     for each in (blob, large, loose):
         each.close()

@@ -45,8 +45,8 @@ _POSSIBLE = sys.platform == "linux"
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if _POSSIBLE else 0
 
 
-class Refused(TuttiError):
-    """The member is here, and does not take the blob."""
+class NotHandedOver(TuttiError):
+    """A member on this machine does not take the file of a blob; its bytes are sent instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,12 @@ def near(address: str) -> bool:
 
 
 async def give(address: str, digest: Digest, blob: Sealed) -> None:
-    """Have the member hold the blob; raises OSError if there is none here, Refused."""
+    """Have the member hold the blob; raises OSError if there is none here, NotHandedOver."""
     answer, file = await asyncio.to_thread(_exchange, address, b"G" + bytes.fromhex(digest), blob.file)
     if file is not None:
         os.close(file)
     if answer[:1] != b"+":
-        raise Refused(f"{address}: {answer[1:].decode(errors='replace')}")
+        raise NotHandedOver(f"{address}: {answer[1:].decode(errors='replace')}")
 
 
 async def take(address: str, digest: Digest) -> memoryview | None:

@@ -148,7 +148,7 @@ class _Parcel:
                 self._sealed = await asyncio.to_thread(handover.sealed, self.data)
         try:
             await handover.give(address, self.digest, self._sealed)
-        except (OSError, handover.Refused) as error:
+        except (OSError, handover.NotHandedOver) as error:
             log.warning("sending blob %s, which could not be handed over: %s", self.digest, error)
             return False
         return True
