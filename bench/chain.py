@@ -30,7 +30,7 @@ PEERS = 5
 
 async def open_chain(folder: Path) -> Chain:
     rpc, wallets = EmbeddedChain(folder / "chain.sqlite", time.time), Wallets(bytes(32))
-    deployment = await deploy(rpc, "embedded", wallets, folder / "deploy.sqlite", Rules())
+    deployment = await deploy(rpc, "embedded", wallets, folder / "deploy.sqlite", Rules(veto=0))
     return Chain(deployment, rpc, wallets, folder / "sent.sqlite")
 
 

@@ -7,25 +7,28 @@ import {TuttiToken} from "./TuttiToken.sol";
 
 /// @title Pools of rewards: one root a round, claimed whenever a node likes.
 /// @notice A sponsor names the coordinator and a deadline when it fills a pool:
-/// `token.transferAndCall(distributor, amount, abi.encode(id, coordinator, deadline))`. Each round the coordinator
-/// publishes the root of everybody's cumulative earnings, (account, total) pairs, and how much of which pool that
-/// newly allots. A claim pays what the account has not taken yet, of any number of rounds. No coordinator can give
-/// away more than its pools hold, or what others have allotted.
-/// @dev A root that promises more than was allotted cannot be paid to all: anybody can add up the published list
-/// within `window` seconds, in which the guardian can veto the root.
+/// `token.transferAndCall(distributor, amount, abi.encode(id, coordinator, deadline))`; the pool lies under
+/// `keyOf(sponsor, id)`. Each round the coordinator publishes the root of everybody's cumulative earnings,
+/// (account, total) pairs, and how much of which pool that newly allots. A claim pays what the account has not taken
+/// yet, of any number of rounds. No coordinator can give away more than its pools hold, or what others have allotted.
+/// @dev A claim is paid from what was allotted in rounds whose window is over: never from those that the guardian can
+/// still veto. A root that promises more than was allotted cannot be paid to all: anybody can add up the published
+/// list within `window` seconds, in which the guardian can veto the root.
 contract RewardDistributor is Intake {
     struct Pool {
         address sponsor;
         uint64 deadline;
         bool over;
         address coordinator;
-        uint128 left;
+        uint96 left;
     }
 
+    /// @dev `upTo`: what the coordinator had allotted in all rounds up to this one.
     struct Round {
         bytes32 root;
         bytes32 pool;
-        uint128 amount;
+        uint96 amount;
+        uint96 upTo;
         uint64 validFrom;
     }
 
@@ -34,9 +37,8 @@ contract RewardDistributor is Intake {
     /// @notice Seconds between a root's publication and the first claim on it.
     uint64 public immutable window;
 
-    mapping(bytes32 id => Pool) public pools;
+    mapping(bytes32 key => Pool) public pools;
     mapping(address coordinator => Round[]) public rounds;
-    mapping(address coordinator => uint256) public allotted;
     mapping(address coordinator => uint256) public paid;
     mapping(address coordinator => mapping(address account => uint256)) public claimed;
 
@@ -45,27 +47,31 @@ contract RewardDistributor is Intake {
     uint256 public totalOwed;
 
     event Funded(
-        bytes32 indexed id, address indexed sponsor, address indexed coordinator, uint256 amount, uint64 deadline
+        bytes32 indexed key,
+        address indexed sponsor,
+        address indexed coordinator,
+        bytes32 id,
+        uint256 amount,
+        uint64 deadline
     );
     event Distributed(
-        bytes32 indexed id, address indexed coordinator, uint256 round, bytes32 root, uint256 amount, bytes32 evidence
+        bytes32 indexed key, address indexed coordinator, uint256 round, bytes32 root, uint256 amount, bytes32 evidence
     );
     event Vetoed(address indexed coordinator, uint256 round, bytes32 root);
     event Claimed(address indexed coordinator, address indexed account, uint256 amount);
-    event Refunded(bytes32 indexed id, address indexed sponsor, uint256 amount);
+    event Refunded(bytes32 indexed key, address indexed sponsor, uint256 amount);
 
-    error NoSuchPool(bytes32 id);
-    error PoolExists(bytes32 id);
-    error PoolOver(bytes32 id);
-    error PoolTooSmall(bytes32 id, uint256 left, uint256 amount);
-    error NotYours(bytes32 id, address caller);
+    error NoSuchPool(bytes32 key);
+    error PoolExists(bytes32 key);
+    error PoolOver(bytes32 key);
+    error PoolTooSmall(bytes32 key, uint256 left, uint256 amount);
+    error NotYours(bytes32 key, address caller);
     error NoSuchRound(address coordinator, uint256 round);
     error NotYetValid(uint256 round, uint64 validFrom);
     error VetoedTooLate(uint256 round, uint64 validFrom);
     error BadProof();
     error NothingOwed(address account);
-    error RootPromisesTooMuch(uint256 allotted, uint256 paid);
-    error BadTerms();
+    error RootPromisesTooMuch(address account, uint256 amount, uint256 left);
 
     constructor(TuttiToken token_, address admin, uint64 window_) Intake(token_, admin) {
         window = window_;
@@ -75,18 +81,24 @@ contract RewardDistributor is Intake {
         return rounds[coordinator].length;
     }
 
+    /// @notice What a coordinator has allotted in all its rounds.
+    function allotted(address coordinator) public view returns (uint96) {
+        uint256 count = rounds[coordinator].length;
+        return count == 0 ? 0 : rounds[coordinator][count - 1].upTo;
+    }
+
     /// @notice Publish the root of all earnings so far; `amount` of the pool becomes owed. `evidence` is the root of
     /// the round's contributions, from which anybody can compute the earnings again.
-    function distribute(bytes32 id, uint128 amount, bytes32 root, bytes32 evidence) external {
-        Pool storage pool = _live(id);
-        if (msg.sender != pool.coordinator) revert NotYours(id, msg.sender);
-        if (amount > pool.left) revert PoolTooSmall(id, pool.left, amount);
+    function distribute(bytes32 key, uint96 amount, bytes32 root, bytes32 evidence) external {
+        Pool storage pool = _live(key);
+        if (msg.sender != pool.coordinator) revert NotYours(key, msg.sender);
+        if (amount > pool.left) revert PoolTooSmall(key, pool.left, amount);
         pool.left -= amount;
         totalPooled -= amount;
         totalOwed += amount;
-        allotted[msg.sender] += amount;
-        rounds[msg.sender].push(Round(root, id, amount, uint64(block.timestamp) + window));
-        emit Distributed(id, msg.sender, rounds[msg.sender].length - 1, root, amount, evidence);
+        uint96 upTo = allotted(msg.sender) + amount;
+        rounds[msg.sender].push(Round(root, key, amount, upTo, uint64(block.timestamp) + window));
+        emit Distributed(key, msg.sender, rounds[msg.sender].length - 1, root, amount, evidence);
     }
 
     /// @notice Pay an account what it has earned and not claimed; anybody may send this for it.
@@ -100,9 +112,8 @@ contract RewardDistributor is Intake {
         uint256 before = claimed[coordinator][account];
         if (total <= before) revert NothingOwed(account);
         uint256 amount = total - before;
-        if (amount > allotted[coordinator] - paid[coordinator]) {
-            revert RootPromisesTooMuch(allotted[coordinator], paid[coordinator]);
-        }
+        uint256 rest = _valid(rounds[coordinator], round).upTo - paid[coordinator];
+        if (amount > rest) revert RootPromisesTooMuch(account, amount, rest);
         claimed[coordinator][account] = total;
         paid[coordinator] += amount;
         totalOwed -= amount;
@@ -119,7 +130,6 @@ contract RewardDistributor is Intake {
             Round memory last = published[published.length - 1];
             if (block.timestamp >= last.validFrom) revert VetoedTooLate(published.length - 1, last.validFrom);
             published.pop();
-            allotted[coordinator] -= last.amount;
             totalOwed -= last.amount;
             emit Vetoed(coordinator, published.length, last.root);
             Pool storage pool = pools[last.pool];
@@ -133,28 +143,38 @@ contract RewardDistributor is Intake {
     }
 
     /// @notice What is left goes back to the sponsor: when the coordinator says so, or, after the deadline, anybody.
-    function refund(bytes32 id) external {
-        Pool storage pool = _live(id);
-        if (msg.sender != pool.coordinator && block.timestamp <= pool.deadline) revert NotYours(id, msg.sender);
-        uint128 left = pool.left;
+    function refund(bytes32 key) external {
+        Pool storage pool = _live(key);
+        if (msg.sender != pool.coordinator && block.timestamp <= pool.deadline) revert NotYours(key, msg.sender);
+        uint96 left = pool.left;
         (pool.over, pool.left) = (true, 0);
         totalPooled -= left;
-        emit Refunded(id, pool.sponsor, left);
+        emit Refunded(key, pool.sponsor, left);
         _send(pool.sponsor, left);
     }
 
-    function _received(address from, uint128 value, bytes calldata data) internal override {
-        (bytes32 id, address coordinator, uint64 deadline) = abi.decode(data, (bytes32, address, uint64));
-        if (pools[id].sponsor != address(0)) revert PoolExists(id);
-        if (coordinator == address(0) || deadline <= block.timestamp) revert BadTerms();
-        pools[id] = Pool(from, deadline, false, coordinator, value);
+    function _received(address from, uint96 value, bytes calldata data) internal override {
+        (bytes32 id, bytes32 key, address coordinator, uint64 deadline) = _terms(from, data);
+        if (pools[key].sponsor != address(0)) revert PoolExists(key);
+        pools[key] = Pool(from, deadline, false, coordinator, value);
         totalPooled += value;
-        emit Funded(id, from, coordinator, value, deadline);
+        emit Funded(key, from, coordinator, id, value, deadline);
     }
 
-    function _live(bytes32 id) private view returns (Pool storage pool) {
-        pool = pools[id];
-        if (pool.sponsor == address(0)) revert NoSuchPool(id);
-        if (pool.over) revert PoolOver(id);
+    /// @dev The newest round whose window is over, from one on of which that is known: by halves, as rounds are in order.
+    function _valid(Round[] storage published, uint256 low) private view returns (Round storage) {
+        uint256 high = published.length;
+        while (high - low > 1) {
+            uint256 middle = (low + high) / 2;
+            if (published[middle].validFrom <= block.timestamp) low = middle;
+            else high = middle;
+        }
+        return published[low];
+    }
+
+    function _live(bytes32 key) private view returns (Pool storage pool) {
+        pool = pools[key];
+        if (pool.sponsor == address(0)) revert NoSuchPool(key);
+        if (pool.over) revert PoolOver(key);
     }
 }

@@ -6,22 +6,25 @@ import {Intake} from "./Intake.sol";
 import {TuttiToken} from "./TuttiToken.sol";
 
 /// @title Tokens at risk: staked by `token.transferAndCall(staking, amount, "")`, taken back after a period.
-/// @notice What unbonds can still be slashed. Slashed tokens make the victim whole first; the rest is burned, and
-/// whoever decides gets nothing. A bond that secures a job (`locked`) belongs to that job alone.
+/// @notice Only two contracts can take stake, and no person: ContributionTracker for a fault that it has a proof of,
+/// and JobEscrow for a wrong result. What is free goes first, then what unbonds, then the bonds of jobs (for a wrong
+/// result its own bond before all): nothing that is staked is out of reach, whatever it is bound to. What is taken
+/// beyond a compensation is burned.
 contract Staking is Intake {
     struct Position {
-        uint128 staked;
-        uint128 unbonding;
-        uint128 locked;
+        uint96 staked;
+        uint96 unbonding;
         uint64 due;
+        uint96 locked;
     }
 
-    bytes32 public constant ARBITER_ROLE = keccak256("ARBITER_ROLE");
+    bytes32 public constant FAULT_ROLE = keccak256("FAULT_ROLE");
     bytes32 public constant BOND_ROLE = keccak256("BOND_ROLE");
 
     /// @notice Seconds between `unstake` and `withdraw`.
     uint64 public immutable period;
 
+    /// @notice `locked`: of `staked`, what is bond of jobs.
     mapping(address account => Position) public positions;
     uint256 public totalStaked;
     uint256 public totalUnbonding;
@@ -38,7 +41,6 @@ contract Staking is Intake {
     error InsufficientStake(address account, uint256 available, uint256 amount);
     error NothingUnbonds(address account);
     error StillUnbonding(address account, uint64 due);
-    error BadCompensation(address account, address victim, uint256 amount, uint256 compensation);
 
     constructor(TuttiToken token_, address admin, uint64 period_) Intake(token_, admin) {
         period = period_;
@@ -49,15 +51,10 @@ contract Staking is Intake {
         return positions[account].staked - positions[account].locked;
     }
 
-    /// @notice The most that `slash` can take.
-    function slashable(address account) external view returns (uint256) {
-        return available(account) + positions[account].unbonding;
-    }
-
     /// @notice Begin to take stake back. The period starts anew for everything that unbonds.
-    function unstake(uint128 amount) external {
+    function unstake(uint96 amount) external {
         Position storage position = positions[msg.sender];
-        _require(msg.sender, available(msg.sender), amount);
+        _require(msg.sender, amount);
         position.staked -= amount;
         position.unbonding += amount;
         position.due = uint64(block.timestamp) + period;
@@ -69,7 +66,7 @@ contract Staking is Intake {
     /// @notice Take everything that has unbonded.
     function withdraw() external {
         Position storage position = positions[msg.sender];
-        uint128 amount = position.unbonding;
+        uint96 amount = position.unbonding;
         if (amount == 0) revert NothingUnbonds(msg.sender);
         if (block.timestamp < position.due) revert StillUnbonding(msg.sender, position.due);
         position.unbonding = 0;
@@ -78,58 +75,79 @@ contract Staking is Intake {
         _send(msg.sender, amount);
     }
 
-    /// @notice Take stake for a proven fault: what is free of bonds first, then what unbonds.
-    function slash(address account, uint128 amount, address victim, uint128 compensation, bytes32 reason)
+    /// @notice Burn stake for a proven fault: `amount`, or all there is if that is less.
+    function slash(address account, uint96 amount, bytes32 reason)
         external
-        onlyRole(ARBITER_ROLE)
+        onlyRole(FAULT_ROLE)
+        returns (uint96 taken)
     {
-        uint256 fromStake = Math.min(amount, available(account));
-        _require(account, fromStake + positions[account].unbonding, amount);
-        positions[account].staked -= uint128(fromStake);
-        positions[account].unbonding -= uint128(amount - fromStake);
-        totalStaked -= fromStake;
-        totalUnbonding -= amount - fromStake;
-        _take(account, amount, victim, compensation, reason);
+        taken = _take(account, amount);
+        _burn(account, taken, address(0), 0, reason);
     }
 
     /// @notice Secure a job with stake.
-    function lock(address account, uint128 amount) external onlyRole(BOND_ROLE) {
-        _require(account, available(account), amount);
+    function lock(address account, uint96 amount) external onlyRole(BOND_ROLE) {
+        _require(account, amount);
         positions[account].locked += amount;
         emit Locked(account, amount);
     }
 
-    function unlock(address account, uint128 amount) external onlyRole(BOND_ROLE) {
-        positions[account].locked -= amount;
-        emit Unlocked(account, amount);
+    /// @notice Let a bond go. A proven fault may have taken some of what was locked.
+    function unlock(address account, uint96 amount) external onlyRole(BOND_ROLE) {
+        uint96 freed = _min(amount, positions[account].locked);
+        positions[account].locked -= freed;
+        emit Unlocked(account, freed);
     }
 
-    /// @notice Take a bond that was locked.
-    function slashBond(address account, uint128 amount, address victim, uint128 compensation, bytes32 reason)
+    /// @notice Take a bond: `compensation` to the victim, the rest is burned. Where a proven fault has taken some of the
+    /// bond, the account's other stake stands in.
+    function slashBond(address account, uint96 amount, address victim, uint96 compensation, bytes32 reason)
         external
         onlyRole(BOND_ROLE)
+        returns (uint96 taken)
     {
-        positions[account].locked -= amount;
-        positions[account].staked -= amount;
-        totalStaked -= amount;
-        _take(account, amount, victim, compensation, reason);
+        Position storage position = positions[account];
+        uint96 bond = _min(amount, position.locked);
+        position.locked -= bond;
+        position.staked -= bond;
+        totalStaked -= bond;
+        taken = bond + _take(account, amount - bond);
+        _burn(account, taken, victim, _min(compensation, taken), reason);
     }
 
-    function _received(address from, uint128 value, bytes calldata) internal override {
+    function _received(address from, uint96 value, bytes calldata) internal override {
         positions[from].staked += value;
         totalStaked += value;
         emit Staked(from, value);
     }
 
-    function _take(address account, uint128 amount, address victim, uint128 compensation, bytes32 reason) private {
-        bool gain = compensation > 0 && (victim == account || victim == msg.sender || victim == address(0));
-        if (gain || compensation > amount) revert BadCompensation(account, victim, amount, compensation);
-        emit Slashed(account, amount, victim, compensation, reason);
-        _send(victim, compensation);
-        token.burn(amount - compensation);
+    /// @dev What is free first, then what unbonds, then bonds.
+    function _take(address account, uint96 amount) private returns (uint96 taken) {
+        Position storage position = positions[account];
+        uint96 free = _min(amount, position.staked - position.locked);
+        uint96 unbonding = _min(amount - free, position.unbonding);
+        uint96 bound = _min(amount - free - unbonding, position.locked);
+        position.staked -= free + bound;
+        position.unbonding -= unbonding;
+        position.locked -= bound;
+        totalStaked -= free + bound;
+        totalUnbonding -= unbonding;
+        taken = free + unbonding + bound;
     }
 
-    function _require(address account, uint256 has, uint256 amount) private pure {
+    function _burn(address account, uint96 taken, address victim, uint96 compensation, bytes32 reason) private {
+        if (taken == 0) return;
+        emit Slashed(account, taken, victim, compensation, reason);
+        _send(victim, compensation);
+        token.burn(taken - compensation);
+    }
+
+    function _require(address account, uint256 amount) private view {
+        uint256 has = available(account);
         if (amount == 0 || amount > has) revert InsufficientStake(account, has, amount);
+    }
+
+    function _min(uint96 a, uint96 b) private pure returns (uint96) {
+        return uint96(Math.min(a, b));
     }
 }

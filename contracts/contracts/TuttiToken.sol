@@ -4,11 +4,10 @@ pragma solidity 0.8.28;
 import {AccessControl} from "@openzeppelin/contracts/access/AccessControl.sol";
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
 import {ERC1363} from "@openzeppelin/contracts/token/ERC20/extensions/ERC1363.sol";
-import {ERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/ERC20Permit.sol";
 
-/// @title The token: whole units, capped for ever, with permit, and with transfers that tell their receiver (ERC-1363).
+/// @title The token: whole units, capped for ever, with transfers that tell their receiver (ERC-1363).
 /// @notice Nobody can move or freeze another's tokens. Burned tokens do not make room under the cap.
-contract TuttiToken is ERC1363, ERC20Permit, AccessControl {
+contract TuttiToken is ERC1363, AccessControl {
     bytes32 public constant MINTER_ROLE = keccak256("MINTER_ROLE");
 
     /// @notice The most that may ever be minted.
@@ -19,7 +18,7 @@ contract TuttiToken is ERC1363, ERC20Permit, AccessControl {
 
     error OverCap(uint256 minted, uint256 amount, uint256 cap);
 
-    constructor(address admin, uint256 cap_) ERC20("Tutti", "TUTTI") ERC20Permit("Tutti") {
+    constructor(address admin, uint256 cap_) ERC20("Tutti", "TUTTI") {
         cap = cap_;
         _grantRole(DEFAULT_ADMIN_ROLE, admin);
     }

@@ -22,7 +22,7 @@ async function main() {
   }
   const { chainId } = await ethers.provider.getNetwork();
   const file = path.join(__dirname, "..", "deployments", `${network.name}.json`);
-  const found = { rpc: network.config.url ?? "", chain_id: Number(chainId), contracts };
+  const found = { rpc: network.config.url ?? "", chain_id: Number(chainId), contracts, guardian: role("GUARDIAN", 3) };
   fs.mkdirSync(path.dirname(file), { recursive: true });
   fs.writeFileSync(file, JSON.stringify(found, null, 2) + "\n");
   console.log(`\nwritten to ${path.relative(process.cwd(), file)}; a coordinator takes it by:`);

@@ -3,7 +3,7 @@ const fs = require("fs");
 const path = require("path");
 const { ethers } = require("hardhat");
 const { time } = require("@nomicfoundation/hardhat-network-helpers");
-const { coder, earnings, id, leaf, root, stake, world } = require("../test/support");
+const { coder, earnings, equivocation, id, key, leaf, root, stake, world } = require("../test/support");
 
 const FILE = path.join(__dirname, "..", "..", "docs", "gas.md");
 
@@ -11,9 +11,10 @@ async function measure() {
   const w = await world();
   const rows = [];
   const cost = async (what, sent) => rows.push([what, (await (await sent).wait()).gasUsed]);
-  // A fixed deadline: each zero byte in it makes a call cheaper, so today's date must not be in it.
+  // A fixed date: each zero byte in a deadline makes a call cheaper, so today must not be in it.
+  await time.increaseTo(0x111111111);
   const payIn = (to, name, payer, amount) => {
-    const terms = coder.encode(["bytes32", "address", "uint64"], [id(name), w.operator.address, 0x1111111111n]);
+    const terms = coder.encode(["bytes32", "address", "uint64"], [id(name), w.operator.address, 0x112111111n]);
     return w.token.connect(payer)["transferAndCall(address,uint256,bytes)"](to, amount, terms);
   };
   const [operator, arbiter, bob] = [w.operator, w.arbiter, w.bob];
@@ -23,15 +24,14 @@ async function measure() {
   await cost("`staking.unstake`", w.staking.connect(bob).unstake(100n));
   await time.increase(8 * 24 * 3600);
   await cost("`staking.withdraw`", w.staking.connect(bob).withdraw());
-  await cost("`staking.slash`", w.staking.connect(arbiter).slash(bob, 10n, w.carol, 5n, id("late")));
 
-  const job = id("job");
+  const job = key(w.alice, "job");
   await cost("a job: pay in", payIn(w.escrow.target, "job", w.alice, 100n));
   for (const end of ["release", "penalise", "pay"]) {
     await cost("– `offer`", w.escrow.connect(operator).offer(job, bob, 50n));
     await cost("– `accept`", w.escrow.connect(bob).accept(job, 50n));
     if (end === "release") await cost("– `release`", w.escrow.connect(operator).release(job));
-    else if (end === "penalise") await cost("– `penalise`", w.escrow.connect(arbiter).penalise(job, 50n));
+    else if (end === "penalise") await cost("– `penalise`", w.escrow.connect(arbiter).penalise(job, 25n));
     else await cost("– `pay`", w.escrow.connect(operator).pay(job, bob));
   }
 
@@ -41,6 +41,9 @@ async function measure() {
     await cost(`\`tracker.record\`, a round of ${nodes} nodes`, w.tracker.connect(operator).record(
       id("s"), nodes, root(leaves), nodes, id("m")));
   }
+  await cost("`tracker.vouch`", w.tracker.connect(bob).vouch(w.eve));
+  const proof = await equivocation(w, w.eve);
+  await cost("`tracker.proveEquivocation`", w.tracker.connect(operator).proveEquivocation(...proof, bob));
   await cost("`registry.close`", w.registry.connect(operator).close(id("s"), id("m")));
 
   await cost("fill a pool", payIn(w.rewards.target, "pool", w.dave, 500n));
@@ -49,7 +52,7 @@ async function measure() {
     const totals = [[w.frank, round * 5n + 5n]];
     for (let i = 1; i < nodes; i++) totals.push([ethers.zeroPadValue(ethers.toBeHex(i), 20), 0n]);
     const { root: top, proof } = earnings(totals);
-    const sent = w.rewards.connect(operator).distribute(id("pool"), 5n, top, id("evidence"));
+    const sent = w.rewards.connect(operator).distribute(key(w.dave, "pool"), 5n, top, id("evidence"));
     await cost(`\`rewards.distribute\`, a round of ${nodes} nodes`, sent);
     await cost("– `claim`", w.rewards.claim(operator, round, w.frank, totals[0][1], proof(0)));
     round += 1n;

@@ -1,8 +1,13 @@
 const { expect } = require("chai");
+const { ethers } = require("hardhat");
 const { loadFixture, time } = require("@nomicfoundation/hardhat-network-helpers");
-const { id, open, stake, world } = require("./support");
+const { key, open, stake, world } = require("./support");
 
-const JOB = id("job");
+let JOB; // alice's job of the name "job"
+
+before(async () => {
+  JOB = key((await ethers.getSigners())[4], "job");
+});
 
 // A job of 100 tokens that alice pays for; bob has staked 200 and put up 50.
 async function offered() {
@@ -37,19 +42,15 @@ describe("JobEscrow", () => {
     expect(await holdings(w)).to.deep.equal({ alice: 900n, bob: 900n, staked: 200n, locked: 0n });
     const again = w.escrow.connect(w.operator).refund(JOB);
     await expect(again).to.be.revertedWithCustomError(w.escrow, "JobOver");
-    expect(await w.escrow.reputation(w.bob)).to.equal(100n);
   });
 
   it("takes the bond for a wrong result: a part to the client, the rest burned, and the job goes to another", async () => {
     const w = await loadFixture(taken);
-    const greedy = w.escrow.connect(w.arbiter).penalise(JOB, 101n);
+    const greedy = w.escrow.connect(w.arbiter).penalise(JOB, 26n); // more than half of the bond
     await expect(greedy).to.be.revertedWithCustomError(w.escrow, "BadTerms");
-    const beyond = w.escrow.connect(w.arbiter).penalise(JOB, 51n);
-    await expect(beyond).to.be.revertedWithCustomError(w.staking, "BadCompensation");
     await w.escrow.connect(w.arbiter).penalise(JOB, 25n);
     expect(await holdings(w)).to.deep.equal({ alice: 925n, bob: 800n, staked: 150n, locked: 0n });
     expect(await w.token.totalSupply()).to.equal(5_975n);
-    expect(await w.escrow.reputation(w.bob)).to.equal(50n);
     await stake(w, w.carol, 60n);
     await w.escrow.connect(w.operator).offer(JOB, w.carol, 60n);
     await w.escrow.connect(w.carol).accept(JOB, 60n);
@@ -62,7 +63,6 @@ describe("JobEscrow", () => {
     const w = await loadFixture(taken);
     await w.escrow.connect(w.operator).release(JOB);
     expect(await holdings(w)).to.deep.equal({ alice: 900n, bob: 800n, staked: 200n, locked: 0n });
-    expect(await w.escrow.reputation(w.bob)).to.equal(100n);
     const twice = w.escrow.connect(w.operator).release(JOB);
     await expect(twice).to.be.revertedWithCustomError(w.escrow, "WrongState");
     const late = w.escrow.connect(w.arbiter).penalise(JOB, 0n);
@@ -106,7 +106,7 @@ describe("JobEscrow", () => {
     await expect(accept(50n)).to.be.revertedWithCustomError(w.escrow, "BadTerms");
     await accept(200n);
     await expect(accept(200n)).to.be.revertedWithCustomError(w.escrow, "WrongState");
-    await expect(open(w, "job", w.carol, 1n)).to.be.revertedWithCustomError(w.escrow, "JobExists");
+    await expect(open(w, "job", w.alice, 1n)).to.be.revertedWithCustomError(w.escrow, "JobExists");
   });
 
   it("refuses every step to those whose step it is not", async () => {

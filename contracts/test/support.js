@@ -5,11 +5,14 @@ const { deploySystem } = require("../scripts/system");
 const id = (text) => ethers.encodeBytes32String(text);
 const coder = ethers.AbiCoder.defaultAbiCoder();
 
+// Under which key a payer's escrow or pool of this name lies.
+const key = (payer, name) => ethers.keccak256(coder.encode(["address", "bytes32"], [payer.address ?? payer, id(name)]));
+
 // Everything deployed, and six people with 1,000 tokens each.
 async function world(rules = {}) {
   const signers = await ethers.getSigners();
   const [deployer, operator, arbiter, guardian, alice, bob, carol, dave, eve, frank] = signers;
-  const system = await deploySystem(ethers, { operator, arbiter, guardian, cap: 10_000n, ...rules });
+  const system = await deploySystem(ethers, { operator, arbiter, guardian, cap: 10_000n, veto: 0, ...rules });
   const people = [alice, bob, carol, dave, eve, frank];
   for (const person of people) await system.token.connect(operator).mint(person, 1_000n);
   return { ...system, deployer, operator, arbiter, guardian, alice, bob, carol, dave, eve, frank, people };
@@ -62,16 +65,18 @@ function earnings(totals) {
   return { root: leaves.length ? root(leaves) : ethers.ZeroHash, proof: (index) => proof(leaves, index) };
 }
 
-// A small generator with a seed, so that a failing run can be repeated (mulberry32).
-function chance(seed) {
-  const next = () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-  const below = (n) => Math.floor(next() * n);
-  return { next, below, pick: (list) => list[below(list.length)] };
+// Two updates that `who` has signed for this tracker, as arguments of proveEquivocation. They differ unless told to agree.
+async function equivocation(w, who, { hashes = ["a", "b"], nonces = [0n, 0n], signers = [who, who] } = {}) {
+  const { chainId } = await ethers.provider.getNetwork();
+  const domain = { name: "Tutti", version: "1", chainId, verifyingContract: w.tracker.target };
+  const fields = ["session:bytes32", "round:uint64", "baseModel:bytes32", "updateHash:bytes32", "samples:uint64", "nonce:uint64"];
+  const types = { Update: fields.map((f) => ({ name: f.split(":")[0], type: f.split(":")[1] })) };
+  const given = [];
+  for (const [i, hash] of hashes.entries()) {
+    const update = { session: id("s"), round: 1n, baseModel: id("b"), updateHash: id(hash), samples: 9n, nonce: nonces[i] };
+    given.push(update, await signers[i].signTypedData(domain, types, update));
+  }
+  return given;
 }
 
-module.exports = { chance, coder, earnings, fund, id, later, leaf, open, proof, root, stake, world };
+module.exports = { coder, earnings, equivocation, fund, id, key, later, leaf, open, proof, root, stake, world };

@@ -29,7 +29,7 @@ def impatient(monkeypatch):
 @pytest.fixture
 async def world(tmp_path):
     """A ledger with a trouble-maker between it and its chain; alice has 100, of which 40 lie in a pool."""
-    chain, rpc = await embedded(tmp_path, Rules(), Clock())
+    chain, rpc = await embedded(tmp_path, Rules(veto=0), Clock())
     chain.sender.close()
     between = Between(rpc)
     ledger = EvmLedger(Chain(chain.deployment, between, WALLETS, tmp_path / "chain-sent.sqlite"))
@@ -191,7 +191,7 @@ def node():
 async def test_a_transaction_that_is_too_cheap_is_sent_dearer_and_is_carried_out_once(node, tmp_path):
     """Blocks ask fifteen times as much; the process ends meanwhile, and its successor holds no key of the sender."""
     rpc = HttpRpc(node.url)
-    chain = await deployed(rpc, node.url, tmp_path, Rules(), Wallets(b"f" * 32))
+    chain = await deployed(rpc, node.url, tmp_path, Rules(veto=0), Wallets(b"f" * 32))
     ledger = EvmLedger(chain)
     await ledger.post(Order("grant", l.Mint(to="alice", amount=100)))
     await ledger.post(Order("gas", l.Transfer(source="alice", to="carol", amount=1)))

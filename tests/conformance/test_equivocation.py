@@ -47,7 +47,9 @@ async def prove(chain, nonces, key="proof"):
         ]
 
         async def call(proofs=proofs):
-            return chain.call(chain.operator, "tracker", "proveEquivocation", *proofs[0], *proofs[1])
+            return chain.call(
+                chain.operator, "tracker", "proveEquivocation", *proofs[0], *proofs[1], address_of(NODE.public)
+            )
 
         try:
             return await chain.send(f"{key}/{ends}", b"proof", call)

@@ -7,20 +7,22 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from eth_abi import encode
+from eth_account import Account as Wallet
 
 from support.evm import WALLETS, Between, Clock, deployed, embedded, hardhat
 from tutti.adapters.chain.connection import Chain, Deployment
 from tutti.adapters.chain.deploy import Rules
 from tutti.adapters.chain.rpc import HttpRpc
 from tutti.adapters.chain.wallets import NotInCustody, Wallets
-from tutti.adapters.ledgers.evm import EvmLedger
+from tutti.adapters.ledgers.evm import TRANSFER_AND_CALL, EvmLedger, escrow_id
 from tutti.core.errors import Conflict, NotFound, Unavailable, UserError
 from tutti.domain import ledger as l
 from tutti.domain.ledger import Account, Order
 from tutti.ports.ledger import KeyReused
 from tutti.testing.ledgers import CAP, UNBONDING, Bench, LedgerSuite, post
 
-RULES = Rules(cap=CAP, unbonding=UNBONDING)
+RULES = Rules(cap=CAP, unbonding=UNBONDING, veto=0)
 
 
 class TestEmbeddedChain(LedgerSuite):
@@ -203,6 +205,57 @@ async def test_rounds_that_the_guardian_vetoed_are_not_owed(tmp_path, clock):
     await ledger.close()
 
 
+async def test_names_that_strangers_use_and_tokens_that_go_astray_change_nothing(world):
+    """Anybody may pay in under any name, and send tokens to a contract."""
+    ledger, _, _ = world
+    eve, chain = Wallet.from_key(b"e" * 32), ledger.chain
+    await ledger.post(Order("to-eve", l.Transfer(source="alice", to=eve.address, amount=9)))
+    terms = encode(["bytes32", "address", "uint64"], [escrow_id("job"), chain.operator.address, await chain.now() + 99])
+    for number, (function, *arguments) in enumerate(
+        [
+            (TRANSFER_AND_CALL, chain.to("escrow"), 1, terms),
+            (TRANSFER_AND_CALL, chain.to("rewards"), 1, terms),
+            *(("transfer", chain.to(name), 2) for name in ("staking", "escrow", "rewards")),
+        ]
+    ):
+
+        async def call(function=function, arguments=arguments):
+            return chain.call(eve, "token", function, *arguments)
+
+        await chain.send(f"eve-{number}", b"", call)
+    await post(
+        ledger,
+        l.Escrow(escrow="job", payer="alice", amount=50),
+        l.Reward(escrow="job", to="bob"),
+        start=1,
+    )
+    assert (await ledger.account("bob")).free == 50
+    with pytest.raises(l.EscrowOver):
+        await ledger.post(Order("again", l.Escrow(escrow="job", payer="bob", amount=5)))
+    totals = await ledger.totals()
+    assert (totals.stray, totals.escrowed, totals.conserved) == (6, 2, True)
+
+
+async def test_contracts_of_another_version_are_refused(world, tmp_path):
+    ledger, _, rpc = world
+    right = ledger.chain.deployment.contracts
+    for wrong, said in (
+        ({"escrow": right["rewards"]}, "is not the JobEscrow of this version"),
+        ({"token": "0x" + "11" * 20}, "there is no TuttiToken at 0x1111"),
+    ):
+        chain = Chain(Deployment("embedded", 31337, right | wrong), rpc, WALLETS, tmp_path / "wrong.sqlite")
+        with pytest.raises(Conflict, match=said):
+            await EvmLedger(chain).post(PAY)
+        chain.sender.close()
+    other = await deployed(rpc, "embedded", tmp_path / "other", RULES, Wallets(b"v" * 32))
+    mixed = right | {"token": other.to("token")}
+    chain = Chain(Deployment("embedded", 31337, mixed), rpc, WALLETS, tmp_path / "mixed.sqlite")
+    with pytest.raises(Conflict, match=r"the Staking at 0x.* uses a TuttiToken at 0x"):
+        await chain.check_code()
+    for one in (chain, other):
+        one.sender.close()
+
+
 async def test_contracts_that_are_not_there_are_named(world, tmp_path):
     ledger, _, rpc = world
     nowhere = Deployment("embedded", 31337, dict.fromkeys(ledger.chain.deployment.contracts, "0x" + "11" * 20))
@@ -249,7 +302,6 @@ async def test_both_chains_give_the_same_answers_and_the_same_gas(node, tmp_path
         l.Escrow(escrow="pool", payer="a", amount=90, purpose="pool"),
         l.Distribute(escrow="pool", payments={"b": 30, "c": 4}, evidence="ab" * 32),
         l.Claim(account="c"),
-        l.Slash(account="a", amount=40, reason="late", victim="b", compensation=15),
         l.Unstake(account="a", amount=60),
         l.Refund(escrow="pool"),
     ]

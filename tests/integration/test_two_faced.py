@@ -10,10 +10,14 @@ from support.evm import Clock, embedded
 from support.worlds import DEADLINE, World, toy_spec
 from tutti.adapters.chain.deploy import Rules
 from tutti.adapters.identities.secp256k1 import Secp256k1Key
+from tutti.adapters.ledgers.evm import EvmLedger
 from tutti.adapters.notaries.evm import EvmNotary
 from tutti.domain import events as e
+from tutti.domain import ledger as l
+from tutti.domain.ledger import Account
 from tutti.domain.signing import Domain, address_of, digest_of
 from tutti.services.notary import NotaryDesk
+from tutti.testing.ledgers import post
 from tutti.wire.messages import Submission
 
 HONEST, MALLORY = Secp256k1Key(b"h" * 32), Secp256k1Key(b"m" * 32)
@@ -22,7 +26,7 @@ OTHER = "ab" * 32
 
 @pytest.fixture
 async def chain(tmp_path):
-    chain, _ = await embedded(tmp_path, Rules(), Clock())
+    chain, _ = await embedded(tmp_path, Rules(penalty=70), Clock())
     yield chain
     await chain.close()
 
@@ -45,6 +49,8 @@ def another(first: e.UpdateAccepted, job: str, key: Secp256k1Key, nonce: int) ->
 
 
 async def test_two_signatures_under_one_number_are_seen_recorded_and_proved(world, chain):
+    ledger = EvmLedger(chain)
+    await post(ledger, l.Mint(to="node:mallory", amount=100), l.Stake(account="node:mallory", amount=100))
     desk = NotaryDesk(world.core.journal, EvmNotary(chain))
     recording, gate = asyncio.create_task(desk.run()), threading.Event()
     await world.join("ada", 0, gate=gate, key=HONEST)
@@ -68,6 +74,7 @@ async def test_two_signatures_under_one_number_are_seen_recorded_and_proved(worl
     sent = await chain.sender.sent(f"notary/equivocation/{job.id}/1/{OTHER[:16]}")
     (log,) = (await chain.rpc.call("eth_getTransactionReceipt", sent.hash))["logs"]
     assert log["topics"][1] == "0x" + address_of(MALLORY.public)[2:].rjust(64, "0")
+    assert await ledger.account("node:mallory") == Account(staked=30)  # what it had staked for work answers for it
     accused = [r.event for r in await world.core.log.read() if isinstance(r.event, e.NodeEquivocated)]
     assert accused == [found]
 

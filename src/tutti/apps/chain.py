@@ -1,5 +1,6 @@
 """A coordinator's chain: set up by `tutti chain`, used by `tutti up`. Part of the composition root (`bootstrap`)."""
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from tutti.services.coordinator import Coordinator
 
 CHAIN_FILE = "chain.json"
+ADDRESS, NOBODY = re.compile(r"0x[0-9a-fA-F]{40}"), "0x" + "00" * 20
+PAUSED = ("staking", "escrow", "rewards")
 
 
 def chain_domain(folder: Path) -> Domain:
@@ -57,6 +60,9 @@ async def deploy_chain(data_dir: Path, rpc: str, rules: Mapping[str, Any]) -> "D
 
     folder = data_folder(data_dir)
     _no_other_ledger(folder)
+    for name in ("admin", "guardian"):
+        if not ADDRESS.fullmatch(rules.get(name) or NOBODY):
+            raise UserError(f"the {name} is named by an address, 0x and 40 hex digits; came {rules[name]!r}")
     node = open_rpc(rpc, folder)
     try:
         with tempfile.TemporaryDirectory() as journal:
@@ -84,6 +90,42 @@ async def connect_chain(data_dir: Path, file: Path) -> None:
     finally:
         await chain.close()
     deployment.write(folder / CHAIN_FILE)
+
+
+async def guard(data_dir: Path, order: str, coordinator: str | None = None, round: int = 0) -> list[str]:
+    """As the guardian of the data directory's chain: `pause` or `unpause` what comes in, or `veto` a round of payments
+    and all after it. Gives the hashes of the transactions; raises Conflict if the contract refuses.
+    """
+    with _extra():
+        from tutti.adapters.chain.connection import Chain, Deployment, open_rpc
+        from tutti.adapters.chain.sender import Call, Sender
+        from tutti.adapters.chain.wallets import Wallets
+
+    folder = data_folder(data_dir)
+    deployment, wallets = Deployment.read(folder / CHAIN_FILE), Wallets.at(folder / "chain.key")
+    key, done = wallets.role("guardian"), list[str]()
+    if deployment.guardian not in (None, str(key.address)):
+        raise Conflict(f"the guardian is {deployment.guardian}, whose key is not in {folder / 'chain.key'}")
+    with tempfile.TemporaryDirectory() as journal:
+        chain = Chain(deployment, open_rpc(deployment.rpc, folder), wallets, Path(journal) / "sent.sqlite")
+        sender = Sender(chain.rpc, Path(journal) / "guardian.sqlite", deployment.chain_id, key)
+        try:
+            await chain.check_code()
+            contracts: dict[str, tuple[Any, ...]] = {"rewards": ("veto", coordinator or chain.role("operator"), round)}
+            if order != "veto":
+                contracts = dict.fromkeys(PAUSED, (order,))
+            for name, (function, *arguments) in contracts.items():
+                if order != "veto" and await chain.view(name, "paused") == (order == "pause"):
+                    continue
+
+                async def call(name: str = name, function: str = function, arguments: Any = arguments) -> Call:
+                    return chain.call(key, name, function, *arguments)
+
+                done.append((await sender.send(f"{order}/{name}", b"", call)).hash)
+        finally:
+            sender.close()
+            await chain.close()
+    return done
 
 
 def chain_roles(data_dir: Path) -> dict[str, str]:

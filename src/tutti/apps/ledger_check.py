@@ -114,7 +114,7 @@ async def _check_chain(told: Told, chain: ChainView, url: str | None) -> Totals:
 
     with tempfile.TemporaryDirectory(prefix="tutti-") as folder:
         place = Path(folder)
-        rpc = HttpRpc(url) if url else await replayed(place / "chain.sqlite", told.blocks, chain)
+        rpc = HttpRpc(url) if url else await replayed(place / "chain.sqlite", told.blocks)
         try:
             return await check(rpc, chain, told.transactions, place)
         finally:

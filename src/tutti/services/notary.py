@@ -6,10 +6,11 @@ off. The notary carries out each call once, so all of it may happen again after 
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -120,22 +121,31 @@ class NotaryDesk:
         self._changed.set()
 
     async def run(self) -> None:
-        """Until cancelled. Trouble is told in `trouble` and waited out."""
+        """Until cancelled. Trouble is told in `trouble` and waited out; that of one session stops no other."""
         while True:
             self._changed.clear()
-            try:
-                for job, session in list(self._sessions.items()):
-                    await self._record(self._journal.jobs[job], session)
-                while self._accused:
-                    await self._notary.accuse(self._accused[0])
-                    self._accused.pop(0)
-                self.trouble = ""
-            except (TuttiError, OSError) as error:
-                log.error("the notary waits: %s", error)
-                self.trouble = str(error)
+            troubles = []
+            for job, session in list(self._sessions.items()):
+                troubles.append(await self._tried(self._record(self._journal.jobs[job], session)))
+            for accused in list(self._accused):
+                trouble = await self._tried(self._notary.accuse(accused))
+                troubles.append(trouble)
+                if not trouble:
+                    self._accused.remove(accused)
+            self.trouble = next(filter(None, troubles), "")
+            if self.trouble:
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 await self._changed.wait()
+
+    async def _tried(self, call: Coroutine[Any, Any, None]) -> str:
+        """What went wrong, if something did."""
+        try:
+            await call
+        except (TuttiError, OSError) as error:
+            log.error("the notary waits: %s", error)
+            return str(error)
+        return ""
 
     async def _record(self, job: Job, session: Session) -> None:
         if session.closed:

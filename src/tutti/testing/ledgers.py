@@ -55,8 +55,6 @@ def random_operation(rng: random.Random) -> AnyOperation:
             l.Stake(account=name, amount=amount),
             l.Unstake(account=name, amount=amount),
             l.Withdraw(account=name),
-            l.Slash(account=name, amount=amount, reason="test", victim=other, compensation=amount // 2),
-            l.Slash(account=name, amount=amount, reason="test"),
             l.Escrow(escrow=escrow, payer=name, amount=amount),
             l.Escrow(escrow=escrow, payer=name, amount=amount, purpose="pool"),
             l.Bond(escrow=escrow, account=name, amount=amount),
@@ -106,10 +104,9 @@ class LedgerSuite:
         )
         for refused in (
             l.Unstake(account="w", amount=31),
-            l.Slash(account="w", amount=31, reason="something else"),
             l.Bond(escrow="job", account="v", amount=10),
             l.Reward(escrow="job", to="v"),
-            l.Penalise(escrow="job", reason="wrong", compensation=51),
+            l.Penalise(escrow="job", reason="wrong", compensation=26),
         ):
             with pytest.raises(UserError):
                 await ledger.post(Order(f"x-{type(refused).__name__}", refused))
@@ -197,7 +194,7 @@ class LedgerSuite:
         assert await bench.ledger.account("a") == Account()
         assert (await bench.ledger.totals()).escrowed == 10
 
-    async def test_stake_unbonds_for_a_while_and_can_be_slashed_till_then(self, bench: Bench) -> None:
+    async def test_stake_unbonds_for_a_while(self, bench: Bench) -> None:
         ledger = bench.ledger
         await post(
             ledger, l.Mint(to="w", amount=100), l.Stake(account="w", amount=80), l.Unstake(account="w", amount=50)
@@ -205,13 +202,10 @@ class LedgerSuite:
         assert await ledger.account("w") == Account(free=20, staked=30, unbonding=50)
         with pytest.raises(l.StillUnbonding):
             await ledger.post(Order("early", l.Withdraw(account="w")))
-        await post(ledger, l.Slash(account="w", amount=40, reason="no show", victim="c", compensation=15), start=3)
-        assert await ledger.account("w") == Account(free=20, unbonding=40)
-        assert await ledger.account("c") == Account(free=15)
         await bench.later(UNBONDING + 1)
-        await post(ledger, l.Withdraw(account="w"), start=4)
-        assert await ledger.account("w") == Account(free=60)
-        assert await ledger.totals() == Totals(minted=100, burned=25, free=75)
+        await post(ledger, l.Withdraw(account="w"), start=3)
+        assert await ledger.account("w") == Account(free=70, staked=30)
+        assert await ledger.totals() == Totals(minted=100, free=70, staked=30)
 
     @pytest.mark.parametrize(
         "operation",
@@ -219,7 +213,6 @@ class LedgerSuite:
             l.Transfer(source="poor", to="b", amount=11),
             l.Stake(account="poor", amount=11),
             l.Unstake(account="poor", amount=1),
-            l.Slash(account="poor", amount=1, reason="x"),
             l.Escrow(escrow="e", payer="poor", amount=11),
             l.Claim(account="poor"),
             l.Withdraw(account="poor"),
@@ -245,17 +238,6 @@ class LedgerSuite:
         with pytest.raises(l.BadOperation, match="whole units"):
             await bench.ledger.post(Order("k1", l.Mint(to="a", amount=amount)))
         assert await bench.ledger.totals() == Totals()
-
-    async def test_compensation_is_part_of_the_slash_and_goes_to_somebody_else(self, bench: Bench) -> None:
-        await post(bench.ledger, l.Mint(to="w", amount=10), l.Stake(account="w", amount=10))
-        for bad in (
-            l.Slash(account="w", amount=5, reason="", victim="c", compensation=6),
-            l.Slash(account="w", amount=5, reason="", compensation=1),
-            l.Slash(account="w", amount=5, reason="", victim="w", compensation=1),
-        ):
-            with pytest.raises(l.BadOperation):
-                await bench.ledger.post(Order("k", bad))
-        assert await bench.ledger.account("w") == Account(staked=10)
 
     async def test_the_same_order_again_changes_nothing(self, bench: Bench) -> None:
         order = Order("once", l.Mint(to="a", amount=5))

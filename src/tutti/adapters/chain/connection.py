@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tutti.adapters.chain.contracts import NAMES, Function, contract, explain
+from tutti.adapters.chain.contracts import NAMES, SYSTEM, Function, contract, explain
 from tutti.adapters.chain.journal import Sent
 from tutti.adapters.chain.rpc import HttpRpc, Rpc, RpcRefused
 from tutti.adapters.chain.sender import Call, Reverted, Sender
@@ -25,11 +25,12 @@ Address = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{40}$")]
 
 
 class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `chain.json` says. `rpc`: a node's URL, or `embedded`."""
+    """What `chain.json` says. `rpc`: a node's URL, or `embedded`; `guardian`: if it is not the coordinator itself."""
 
     rpc: str
     chain_id: int
     contracts: dict[str, Address]
+    guardian: Address | None = None
 
     @classmethod
     def read(cls, file: Path) -> "Deployment":
@@ -62,6 +63,7 @@ class Chain:
         self.operator = wallets.role("operator")
         self.sender = Sender(rpc, journal, deployment.chain_id, self.operator)
         self.journal = self.sender.journal
+        self._checked = False
 
     @classmethod
     def at(cls, folder: Path, clock: Callable[[], float] = time.time) -> "Chain":
@@ -78,12 +80,49 @@ class Chain:
         """The address of one of NAMES."""
         return self.deployment.contracts[name]
 
+    def role(self, name: str) -> str:
+        """The address of one of the roles in the contracts."""
+        if name == "guardian" and self.deployment.guardian is not None:
+            return self.deployment.guardian
+        return str(self.wallets.role(name).address)
+
+    async def check_code(self) -> None:
+        """Raises Conflict unless this version's contracts lie where they are said to, joined as they are to be."""
+        codes = await self.rpc.call_all([("eth_getCode", self.to(name), "latest") for name in NAMES])
+        for name, code in zip(NAMES, codes, strict=True):
+            if not (found := bytes.fromhex(code[2:])):
+                raise Conflict(self._missing(name))
+            if not contract(name).is_code(found):
+                raise Conflict(
+                    f"what lies at {self.to(name)} is not the {NAMES[name]} of this version ({len(found)} bytes of "
+                    f"code, expected {len(contract(name).runtime)}): use contracts that this version deployed, or the "
+                    "version that deployed these"
+                )
+        joints = [(name, part) for name in NAMES for part in SYSTEM.arguments[name] if part in NAMES]
+        for (name, part), found in zip(joints, await self._ask(*joints), strict=True):
+            if found.lower() != self.to(part).lower():
+                raise Conflict(
+                    f"the {NAMES[name]} at {self.to(name)} uses a {NAMES[part]} at {found}, not {self.to(part)}"
+                )
+        self._checked = True
+
+    def _missing(self, name: str) -> str:
+        return (
+            f"there is no {NAMES[name]} at {self.to(name)} on chain {self.deployment.chain_id}: "
+            "deploy again (`tutti chain deploy`), or mend chain.json"
+        )
+
     async def view(self, name: str, function: str, *arguments: Any) -> Any:
         """Ask a contract; raises Reverted, Unavailable, Conflict if there is no such contract."""
         return (await self.views((name, function, *arguments)))[0]
 
     async def views(self, *questions: tuple[Any, ...]) -> list[Any]:
         """Several at once: (name, function, arguments…) each."""
+        if not self._checked:
+            await self.check_code()
+        return await self._ask(*questions)
+
+    async def _ask(self, *questions: tuple[Any, ...]) -> list[Any]:
         called = [contract(name).functions[function] for name, function, *_ in questions]
         calls = [
             ("eth_call", {"to": self.to(name), "data": "0x" + function.encode(*arguments).hex()}, "latest")
@@ -99,10 +138,7 @@ class Chain:
 
     def _decoded(self, name: str, function: Function, answer: bytes) -> Any:
         if not answer and function.outputs:
-            raise Conflict(
-                f"there is no {NAMES[name]} at {self.to(name)} on chain {self.deployment.chain_id}: "
-                "deploy again (`tutti chain deploy`), or mend chain.json"
-            )
+            raise Conflict(self._missing(name))
         return function.decode(answer)
 
     def call(self, key: Any, name: str, function: str, *arguments: Any) -> Call:
@@ -111,6 +147,8 @@ class Chain:
 
     async def send(self, key: str, what: bytes, make: Callable[[], Awaitable[Call]]) -> Sent:
         """See `Sender.send`."""
+        if not self._checked:
+            await self.check_code()
         return await self.sender.send(key, what, make)
 
     async def now(self) -> int:

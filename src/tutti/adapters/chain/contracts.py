@@ -1,9 +1,10 @@
 """The contracts as they were compiled (`contracts/`), and how to call them: ABI in, bytes out.
 
-`contracts.json` is written by `npm --prefix contracts run build`; CI compiles again and compares.
+`contracts.json` is written by `npm --prefix contracts run build`; CI compiles again and compares. `system.json` says
+how they are deployed: `contracts/scripts/system.js` reads it too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,14 +14,20 @@ import msgspec
 from eth_abi import decode, encode
 from eth_utils import keccak
 
-NAMES: Mapping[str, str] = {
-    "token": "TuttiToken",
-    "staking": "Staking",
-    "escrow": "JobEscrow",
-    "rewards": "RewardDistributor",
-    "registry": "TrainingRegistry",
-    "tracker": "ContributionTracker",
-}
+
+class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a deployment calls the contracts, in the order in which they are made; what each is made with (another
+    contract, `deployer`, or a rule); which role (contract, role, whose) is granted; and the rules by default.
+    """
+
+    names: dict[str, str]
+    arguments: dict[str, tuple[str, ...]]
+    grants: tuple[tuple[str, str, str], ...]
+    rules: dict[str, int]
+
+
+SYSTEM = msgspec.json.decode(files("tutti.adapters.chain").joinpath("system.json").read_bytes(), type=System)
+NAMES: Mapping[str, str] = SYSTEM.names
 """What a deployment's configuration calls the contracts."""
 
 
@@ -41,15 +48,29 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """By name; of two functions with one name only their full signatures."""
+    """Functions by name; of two with one name only their full signatures.
+
+    `runtime` is what lies on the chain, but for what the constructor writes at `immutables` (start and length).
+    """
 
     functions: Mapping[str, Function]
     constructor: list[str]
     bytecode: bytes
+    runtime: bytes
+    immutables: Sequence[tuple[int, int]]
 
     def creation(self, *arguments: Any) -> bytes:
         """What to send to no address, to make one."""
         return self.bytecode + bytes(encode(self.constructor, arguments))
+
+    def is_code(self, found: bytes) -> bool:
+        """Whether this is the contract's runtime code, whatever its constructor was given."""
+        if len(found) != len(self.runtime):
+            return False
+        masked = bytearray(found)
+        for start, length in self.immutables:
+            masked[start : start + length] = bytes(length)  # as the compiler leaves them
+        return bytes(masked) == self.runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +115,8 @@ def _parse(compiled: Mapping[str, Any]) -> Contract:
             functions[signature] = functions[part["name"]] = function
         elif part["type"] == "constructor":
             constructor = _types(part["inputs"])
-    return Contract(functions, constructor, bytes.fromhex(compiled["bytecode"][2:]))
+    code, runtime = (bytes.fromhex(compiled[part][2:]) for part in ("bytecode", "runtime"))
+    return Contract(functions, constructor, code, runtime, compiled["immutables"])
 
 
 @cache

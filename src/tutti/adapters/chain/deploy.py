@@ -8,39 +8,30 @@ from typing import Any
 from eth_utils import keccak
 
 from tutti.adapters.chain.connection import Chain, Deployment
-from tutti.adapters.chain.contracts import NAMES, contract
+from tutti.adapters.chain.contracts import NAMES, SYSTEM, contract
 from tutti.adapters.chain.rpc import Rpc, RpcRefused, wait_for_receipt
 from tutti.adapters.chain.sender import Call, Sender
 from tutti.adapters.chain.wallets import Wallets
 from tutti.core.errors import Conflict
-from tutti.domain.ledger import LARGEST
 
 ADMIN = bytes(32)
 ENOUGH = 10**18
 """Wei for a deployment and for the gas of a long time after it, on a test chain that gives money away."""
 
-GRANTS = (
-    ("token", "MINTER_ROLE", "operator"),
-    ("staking", "ARBITER_ROLE", "arbiter"),
-    ("staking", "ARBITER_ROLE", "tracker"),
-    ("staking", "BOND_ROLE", "escrow"),
-    ("escrow", "ARBITER_ROLE", "arbiter"),
-    ("rewards", "GUARDIAN_ROLE", "guardian"),
-    ("staking", "PAUSER_ROLE", "guardian"),
-    ("escrow", "PAUSER_ROLE", "guardian"),
-    ("rewards", "PAUSER_ROLE", "guardian"),
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """They never change. Seconds; tokens. `admin` keeps the power to grant roles, such as a timelock; else nobody."""
+    """They never change. Seconds; tokens. `admin` keeps the power to grant roles, such as a timelock; else nobody.
 
-    cap: int = LARGEST
-    unbonding: int = 7 * 86_400
-    veto: int = 0
-    penalty: int = 1_000
+    `guardian`: whose address it is that may veto and pause, if it is not to be the coordinator's own.
+    """
+
+    cap: int = SYSTEM.rules["cap"]
+    unbonding: int = SYSTEM.rules["unbonding"]
+    veto: int = SYSTEM.rules["veto"]
+    penalty: int = SYSTEM.rules["penalty"]
     admin: str | None = None
+    guardian: str | None = None
 
 
 async def deploy(rpc: Rpc, url: str, wallets: Wallets, journal: Path, rules: Rules) -> Deployment:
@@ -64,21 +55,20 @@ class _Deploying:
 
     async def run(self, url: str, chain_id: int) -> Deployment:
         rules, boss = self._rules, str(self._deployer.address)
-        await self._make("token", boss, rules.cap)
-        await self._make("staking", self._at["token"], boss, rules.unbonding)
-        await self._make("escrow", self._at["token"], self._at["staking"], boss)
-        await self._make("rewards", self._at["token"], boss, rules.veto)
-        await self._make("registry")
-        await self._make("tracker", self._at["registry"], self._at["staking"], rules.penalty)
-        for name, role, to in GRANTS:
+        values = {name: getattr(rules, name) for name in SYSTEM.rules} | {"deployer": boss}
+        for name in NAMES:
+            await self._make(name, *(self._at.get(each) or values[each] for each in SYSTEM.arguments[name]))
+        for name, role, to in SYSTEM.grants:
             await self._do(name, "grantRole", keccak(text=role), self._address(to))
-        for name in ("token", "staking", "escrow", "rewards"):
+        for name in (name for name in NAMES if "deployer" in SYSTEM.arguments[name]):
             if rules.admin is not None:
                 await self._do(name, "grantRole", ADMIN, rules.admin)
             await self._do(name, "renounceRole", ADMIN, boss)
-        return Deployment(url, chain_id, {name: self._at[name] for name in NAMES})
+        return Deployment(url, chain_id, self._at, rules.guardian)
 
     def _address(self, to: str) -> str:
+        if to == "guardian" and self._rules.guardian is not None:
+            return self._rules.guardian
         return self._at.get(to) or str(self._wallets.role(to).address)
 
     async def _make(self, name: str, *arguments: Any) -> None:
@@ -103,13 +93,14 @@ class _Deploying:
 
 
 async def check_roles(chain: Chain) -> None:
-    """Raises Conflict unless the contracts that a chain is configured with give this coordinator its roles."""
+    """Raises Conflict unless the contracts of a chain are this version's, and give this coordinator its roles."""
     if (there := int(await chain.rpc.call("eth_chainId"), 16)) != chain.deployment.chain_id:
         raise Conflict(f"the node is of chain {there}, but the contracts are on chain {chain.deployment.chain_id}")
-    for name, role, to in GRANTS:
+    await chain.check_code()
+    for name, role, to in SYSTEM.grants:
         if to in chain.deployment.contracts:
             continue
-        address = str(chain.wallets.role(to).address)
+        address = chain.role(to)
         if not await chain.view(name, "hasRole", keccak(text=role), address):
             raise Conflict(
                 f"{NAMES[name]} does not know {address} as {role}: deploy with TUTTI_{to.upper()}={address} "

@@ -26,6 +26,17 @@ CREATE TABLE IF NOT EXISTS sent (
     block INTEGER
 );
 CREATE INDEX IF NOT EXISTS sent_block ON sent (block);
+CREATE TABLE IF NOT EXISTS failed ( -- in a block that stays; their keys may come again
+    seq INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,
+    what BLOB NOT NULL,
+    sender TEXT NOT NULL,
+    nonce INTEGER NOT NULL,
+    hash TEXT NOT NULL,
+    raw BLOB NOT NULL,
+    cost TEXT NOT NULL,
+    block INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS bids (
     seq INTEGER NOT NULL,
     price TEXT NOT NULL,
@@ -84,6 +95,19 @@ class Journal:
         """Those that were seen in a block, in the order of sending, behind a number."""
         return self._read("block IS NOT NULL AND seq > ? ORDER BY seq LIMIT ?", after, limit)
 
+    def since(self, after: int) -> list[Sent]:
+        """All behind a number, in the order of sending, wherever they are by now."""
+        return self._read("seq > ? ORDER BY seq", after)
+
+    def mined(self, after: int, limit: int) -> list[tuple[Sent, bool]]:
+        """As `done`, and those that failed on the chain, with whether they did."""
+        query = (
+            "SELECT *, 0 FROM sent WHERE block IS NOT NULL AND seq > ? UNION ALL SELECT *, 1 FROM failed WHERE seq > ? "
+            "ORDER BY seq LIMIT ?"
+        )
+        with self._errors():
+            return [(_sent(row[:-1]), bool(row[-1])) for row in self._db.execute(query, (after, after, limit))]
+
     def unsure(self, final: int, first: str) -> list[Sent]:
         """Those that are not in a block up to `final`, in the order of sending; before all others those of `first`."""
         return self._read("block IS NULL OR block > ? ORDER BY sender != ?, seq", final, first)
@@ -139,11 +163,23 @@ class Journal:
             change = "UPDATE sent SET hash = ?, raw = ?, cost = ?, block = ? WHERE seq = ?"
             self._write(change, bid.hash, bid.raw, str(bid.cost), block, sent.seq)
 
-    def forget(self, sent: Sent) -> None:
-        """It can never be carried out any more."""
+    def forget(self, sent: Sent, failed: Bid | None, block: int) -> None:
+        """It can never be carried out any more. `failed`: which bid failed in a block."""
         with self._errors(), self._db:
             self._db.execute("BEGIN")
             self._db.execute("DELETE FROM sent WHERE seq = ?", (sent.seq,))
+            if failed is not None:
+                fields = (
+                    sent.seq,
+                    sent.key,
+                    sent.what,
+                    sent.sender,
+                    sent.nonce,
+                    failed.hash,
+                    failed.raw,
+                    str(failed.cost),
+                )
+                self._db.execute("INSERT INTO failed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*fields, block))
             self._db.execute("DELETE FROM bids WHERE seq = ?", (sent.seq,))
 
     def prune(self, final: int) -> None:

@@ -158,11 +158,12 @@ class Sender:
         While another branch of the chain could still change that, it stays in the journal, without a block.
         """
         fate = _fate(receipt) if receipt else await self._push(sent)
+        bid = next((bid for bid in self.journal.bids(sent) if bid.hash == fate.hash), None)
         if not fate.fault:
-            bid = next(bid for bid in self.journal.bids(sent) if bid.hash == fate.hash)
+            assert bid is not None
             self.journal.choose(sent, bid, fate.block)
         elif fate.block <= self._final:
-            self.journal.forget(sent)
+            self.journal.forget(sent, bid, fate.block)
         else:
             self.journal.choose(sent, Bid(0, sent.hash, sent.raw, sent.cost), None)
             self._doubts[sent.key] = (

@@ -11,6 +11,7 @@ from hashlib import sha256
 
 import msgspec
 from eth_abi import encode
+from eth_utils import keccak
 
 from tutti.adapters.chain.connection import Chain
 from tutti.adapters.chain.journal import Sent
@@ -41,7 +42,6 @@ _REFUSALS: Mapping[str, type[Exception]] = {
     "NoSuchJob": NotFound,
     "NoSuchPool": NotFound,
     "WrongState": l.EscrowOver,
-    "BadCompensation": l.BadOperation,
     "BadTerms": l.BadOperation,
 }
 
@@ -87,12 +87,14 @@ class EvmLedger:
         self._wallets, self._operator = chain.wallets, chain.operator
         self._rounds = [Round()]  # the newest that is valid, and those after it
         self._read = 0  # up to where the journal is in them
+        self._payers: dict[str, str] = {}  # by escrow, from the journal
+        self._known = 0
 
     async def post(self, order: Order) -> Receipt:
         l.check(order)
         operation = order.operation
         try:
-            if isinstance(operation, l.Bond):  # two have to want it: the settler of the job, and who takes it
+            if isinstance(operation, l.Bond):  # two transactions: its settler offers the job, and who takes it accepts
                 offer = b"offer " + encoded(operation)
                 await self.chain.send(f"{order.key}/offer", offer, lambda: self._offer(operation))
             sent = await self.chain.send(order.key, encoded(operation), lambda: self._call(operation))
@@ -143,6 +145,9 @@ class EvmLedger:
             unbonding=unbonding,
             owed=owed,
             escrowed=jobs + pools,
+            stray=sum(
+                max(has - counts, 0) for has, counts in zip(held, (staked + unbonding, jobs, pools + owed), strict=True)
+            ),
         )
 
     async def head(self) -> Head:
@@ -152,9 +157,12 @@ class EvmLedger:
     async def close(self) -> None:
         await self.chain.close()
 
-    def transactions(self, after: int, limit: int) -> list[tuple[Sent, AnyOperation | None]]:
-        """At most `limit` of the journal that are on the chain, behind a number; with what they are for, if tokens."""
-        return [(sent, operation_of(sent.what)) for sent in self.chain.journal.done(after, limit)]
+    def transactions(self, after: int, limit: int) -> list[tuple[Sent, bool, AnyOperation | None]]:
+        """At most `limit` of the journal that are on the chain, behind a number: whether each failed there, and what
+        it is for, if tokens.
+        """
+        found = self.chain.journal.mined(after, limit)
+        return [(sent, failed, None if failed else operation_of(sent.what)) for sent, failed in found]
 
     async def unexplained(self) -> int:
         """How many roots of earnings on the chain do not follow from the payments in the journal: 0."""
@@ -192,92 +200,82 @@ class EvmLedger:
                 return chain.call(key(name), "staking", "unstake", amount)
             case l.Withdraw(account=name):
                 return chain.call(key(name), "staking", "withdraw")
-            case l.Slash():
-                return self._slash(operation)
             case l.Escrow(escrow=escrow, payer=payer, amount=amount, purpose=purpose):
                 return await self._escrow(escrow, payer, amount, "escrow" if purpose == "job" else "rewards")
             case l.Bond(escrow=escrow, account=name, amount=amount):
-                return chain.call(key(name), "escrow", "accept", escrow_id(escrow), amount)
+                _, place = await self._place(escrow, "escrow")
+                return chain.call(key(name), "escrow", "accept", place, amount)
             case l.Release(escrow=escrow):
-                await self._holder(escrow, "escrow")
-                return chain.call(self._operator, "escrow", "release", escrow_id(escrow))
+                _, place = await self._place(escrow, "escrow")
+                return chain.call(self._operator, "escrow", "release", place)
             case l.Penalise(escrow=escrow, compensation=compensation):
-                await self._holder(escrow, "escrow")
-                arbiter = self._wallets.role("arbiter")
-                return chain.call(arbiter, "escrow", "penalise", escrow_id(escrow), compensation)
+                _, place = await self._place(escrow, "escrow")
+                return chain.call(self._wallets.role("arbiter"), "escrow", "penalise", place, compensation)
             case l.Reward(escrow=escrow, to=to):
-                await self._holder(escrow, "escrow")
-                return chain.call(self._operator, "escrow", "pay", escrow_id(escrow), self._wallets.address(to))
+                _, place = await self._place(escrow, "escrow")
+                return chain.call(self._operator, "escrow", "pay", place, self._wallets.address(to))
             case l.Distribute(escrow=escrow, payments=payments, evidence=evidence):
-                await self._holder(escrow, "rewards")
-                return await self._distribute(escrow, payments, evidence)
+                _, place = await self._place(escrow, "rewards")
+                return await self._distribute(place, payments, evidence)
             case l.Claim(account=name):
                 due = await self.claimable(name)
                 claim = (self._operator.address, due.round, due.address, due.total, due.proof)
                 return chain.call(self._operator, "rewards", "claim", *claim)
             case l.Refund(escrow=escrow):
-                holder = await self._holder(escrow, None)
-                return chain.call(self._operator, holder, "refund", escrow_id(escrow))
+                holder, place = await self._place(escrow, None)
+                return chain.call(self._operator, holder, "refund", place)
             case _:
                 raise l.BadOperation(f"{type(operation).__name__}: an order cannot do this")
 
     async def _offer(self, bond: l.Bond) -> Call:
-        await self._holder(bond.escrow, "escrow")
+        _, place = await self._place(bond.escrow, "escrow")
         worker = self._wallets.address(bond.account)
-        return self.chain.call(self._operator, "escrow", "offer", escrow_id(bond.escrow), worker, bond.amount)
+        return self.chain.call(self._operator, "escrow", "offer", place, worker, bond.amount)
 
     def _pay(self, payer: str, to: str, amount: int, data: bytes) -> Call:
         return self.chain.call(
             self._wallets.account(payer), "token", TRANSFER_AND_CALL, self.chain.to(to), amount, data
         )
 
-    def _slash(self, slash: l.Slash) -> Call:
-        if slash.compensation > slash.amount or (slash.compensation and slash.victim is None):
-            raise l.BadOperation(
-                f"Slash: a compensation needs a victim and is at most the amount {slash.amount}, "
-                f"came {slash.compensation}"
-            )
-        if slash.victim == slash.account:
-            raise l.BadOperation(f"Slash: {slash.account!r} cannot be its own victim")
-        return self.chain.call(
-            self._wallets.role("arbiter"),
-            "staking",
-            "slash",
-            self._wallets.address(slash.account),
-            slash.amount,
-            self._wallets.address(slash.victim) if slash.victim else "0x" + "00" * 20,
-            slash.compensation,
-            slash.reason.encode()[:32].ljust(32, b"\0"),
-        )
-
     async def _escrow(self, escrow: str, payer: str, amount: int, holder: str) -> Call:
-        if (await self._purpose(escrow)) is not None:
+        if (await self._found(escrow, self._wallets.address(self._payer(escrow) or payer))) is not None:
             raise l.EscrowOver(f"there is an escrow {escrow!r} already: choose another id")
         terms = (escrow_id(escrow), self._operator.address, await self.chain.now() + ESCROW_SECONDS)
         return self._pay(payer, holder, amount, encode(["bytes32", "address", "uint64"], terms))
 
-    async def _purpose(self, escrow: str) -> str | None:
+    def _payer(self, escrow: str) -> str | None:
+        """Who has paid an escrow in, as the journal has it: another may have paid in under the same name elsewhere."""
+        for sent in self.chain.journal.since(self._known):
+            self._known = sent.seq
+            operation = operation_of(sent.what) if b'"Escrow"' in sent.what else None
+            if isinstance(operation, l.Escrow):
+                self._payers[operation.escrow] = operation.payer
+        return self._payers.get(escrow)
+
+    async def _found(self, escrow: str, payer: str) -> str | None:
         """Which contract holds an escrow, or held it."""
-        (_, job, *_), (sponsor, *_) = await self.chain.views(
-            ("escrow", "jobs", escrow_id(escrow)), ("rewards", "pools", escrow_id(escrow))
-        )
+        place = place_of(payer, escrow)
+        (_, job, *_), (sponsor, *_) = await self.chain.views(("escrow", "jobs", place), ("rewards", "pools", place))
         return "escrow" if job else "rewards" if int(sponsor, 16) else None
 
-    async def _holder(self, escrow: str, wanted: str | None) -> str:
-        holder = await self._purpose(escrow)
+    async def _place(self, escrow: str, wanted: str | None) -> tuple[str, bytes]:
+        """Which contract holds an escrow, and under which key; raises NotFound, EscrowOver if it is of another kind."""
+        payer = self._payer(escrow)
+        address = self._wallets.address(payer) if payer is not None else ""
+        holder = await self._found(escrow, address) if payer is not None else None
         if holder is None:
             raise NotFound(f"there is no escrow {escrow!r}")
         if wanted not in (None, holder):
             kinds = {"escrow": "job", "rewards": "pool"}
             raise l.EscrowOver(f"escrow {escrow!r} is a {kinds[holder]}, not a {kinds[str(wanted)]}")
-        return holder
+        return holder, place_of(address, escrow)
 
     # -- earnings ----------------------------------------------------------------------------------------
 
-    async def _distribute(self, escrow: str, payments: Mapping[str, int], evidence: str) -> Call:
+    async def _distribute(self, pool: bytes, payments: Mapping[str, int], evidence: str) -> Call:
         root = _with((await self._published())[-1], self._addressed(payments)).root()
         amount, proof = sum(payments.values()), bytes.fromhex(evidence or "00" * 32)
-        return self.chain.call(self._operator, "rewards", "distribute", escrow_id(escrow), amount, root, proof)
+        return self.chain.call(self._operator, "rewards", "distribute", pool, amount, root, proof)
 
     def _addressed(self, payments: Mapping[str, int]) -> list[tuple[str, int]]:
         return [(self._wallets.address(name), amount) for name, amount in payments.items()]
@@ -307,7 +305,8 @@ class EvmLedger:
             return
         operation = operation_of(sent.what)
         if isinstance(operation, l.Distribute):
-            root, _, _, valid_from = await self.chain.view("rewards", "rounds", self._operator.address, last.number + 1)
+            question = ("rewards", "rounds", self._operator.address, last.number + 1)
+            root, _, _, _, valid_from = await self.chain.view(*question)
             tried = replace(_with(last, self._addressed(operation.payments)), valid_from=valid_from)
             if tried.root() == root:
                 self._rounds.append(tried)
@@ -336,6 +335,11 @@ def _with(before: Round, payments: list[tuple[str, int]]) -> Round:
 def escrow_id(escrow: str) -> bytes:
     """The name of an escrow on the chain."""
     return sha256(f"escrow/{escrow}".encode()).digest()
+
+
+def place_of(payer: str, escrow: str) -> bytes:
+    """Where the contracts keep what this address has paid in under this name: each payer has names of its own."""
+    return bytes(keccak(encode(["address", "bytes32"], [payer, escrow_id(escrow)])))
 
 
 def _refusal(operation: AnyOperation, refusal: Reverted) -> Exception:

@@ -61,7 +61,28 @@ class EvmNotary:
         signatures = [_hash(its.signature) + end for its, end in zip(proof.signed, ends, strict=True)]
         given = [part for pair in zip(updates, signatures, strict=True) for part in pair]
         key = f"equivocation/{proof.job}/{proof.signed[0].round}/{proof.digests[1][:16]}"
-        await self._transact(key, "AlreadyProven", "tracker", "proveEquivocation", *given)
+        for name, staker in (await self._answerable(proof)).items():
+            await self._transact(key + name, "AlreadyProven", "tracker", "proveEquivocation", *given, staker)
+
+    async def _answerable(self, proof: NodeEquivocated) -> dict[str, str]:
+        """Whose stake the proof takes: that of the signing address, and of the wallet that we keep for the node.
+
+        The wallet vouches for the key first: on the market, it is there that a node's stake lies.
+        """
+        signer, account = address_of(proof.signed[0].key), f"node:{proof.node}"
+        wallet = self.chain.wallets.address(account)
+        (staked, unbonding, *_), vouched = await self.chain.views(
+            ("staking", "positions", wallet), ("tracker", "vouched", wallet, signer)
+        )
+        if staked + unbonding == 0:
+            return {"": signer}
+
+        async def vouch() -> Call:
+            return self.chain.call(self.chain.wallets.account(account), "tracker", "vouch", signer)
+
+        if not vouched:
+            await self.chain.send(f"notary/vouch/{proof.node}/{signer}", (await vouch()).data, vouch)
+        return {"": signer, "/wallet": wallet}
 
     async def _end(self, update: tuple[object, ...], its: Signed) -> bytes:
         digest = await self.chain.view("tracker", "digest", update)
@@ -93,9 +114,10 @@ class EvmNotary:
 
     async def session(self, job: str) -> Session:
         """Raises NotFound."""
-        found = await self.chain.view("registry", "sessions", session_of(job))
-        coordinator, opened_at, rounds, closed_at, spec, data, model = found
-        if int(coordinator, 16) == 0:
+        coordinator = str(self.chain.operator.address)
+        found = await self.chain.view("registry", "sessions", coordinator, session_of(job))
+        opened_at, rounds, closed_at, spec, data, model = found
+        if opened_at == 0:
             raise NotFound(f"the chain has no session of job {job!r} (yet)")
         return Session(
             coordinator=coordinator,
@@ -109,7 +131,9 @@ class EvmNotary:
 
     async def round(self, job: str, round: int) -> RecordedRound:
         """Raises NotFound."""
-        root, model, count, at = await self.chain.view("tracker", "rounds", session_of(job), round)
+        root, model, count, at = await self.chain.view(
+            "tracker", "rounds", self.chain.operator.address, session_of(job), round
+        )
         if not any(root):
             raise NotFound(f"the chain has no round {round} of job {job!r} (yet)")
         return RecordedRound(root=root.hex(), model=model.hex(), count=count, at=at)
@@ -118,7 +142,7 @@ class EvmNotary:
         """Whether the contract finds a contribution among those of its round."""
         one = proof.contribution
         path = [bytes.fromhex(step) for step in proof.path]
-        question = (session_of(one.job), one.round, record_of(one), path)
+        question = (self.chain.operator.address, session_of(one.job), one.round, record_of(one), path)
         found: bool = await self.chain.view("tracker", "verify", *question)
         return found
 

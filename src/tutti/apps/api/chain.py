@@ -62,7 +62,7 @@ class ChainRoutes:
             "node": _shown(chain.deployment.rpc),
             "chain_id": chain.deployment.chain_id,
             "contracts": chain.deployment.contracts,
-            "roles": {role: str(chain.wallets.role(role).address) for role in ROLES},
+            "roles": {role: chain.role(role) for role in ROLES},
             "waiting": desk.waiting,
         }
         try:
@@ -134,10 +134,11 @@ class ChainRoutes:
                 key=sent.key,
                 hash=sent.hash,
                 raw=sent.raw.hex(),
+                failed=failed,
                 operation=operation,
                 accounts={name: address(name) for name in (accounts_of(operation) if operation else ())},
             )
-            for sent, operation in found
+            for sent, failed, operation in found
         ]
         return Answer(Page(items=views, next=str(views[-1].seq) if len(views) == limit else None))
 

@@ -33,8 +33,11 @@ def chain() -> None:
 @data_dir
 @click.option("--cap", type=click.IntRange(1), help="The most tokens that may ever be minted.  [default: 2^53]")
 @click.option("--unbonding", type=click.IntRange(0), help="Seconds from unstake to withdraw.  [default: a week]")
-@click.option("--veto", type=click.IntRange(0), help="Seconds in which a round's payments can be vetoed.  [default: 0]")
+@click.option(
+    "--veto", type=click.IntRange(0), help="Seconds in which a round's payments can be vetoed.  [default: a day]"
+)
 @click.option("--penalty", type=click.IntRange(1), help="What signing two updates for one costs.  [default: 1000]")
+@click.option("--guardian", help="Whose address may veto and pause, if not this coordinator's.")
 @click.option("--admin", help="Who may grant roles later, such as a timelock's address.  [default: nobody]")
 @as_json
 def chain_deploy(rpc: str, data_dir: Path, as_json: bool, **rules: Any) -> None:
@@ -97,6 +100,59 @@ def chain_keys(data_dir: Path, as_json: bool) -> None:
         print_json(roles)
     else:
         click.echo(text.table(("role", "address"), list(roles.items())))
+
+
+@chain.command("veto")
+@click.argument("round", type=click.IntRange(0))
+@click.option("--coordinator", help="Whose round it is, by address.  [default: this data directory's]")
+@data_dir
+def chain_veto(round: int, coordinator: str | None, data_dir: Path) -> None:
+    """Take back a round of payments, and all after it, before anything can be claimed from them.
+
+    ROUND counts the payments of a coordinator from 0, as `distribute` on the chain says. The tokens return to their
+    pools. The data directory is the guardian's: it has chain.json and the guardian's chain.key.
+
+    \b
+    Examples:
+      tutti chain veto 12
+      tutti chain veto 0 --coordinator 0x2546BcD3c84621e976D8185a91A922aE77ECEc30
+    """
+    _guard(data_dir, "veto", coordinator, round)
+    click.echo(f"round {round} and all after it are taken back")
+
+
+@chain.command("pause")
+@data_dir
+def chain_pause(data_dir: Path) -> None:
+    """Let no tokens into stakes, escrows and pools; all that is in there can still come out.
+
+    \b
+    Examples:
+      tutti chain pause
+    """
+    _guard(data_dir, "pause")
+    click.echo("stakes, escrows and pools take nothing in; `tutti chain unpause` ends it")
+
+
+@chain.command("unpause")
+@data_dir
+def chain_unpause(data_dir: Path) -> None:
+    """Let tokens into stakes, escrows and pools again.
+
+    \b
+    Examples:
+      tutti chain unpause
+    """
+    _guard(data_dir, "unpause")
+    click.echo("stakes, escrows and pools take tokens in again")
+
+
+def _guard(data_dir: Path, order: str, coordinator: str | None = None, round: int = 0) -> None:
+    import asyncio
+
+    from tutti.apps.chain import guard
+
+    asyncio.run(guard(data_dir, order, coordinator, round))
 
 
 @chain.command("status")

@@ -45,7 +45,7 @@ def ledger_show(client: "Client", as_json: bool) -> None:
         click.echo(f"key    {found.public_key}\nhead   {found.head} (entry {found.entries - 1})\n")
     else:
         click.echo(f"on a chain (`tutti chain status`), the last of {found.entries} transactions: {found.head}\n")
-    names = ("minted", "free", "staked", "unbonding", "owed", "escrowed", "burned")
+    names = ("minted", "free", "staked", "unbonding", "owed", "escrowed", "burned", "stray")
     click.echo(text.table(("tokens", "amount"), [(name, getattr(found, name)) for name in names]))
 
 

@@ -75,16 +75,6 @@ class Withdraw(Operation, frozen=True, kw_only=True):
     account: AccountName
 
 
-class Slash(Operation, frozen=True, kw_only=True):
-    """Take stake for a proven fault: `compensation` goes to `victim`, the rest is burned, nothing to who decides."""
-
-    account: AccountName
-    amount: Amount
-    reason: str
-    victim: AccountName | None = None
-    compensation: Annotated[int, Meta(ge=0, le=LARGEST)] = 0
-
-
 class Escrow(Operation, frozen=True, kw_only=True):
     """Set tokens aside: for one worker's result (`job`), or for the contributions to a training (`pool`)."""
 
@@ -95,7 +85,7 @@ class Escrow(Operation, frozen=True, kw_only=True):
 
 
 class Bond(Operation, frozen=True, kw_only=True):
-    """Take a job: so much of the stake of `account` is bound to its escrow, and can neither be unstaked nor slashed."""
+    """Take a job: so much of the stake of `account` is bound to its escrow, and cannot be unstaked."""
 
     escrow: EscrowId
     account: AccountName
@@ -109,7 +99,8 @@ class Release(Operation, frozen=True, kw_only=True):
 
 
 class Penalise(Operation, frozen=True, kw_only=True):
-    """A wrong result costs its bond: `compensation`, at most the escrow, to its payer, the rest is burned."""
+    """A wrong result costs its bond: `compensation`, at most half of it and at most the escrow, to its payer;
+    the rest is burned."""
 
     escrow: EscrowId
     reason: str
@@ -150,7 +141,6 @@ AnyOperation: TypeAlias = (
     | Stake
     | Unstake
     | Withdraw
-    | Slash
     | Escrow
     | Bond
     | Release
@@ -173,8 +163,6 @@ def accounts_of(operation: AnyOperation) -> list[str]:
             return [name]
         case Bond(account=name):
             return [name]
-        case Slash(account=name, victim=victim):
-            return [name] if victim is None else [name, victim]
         case Escrow(payer=payer):
             return [payer]
         case Distribute(payments=payments):

@@ -53,7 +53,7 @@ def bond_end(job: ComputeJob, attempt: Attempt) -> Order | None:
     if attempt.holds is not False:
         return None
     reason = f"compute job {job.id}: {attempt.reason}"[:500]
-    compensation = min(attempt.bond, job.share(attempt.slot))
+    compensation = min(attempt.bond // 2, job.share(attempt.slot))
     wrong = Penalise(escrow=escrow, reason=reason, compensation=compensation)
     return Order(f"market/{job.id}/penalty/{attempt.number}", wrong)
 

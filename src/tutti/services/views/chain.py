@@ -77,6 +77,7 @@ class ClaimView(View, frozen=True, kw_only=True):
 class TransactionView(View, frozen=True, kw_only=True):
     """A transaction of this coordinator's that is on the chain: signed, in hex, and what it is for.
 
+    `failed`: it is in a block, where the contract refused it, so that it has done nothing.
     `operation`: of the ledger, if it moves tokens of accounts; `accounts`: the addresses of those that it names.
     """
 
@@ -84,6 +85,7 @@ class TransactionView(View, frozen=True, kw_only=True):
     key: str
     hash: str
     raw: str
+    failed: bool = False
     operation: AnyOperation | None = None
     accounts: Mapping[str, str] = {}
 

@@ -42,6 +42,7 @@ class LedgerView(View, frozen=True, kw_only=True):
     unbonding: int
     owed: int
     escrowed: int
+    stray: int
 
 
 def ledger_view(head: Head, totals: Totals) -> LedgerView:
@@ -56,6 +57,7 @@ def ledger_view(head: Head, totals: Totals) -> LedgerView:
         unbonding=totals.unbonding,
         owed=totals.owed,
         escrowed=totals.escrowed,
+        stray=totals.stray,
     )
 
 
