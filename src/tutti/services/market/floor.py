@@ -325,9 +325,9 @@ class MarketFloor:
             if job.id in seen:
                 continue
             seen.add(job.id)
-            if (wanted := demand(job, slot, self.desk.rules, self.desk.clock())) in hopeless:
+            if (wanted := demand(job, slot, self.desk.rules, self._time_of(job))) in hopeless:
                 continue
-            found = draw(self.market, job, slot, free, self.desk.stakes, self._chance, self.desk.clock())
+            found = draw(self.market, job, slot, free, self.desk.stakes, self._chance, self._time_of(job))
             if found is not None:
                 free.remove(found.worker.name)
                 self.desk.reserved[found.worker.name] = found.bond
@@ -446,6 +446,10 @@ class MarketFloor:
     def _closes(self, job: ComputeJob) -> float:
         """When its time is up. That this coordinator was not there does not count against anybody."""
         return max(job.expires, self._started + self.desk.rules.lease)
+
+    def _time_of(self, job: ComputeJob) -> float:
+        """Now, by a clock on which a job's time is up when it expires."""
+        return self.desk.clock() - (self._closes(job) - job.expires)
 
     async def _release(self, job: ComputeJob) -> bool:
         """End attempts that nothing is heard of, and those without a result when the job's time is up."""
