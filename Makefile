@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard src/tutti/core/*.c src/tutti
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tutti needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dask,ray,audit,chain,otel,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[data,dask,ray,audit,chain,otel,redis,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch==2.13.0
 	@touch $@
 

@@ -8,6 +8,6 @@ for name in jwt-secret operator-token ledger-key; do
     [ -e "secrets/$name" ] || openssl rand -hex 32 > "secrets/$name"
     chmod 644 "secrets/$name" # read in the container by another user; the folder keeps everybody else out
 done
-[ -e .env ] || for name in POSTGRES_PASSWORD RABBITMQ_PASSWORD S3_PASSWORD GRAFANA_PASSWORD; do
+[ -e .env ] || for name in POSTGRES_PASSWORD REDIS_PASSWORD RABBITMQ_PASSWORD S3_PASSWORD GRAFANA_PASSWORD; do
     echo "$name=$(openssl rand -hex 16)"
 done > .env

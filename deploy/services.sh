@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Start the servers that tests and `make run` use and that do not answer yet, on loopback: PostgreSQL, RabbitMQ, and an
-# S3 store (Ceph radosgw); nginx is installed, no more. On Debian what is not installed is fetched with apt. For trying
+# Start the servers that tests and `make run` use and that do not answer yet, on loopback: PostgreSQL, RabbitMQ, Redis,
+# and an S3 store (Ceph radosgw); nginx is installed, no more. On Debian what is not installed is fetched with apt. For trying
 # out and for tests only: nothing asks for a password that is worth the name.
-# Usage: deploy/services.sh [postgres] [rabbitmq] [s3] [nginx]
+# Usage: deploy/services.sh [postgres] [rabbitmq] [redis] [s3] [nginx]
 set -euo pipefail
 
 DIR=${TUTTI_SERVICES_DIR:-/var/tmp/tutti-services}
@@ -55,6 +55,14 @@ rabbitmq() {
     ulimit -n 65536 2> /dev/null || ulimit -n "$(ulimit -Hn)" # with fewer files it stops taking connections
     RABBITMQ_NODENAME=tutti@localhost RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 rabbitmq-server -detached > "$DIR/rabbitmq.log" 2>&1
     wait_for 5672 RabbitMQ "$DIR/rabbitmq.log"
+}
+
+redis() {
+    answers 6379 && return
+    need redis-server redis-server
+    answers 6379 && return
+    redis-server --bind 127.0.0.1 --port 6379 --save '' --daemonize yes --dir "$DIR" --logfile "$DIR/redis.log" > /dev/null
+    wait_for 6379 Redis "$DIR/redis.log"
 }
 
 s3() {
@@ -122,9 +130,10 @@ nginx() { # tests start it themselves
     need nginx nginx-light
 }
 
-for service in "${@:-postgres rabbitmq s3 nginx}"; do
+for service in "${@:-postgres rabbitmq redis s3 nginx}"; do
     for each in $service; do "$each"; done
 done
 echo "PostgreSQL  postgresql://postgres@127.0.0.1:5432/postgres"
 echo "RabbitMQ    amqp://guest:guest@127.0.0.1:5672/"
+echo "Redis       redis://127.0.0.1:6379/"
 echo "S3          http://127.0.0.1:$S3_PORT  (key $S3_KEY, secret $S3_SECRET)"

@@ -15,6 +15,7 @@ from tutti.adapters.logs.postgres import FORMAT, PostgresLog
 from tutti.adapters.migrations import FormatTooNew
 from tutti.core.errors import StorageError, UserError
 from tutti.ports import LogLost
+from tutti.ports.log import Owner
 from tutti.testing.accounts import RECORDS, entry, sorted_by_key
 from tutti.testing.logs import EVENTS, news
 
@@ -29,7 +30,7 @@ async def persistently(ask):
     return await ask()
 
 
-async def nothing():
+async def nothing(owner):
     """What a standby does while it waits."""
 
 
@@ -195,6 +196,28 @@ async def test_a_log_that_is_given_free_passes_on_at_once(url):
     await second.close()
 
 
+async def test_whoever_stands_by_knows_the_owner_and_reads_what_it_is_told(url):
+    """Before that is settled, and whether or not it is told of every event."""
+    first = await PostgresLog.beside(url, "first", "http://one:8000")
+    await first.stand_by(lambda: None, nothing)
+    second, owners = await PostgresLog.beside(url), asyncio.Queue()
+
+    async def look(owner):
+        owners.put_nowait(owner)
+
+    following = asyncio.create_task(second.stand_by(lambda: None, look))
+    assert await owners.get() == Owner(first.token, "first", "http://one:8000")
+    told = second.follow(0)
+    written = await first.append("a", 0, news(3))
+    second.heard(written[0])
+    assert await anext(told) == written[:1]
+    second.heard(written[2])
+    assert await anext(told) == written[1:]
+    following.cancel()
+    await first.close()
+    await second.close()
+
+
 async def test_whoever_stands_by_reads_what_is_settled_and_no_more(url):
     """What comes after that may still be taken back: its writer does not know yet whether it is written."""
     first = await PostgresLog.open(url)
@@ -202,7 +225,7 @@ async def test_whoever_stands_by_reads_what_is_settled_and_no_more(url):
     await alone(url, "UPDATE events_owner SET settled = 1")
     second, seen = await PostgresLog.beside(url), asyncio.Queue()
 
-    async def look():
+    async def look(owner):
         seen.put_nowait(await second.read())
 
     following = asyncio.create_task(second.stand_by(lambda: None, look))

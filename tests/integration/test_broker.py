@@ -18,7 +18,7 @@ from tutti.adapters.fabrics.broker import BrokerFabric, BrokerLimits
 from tutti.adapters.fabrics.broker_link import BrokerLink
 from tutti.core.errors import Forbidden, UserError
 from tutti.ports import Arrived, Left, LinkLost, LinkRefused, Said
-from tutti.testing.fabrics import authenticate, news, progress, registration, soon, token_of, work
+from tutti.testing.fabrics import arrived, authenticate, news, progress, registration, soon, token_of, work
 from tutti.wire import broker as wire
 from tutti.wire.messages import Registered, Submission
 
@@ -79,7 +79,7 @@ async def test_what_comes_twice_or_late_is_heard_once_and_in_order(address):
     async with running(BrokerFabric(address, authenticate)) as fabric, speaking(address) as node:
         events = fabric.events()
         await node.come_in()
-        assert await soon(events) == Arrived("n1", registration("n1"))
+        assert await soon(events) == arrived("n1")
         await node.say(beat(4), beat(3), beat(4), beat(2), beat(2), beat(3), beat(6), beat(5))
         assert [await soon(events) for _ in range(5)] == [Said("n1", progress(seq)) for seq in range(2, 7)]
         await node.say(wire.Leave(session=SESSION, seq=7), wire.Leave(session=SESSION, seq=7))

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from support.commands import DEADLINE, ENVIRONMENT
-from support.services import S3_KEYS, bucket, database, missing
+from support.services import S3_KEYS, bucket, database, missing, redis_url
 from tutti.apps.client import Client
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy/nginx.conf"
 TOKEN, KEY, LEDGER_KEY = secrets.token_urlsafe(32), secrets.token_hex(32), secrets.token_hex(32)
-WAITS = "standing by: another coordinator owns the database\n"
+WAITS = "this replica works for the owner"
 
 
 def free_ports(count: int) -> list[int]:
@@ -40,6 +40,7 @@ class Replicas:
         self.folder, self.stores, self.ports, self.url, self._environment = folder, stores, ports, url, environment
         self.database = stores[1]
         self.processes: dict[int, subprocess.Popen[str]] = {}
+        self._read_to: dict[int, int] = {}
         self.owner = -1
 
     def client(self) -> Client:
@@ -55,6 +56,7 @@ class Replicas:
         up = ["up", "--standby", "--port", str(self.ports[which]), "--data-dir", str(data)]
         up += ["--ledger-key-file", str(data / "key-of-the-ledger")]
         with (self.folder / f"log{which}").open("a") as log:
+            self._read_to[which] = log.tell()
             self.processes[which] = subprocess.Popen(
                 [sys.executable, "-m", "tutti.apps.cli", *up, "--public-url", self.url, *self.stores, "--json"],
                 env={**self._environment, **S3_KEYS},
@@ -72,9 +74,9 @@ class Replicas:
         assert self.url in ready[0].readline()
 
     def await_standby(self, which: int) -> None:
-        """Until it says that it waits."""
+        """Until it says for whom it works."""
         last = time.monotonic() + DEADLINE
-        while not (self.folder / f"log{which}").read_text().endswith(WAITS):
+        while WAITS not in (self.folder / f"log{which}").read_text()[self._read_to[which] :]:
             assert time.monotonic() < last
             time.sleep(0.05)
 
@@ -99,13 +101,13 @@ class Replicas:
 
 
 @contextmanager
-def stores() -> Iterator[list[str]]:
+def stores(redis: str) -> Iterator[list[str]]:
     with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patched:
         its = contextlib.AsyncExitStack()
         try:
             url = runner.run(its.enter_async_context(database()))
             place = runner.run(its.enter_async_context(bucket(patched)))
-            yield ["--database", url, "--blobs", place]
+            yield ["--database", url, "--blobs", place, "--redis", redis or runner.run(redis_url())]
         finally:
             runner.run(its.aclose())
 
@@ -135,12 +137,13 @@ def three(
     folder: Path,
     environment: Mapping[str, str] = ENVIRONMENT,
     prepare: Callable[[str], None] = lambda database: None,
+    redis: str = "",
 ) -> Iterator[Replicas]:
     """All of them, once one owns the database and the others stand by; `prepare` has the database before them."""
     port, *ports = free_ports(4)
     with ExitStack() as stack:
         stack.enter_context(nginx(folder / "nginx", port, ports))
-        its = Replicas(folder, stack.enter_context(stores()), ports, f"http://127.0.0.1:{port}", environment)
+        its = Replicas(folder, stack.enter_context(stores(redis)), ports, f"http://127.0.0.1:{port}", environment)
         stack.callback(its.close)
         prepare(its.database)
         for which in range(3):

@@ -3,6 +3,7 @@
 Where a server is missing the test is skipped, saying how to have it; with TUTTI_REQUIRE_SERVICES=1 it fails.
 """
 
+import asyncio
 import os
 import secrets
 import socket
@@ -17,6 +18,8 @@ import httpx
 import obstore
 import pytest
 from obstore.store import S3Store
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from tutti.adapters.blobs.s3 import S3Blobs
 from tutti.adapters.fabrics import amqp
@@ -30,6 +33,8 @@ S3_KEYS = {"AWS_ACCESS_KEY_ID": "tutti-test", "AWS_SECRET_ACCESS_KEY": "tutti-te
 """Of deploy/services.sh."""
 
 RABBITMQ = os.environ.get("TUTTI_TEST_RABBITMQ", "amqp://guest:guest@127.0.0.1:5672/")
+
+REDIS = os.environ.get("TUTTI_TEST_REDIS", "redis://127.0.0.1:6379/")
 
 
 def missing(what: str, error: object) -> NoReturn:
@@ -47,6 +52,16 @@ def need_servers() -> None:
             socket.create_connection((parts.hostname or "", parts.port or 0), 5).close()
         except OSError as error:
             missing(what, error)
+
+
+async def redis_url() -> str:
+    """Where Redis is; whoever uses it has names of its own there."""
+    try:
+        async with asyncio.timeout(5), Redis.from_url(REDIS) as redis:
+            await redis.ping()
+    except (OSError, TimeoutError, RedisError) as error:
+        missing("Redis", error)
+    return REDIS
 
 
 @asynccontextmanager

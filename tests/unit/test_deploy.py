@@ -44,7 +44,7 @@ def rendered(tmp_path: Path) -> dict[str, Any]:
 def test_compose_renders_with_all_that_it_promises(rendered: dict[str, Any]) -> None:
     services = rendered["services"]
     coordinators = [services[f"coordinator-{number}"] for number in (1, 2, 3)]
-    assert {"nginx", "postgres", "rabbitmq", "s3", "prometheus", "grafana"} <= services.keys()
+    assert {"nginx", "postgres", "redis", "rabbitmq", "s3", "prometheus", "grafana"} <= services.keys()
     assert len({each["environment"]["TUTTI_DATABASE"] for each in coordinators}) == 1
     for each in coordinators:
         used = {name for name in each["environment"] if name.startswith("TUTTI_")}

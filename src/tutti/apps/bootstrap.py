@@ -8,9 +8,10 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from tutti.adapters.fabrics.broker import BrokerFabric
     from tutti.adapters.fabrics.bucket import BucketDepot
     from tutti.adapters.ledgers.signed import SignedLedger
-    from tutti.ports import EventLog
+    from tutti.adapters.logs.postgres import PostgresLog
+    from tutti.apps.replicas import Front
+    from tutti.ports import EventLog, Fabric
     from tutti.ports.accounts import AccountStore
     from tutti.ports.ledger import Ledger
     from tutti.services.coordinator import Coordinator
@@ -63,8 +66,9 @@ class CoordinatorSettings:
     `allow_modules`: glob patterns of Python modules that jobs may have imported. `auth`: ask callers to prove who
     they are on loopback too. `database` is a PostgreSQL address for events and accounts, `blobs` one of a bucket for
     models; what is not given is kept in the data directory. `broker` is an AMQP address by which nodes can come too.
-    `standby`: wait while another coordinator owns the database. `public_url`: the address that nodes are given, if it
-    is another's, such as a load balancer's.
+    `standby`: wait while another coordinator owns the database; with `redis`, an address, work for it meanwhile.
+    `public_url`: the address that nodes are given, if it is another's, such as a load balancer's; `replica_url`: the
+    one at which other replicas reach this one.
     `keep_models`: how many of a job's newest models stay; `keep_days`: after how long only the final and the best one
     of a job that is over do.
     `audited`: the share of browsers' updates on public rows that are computed again, if wasmtime is installed.
@@ -78,7 +82,9 @@ class CoordinatorSettings:
     broker: str = ""
     broker_ca: Path | None = None
     standby: bool = False
+    redis: str = ""
     public_url: str = ""
+    replica_url: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     auth: bool = False
@@ -101,7 +107,11 @@ class CoordinatorSettings:
 
     def url(self, port: int) -> str:
         """The address that nodes are given."""
-        return self.public_url or f"{'https' if self.tls_cert else 'http'}://{_reachable(self.host)}:{port}"
+        return self.public_url or self.own_url(port)
+
+    def own_url(self, port: int) -> str:
+        """The address of this process."""
+        return f"{'https' if self.tls_cert else 'http'}://{_reachable(self.host)}:{port}"
 
 
 async def serve(settings: CoordinatorSettings) -> None:
@@ -113,37 +123,45 @@ async def serve(settings: CoordinatorSettings) -> None:
     import uvicorn
 
     from tutti.adapters.tracing import tracing
+    from tutti.apps.replicas import Front, Stopped
     from tutti.apps.server import Server
     from tutti.apps.sockets import Sockets
 
-    listener = _listen(settings.host, settings.port, listen=not settings.standby)
+    listener = _listen(settings.host, settings.port, listen=not settings.standby or bool(settings.redis))
     port = listener.getsockname()[1]
-    with contextlib.closing(listener), tracing("tutti-coordinator") as tracer:
+    front = Front()
+    server = Server(
+        uvicorn.Config(
+            front,
+            log_config=None,
+            access_log=False,
+            http="httptools",
+            ws=Sockets,
+            ws_per_message_deflate=False,
+            ws_max_size=1 << 20,
+            ws_ping_interval=None,  # nodes send heartbeats
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            timeout_keep_alive=75,
+            server_header=False,
+            lifespan="off",
+        )
+    )
+    front.serve = lambda: server.serve(sockets=[listener])
+    with contextlib.closing(listener), contextlib.suppress(Stopped), tracing("tutti-coordinator") as tracer:
         token_file, token = operator_token(settings)
-        async with coordinator(settings, port, token, tracer) as (core, app):
-            server = Server(
-                uvicorn.Config(
-                    app,
-                    log_config=None,
-                    access_log=False,
-                    http="httptools",
-                    ws=Sockets,
-                    ws_per_message_deflate=False,
-                    ws_max_size=1 << 20,
-                    ws_ping_interval=None,  # nodes send heartbeats
-                    ssl_certfile=settings.tls_cert,
-                    ssl_keyfile=settings.tls_key,
-                    timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-                    timeout_keep_alive=75,
-                    server_header=False,
-                    lifespan="off",
-                )
-            )
+        async with contextlib.aclosing(front), coordinator(settings, port, token, tracer, front) as (core, app):
             shown = token_file if app.state.identify.needed else None
-            server.on_ready = lambda: _announce(core, settings, port, shown)
             core.background.failed.add_done_callback(lambda _: server.handle_exit(signal.SIGTERM, None))
             spare_the_collector()
-            await server.serve(sockets=[listener])
+            front.owned = app
+            if front.serving is None:
+                server.on_ready = lambda: _announce(core, settings, port, shown)
+                await front.serve()
+            else:
+                await _announce(core, settings, port, shown)
+                await front.serving
             if core.background.failed.done():
                 raise core.background.failed.result()
 
@@ -163,9 +181,9 @@ def steady_clock() -> Callable[[], float]:
 
 @asynccontextmanager
 async def coordinator(
-    settings: CoordinatorSettings, port: int, token: str, tracer: "Tracer | None" = None
+    settings: CoordinatorSettings, port: int, token: str, tracer: "Tracer | None" = None, front: "Front | None" = None
 ) -> "AsyncIterator[tuple[Coordinator, FastAPI]]":
-    """A started coordinator on its stores, and the API in front of it."""
+    """A started coordinator on its stores, and the API in front of it; `front`, if Redis is used, is what answers."""
     from tutti.adapters.accounts.argon2 import Argon2Passwords
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric, HubLimits
@@ -177,6 +195,7 @@ async def coordinator(
     from tutti.apps.api.app import create_app
     from tutti.apps.api.settings import ApiSettings
     from tutti.apps.chain import chain_domain, open_chain
+    from tutti.apps.replicas import Replica
     from tutti.services.accounts import Accounts
     from tutti.services.coordinator import Coordinator
     from tutti.services.keeping import Keep
@@ -187,16 +206,21 @@ async def coordinator(
     from tutti.services.sessions import Sessions
 
     folder = data_folder(settings.data_dir)
-    log = await _open_log(settings, folder)
-    blobs = await _open_blobs(settings, folder)
     fabric = HubFabric(
-        lambda node, secret: core.members.authenticate(node, secret),
-        turned_away=lambda *refused: core.members.turn_away(*refused),
+        lambda node, secret: (replica or core.members).authenticate(node, secret),
+        turned_away=lambda *refused: (replica or core.members).turn_away(*refused),
         limits=HubLimits(heartbeat=settings.heartbeat, nodes=settings.max_nodes),
     )
+    replica = Replica(settings.redis, fabric, lambda: core) if settings.redis else None
+    log = await _open_log(
+        settings, folder, replica.name if replica else "", settings.replica_url or settings.own_url(port)
+    )
+    blobs = await _open_blobs(settings, folder)
     depot = _depot(blobs, lambda: core) if settings.broker else None
     broker = _broker(settings, depot, settings.url(port), lambda: core)
-    reached = fabric if broker is None else JoinedFabrics(fabric, broker)
+    relayed = replica.relayed if replica else None
+    others: list[Fabric] = [other for other in (broker, relayed) if other is not None]
+    reached: Fabric = JoinedFabrics(fabric, *others) if others else fabric
     traced = TracedFabric(reached, tracer) if tracer is not None else None
     core = Coordinator(
         event_log=log,
@@ -210,7 +234,6 @@ async def coordinator(
         domain=chain_domain(folder),
         verify=verify,
     )
-    fabric.traffic = core.stats
     clock = core.clock
     chain = open_chain(folder, core)
     signed = None if chain else _signed_ledger(settings, folder, clock)
@@ -235,17 +258,19 @@ async def coordinator(
         url=settings.url(port),
         key=_session_key(settings, folder),
     )
-    app = create_app(
-        core, fabric, blobs, accounts, api, (desk, ledger), (market, floor), sessions, chain=chain, broker=broker
-    )
+    beside = (desk, ledger), (market, floor), sessions
+    app = create_app(core, fabric, blobs, accounts, api, *beside, chain=chain, broker=broker, relayed=relayed)
     if traced is not None:
         core.journal.watchers.append(traced.told)
-    await _own(log, core, settings)
+    await _own(log, core, settings, partial(replica.until_owner, front=front, blobs=blobs) if replica else None)
+    fabric.traffic = core.stats
     await accounts.load()
     if signed is not None:
         await signed.open()
     async with broker or contextlib.nullcontext():
         await core.start()
+        if replica is not None:
+            core.background.spawn(replica.begin())
         core.background.spawn(desk.run())
         core.background.spawn(floor.run())
         sessions.resume()
@@ -263,6 +288,8 @@ async def coordinator(
                 traced.close()
             await ledger.close()
             await accounts.close()
+            if replica is not None:
+                await replica.post.close()
 
 
 def _depot(blobs: "DirectoryBlobs", core: "Callable[[], Coordinator]") -> "BucketDepot | None":
@@ -316,13 +343,15 @@ def _signed_ledger(settings: CoordinatorSettings, folder: Path, clock: Callable[
     return ledger
 
 
-async def _open_log(settings: CoordinatorSettings, folder: Path) -> "EventLog":
-    """The event log; with `standby` it may be another coordinator's yet."""
+async def _open_log(settings: CoordinatorSettings, folder: Path, name: str, at: str) -> "EventLog":
+    """The event log; with `standby` it may be another coordinator's yet. `name` and `at` are for other replicas."""
     if settings.database:
         from tutti.adapters.logs.postgres import PostgresLog
 
         _warn_of_files(folder)
-        return await (PostgresLog.beside if settings.standby else PostgresLog.open)(settings.database)
+        if settings.standby:
+            return await PostgresLog.beside(settings.database, name, at)
+        return await PostgresLog.open(settings.database)
     from tutti.adapters.logs.sqlite import SqliteLog
 
     return await SqliteLog.open(folder / "log.sqlite")
@@ -339,14 +368,21 @@ def _warn_of_files(folder: Path) -> None:
         log.warning("%s has %s, which nobody reads with --database: %s", folder, ", ".join(left), said)
 
 
-async def _own(log: "EventLog", core: "Coordinator", settings: CoordinatorSettings) -> None:
+async def _own(
+    log: "EventLog",
+    core: "Coordinator",
+    settings: CoordinatorSettings,
+    relaying: "Callable[[PostgresLog, Callable[[], None]], Awaitable[None]] | None",
+) -> None:
     """See to it that the log is ours and stays so. Who stands by has replayed it when its turn comes."""
     if settings.database:
         from tutti.adapters.logs.postgres import PostgresLog
 
         assert isinstance(log, PostgresLog)
-        if settings.standby:
-            await log.stand_by(settings.on_standby, core.journal.load)
+        if relaying is not None:
+            await relaying(log, settings.on_standby)
+        elif settings.standby:
+            await log.stand_by(settings.on_standby, lambda owner: core.journal.load())
         core.background.spawn(log.keep(replaceable=settings.standby))
 
 

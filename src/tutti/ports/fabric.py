@@ -12,7 +12,7 @@ from tutti.wire.messages import CoordinatorMessage, NodeMessage, Registration
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A node connected and its token was right.
+    """A node connected and its token was right; the registration comes without it. `age`: how long ago, in seconds.
 
     A second connection of one node replaces the first: a Left comes before this, and the first one's link raises
     LinkRefused, for else two processes with one name would replace each other for ever.
@@ -20,6 +20,7 @@ class Arrived:
 
     node: NodeId
     registration: Registration
+    age: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,10 @@ class Fabric(Protocol):
     """The coordinator's side. Nodes are known by name; their connections come and go."""
 
     def events(self) -> AsyncIterator[FabricEvent]:
-        """Everything nodes do, in order per node; bounded: a slow coordinator slows the nodes, nothing is lost."""
+        """Everything nodes do, in order per node; bounded: a slow coordinator slows the nodes, nothing is lost.
+
+        One listens at a time. Whoever begins to hears first who is connected already.
+        """
         ...
 
     def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:

@@ -26,6 +26,15 @@ class Recorded:
     event: AnyEvent
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who owns a log: its fencing token, the name that it has while it runs, and where other replicas reach it."""
+
+    token: int
+    name: str
+    url: str
+
+
 @runtime_checkable
 class Leased(Protocol):
     """What a log says beside, that several processes may own one after another."""

@@ -109,12 +109,19 @@ class Members:
 
     def authenticate(self, node: NodeId, shown: str, use: str = CONNECTING) -> None:
         """Raises Forbidden for a node that has not joined, and for a wrong secret or a proof of it (`Proofs.check`)."""
+        self.check_secret(node, fingerprint(self.proofs.stands_for(shown)))
+        self.proofs.check(node, shown, use)
+
+    def is_member(self, node: NodeId) -> bool:
+        return node in self._journal.register.nodes
+
+    def check_secret(self, node: NodeId, secret: str) -> None:
+        """Raises Forbidden if this is not the fingerprint of the node's secret."""
         known = self._journal.register.nodes.get(node)
         if known is None:
             raise Forbidden(f"no node {node!r} has joined here, or it was removed: join again with a new link")
-        if not compare_digest(known, fingerprint(self.proofs.stands_for(shown))):
+        if not compare_digest(known, secret):
             raise Forbidden(f"the token is not that of node {node!r}")
-        self.proofs.check(node, shown, use)
 
     async def turn_away(self, node: str, reason: str) -> None:
         """Record that somebody was refused at the door, as far as strangers may fill the log."""

@@ -30,6 +30,11 @@ _KEY = re.compile(r"secp256k1:[0-9a-f]{128}")
 _PROOF = re.compile(r"(secp256k1:([0-9a-f]{128})):([0-9a-f]{16}):([0-9]{1,15}):([0-9a-f]{128})")
 
 
+def is_public(shown: str) -> bool:
+    """Whether this is no secret, but a key or a proof, of which only `Proofs.check` can tell what it is worth."""
+    return _PROOF.fullmatch(shown) is not None or _KEY.fullmatch(shown) is not None
+
+
 @dataclass(slots=True)
 class _Shown:
     times: set[int] = field(default_factory=set)

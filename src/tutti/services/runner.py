@@ -19,7 +19,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from tutti.core.codec import AUTO, chosen
-from tutti.core.errors import CorruptBlob, NotFound, UserError
+from tutti.core.errors import Conflict, CorruptBlob, NotFound, UserError
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest
 from tutti.domain.spec import DataSchema
@@ -286,6 +286,8 @@ class TaskRunner:
         if blob is not None and isinstance(message, Submission):
             try:
                 await self._transfer(held, 1.0, self._store(blob, message.digest))
+            except Conflict as conflict:  # perhaps it is in already, and the answer was lost: the next one tells
+                log.debug("job %s node %s: not stored: %s", held.start.job, self._name, conflict)
             except Exception as error:
                 held.outcome = self._failed(held.start, error)
         self._progress = None

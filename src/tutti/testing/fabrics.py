@@ -66,6 +66,11 @@ def registration(node: NodeId, token: str | None = None, *, protocol: int = PROT
     )
 
 
+def arrived(node: NodeId) -> Arrived:
+    """What the coordinator hears of it: not its token."""
+    return Arrived(node, registration(node, ""))
+
+
 def progress(number: int) -> Progress:
     """Messages of a node that can be told apart."""
     return Progress(job="toy-1", round=number, attempt=0, done=0.5, loss=0.25)
@@ -120,7 +125,7 @@ class Setup:
         link = self.make_link(node, token_of(node))
         messages = await link.connect(registration(node))
         assert isinstance(await soon(messages), Registered)
-        assert await soon(self.events) == Arrived(node, registration(node))
+        assert await soon(self.events) == arrived(node)
         return Joined(link, messages)
 
 
@@ -151,7 +156,7 @@ class FabricSuite:
         welcome = await soon(messages)
         assert isinstance(welcome, Registered)
         assert (welcome.node, welcome.protocol) == ("n1", PROTOCOL)
-        assert await soon(setup.events) == Arrived("n1", registration("n1"))
+        assert await soon(setup.events) == arrived("n1")
 
     async def test_another_protocol_is_refused(self, setup: Setup) -> None:
         with pytest.raises(LinkRefused, match=f"protocol {PROTOCOL}.*{PROTOCOL + 1}"):
@@ -191,7 +196,7 @@ class FabricSuite:
         left = await soon(setup.events)
         assert isinstance(left, Left)
         assert (left.node, left.took_leave) == ("n1", False)
-        assert await soon(setup.events) == Arrived("n1", registration("n1"))
+        assert await soon(setup.events) == arrived("n1")
         assert isinstance(await soon(messages), Registered)
         with pytest.raises(LinkRefused, match="another process"):  # else the two would take turns for ever
             await soon(old.messages)

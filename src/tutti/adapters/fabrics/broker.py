@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, Self, TypeAlias
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from msgspec.structs import replace
 
 from tutti.adapters.fabrics import amqp
 from tutti.adapters.fabrics.amqp import Address, QueueLost, Undeliverable
@@ -397,7 +398,7 @@ class BrokerFabric:
             self._end(before, reason, fatal=True)
         self._nodes[peer.node] = peer
         self._say(peer, Registered(node=peer.node, version=__version__, heartbeat=self.limits.heartbeat))
-        self._events.put_nowait((Arrived(peer.node, peer.registration), None))
+        self._events.put_nowait((Arrived(peer.node, replace(peer.registration, token="")), None))
 
     def _end(self, peer: _Peer, reason: str, *, took_leave: bool = False, fatal: bool = False) -> None:
         """A session is over; after the first time this does nothing."""

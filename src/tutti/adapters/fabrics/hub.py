@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
-from tutti.core.errors import Forbidden, Unproven
+from tutti.core.errors import Forbidden, Unavailable, Unproven
 from tutti.domain.events import NodeId
 from tutti.ports import Arrived, FabricEvent, Left, Said
 from tutti.ports.blobs import Buffer
@@ -116,7 +116,10 @@ class Pace:
 
 
 class HubFabric:
-    """Fabric over WebSockets. `authenticate` raises Forbidden; `turned_away` hears of whom it refused, and why."""
+    """Fabric over WebSockets. `turned_away` hears of whom `authenticate` refused, and why.
+
+    That raises Forbidden, or Unavailable if it cannot tell now.
+    """
 
     def __init__(
         self, authenticate: Authenticate, *, turned_away: TurnedAway | None = None, limits: HubLimits | None = None
@@ -135,12 +138,18 @@ class HubFabric:
     # -- the port ------------------------------------------------------------------------------------------
 
     async def events(self) -> AsyncIterator[FabricEvent]:
+        now = asyncio.get_running_loop().time()
+        for node, connection in list(self._nodes.items()):
+            if connection.heard_of and connection.registration is not None:
+                yield Arrived(node, connection.registration, now - connection.since)
         while True:
             event = await self._events.get()
             if isinstance(event, Said):
                 self._attached -= len(event.blob)
             if not self._full:
                 self._room.set()
+            if isinstance(event, Arrived) and event.node in self._nodes:
+                self._nodes[event.node].heard_of = True
             yield event
 
     def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:
@@ -221,6 +230,8 @@ class HubFabric:
         try:
             if (verdict := self._authenticate(registration.node, registration.token)) is not None:
                 await verdict
+        except Unavailable as error:
+            raise _refused("busy", str(error), fatal=False) from None
         except Forbidden as error:
             fatal = not isinstance(error, Unproven)  # else it was a good proof, and a new one will do
             connection.say(Refusal(code="forbidden", detail=str(error), fatal=fatal))
@@ -242,7 +253,9 @@ class HubFabric:
         connection.takes = registration.attached
         welcome = Registered(node=node, version=__version__, heartbeat=self.limits.heartbeat, attached=MAX_ATTACHED)
         connection.say(welcome)
-        self._events.put_nowait(Arrived(node, msgspec.structs.replace(registration, attached=0)))
+        connection.since = asyncio.get_running_loop().time()
+        connection.registration = msgspec.structs.replace(registration, attached=0, token="")
+        self._events.put_nowait(Arrived(node, connection.registration))
 
     def _hear(self, connection: "_Connection", message: NodeMessage, blob: bytes) -> None:
         if isinstance(message, Registration):
@@ -278,7 +291,19 @@ class HubFabric:
 class _Connection:
     """One channel: reads on the caller's task, writes what is queued on a task of its own that ends when it is done."""
 
-    __slots__ = ("_receive", "_send", "_writer", "deadline", "dropped", "node", "outgoing", "takes")
+    __slots__ = (
+        "_receive",
+        "_send",
+        "_writer",
+        "deadline",
+        "dropped",
+        "heard_of",
+        "node",
+        "outgoing",
+        "registration",
+        "since",
+        "takes",
+    )
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -287,6 +312,9 @@ class _Connection:
         self.deadline = asyncio.timeout(None)
         self.dropped: _Ended | None = None
         self.node: NodeId = ""
+        self.registration: Registration | None = None
+        self.since = 0.0
+        self.heard_of = False  # whether somebody was told of it
         self.takes = 0  # bytes of a blob with a message
         self.outgoing: list[Frame] = []  # an empty list is small, and there may be ten thousand connections
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from blake3 import blake3
+from msgspec.structs import replace
 
-from tutti.core.errors import Conflict, CorruptBlob, Forbidden, StorageError, TuttiError, UserError
+from tutti.core.errors import Conflict, CorruptBlob, Forbidden, StorageError, TuttiError, Unavailable, UserError
 from tutti.domain.events import Digest, NodeId
-from tutti.ports import Arrived, BlobStore, FabricEvent, Left, LinkLost, LinkRefused, Said
+from tutti.ports import Arrived, BlobStore, FabricEvent, Left, LinkBusy, LinkLost, LinkRefused, Said
 from tutti.ports.blobs import Buffer, TooLarge
 from tutti.version import __version__
 from tutti.wire.messages import (
@@ -55,10 +56,15 @@ class LocalFabric:
         self._events: asyncio.Queue[tuple[FabricEvent, _Connection]] = asyncio.Queue()
 
     async def events(self) -> AsyncIterator[FabricEvent]:
+        now = asyncio.get_running_loop().time()
+        for node, connection in list(self._nodes.items()):
+            if connection.heard_of:
+                yield Arrived(node, connection.registration, now - connection.since)
         while True:
             event, connection = await self._events.get()
             if isinstance(event, Said):
                 connection.room.release()
+            connection.heard_of = True
             yield event
 
     def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:
@@ -85,15 +91,18 @@ class LocalFabric:
         if (before := self._nodes.get(node)) is not None:
             reason = f"another process has connected as {node}: give each node a name of its own"
             before.end(reason, tell=LinkRefused(reason))
-        connection = self._nodes[node] = _Connection(self, node, self._incoming)
+        known = replace(registration, token="")
+        connection = self._nodes[node] = _Connection(self, known, self._incoming)
         connection.messages.put_nowait(Registered(node=node, version=__version__, heartbeat=self._heartbeat))
-        self._events.put_nowait((Arrived(node, registration), connection))
+        self._events.put_nowait((Arrived(node, known), connection))
         return connection
 
     async def _prove(self, registration: Registration) -> None:
         try:
             if (verdict := self._authenticate(registration.node, registration.token)) is not None:
                 await verdict
+        except Unavailable as error:
+            raise LinkBusy(str(error)) from None
         except Forbidden as error:
             raise LinkRefused(str(error)) from None
 
@@ -175,8 +184,10 @@ class LocalLink:
 class _Connection:
     """The messages to one node, and the room for its own. What is queued when it ends is still delivered."""
 
-    def __init__(self, fabric: LocalFabric, node: NodeId, room: int) -> None:
-        self.node = node
+    def __init__(self, fabric: LocalFabric, registration: Registration, room: int) -> None:
+        self.node, self.registration = registration.node, registration
+        self.since = asyncio.get_running_loop().time()
+        self.heard_of = False  # whether somebody was told of it
         self.room = asyncio.Semaphore(room)
         self.messages: asyncio.Queue[CoordinatorMessage | LinkLost | LinkRefused] = asyncio.Queue()
         self._ended: str | None = None

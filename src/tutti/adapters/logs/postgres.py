@@ -24,7 +24,7 @@ from tutti.adapters.logs.tail import Tail, conflict
 from tutti.adapters.migrations import Format, Step
 from tutti.core.errors import StorageError
 from tutti.domain.events import AnyEvent
-from tutti.ports.log import LogLost, Recorded
+from tutti.ports.log import LogLost, Owner, Recorded
 
 FORMAT = Format(
     "event log",
@@ -53,6 +53,11 @@ FORMAT = Format(
             up="ALTER TABLE events_owner ADD COLUMN settled bigint NOT NULL DEFAULT 0",
             down="ALTER TABLE events_owner DROP COLUMN settled",
         ),
+        Step(
+            up="""ALTER TABLE events_owner ADD COLUMN name text NOT NULL DEFAULT '';
+            ALTER TABLE events_owner ADD COLUMN url text NOT NULL DEFAULT ''""",
+            down="ALTER TABLE events_owner DROP COLUMN name; ALTER TABLE events_owner DROP COLUMN url",
+        ),
     ),
 )
 LEASE_SECONDS = 5.0
@@ -66,8 +71,8 @@ LOOK_SECONDS = 0.1
 
 LOCK = "SELECT pg_try_advisory_lock(hashtext('tutti events ' || current_schema()))"
 WAIT_FOR_LOCK = LOCK.replace("_try", "")
-OPEN = """UPDATE events_owner SET opened = opened + 1, until = clock_timestamp() + make_interval(secs => $1)
-    RETURNING opened"""
+OPEN = """UPDATE events_owner SET opened = opened + 1, until = clock_timestamp() + make_interval(secs => $1),
+    name = $2, url = $3 RETURNING opened"""
 RENEW = """UPDATE events_owner SET until = clock_timestamp() + make_interval(secs => $1), settled = $3
     WHERE opened = $2 RETURNING opened"""
 HAS_LAPSED = "SELECT until < clock_timestamp() FROM events_owner"
@@ -75,7 +80,7 @@ LOCKED = """pg_locks JOIN pg_database ON pg_database.oid = database
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
     AND (classid::bigint << 32) | objid::bigint = hashtext('tutti events ' || current_schema())"""
 EVICT = f"SELECT pg_terminate_backend(pid) FROM {LOCKED}"  # noqa: S608 - our own words
-LOOK = f"""SELECT settled, until < clock_timestamp() OR NOT EXISTS (SELECT FROM {LOCKED}) AS free
+LOOK = f"""SELECT settled, until < clock_timestamp() OR NOT EXISTS (SELECT FROM {LOCKED}) AS free, opened, name, url
     FROM events_owner"""  # noqa: S608
 OPENED = "SELECT opened FROM events_owner FOR UPDATE"
 LAST = 'SELECT coalesce(max("offset"), 0) FROM events'
@@ -102,8 +107,9 @@ class PostgresLog:
     Keep `keep` running beside it, or others may take the log over.
     """
 
-    def __init__(self, url: str, db: "asyncpg.Connection[asyncpg.Record]") -> None:
+    def __init__(self, url: str, db: "asyncpg.Connection[asyncpg.Record]", name: str, at: str) -> None:
         self._url, self._where = url, postgres.shown(url)
+        self._name, self._at = name, at
         self._db: asyncpg.Connection[asyncpg.Record] | None = db
         self._opened, self._last = -1, 0
         self._until = 0.0
@@ -128,20 +134,23 @@ class PostgresLog:
         return log
 
     @classmethod
-    async def beside(cls, url: str) -> "PostgresLog":
-        """A log that another process may own: it can be read as far as that one has settled it. Raises as `open`."""
+    async def beside(cls, url: str, name: str = "", at: str = "") -> "PostgresLog":
+        """A log that another process may own: it can be read as far as that one has settled it. Raises as `open`.
+
+        Once it is ours, others learn the name of this process from it, and `at` which address it can be reached.
+        """
         db = await postgres.connect(url)
         try:
             await postgres.migrate(db, FORMAT, url)
-            log = cls(url, db)
+            log = cls(url, db, name, at)
             log._readers = await postgres.open_pool(url, 3)
         except BaseException:
             db.terminate()
             raise
         return log
 
-    async def stand_by(self, waits: Callable[[], None], meanwhile: Callable[[], Awaitable[None]]) -> None:
-        """Own the log once nobody else does; if somebody does, `waits` is called, and `meanwhile` again and again.
+    async def stand_by(self, waits: Callable[[], None], meanwhile: Callable[[Owner], Awaitable[None]]) -> None:
+        """Own the log once nobody else does; else `waits` is called, and `meanwhile` now and then with the last owner.
 
         A server that goes away meanwhile is waited for.
         """
@@ -150,10 +159,11 @@ class PostgresLog:
             try:
                 with postgres.errors(f"stand by at the event log {self._where}"):
                     db = self._db = self._db or await postgres.connect(self._url)
-                    self._last, free = await db.fetchrow(LOOK) or (0, False)
+                    settled, free, *owner = await db.fetchrow(LOOK) or (0, False, 0, "", "")
                     if free and await self._seize():
                         return
-                await meanwhile()
+                self._settle(settled)
+                await meanwhile(Owner(*owner))
                 trouble = ""
             except StorageError as error:
                 self._part()
@@ -177,9 +187,23 @@ class PostgresLog:
                 await db.fetch(EVICT)
                 await db.execute(WAIT_FOR_LOCK)
             self._until = asyncio.get_running_loop().time() + LEASE_SECONDS
-            self._opened = await db.fetchval(OPEN, LEASE_SECONDS)
-        self._last = await db.fetchval(LAST)
+            self._opened = await db.fetchval(OPEN, LEASE_SECONDS, self._name, self._at)
+        self._settle(await db.fetchval(LAST))
         return True
+
+    def heard(self, recorded: Recorded) -> None:
+        """While the log is another's: what its owner says that it has written."""
+        if recorded.offset == self._last + 1:
+            self._last = recorded.offset
+            self._tail.grow([recorded])
+        else:
+            self._settle(recorded.offset)
+
+    def _settle(self, last: int) -> None:
+        """Let what its owner has written be read."""
+        if last > self._last:
+            self._last = last
+            self._tail.skip()
 
     async def keep(self, *, replaceable: bool = False) -> None:
         """Renew the lease for ever; raises LogLost once another process owns the log.

@@ -21,6 +21,11 @@ class Tail:
             self._recent.extend(recorded)
             self._wake()
 
+    def skip(self) -> None:
+        """There is more in the log than was told here."""
+        self._recent.clear()
+        self._wake()
+
     def close(self) -> None:
         """Every `follow` ends."""
         self.closed = True

@@ -57,6 +57,7 @@ from tutti.version import __version__
 
 if TYPE_CHECKING:
     from tutti.adapters.fabrics.broker import BrokerFabric
+    from tutti.adapters.fabrics.relayed import RelayedFabric
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def create_app(
     registries: Mapping[str, Registry[Any]] = REGISTRIES,
     chain: chain_routes.OnChain | None = None,
     broker: "BrokerFabric | None" = None,
+    relayed: "RelayedFabric | None" = None,
 ) -> FastAPI:
     """The caller starts and stops the coordinator, loads and closes the accounts, and closes the ledger."""
     app = FastAPIOffline(  # its assets come from here: hospitals have machines without internet
@@ -125,7 +127,7 @@ def create_app(
     _handle_errors(app)
     api = Api(app, transfer.OPENAPI_PATHS)
     its_jobs = jobs.JobRoutes(coordinator, compute[0])
-    exposition = Exposition(coordinator, fabric, broker)
+    exposition = Exposition(coordinator, fabric, broker, relayed)
     _add_routes(api, coordinator, its_jobs, settings, identify, registries, failures, exposition)
     account_routes.add_routes(api, account_routes.AccountRoutes(accounts, identify, failures, coordinator.used))
     ledger.add_routes(api, ledger.LedgerRoutes(*tokens, compute[1]))

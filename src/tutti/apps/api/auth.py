@@ -147,7 +147,7 @@ class Guard:
         refusal = await self._refusal(connection)
         app = self._app if refusal is None else refusal
         if scope["type"] == "http" or refusal is not None:  # the frames of a WebSocket have no headers
-            send = _with_headers(send, _policy(scope["path"]), secure=scope["scheme"] in ("https", "wss"))
+            send = with_headers(send, _policy(scope["path"]), secure=scope["scheme"] in ("https", "wss"))
         await app(scope, receive, self._audited(connection, send))
 
     async def _refusal(self, connection: HTTPConnection) -> Response | None:
@@ -260,8 +260,8 @@ def client_of(connection: HTTPConnection) -> str:
 _RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
 
-def _with_headers(send: Send, policy: str | None, *, secure: bool) -> Send:
-    async def send_with_headers(message: Message) -> None:
+def with_headers(send: Send, policy: str | None, *, secure: bool) -> Send:
+    async def sendwith_headers(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             headers = message.setdefault("headers", [])
             present = {name for name, _ in headers}
@@ -272,4 +272,4 @@ def _with_headers(send: Send, policy: str | None, *, secure: bool) -> Send:
                 MutableHeaders(scope=message)["strict-transport-security"] = "max-age=31536000"
         await send(message)
 
-    return send_with_headers
+    return sendwith_headers

@@ -33,6 +33,7 @@ from tutti.version import __version__
 
 if TYPE_CHECKING:
     from tutti.adapters.fabrics.broker import BrokerFabric
+    from tutti.adapters.fabrics.relayed import RelayedFabric
 
 LOG_SECONDS = 2.0
 """How long the event log may take to answer before it counts as gone."""
@@ -53,10 +54,16 @@ async def events_behind(coordinator: Coordinator) -> int:
 class Exposition:
     media_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, coordinator: Coordinator, fabric: HubFabric, broker: "BrokerFabric | None" = None) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        fabric: HubFabric,
+        broker: "BrokerFabric | None" = None,
+        relayed: "RelayedFabric | None" = None,
+    ) -> None:
         self._coordinator, self._broker = coordinator, broker
         self._registry = CollectorRegistry()
-        self._collector = _CoordinatorCollector(coordinator, fabric)
+        self._collector = _CoordinatorCollector(coordinator, fabric, relayed)
         self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
         coordinator.journal.watchers.append(RoundMetrics(self._registry).told)
@@ -75,8 +82,8 @@ class Exposition:
 
 
 class _CoordinatorCollector(Collector):
-    def __init__(self, coordinator: Coordinator, fabric: HubFabric) -> None:
-        self._coordinator, self._fabric = coordinator, fabric
+    def __init__(self, coordinator: Coordinator, fabric: HubFabric, relayed: "RelayedFabric | None") -> None:
+        self._coordinator, self._fabric, self._relayed = coordinator, fabric, relayed
         self.behind: int | None = 0
         """Events in the log that the coordinator does not know of yet; None if the log does not answer."""
         self.letters: dict[str, int] | None = None
@@ -100,6 +107,10 @@ class _CoordinatorCollector(Collector):
             yield GaugeMetricFamily("tutti_event_log_lag_events", "Events this process has yet to learn.", self.behind)
         yield GaugeMetricFamily("tutti_maintenance", "Whether nothing new begins.", bool(it.register.maintenance))
         yield from _ownership(it.log)
+        if self._relayed is not None:
+            had = self._relayed.relays
+            yield GaugeMetricFamily("tutti_relays", "Replicas that work for this one.", len(had))
+            yield GaugeMetricFamily("tutti_relayed_nodes", "Nodes that they have.", sum(had.values()))
         yield from _broker(self.letters)
         yield _bytes(it.stats)
         yield _updates(seen)

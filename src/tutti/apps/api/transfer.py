@@ -79,12 +79,12 @@ def routes(
     """Routes for any Starlette or FastAPI application; OPENAPI_PATHS describes them."""
     transfer = _Blobs(doorkeeper, access, traffic, blobs, operator_allowed)
     return [
-        WebSocketRoute("/ws/node", _NodeSocket(fabric), name="node_socket"),
+        WebSocketRoute("/ws/node", NodeSocket(fabric), name="node_socket"),
         Route("/api/v1/blobs/{digest}", transfer, methods=["GET", "HEAD", "PUT"], name="blob"),
     ]
 
 
-class _NodeSocket:
+class NodeSocket:
     def __init__(self, fabric: HubFabric) -> None:
         self._fabric = fabric
 

@@ -15,7 +15,7 @@ import click
 from tutti.apps.certificates import check_certificate
 from tutti.apps.cli.logs import log_to_stderr
 from tutti.apps.cli.options import ExistingFile, Folder, allow_module, as_json, print_json, with_client
-from tutti.apps.cli.settings import check_password, configurable
+from tutti.apps.cli.settings import check_password, check_redis, configurable
 from tutti.apps.secrets import read_secret
 from tutti.core.errors import UserError
 
@@ -69,6 +69,19 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     envvar="TUTTI_STANDBY",
     show_envvar=True,
     help="Wait while another coordinator owns the database, and take over when it is gone (docs/replicas.md).",
+)
+@click.option(
+    "--redis",
+    default="",
+    metavar="URL",
+    help="With --standby: work for the coordinator that owns the database meanwhile, over Redis: "
+    "rediss://:password@host:6379/0 (docs/replicas.md).",
+)
+@click.option(
+    "--replica-url",
+    default="",
+    metavar="URL",
+    help="With --redis: the address at which other coordinators reach this one.  [default: that of --host and --port]",
 )
 @click.option(
     "--public-url",
@@ -152,12 +165,14 @@ def up(as_json: bool, until_eof: bool, log_format: str, **settings: Any) -> None
       tutti up --broker 'amqps://user:password@broker/vhost?coordinator=main'
       tutti up --database postgresql://tutti@db/tutti --blobs 's3://models?endpoint=https://store:9000'
       tutti up --standby --public-url https://tutti.example.org --database … --blobs …
+      tutti up --standby --redis rediss://:password@cache/0 --public-url … --database … --blobs …
     """
     from tutti.apps.bootstrap import CoordinatorSettings
 
     log_to_stderr(log_format)
     checked(settings)
-    settings["public_url"] = _public_url(settings["public_url"])
+    for name in ("public_url", "replica_url"):
+        settings[name] = _address(name, settings[name])
     if until_eof:
         _end_at_eof()
     _serve(
@@ -169,11 +184,12 @@ def up(as_json: bool, until_eof: bool, log_format: str, **settings: Any) -> None
     )
 
 
-def _public_url(given: str) -> str:
+def _address(name: str, given: str) -> str:
     """An address without a path, and without the slash at its end."""
     parts = urlsplit(given)
     if given and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query):
-        raise click.UsageError(f"--public-url: expected an address such as https://tutti.example.org, came {given!r}")
+        option = name.replace("_", "-")
+        raise click.UsageError(f"--{option}: expected an address such as https://tutti.example.org, came {given!r}")
     return given.rstrip("/")
 
 
@@ -183,9 +199,13 @@ def checked(settings: Mapping[str, Any]) -> None:
         raise click.UsageError("--tls-key needs --tls-cert")
     if settings["standby"] and not (settings["database"] and settings["blobs"]):
         raise click.UsageError("--standby needs --database and --blobs: coordinators share nothing else")
-    _public_url(settings["public_url"])
-    for name in ("database", "broker"):
+    if settings["redis"] and not settings["standby"]:
+        raise click.UsageError("--redis is for coordinators that stand in for each other: give --standby too")
+    for name in ("public_url", "replica_url"):
+        _address(name, settings[name])
+    for name in ("database", "broker", "redis"):
         check_password(name, settings[name])
+    check_redis(settings["redis"])
     if settings["tls_cert"]:
         check_certificate(settings["tls_cert"])
     for secret in ("jwt_secret_file", "operator_token_file", "ledger_key_file"):

@@ -120,3 +120,17 @@ def check_password(name: str, url: str) -> None:
         raise UserError(
             f"--{name}: the password for {host} is one that everybody knows ({shown(url)}): give the server another"
         )
+
+
+def check_redis(url: str) -> None:
+    """Raise UserError for what is no address of a Redis, and for one on another machine that lets everybody in."""
+    from tutti.apps.api.settings import is_loopback
+
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("redis", "rediss") or not parts.hostname):
+        raise UserError(f"--redis: expected an address such as rediss://:password@host:6379/0, came {shown(url)!r}")
+    if parts.hostname and not is_loopback(parts.hostname) and not parts.password:
+        raise UserError(
+            f"--redis: {parts.hostname} is another machine, and the address has no password: set one there "
+            "(`requirepass`), for whoever reaches it could speak as a coordinator"
+        )

@@ -34,6 +34,7 @@ from tutti.sim.worlds.data import data_of
 from tutti.sim.worlds.disk import Disk, SlowBlobs, SlowLog
 from tutti.sim.worlds.distributions import drawn
 from tutti.sim.worlds.node import Place, WorldNode, live_together, profiles
+from tutti.sim.worlds.replicas import Replicas
 from tutti.sim.worlds.world import Purpose, World, rng_for
 
 MIDNIGHT = 1_704_067_200.0
@@ -53,7 +54,7 @@ class Outcome:
         took: Seconds that the simulation took.
         events: Everything logged, in order.
         crashes: Of the coordinator; `stalls`, after which another one took over; `deaths`, of nodes in the middle of a
-            task.
+            task; `relay_deaths`, of replicas that have nodes.
     """
 
     job: Job
@@ -63,6 +64,7 @@ class Outcome:
     crashes: int
     deaths: int
     stalls: int = 0
+    relay_deaths: int = 0
 
     def trace(self) -> bytes:
         """The event log as JSON, one event a line."""
@@ -98,7 +100,10 @@ def simulate_world(
         federation = _Federation(world, Path(temporary))
         done, seconds = run(federation.carry_out(spec, watch or (lambda _: None)))
         deaths = sum(node.deaths for node in federation.nodes)
-        took, broke = perf_counter() - began, (federation.crashes, deaths, federation.stalls)
+        took, broke = (
+            perf_counter() - began,
+            (federation.crashes, deaths, federation.stalls, federation.replicas.deaths),
+        )
         return Outcome(done, seconds, took, federation.recorded, *broke)
 
 
@@ -115,13 +120,14 @@ class _Federation:
         self._blobs = ScratchBlobs(folder / "blobs")
         self._links: dict[NodeId, LocalLink] = {}
         self._chance = rng_for(world, Purpose.COORDINATOR)
+        self.replicas = Replicas(world, self._blobs)
 
     async def carry_out(self, spec: JobSpec, watch: Callable[[Job], None]) -> tuple[Job, float]:
         """The job at its end, or when the world's time is over, and how long that took."""
         loop = asyncio.get_running_loop()
         await self._up()
         await self._admit()
-        living = asyncio.create_task(live_together(self.nodes))
+        living = asyncio.gather(live_together(self.nodes), self.replicas.live())
         try:
             job = await self._core.submit(spec, key=f"world {self.world.seed}")
             began = loop.time()
@@ -174,15 +180,19 @@ class _Federation:
         core = self._core = Coordinator(
             event_log=SlowLog(self._log, disk, lambda: self._owners),
             blobs=SlowBlobs(self._blobs, disk),
-            fabric=fabric,
+            fabric=self.replicas.joined(self._owners, fabric, lambda: core),
             workbench=Bench(ThisProcess()),
             known_schema=known_schema,
             clock=lambda: ahead + loop.time(),
         )
         await core.start()
+        self.replicas.begin(core, fabric)
 
     def _connect_all(self, fabric: LocalFabric | None) -> None:
-        """Let the nodes' next tries find this coordinator, or none."""
+        """Let the nodes' next tries find this coordinator, or none; those that are at relays stay there."""
+        before, self.replicas.owners = self.replicas.owners, fabric
+        if fabric is None and before is not None:
+            self.replicas.cut(before)
         for link in self._links.values():
             link.fabric = fabric
             if fabric is None:
@@ -237,6 +247,8 @@ class _Federation:
             await self._core.members.admit(TOKEN, node.name, _secret(node.name))
 
     def _connect(self, node: NodeId) -> Link:
+        if self.world.relays:
+            return self.replicas.link()
         link = self._links[node] = LocalLink(None if self._disk.killed else self._fabric)
         return link
 

@@ -79,6 +79,9 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         overlap: Seconds for which both then believe that the jobs are theirs (a distribution).
         skew: Seconds by which a coordinator's clock is ahead of the world's (a distribution over its processes).
         disk: Seconds that a write of the coordinator takes (a distribution); simulation only, likewise.
+        relay: Seconds from one death of a relay to the next (a distribution); it is back after an `outage`, and its
+            nodes connect to another replica.
+        post: Share of what replicas tell each other that is lost; as much comes twice.
     """
 
     seed: Seed | None = None
@@ -90,6 +93,8 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap: Choice = Choice("constant", {"value": 1})
     skew: Choice = Choice("constant", {"value": 0})
     disk: Choice = Choice("constant", {"value": 0})
+    relay: Choice | None = None
+    post: Share = 0.0
 
 
 class Byzantine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +119,7 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         start: When the job is submitted, in seconds since the first midnight.
         longest: Seconds of world time after which a simulation gives up.
         heartbeat: Seconds between two heartbeats of a node.
+        relays: Replicas of the coordinator that have nodes too, and work for it; simulation only.
     """
 
     nodes: Positive = 100
@@ -127,6 +133,7 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: Annotated[float, Meta(ge=0, le=LONGEST)] = 0.0
     longest: Annotated[float, Meta(gt=0)] = 30 * 86_400.0
     heartbeat: Seconds = 15.0
+    relays: Annotated[int, Meta(ge=0, le=100)] = 0
     machine: Machine = Machine()
     network: Network = Network()
     faults: Faults = Faults()
@@ -145,9 +152,10 @@ class Purpose(IntEnum):
     TASKS = 4
     BYZANTINE = 5
     COORDINATOR = 6
+    REPLICAS = 7
 
 
-BREAKING = frozenset({Purpose.MESSAGES, Purpose.TASKS, Purpose.COORDINATOR})
+BREAKING = frozenset({Purpose.MESSAGES, Purpose.TASKS, Purpose.COORDINATOR, Purpose.REPLICAS})
 
 
 def rng_for(world: World, purpose: Purpose, *numbers: int) -> np.random.Generator:
@@ -198,7 +206,7 @@ def _check(world: World) -> None:
     machine, network, faults = world.machine, world.network, world.faults
     for choice in (machine.speed, machine.jitter, machine.memory, network.latency, network.up, network.down,
                    network.cut, faults.away, faults.crash, faults.outage, faults.disk, faults.stall, faults.overlap,
-                   faults.skew, world.examples):  # fmt: skip
+                   faults.skew, faults.relay, world.examples):  # fmt: skip
         if choice is not None:
             drawn(choice)
     traces.build(world.availability)

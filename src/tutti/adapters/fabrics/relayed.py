@@ -1,0 +1,288 @@
+"""Nodes that are connected to other replicas, as a Fabric of the one that owns the log (wire.relay, services.relay)."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tutti.adapters.fabrics.places import ELSEWHERE, Places
+from tutti.core.errors import Forbidden, Unproven
+from tutti.domain.events import Digest, NodeId
+from tutti.ports import Arrived, FabricEvent, Left, Recorded, Said
+from tutti.ports.blobs import Buffer
+from tutti.ports.post import Post, PostLost
+from tutti.services.relay import BEAT_SECONDS, MODELS, SILENT_BEATS, Outbox
+from tutti.wire.messages import BadMessage, CoordinatorMessage, Registration, Start, decode_from_node, encode
+from tutti.wire.relay import (
+    BadEnvelope,
+    Came,
+    Drop,
+    FromOwner,
+    FromRelay,
+    Gone,
+    Heard,
+    Hello,
+    Knock,
+    Lost,
+    News,
+    Open,
+    Tell,
+    ToOwner,
+    ToRelay,
+    Welcome,
+    opened_by_owner,
+    sealed,
+)
+
+log = logging.getLogger(__name__)
+
+EVENTS = 4096
+"""That wait for the coordinator; more than this, and nothing further is read."""
+
+OUTGOING = 256
+"""Messages that wait for one node."""
+
+
+class Doorkeeper(Protocol):
+    """Knows the nodes; services.members.Members is one."""
+
+    def check_secret(self, node: NodeId, secret: str) -> None:
+        """Raises Forbidden if this is not the fingerprint of the node's secret."""
+        ...
+
+    def authenticate(self, node: NodeId, shown: str) -> None:
+        """Raises Forbidden."""
+        ...
+
+    def is_member(self, node: NodeId) -> bool: ...
+
+    async def turn_away(self, node: str, reason: str) -> None:
+        """Record that somebody was refused."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Relay:
+    """A session with a relay, and the nodes that it has."""
+
+    name: str
+    session: int
+    outbox: Outbox[ToRelay]
+    expected: int = 0
+    silent: int = 0  # beats
+    nodes: dict[NodeId, int] = field(default_factory=dict)
+    models: dict[Digest, None] = field(default_factory=dict)
+    sending: "asyncio.Task[None] | None" = None
+
+
+class RelayedFabric:
+    """A Fabric. Keep `run` running beside it."""
+
+    def __init__(self, name: str, post: Post, door: Callable[[], Doorkeeper]) -> None:
+        self._name, self._post, self._door = name, post, door
+        self._relays: dict[str, _Relay] = {}
+        self._places = Places[tuple[_Relay, int]]()
+        self._events: asyncio.Queue[FabricEvent] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._said_lost: dict[str, float] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    # -- the port --------------------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncIterator[FabricEvent]:
+        while True:
+            event = await self._events.get()
+            if self._events.qsize() < EVENTS:
+                self._room.set()
+            yield event
+
+    def send(self, node: NodeId, message: CoordinatorMessage, blob: Buffer = b"") -> bool:
+        found = self._places.get(node)
+        if found is None:
+            return False
+        relay, link = found
+        if relay.outbox.told[node] >= OUTGOING:
+            self.disconnect(node, f"does not read: {OUTGOING} messages wait for it")
+            return False
+        if relay.outbox.full:
+            self._end(relay, "it does not take what it is told")
+            return False
+        relay.outbox.put(Tell(node, link, encode(message), _once(relay, message, blob)))
+        return True
+
+    def disconnect(self, node: NodeId, reason: str) -> None:
+        if (found := self._places.get(node)) is not None:
+            self._drop(node, *found, reason)
+            self._left(node, *found, Left(node, reason))
+
+    # -- for whoever puts it together ------------------------------------------------------------------------
+
+    @property
+    def relays(self) -> dict[str, int]:
+        """How many nodes each relay has that speaks with us."""
+        return {name: len(relay.nodes) for name, relay in self._relays.items()}
+
+    def tell_news(self, recorded: Recorded) -> None:
+        """Let all relays know what is in the log now; one that misses it reads the log."""
+        news = News(recorded.offset, recorded.stream, recorded.version, recorded.event)
+        for relay in self._relays.values():
+            if not relay.outbox.full:
+                relay.outbox.put(news)
+
+    async def run(self) -> None:
+        """Hear relays, for ever."""
+        async with asyncio.TaskGroup() as self._group:
+            self._group.create_task(self._read())
+            self._group.create_task(self._watch())
+
+    # -- sessions --------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        async for data in self._post.letters(self._name):
+            try:
+                self._take(opened_by_owner(data))
+            except BadEnvelope as error:
+                log.error("%s", error)
+            if self._events.qsize() >= EVENTS:
+                self._room.clear()
+            await self._room.wait()
+
+    def _take(self, envelope: FromRelay) -> None:
+        relay = self._relays.get(envelope.sender)
+        if envelope.number == 0 and (relay is None or envelope.session > relay.session):
+            relay = self._begin(envelope.sender, envelope.session)
+        elif relay is not None and (envelope.session, envelope.number) < (relay.session, relay.expected):
+            return  # it has come before
+        elif relay is None or (envelope.session, envelope.number) > (relay.session, relay.expected):
+            if relay is not None:
+                self._end(relay, "letters were lost")
+            self._spawn(self._say_lost(envelope.sender, envelope.session))
+            return
+        relay.expected += 1
+        relay.silent = 0
+        for letter in envelope.letters:
+            self._deal(relay, letter)
+
+    def _begin(self, name: str, session: int) -> _Relay:
+        if (before := self._relays.get(name)) is not None:
+            self._end(before, "it begins anew")
+        outbox = Outbox[ToRelay](
+            self._post, name, lambda number, letters: sealed(FromOwner(self._name, session, number, letters))
+        )
+        relay = self._relays[name] = _Relay(name, session, outbox)
+        relay.sending = self._spawn(self._send_to(relay))
+        return relay
+
+    async def _send_to(self, relay: _Relay) -> None:
+        try:
+            await relay.outbox.run()
+        except PostLost as lost:
+            self._end(relay, str(lost))
+
+    def _end(self, relay: _Relay, why: str) -> None:
+        """Its nodes are gone, as far as anybody can tell."""
+        if self._relays.get(relay.name) is not relay:
+            return
+        log.warning("the relay %s, with %d nodes: %s", relay.name, len(relay.nodes), why)
+        del self._relays[relay.name]
+        if relay.sending is not None:
+            relay.sending.cancel()
+        for node, link in list(relay.nodes.items()):
+            self._left(node, relay, link, Left(node, f"of its replica nothing is heard: {why}"))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            await self._room.wait()  # else it is we who do not listen
+            for relay in list(self._relays.values()):
+                relay.silent += 1
+                if relay.silent > SILENT_BEATS:
+                    self._end(relay, "it is silent")
+
+    async def _say_lost(self, name: str, session: int) -> None:
+        """Now and then, for each letter of a session that is over would be answered."""
+        now = asyncio.get_running_loop().time()
+        self._said_lost = {each: at for each, at in self._said_lost.items() if now - at < BEAT_SECONDS}
+        if name in self._said_lost:
+            return
+        self._said_lost[name] = now
+        try:
+            await self._post.send(name, sealed(FromOwner(self._name, session, -1, (Lost(),))))
+        except PostLost as lost:
+            log.warning("%s", lost)
+
+    def _spawn(self, work: "Awaitable[None]") -> "asyncio.Task[None]":
+        assert self._group is not None
+        return self._group.create_task(work)  # type: ignore[arg-type]
+
+    # -- letters ---------------------------------------------------------------------------------------------
+
+    def _deal(self, relay: _Relay, letter: ToOwner) -> None:
+        match letter:
+            case Hello():
+                relay.outbox.put(Welcome())
+            case Knock():
+                self._answer(relay, letter)
+            case Came():
+                self._on_came(relay, letter)
+            case Gone(node=node, link=link, reason=reason, took_leave=took_leave):
+                self._left(node, relay, link, Left(node, reason, took_leave))
+            case Heard(node=node, link=link, message=message, blob=blob):
+                if self._places.get(node) == (relay, link):
+                    try:
+                        self._events.put_nowait(Said(node, decode_from_node(message), blob))
+                    except BadMessage as error:
+                        log.error("%s: %s", node, error)
+
+    def _answer(self, relay: _Relay, knock: Knock) -> None:
+        door, node = self._door(), knock.node
+        try:
+            if knock.proof:
+                door.authenticate(node, knock.proof)
+            else:
+                door.check_secret(node, knock.secret)
+        except Forbidden as error:
+            self._spawn(door.turn_away(node, str(error)))
+            relay.outbox.put(Open(knock.id, str(error), isinstance(error, Unproven)))
+        else:
+            relay.outbox.put(Open(knock.id, "", False))
+
+    def _on_came(self, relay: _Relay, came: Came) -> None:
+        node, here = came.node, (relay, came.link)
+        try:
+            registration = decode_from_node(came.registration)
+        except BadMessage as error:
+            log.error("%s: %s", node, error)
+            return
+        if not isinstance(registration, Registration) or not self._door().is_member(node):
+            self._drop(node, *here, "it was removed")
+            return
+        loser = self._places.arrived(node, here, came.age)
+        if loser is not None:
+            self._drop(node, *loser.where, loser.reason(node), fatal=loser.fatal)
+            if loser.where == here:
+                return
+            loser.where[0].nodes.pop(node, None)
+            self._events.put_nowait(Left(node, ELSEWHERE))
+        relay.nodes[node] = came.link
+        self._events.put_nowait(Arrived(node, registration, came.age))
+
+    def _left(self, node: NodeId, relay: _Relay, link: int, left: Left) -> None:
+        if self._places.left(node, (relay, link)):
+            relay.nodes.pop(node, None)
+            self._events.put_nowait(left)
+
+    def _drop(self, node: NodeId, relay: _Relay, link: int, reason: str, *, fatal: bool = False) -> None:
+        relay.outbox.put(Drop(node, link, reason, fatal))
+
+
+def _once(relay: _Relay, message: CoordinatorMessage, blob: Buffer) -> bytes:
+    """The model, if the relay has not got it in this session."""
+    if not blob or not isinstance(message, Start) or message.weights in relay.models:
+        return b""
+    relay.models[message.weights] = None
+    if len(relay.models) > MODELS:
+        del relay.models[next(iter(relay.models))]
+    return bytes(blob)

@@ -1,0 +1,1 @@
+"""Letters between the replicas of a coordinator (ports.post)."""

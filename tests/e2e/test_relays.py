@@ -1,0 +1,218 @@
+"""Three coordinators behind nginx, all of which have nodes: relays that die, Redis that goes, live events at each."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from support.commands import DEADLINE, running, tutti
+from support.replicas import TOKEN, Replicas, free_ports, three
+from support.services import missing
+
+SPEC = {
+    "dataset": "digits",
+    "model": "mlp:hidden=32",
+    "name": "relays",
+    "rounds": 8,
+    "seed": 3,
+    "training": {"lr": 0.05, "batch_size": 32},
+    "cohort": {"min_nodes": 3, "grace": 60},
+}
+"""Small updates travel with their messages, over Redis; `LARGE` ones are uploaded, and go to the owner by HTTP."""
+
+LARGE = {**SPEC, "model": "mlp:hidden=256", "name": "large"}
+NODES = ("n0", "n1", "n2")
+AS_OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@contextmanager
+def redis_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """One of our own, which may be killed."""
+    command = shutil.which("redis-server") or missing("Redis", "it is not installed")
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--requirepass",
+        "a long word",
+        "--dir",
+        folder,
+    ]
+    process = subprocess.Popen([command, *options], stdout=subprocess.DEVNULL)
+    try:
+        last = time.monotonic() + DEADLINE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < last
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Place:
+    """The replicas, whose nodes came to one each, and their Redis."""
+
+    def __init__(self, folder: Path, replicas: Replicas, redis: ExitStack, port: int) -> None:
+        self.folder, self.replicas, self.redis, self._port = folder, replicas, redis, port
+
+    def url(self, which: int) -> str:
+        return f"http://127.0.0.1:{self.replicas.ports[which]}"
+
+    def relay(self) -> int:
+        return next(which for which in range(3) if which != self.replicas.owner)
+
+    def ready(self, which: int) -> httpx.Response:
+        return httpx.get(f"{self.url(which)}/ready", timeout=DEADLINE)
+
+    def until_ready(self, which: int, status: int) -> str:
+        last = time.monotonic() + DEADLINE
+        while (answer := self.ready(which)).status_code != status:
+            assert time.monotonic() < last, answer.text
+            time.sleep(0.05)
+        return answer.text
+
+    def start_redis(self) -> None:
+        self.redis.enter_context(redis_server(self.folder, self._port))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("relays")
+    with ExitStack() as stack:
+        (port,) = free_ports(1)
+        redis = stack.enter_context(ExitStack())
+        redis.enter_context(redis_server(folder, port))
+        its = stack.enter_context(three(folder, redis=f"redis://:a%20long%20word@127.0.0.1:{port}/0"))
+        with its.client() as client:
+            link = client.invite(uses=3).link
+        for name in NODES:
+            source = f"digits:part={name[1]}/3"
+            join = ["join", link, "--data", source, "--name", name, "--state-dir", folder / name]
+            stack.enter_context(running(*join, cwd=folder))
+        yield Place(folder, its, redis, port)
+
+
+@pytest.fixture(scope="module", params=[SPEC, LARGE], ids=["small", "large"])
+def undisturbed(place: Place, request: pytest.FixtureRequest) -> tuple[dict, str]:
+    with place.replicas.client() as client:
+        done = client.wait(client.submit(request.param).id)
+    assert done.status == "completed"
+    return request.param, done.model_digest
+
+
+def check_disturbed(place: Place, undisturbed: tuple[dict, str], *losses) -> None:
+    """The same model as ever, each round closed once with the updates of all nodes, whatever was lost in each."""
+    spec, digest = undisturbed
+    with place.replicas.client() as client:
+        job, closed, due = client.submit(spec), [], list(losses)
+        for event in client.follow(job.id):
+            if event.type == "RoundClosed":
+                closed.append((event.data["round"], sorted(event.data["counted"])))
+            if event.type == "UpdateAccepted" and due and event.data["round"] == 2 * (1 + len(losses) - len(due)):
+                due.pop(0)()
+        done = client.wait(job.id)
+    assert not due
+    assert (done.status, done.model_digest) == ("completed", digest)
+    assert closed == [(round, [*NODES]) for round in range(1, SPEC["rounds"] + 2)]  # the last one measures
+
+
+def test_the_nodes_are_spread(place):
+    """nginx leads each connection to the next replica; relays say how many they have."""
+    had = {}
+    for which in range(3):
+        if which != place.replicas.owner:
+            text = httpx.get(f"{place.url(which)}/metrics", headers=AS_OPERATOR, timeout=DEADLINE).text
+            had[which] = float(
+                next(line for line in text.splitlines() if line.startswith("tutti_relay_nodes")).split()[1]
+            )
+            assert "tutti_relay_linked 1.0" in text
+    assert sum(had.values()) >= 1
+    with place.replicas.client() as client:
+        assert {node.name for node in client.nodes() if node.connected} == {*NODES}
+
+
+def test_any_replica_answers_whoever_may_ask(place):
+    relay = place.url(place.relay())
+    assert httpx.get(f"{relay}/health").status_code == 200
+    assert httpx.get(f"{relay}/api/v1/status", timeout=DEADLINE).status_code == 401
+    assert httpx.get(f"{relay}/metrics", timeout=DEADLINE).status_code == 401
+    made = httpx.post(f"{relay}/api/v1/nodes", json={"uses": 1}, headers=AS_OPERATOR, timeout=DEADLINE)
+    seen = httpx.get(f"{relay}/api/v1/status", headers=AS_OPERATOR, timeout=DEADLINE)
+    assert (made.status_code < 500, seen.status_code) == (True, 200)
+
+
+def test_live_events_at_any_replica(place):
+    address = place.url(place.relay()).replace("http", "ws") + "/ws"
+    with connect(address, additional_headers=AS_OPERATOR) as socket, place.replicas.client() as client:
+        job = client.submit({**SPEC, "name": "watched", "rounds": 1})
+        offsets = []
+        while True:
+            event = json.loads(socket.recv(timeout=DEADLINE))
+            offsets.append(event["offset"])
+            if event["type"] == "JobCompleted" and event["stream"] == f"job:{job.id}":
+                break
+    assert offsets == list(range(offsets[0], offsets[-1] + 1))  # none is missing, none comes twice
+    with pytest.raises(Exception, match="401"), connect(address):
+        pass
+
+
+def test_kill_a_relay_and_then_the_owner(place, undisturbed):
+    """Of three replicas the last goes on alone, with all nodes."""
+    its, lost = place.replicas, list[int]()
+
+    def relay() -> None:
+        lost.append(place.relay())
+        its.processes[lost[0]].kill()
+        its.lose(lost[0])
+
+    def owner() -> None:
+        lost.append(its.kill())
+        its.await_owner()
+
+    check_disturbed(place, undisturbed, relay, owner)
+    for which in lost:
+        its.start(which)
+    for which in lost:
+        its.await_standby(which)
+
+
+def test_redis_goes_and_comes_back(place, undisturbed):
+    """Rounds go on at the owner, where nodes of relays go; the relays say what is wrong, and mend by themselves."""
+
+    def gone() -> None:
+        place.redis.close()
+        relay = place.relay()
+        assert "Redis at redis://127.0.0.1" in place.until_ready(relay, 503)
+        assert place.ready(place.replicas.owner).status_code == 200
+        assert httpx.get(f"{place.url(relay)}/api/v1/status", headers=AS_OPERATOR, timeout=DEADLINE).status_code == 200
+
+    check_disturbed(place, undisturbed, gone, place.start_redis)
+    for which in range(3):
+        place.until_ready(which, 200)
+
+
+def test_bad_settings(tmp_path):
+    for options, said in (
+        (["--redis", "redis://127.0.0.1/0"], "give --standby too"),
+        (["--standby", "--redis", "http://127.0.0.1"], "expected an address such as rediss://"),
+        (["--standby", "--redis", "redis://cache.example.org/0"], "has no password"),
+        (["--standby", "--redis", "redis://:changeme@cache.example.org/0"], "everybody knows"),
+        (["--standby", "--replica-url", "here"], "expected an address such as https://"),
+    ):
+        done = tutti("up", *options, "--database", "postgresql://127.0.0.1/x", "--blobs", "s3://x", cwd=tmp_path)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr

@@ -1,0 +1,58 @@
+"""Seeded faults on virtual time with replicas that have nodes: whatever breaks, the model is that of a calm day.
+
+Relays that die, letters between replicas that are lost or come twice, beside all that breaks in test_world_faults.
+"""
+
+from typing import Any
+
+import msgspec
+import pytest
+from test_world_faults import FLEET, HASTY, PATIENT, check, counted, events_of, models_by_the_log, schedule, takeovers
+
+from tutti.domain import events as e
+from tutti.sim.worlds import Outcome, World, load_world, simulate_world
+
+
+def relays(seed: int) -> World:
+    """Another half of the schedules with each seed; every fourth post is sound."""
+    raw: dict[str, Any] = msgspec.to_builtins(takeovers(seed) if seed % 2 else schedule(seed))
+    raw["relays"] = 1 + seed % 3
+    raw["faults"] |= {
+        "relay": msgspec.to_builtins(load_world({"faults": {"relay": "exponential:mean=15"}}).faults.relay),
+        "post": 0.02 * (seed % 4),
+    }
+    return load_world(raw)
+
+
+@pytest.fixture(scope="module")
+def calm() -> Outcome:
+    return simulate_world(load_world(FLEET), PATIENT)
+
+
+def test_relays_change_nothing(calm: Outcome) -> None:
+    done = simulate_world(load_world({**FLEET, "relays": 2}), PATIENT)
+    check(done, 0)
+    assert (done.job.model, counted(done)) == (calm.job.model, counted(calm))
+
+
+def test_the_same_seed_gives_the_same_events() -> None:
+    assert simulate_world(relays(3), PATIENT).digest() == simulate_world(relays(3), PATIENT).digest()
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_relays_that_die_and_letters_that_are_lost_change_nothing(calm: Outcome, group: int) -> None:
+    deaths = 0
+    for seed in range(3000 + 15 * group, 3015 + 15 * group):
+        done = simulate_world(relays(seed), PATIENT)
+        check(done, seed)
+        assert done.job.model == calm.job.model, f"relays {seed}: another model than on a calm day"
+        assert counted(done) == counted(calm), f"relays {seed}"
+        deaths += done.relay_deaths
+    assert deaths > 15, "hardly any relay died"
+
+
+def test_only_who_is_counted_counts() -> None:
+    for seed in range(4000, 4015):
+        done = simulate_world(relays(seed), HASTY)
+        check(done, seed)
+        assert models_by_the_log(done) == [event.model for event in events_of(done, e.RoundClosed)], f"relays {seed}"
