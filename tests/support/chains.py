@@ -1,30 +1,40 @@
-"""A ring that trains, on virtual time: the real replicas and the real job machine, and a network that does its worst.
+"""A ring that trains, on virtual time: members' chains and logs as they are shipped, and a network that does its worst.
 
-Every process keeps on its disk what it must (chain, promise and vote, updates) and loses the rest when it crashes. The
-network delays, loses, doubles and cuts. Models and updates are only digests here: a model is the digest of its base and
-of the updates in it, so two models are equal if and only if the same updates made them.
+ChainMember, Agreed, ChainLog and Journal are the real ones. Of a member here are only its disk, its network, who it
+believes is there, and a leader that asks the job machine what is next. Models and updates are only digests: a model is
+the digest of its base and of the updates in it, so two models are equal if and only if the same updates made them.
 """
 
-import heapq
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
-from itertools import count
 from random import Random
 
 import msgspec
+import pytest
 
-from tutti.core.errors import Conflict
+from tutti.adapters.logs.chain import Agreed, ChainLog, events_of
+from tutti.adapters.thrift.training import message_from
+from tutti.core.errors import Conflict, StorageError, UserError
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
 from tutti.domain.spec import DataSchema, load_spec
 from tutti.ring import consensus
-from tutti.ring.consensus import Append, Follow, Lead, Send, Verify
-from tutti.ring.record import Record, Seat
+from tutti.ring.record import Record, Seat, after, first
+from tutti.ring.record import cut as cut_of_ring
+from tutti.services.chain import BadRecord, ChainMember, LostLead
+from tutti.services.journal import Journal, stream_of
+from tutti.sim.worlds.clock import VirtualLoop, run
 
-EVENTS = tuple[e.JobEvent, ...]
 SILENT = 1.5
-DATA = DataSchema("classification", (4,), 2)
+BATCH, FRAME = 4_000, 10_000
+"""Bytes of records that are sent together, and of one message; small, so that chains come in many parts."""
+
+JOB, DATA = "job", DataSchema("classification", (4,), 2)
+Message = tuple[object, ...]
 
 
 def digest(*parts: object) -> str:
@@ -40,245 +50,237 @@ def model_of(base: str, manifest: dict[str, tuple[str, int]]) -> str:
     return digest("model", base, sorted(manifest.items()))
 
 
-def events_of(record: Record) -> EVENTS:
-    return msgspec.json.decode(record.body, type=EVENTS) if record.body else ()
+def job_events(record: Record) -> list[e.AnyEvent]:
+    return [event for stream, event in events_of(record) if stream == stream_of(JOB)]
 
 
-def job_of(chain: list[Record]) -> jobs.Job | None:
-    job = None
-    for event in (event for record in chain for event in events_of(record)):
-        job = jobs.begin(event) if isinstance(event, e.JobSubmitted) else jobs.evolve(job, event)
-    return job
+def loop() -> VirtualLoop:
+    running = asyncio.get_running_loop()
+    assert isinstance(running, VirtualLoop)
+    return running
 
 
-@dataclass
 class Disk:
-    chain: list[Record] = field(default_factory=list)
-    durable: consensus.Durable = consensus.NOTHING
-    updates: dict[tuple[int, str], set[str]] = field(default_factory=dict)
-    """By round and node the updates of it that were stored here: more than one only if its base was another."""
+    """What outlives a process: its chain, and what it has promised."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.durable = consensus.NOTHING
 
 
-@dataclass
-class Coordinator:
-    """What the leader does: the job machine, whose events wait until a round is closed. Lost when it crashes."""
+class Store:
+    """The ChainStore of one process. Writing takes a while, and a process may die before it or after it."""
 
-    job: jobs.Job | None
-    waiting: list[e.JobEvent] = field(default_factory=list)
-    proposed: bool = False
-    seen: dict[str, float] = field(default_factory=dict)
-    told: dict[str, float] = field(default_factory=dict)
+    def __init__(self, process: "Process", disk: Disk) -> None:
+        self._process, self.disk = process, disk
+
+    def load(self) -> tuple[list[Record], consensus.Durable]:
+        return [*self.disk.records], self.disk.durable
+
+    def save(self, records: "list[Record]", durable: consensus.Durable) -> None:
+        world = self._process.world
+        self._live()
+        loop().spend(world.rng.uniform(0.0, world.slow_disk))
+        if records:
+            self.disk.records = [*self.disk.records[: records[0].height], *records]
+            world.committed(self.disk.records, records)
+        self.disk.durable = durable
+        self._live()
+
+    def _live(self) -> None:
+        if self._process.up and self._process.world.rng.random() < self._process.world.fragile:
+            self._process.crash()
+            self._process.world.restart_soon(self._process)
+        if not self._process.up:
+            raise StorageError("the process was killed")
+
+    def close(self) -> None:
+        pass
 
 
 class Process:
-    def __init__(self, world: "World", name: str) -> None:
-        self.world, self.name, self.disk, self.life = world, name, Disk(), 0
-        self.up = False
+    """One life of a member."""
 
-    def start(self) -> None:
-        if self.up:
-            return
-        self.up, self.coordinator = True, None
-        self.life += 1
-        self.replica = consensus.restored(Seat(self.name), self.disk.chain, self.disk.durable, self.world.now)
-        self.verifying: consensus.Vote | None = None
-        self.world.after(0.0, self._tick, self)
+    def __init__(self, world: "World", name: str, disk: Disk) -> None:
+        self.world, self.name, self.up, self.log = world, name, True, None
+        world.lives += 1
+        self.seat = Seat(name, world.lives)
+        self.seen: dict[Seat, float] = {}
+        self.arrived: dict[tuple[int, int, str], tuple[str, int]] = {}
+        self.chain = ChainMember(
+            self.seat, Store(self, disk), self, verify=self._verify, roster=self._roster, clock=loop().time
+        )
+        self.disk, self.agreed = disk, Agreed(self.chain)
+        self._task = asyncio.create_task(self._live())
+        self._task.add_done_callback(self._over)
+
+    async def _live(self) -> None:
+        founds = self.name == self.world.names[0] and not self.world.chosen
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.chain.run(founds=founds))
+            group.create_task(self._lead())
+            group.create_task(self._say_so())
+
+    def _over(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and task.exception() is not None and self.up:
+            self.world.failed.append(task.exception())
 
     def crash(self) -> None:
-        self.up, self.coordinator = False, None
-        self.life += 1
+        """As by `kill -9`: nothing is written or sent from now on."""
+        self.up = False
+        if self.log is not None:
+            self.log.give_up(StorageError("the process was killed"))
+        self._task.cancel()
 
-    def tell(self, event: consensus.Event) -> None:
-        self.replica, wishes = self.world.handle(self.replica, event, self.world.now)
-        for wish in wishes:
-            if isinstance(wish, Append):
-                self.disk.chain = [*self.replica.chain]
-        self.disk.durable = self.replica.durable
-        for wish in wishes:
-            if self.world.rng.random() < self.world.fragile:  # it dies with half of it done
-                self.crash()
-                self.world.after(self.world.rng.choice([0.01, 0.5, 3.0]), self.start, self)
-            if self.up:
-                self._carry_out(wish)
+    # -- network, and who is there ----------------------------------------------------------------------------
 
-    def _carry_out(self, wish: consensus.Instruction) -> None:
-        match wish:
-            case Send(to, message):
-                self.world.send(self.name, to, ("ring", message))
-            case Verify(vote):
-                self.verifying = vote
-                self._verify()
-            case Lead():
-                self.coordinator = Coordinator(job_of(self.disk.chain))
-            case Follow():
-                self.coordinator = None
-            case Append(records):
-                self.world.committed(self, records)
-                if self.coordinator is not None and self.coordinator.proposed:
-                    mine = self.coordinator
-                    mine.waiting, mine.proposed = [], False
+    async def agree(self, address: str, message: consensus.AnyMessage) -> None:
+        data = msgspec.msgpack.encode(message)
+        if len(data) > FRAME:
+            raise UserError(f"a call may have {FRAME} bytes, this has {len(data)}")
+        self.world.send(self, address, data)
+
+    def receive(self, sender: str, message: "bytes | Message") -> None:
+        if isinstance(message, bytes):
+            self.world.work(self, self._hear(message_from(message)))
+            return
+        match message:
+            case ("here", seat):
+                self.seen = {other: at for other, at in self.seen.items() if other.address != seat.address}
+                self.seen[seat] = loop().time()
+            case ("start", round, attempt, base):
+                update, weight = update_of(self.name, round, base)
+                said = ("submit", round, attempt, update, weight)
+                loop().call_later(
+                    self.world.rng.uniform(0.01, self.world.work_time), self.world.send, self, sender, said
+                )
+            case ("submit", round, attempt, update, weight):
+                self.arrived[round, attempt, sender] = update, weight
+
+    async def _hear(self, message: consensus.AnyMessage) -> None:
+        with suppress(BadRecord):
+            await self.chain.heard(message)
+
+    async def _say_so(self) -> None:
+        while True:
+            for other in self.world.names:
+                self.world.send(self, other, ("here", self.seat))
+            await asyncio.sleep(0.25)
+
+    def _roster(self) -> tuple[Seat, ...]:
+        """Itself, and who was heard of lately."""
+        now = loop().time()
+        here = [seat for seat, at in self.seen.items() if now - at < SILENT and seat.address != self.name]
+        return tuple(sorted((self.seat, *here)))
 
     # -- verification: compute the model again ----------------------------------------------------------------
 
-    def _verify(self) -> None:
-        vote, self.verifying = self.verifying, None
-        if vote is None or vote.record.previous != self.disk.chain[-1].digest:
-            return  # another record came first
-        fault, job = "", job_of(self.disk.chain)
-        for event in events_of(vote.record):
-            if isinstance(event, e.RoundClosed) and event.counted:
-                assert job is not None
-                accepted = {update.node: (update.digest, update.weight) for update in job.round.accepted}
-                lacking = [n for n, (d, _) in accepted.items() if d not in self.disk.updates.get((event.round, n), ())]
-                if lacking:
-                    for node in lacking:
-                        self.world.send(self.name, node, ("want", event.round, job.round.opened.model))
-                    self.verifying = vote
-                    return
-                if event.model != model_of(job.round.opened.model, accepted):
-                    fault = "another model"
-            job = jobs.begin(event) if isinstance(event, e.JobSubmitted) else jobs.evolve(job, event)
-        self.tell(consensus.Verified(vote, fault))
-
-    # -- time and messages --------------------------------------------------------------------------------------
-
-    def _tick(self) -> None:
-        if self.name not in (self.disk.chain[-1].addresses if self.disk.chain else ()):
-            self.tell(consensus.Seek(self.world.rng.choice(self.world.names)))
-        self.tell(consensus.Tick())
-        for candidate in self.replica.order:
-            self.world.send(self.name, candidate, ("here",))
-        self._verify()
-        self._coordinate()
-        self.world.after(0.2, self._tick, self)
-
-    def receive(self, sender: str, message: tuple) -> None:
-        match message:
-            case ("ring", said):
-                self.tell(consensus.Received(said))
-            case ("here",) if self.coordinator is not None:
-                self.coordinator.seen[sender] = self.world.now
-            case ("start", round, attempt, base):
-                seconds = self.world.rng.uniform(0.01, self.world.work)
-                self.world.after(seconds, self._work, self, sender, round, attempt, base)
-            case ("want", round, base):
-                self.world.send(self.name, sender, ("store", round, update_of(self.name, round, base)[0]))
-            case ("store", round, update):
-                self.disk.updates.setdefault((round, sender), set()).add(update)
-                self._verify()
-            case ("submit", round, attempt, update, weight) if self.coordinator is not None:
-                self._submitted(sender, round, attempt, update, weight)
-        self._coordinate()
-
-    def _work(self, asker: str, round: int, attempt: int, base: str) -> None:
-        update, weight = update_of(self.name, round, base)
-        for candidate in self.replica.order:
-            self.world.send(self.name, candidate, ("store", round, update))
-        self.world.send(self.name, asker, ("submit", round, attempt, update, weight))
-
-    # -- what the leader does -------------------------------------------------------------------------------------
-
-    def _submitted(self, sender: str, round: int, attempt: int, update: str, weight: int) -> None:
-        if update in self.disk.updates.get((round, sender), ()):
-            self._command(
-                c.SubmitUpdate(round=round, attempt=attempt, node=sender, digest=update, weight=weight, metrics={})
-            )
-
-    def _command(self, command: c.Command) -> bool:
-        mine = self.coordinator
-        if mine is None or mine.job is None or mine.proposed:
-            return False
+    async def _verify(self, record: Record, asked_for: float) -> str | None:
+        if self.name in self.world.unable:
+            return None
         try:
-            events = self.world.decide(mine.job, command, now=self.world.now)
-        except Conflict:
-            return False
+            events = job_events(record)
+        except BadRecord as error:
+            return str(error)
+        if self.name in self.world.odd and any(isinstance(event, e.RoundClosed) for event in events):
+            return "it makes another model here"
+        job = self.agreed.jobs.get(JOB)
         for event in events:
-            mine.job = jobs.evolve(mine.job, event)
-        mine.waiting += events
-        return bool(events)
+            if isinstance(event, e.RoundClosed) and event.counted:
+                accepted = {update.node: (update.digest, update.weight) for update in job.round.accepted}
+                if event.model != model_of(job.round.opened.model, accepted):
+                    return "another model"
+            job = jobs.begin(event) if isinstance(event, e.JobSubmitted) else jobs.evolve(job, event)
+        return ""
 
-    def _coordinate(self) -> None:
-        mine = self.coordinator
-        if mine is None or mine.proposed:
-            return
-        if mine.job is None:
-            submitted = jobs.submit("job", self.world.spec, DATA, now=self.world.now)
-            mine.job = jobs.begin(submitted)
-            mine.waiting.append(submitted)
-            self._command(c.Initialise(model=digest("first"), state=digest("first"), parameters=4))
-            self._propose()
-            return
-        while self._step():
-            pass
+    # -- leading ------------------------------------------------------------------------------------------------
 
-    def _step(self) -> bool:
-        mine = self.coordinator
-        assert mine is not None
-        if mine.proposed or mine.job is None or mine.job.final:
-            if not mine.proposed and self._roster() != mine_roster(self.disk.chain):
-                self._propose()
+    async def _lead(self) -> None:
+        while True:
+            await self.chain.until(lambda chain: chain.leading)
+            term, self.arrived = self.chain.term, {}
+            self.log = ChainLog(self.chain, self.agreed)
+            working = asyncio.create_task(self._coordinate(Journal(self.log, loop().time)))
+            working.add_done_callback(self._over)
+            await self.chain.until(lambda chain: not chain.leading or chain.term != term)  # noqa: B023
+            self.log.give_up(LostLead("another leads"))
+            working.cancel()
+            await asyncio.wait([working])
+
+    async def _coordinate(self, journal: Journal) -> None:
+        """Until the lead is lost."""
+        with suppress(StorageError):
+            await journal.load()
+            if JOB not in journal.jobs:
+                await journal.submit(JOB, self.world.spec, DATA, by="", paused=False)
+            if journal.jobs[JOB].status is jobs.Status.INITIALISING:
+                await journal.job(JOB, c.Initialise(model=digest("first"), state=digest("first"), parameters=4))
+            if journal.jobs[JOB].round is not None:
+                await journal.job(JOB, c.Extend(reason="another leads"))
+            told: dict[tuple[int, int, str], float] = {}
+            while True:
+                if not await self._step(journal, told):
+                    await asyncio.sleep(0.05)
+
+    async def _step(self, journal: Journal, told: dict[tuple[int, int, str], float]) -> bool:
+        """Whether anything has happened."""
+        job, now = journal.jobs[JOB], loop().time()
+        here = [seat.address for seat in self._roster()]
+        if job.round is None and self.chain.replica.tip.roster != self._roster():
+            await self.log.flush()
+            return True
+        if job.final:
             return False
-        here = [node for node, at in mine.seen.items() if self.world.now - at < SILENT]
-        if mine.job.round is not None:
-            for node in mine.job.round.waiting_for:
+        if await self._command(journal, c.Tick()):
+            return True
+        if job.round is not None:
+            for node in job.round.waiting_for:
                 if node not in here:
-                    self._command(c.Drop(node=node, reason="silent"))
-        if self._command(c.Tick()):
-            return self._closed()
-        match jobs.react(mine.job, now=self.world.now):
+                    return await self._command(journal, c.Drop(node=node, reason="silent"))
+            for (round, attempt, node), (update, weight) in list(self.arrived.items()):
+                del self.arrived[round, attempt, node]
+                submit = c.SubmitUpdate(
+                    round=round, attempt=attempt, node=node, digest=update, weight=weight, metrics={}
+                )
+                if await self._command(journal, submit):
+                    return True
+        match jobs.react(job, now=now):
             case c.GatherCohort():
-                return self._command(c.Open(candidates=here, settings={}, shares_state=False))
+                return await self._command(journal, c.Open(candidates=here, settings={}, shares_state=False))
             case c.Assign(nodes=nodes):
-                opened = mine.job.round.opened
+                opened = job.round.opened
                 for node in nodes:
-                    if self.world.now - mine.told.get(node, -9.0) > 0.5:
-                        mine.told[node] = self.world.now
-                        self.world.send(self.name, node, ("start", opened.round, opened.attempt, opened.model))
+                    key = (opened.round, opened.attempt, node)
+                    if now - told.get(key, -9.0) > 0.5:
+                        told[key] = now
+                        self.world.send(self, node, ("start", opened.round, opened.attempt, opened.model))
             case c.Aggregate(updates=updates):
                 manifest = {update.node: (update.digest, update.weight) for update in updates}
-                opened = mine.job.round.opened
+                opened = job.round.opened
                 model = self.world.aggregate(self.name, opened.model, manifest)
                 counted = {node: weight for node, (_, weight) in manifest.items()}
                 close = c.Close(round=opened.round, attempt=opened.attempt, counted=counted, model=model, state=model)
-                if self._command(close):
-                    self._command(c.Tick())
-                    return self._closed()
+                return await self._command(journal, close)
         return False
 
-    def _closed(self) -> bool:
-        """What ends a round is agreed on before anything else is done."""
-        ends = (e.RoundClosed, e.RoundFailed, e.JobCompleted, e.JobFailed)
-        if any(isinstance(event, ends) for event in self.coordinator.waiting):
-            self._propose()
-            return False
-        return True
-
-    def _propose(self) -> None:
-        mine = self.coordinator
-        mine.proposed, mine.told = True, {}
-        self.tell(consensus.Propose(self._roster(), msgspec.json.encode(tuple(mine.waiting))))
-
-    def _roster(self) -> tuple[Seat, ...]:
-        """Who was on it, and whoever else says that it is here."""
-        return tuple(sorted({*mine_roster(self.disk.chain), *(Seat(node) for node in self.coordinator.seen)}))
-
-
-def mine_roster(chain: list[Record]) -> tuple[Seat, ...]:
-    return chain[-1].roster
+    async def _command(self, journal: Journal, command: c.Command) -> bool:
+        with suppress(Conflict):
+            return bool(await journal.job(JOB, command))
+        return False
 
 
 class World:
-    """Everything that happens follows from `seed`. `handle`, `decide` and `aggregate` can be replaced by mutants."""
+    """Everything that happens follows from `seed`."""
 
     def __init__(self, seed: int, members: int, rounds: int = 3) -> None:
-        self.rng, self.now, self._order = Random(seed), 0.0, count()
-        self._due: list = []
+        self.rng, self.lives = Random(seed), 0
         self._trace = sha256()
         self.names = [f"10.0.0.{number}:5001" for number in range(members)]
-        self.processes = {name: Process(self, name) for name in self.names}
+        self.disks = {name: Disk() for name in self.names}
+        self.processes: dict[str, Process] = {}
         self.spec = load_spec(
             {
-                "name": "job",
+                "name": JOB,
                 "dataset": "toy",
                 "model": "linear",
                 "rounds": rounds,
@@ -286,17 +288,26 @@ class World:
                 "cohort": {"min_nodes": 1, "deadline": 5.0, "floor": 2.0, "retries": 100},
             }
         )
-        self.handle, self.decide = consensus.handle, jobs.decide
         self.wrong: set[str] = set()
-        self.lied = 0
+        self.odd: set[str] = set()
+        self.unable: set[str] = set()
+        self.lied = self.forced = self.wiped = 0
         self.sides: dict[str, int] = {}
-        self.loss = self.double = self.fragile = 0.0
-        self.slow, self.work = 0.05, 0.4
-        self.chosen: dict[tuple[int, int], str] = {}
+        self.links: dict[tuple[str, str], float | None] = {}
+        """Seconds that messages of agreement take from one to another, where that is fixed; None: for ever."""
+        self.loss = self.double = self.fragile = self.breaks = 0.0
+        self.slow, self.slow_disk, self.work_time = 0.05, 0.005, 0.4
+        self.chosen: dict[str, str] = {}
+        self.failed: list[BaseException | None] = []
+        self._working: set[asyncio.Task[None]] = set()
 
     @property
     def trace(self) -> str:
         return self._trace.hexdigest()
+
+    @property
+    def now(self) -> float:
+        return loop().time()
 
     def aggregate(self, by: str, base: str, manifest: dict[str, tuple[str, int]]) -> str:
         if by in self.wrong:
@@ -304,89 +315,214 @@ class World:
             return digest("wrong")
         return model_of(base, manifest)
 
-    def committed(self, process: Process, records: tuple[Record, ...]) -> None:
-        """Two members must never take different records for chosen."""
+    def committed(self, chain: list[Record], records: list[Record]) -> None:
+        """After one record there must never be two in one generation, whoever takes them for chosen."""
         for record in records:
-            before = self.chosen.setdefault((record.generation, record.height), record.digest)
+            if record.height and record.generation != chain[record.height - 1].generation:
+                continue  # somebody forced it
+            before = self.chosen.setdefault(record.previous, record.digest)
             assert before == record.digest, f"two records have height {record.height}"
 
-    def after(self, delay: float, act, process: Process, *arguments: object) -> None:
-        entry = (self.now + delay, next(self._order), act, process, process.life, arguments)
-        heapq.heappush(self._due, entry)
+    # -- processes and network ----------------------------------------------------------------------------------
 
-    def send(self, sender: str, to: str, message: tuple) -> None:
-        if to not in self.processes or self.rng.random() < self.loss:
+    def start(self, name: str) -> None:
+        if name not in self.processes or not self.processes[name].up:
+            self.processes[name] = Process(self, name, self.disks[name])
+
+    def restart_soon(self, process: Process) -> None:
+        loop().call_later(self.rng.choice([0.01, 0.5, 3.0]), self.start, process.name)
+
+    def work(self, process: Process, coroutine: object) -> None:
+        """A call under way at this process; its caller may die, which cancels it."""
+        task = asyncio.ensure_future(coroutine)
+        self._working.add(task)
+
+        def over(task: "asyncio.Task[None]") -> None:
+            self._working.discard(task)
+            if not task.cancelled() and task.exception() is not None and process.up:
+                self.failed.append(task.exception())
+
+        task.add_done_callback(over)
+        if self.rng.random() < self.breaks:
+            loop().call_later(self.rng.uniform(0.0, self.slow_disk), task.cancel)
+
+    def send(self, process: Process, to: str, message: "bytes | Message") -> None:
+        if not process.up or to not in self.names or self.rng.random() < self.loss:
             return
         for _ in range(2 if self.rng.random() < self.double else 1):
-            delay = 0.0 if sender == to else self.rng.uniform(0.001, self.slow)
-            heapq.heappush(
-                self._due, (self.now + delay, next(self._order), None, self.processes[to], 0, (sender, message))
-            )
+            by_chance = 0.0 if process.name == to else self.rng.uniform(0.001, self.slow)
+            delay = self.links.get((process.name, to), by_chance) if isinstance(message, bytes) else by_chance
+            if delay is not None:
+                loop().call_later(delay, self.deliver, process.name, to, message)
 
-    def run(self, until: float) -> None:
-        while self._due and self._due[0][0] <= until:
-            self.now, _, act, process, life, arguments = heapq.heappop(self._due)
-            if act is not None:
-                if process.life == life:
-                    act(*arguments)
-                continue
-            sender, message = arguments
-            if process.up and self.sides.get(sender, 0) == self.sides.get(process.name, 0):
-                self._trace.update(repr((round(self.now, 6), sender, process.name, message[0])).encode())
-                process.receive(sender, message)
-        self.now = until
+    def deliver(self, sender: str, to: str, message: "bytes | Message") -> None:
+        process = self.processes.get(to)
+        if process is None or not process.up or self.sides.get(sender, 0) != self.sides.get(to, 0):
+            return
+        self._trace.update(repr((round(self.now, 6), sender, to, message)).encode())
+        process.receive(sender, message)
+
+    async def run(self, seconds: float) -> None:
+        """Time passes; what is in memory and what is on disk is the same whenever nothing is being written."""
+        end = self.now + seconds
+        while self.now < end - 1e-9:
+            await asyncio.sleep(min(0.1, end - self.now))
+            if self.failed:
+                raise AssertionError(f"a member ended: {self.failed[0]!r}") from self.failed[0]
+            for process in self.up:
+                if process.chain.records and not process.chain._turn.locked():
+                    same = [*process.chain.records] == process.disk.records
+                    assert same, f"{process.name}: disk and memory differ"
+                    assert process.chain.replica.durable == process.disk.durable, process.name
+
+    async def until(self, condition: Callable[[], bool], limit: float = 60.0) -> None:
+        """Raises TimeoutError."""
+        end = self.now + limit
+        while not condition():
+            if self.now > end:
+                raise TimeoutError(f"it does not happen: {self.state()}")
+            await self.run(0.01)
 
     def begin(self) -> None:
-        """Found the ring; the others ask for its chain with every tick."""
-        for process in self.processes.values():
-            process.start()
-        founder = self.processes[self.names[0]]
-        founder.tell(consensus.Found(Seat(founder.name)))
+        """The first founds the ring; the others ask for its chain."""
+        for name in self.names:
+            self.start(name)
 
-    def misbehave(self, seconds: float) -> None:
-        """Crashes, restarts, cuts, losses, duplicates and delays, one after the other, for so long."""
+    @property
+    def up(self) -> list[Process]:
+        return [process for process in self.processes.values() if process.up]
+
+    def longest(self) -> list[Record]:
+        return max((disk.records for disk in self.disks.values()), key=len)
+
+    # -- what goes wrong ------------------------------------------------------------------------------------------
+
+    async def misbehave(self, seconds: float, *, harsh: bool = False) -> None:
+        """One thing after the other, for so long; `harsh`: as much of everything as there is."""
+
+        def one_of(*choices: float) -> float:
+            return choices[-1] if harsh else self.rng.choice(choices)
+
         end = self.now + seconds
-        self.loss, self.double = self.rng.choice([0.0, 0.05, 0.2]), self.rng.choice([0.0, 0.1])
-        self.slow, self.work = self.rng.choice([0.01, 0.2, 1.5]), self.rng.choice([0.02, 0.4])
-        self.fragile = self.rng.choice([0.0, 0.003, 0.02])
+        self.loss, self.double = one_of(0.0, 0.05, 0.2), one_of(0.0, 0.1)
+        self.slow, self.work_time = self.rng.choice([0.01, 0.2, 1.5]), one_of(0.4, 0.02)
+        self.fragile, self.breaks, self.slow_disk = one_of(0.0, 0.003, 0.02), one_of(0.0, 0.1), one_of(0.001, 0.03)
         while self.now < end:
             name = self.rng.choice(self.names)
             process = self.processes[name]
-            match self.rng.randrange(4):
+            match self.rng.randrange(9):
                 case 0 if process.up:
                     process.crash()
-                case 1 | 0 if not process.up:
-                    process.start()
+                case 1 | 0:
+                    self.start(name)
                 case 2:
                     self.sides = {name: self.rng.randrange(2) for name in self.names}
                 case 3:
                     self.sides = {}
-            self.run(self.now + self.rng.uniform(0.05, 1.2))
+                case 4:
+                    self.odd = {name} if self.rng.random() < 0.5 else set()
+                case 5:
+                    self.unable = {name} if self.rng.random() < 0.5 else set()
+                case 6 if process.up:
+                    self.strange(process)
+                case 7 if process.up and self.now - process.chain.leader_heard_at > 4.0:
+                    self.force(process)
+                case 8:
+                    self.wipe(name)
+            await self.run(self.rng.uniform(0.05, 0.6 if harsh else 1.2))
+
+    def force(self, process: Process) -> None:
+        """Somebody says that the others are lost."""
+        self.forced += 1
+        self.work(process, process.chain.reform())
+
+    def wipe(self, name: str) -> None:
+        """The disk of one that others can do without is lost, once."""
+        tip = (self.longest() or [None])[-1]
+        joined = [disk for disk in self.disks.values() if disk.records and len(disk.records[-1].roster) > 2]
+        if self.wiped or tip is None or len(tip.roster) < 3 or len(joined) < 3:
+            return
+        self.wiped += 1
+        if self.processes[name].up:
+            self.processes[name].crash()
+        self.disks[name] = Disk()
+        self.start(name)
+
+    def strange(self, process: Process) -> None:
+        """Who is no member, or not sound, says something."""
+        if not process.chain.records or not process.chain.replica.order:
+            return
+        tip, evil = process.chain.records[-1], Seat("evil:9")
+        taken = after(tip, evil.address, [evil], b"")
+        noise = after(tip, process.chain.replica.order[0], tip.roster, b"\xc1")
+        whole = msgspec.structs.replace(first(evil), generation=10**9)
+        sender = self.rng.choice([evil.address, noise.leader])
+        header = {"sender": sender, "generation": tip.generation, "height": tip.height + 1}
+        said = self.rng.choice(
+            [
+                consensus.Commit(**header, tip=taken.digest, record=taken),
+                consensus.Commit(**header, tip=noise.digest, record=noise),
+                consensus.Records(**header, tip=taken.digest, records=(taken,)),
+                consensus.Records(sender=sender, generation=10**9, height=0, tip=whole.digest, records=(whole,)),
+            ]
+        )
+        self.work(process, process._hear(said))
 
     def mend(self) -> None:
-        self.loss = self.double = self.fragile = 0.0
-        self.slow, self.sides = 0.02, {}
-        for process in self.processes.values():
-            if not process.up:
-                process.start()
+        self.loss = self.double = self.fragile = self.breaks = 0.0
+        self.slow, self.slow_disk, self.sides, self.links = 0.02, 0.005, {}, {}
+        self.odd, self.unable = set(), set()
+        for name in self.names:
+            self.start(name)
 
-    def settle(self, limit: float = 120.0) -> None:
-        """Until the job is over and all have the same chain, which must not take long once nothing fails."""
+    async def settle(self, limit: float = 120.0) -> None:
+        """Until the job is over and all have the same chain, which must not take long once nothing fails.
+
+        A disk that was lost may have been the only voter's: then somebody has to force it.
+        """
         end = self.now + limit
         while self.now < end:
-            self.run(self.now + 0.5)
+            await self.run(0.5)
             if self.settled():
                 return
+            if self.wiped and end - self.now < limit / 2 and not any(p.chain.leading for p in self.up):
+                self.force(max(self.up, key=lambda process: process.chain.height))
+                await self.run(5.0)
         raise AssertionError(f"not settled: {self.state()}")
 
     def settled(self) -> bool:
-        chains = {tuple(record.digest for record in process.disk.chain) for process in self.processes.values()}
-        first = self.processes[self.names[0]].disk.chain
-        job = job_of(first) if len(chains) == 1 else None
-        return job is not None and job.final
+        tips = {disk.records[-1].digest if disk.records else "" for disk in self.disks.values()}
+        job = self.processes[self.names[0]].agreed.jobs.get(JOB) if self.processes[self.names[0]].up else None
+        return len(tips) == 1 and job is not None and job.final and len(self.up) == len(self.names)
 
     def state(self) -> list[str]:
         return [
-            f"{name}: up={p.up} {len(p.disk.chain)} records, {p.replica.role}, {p.replica.durable.promised}"
+            f"{name}: up={p.up} {p.chain.height + 1} records, {p.chain.replica.role}"
             for name, p in self.processes.items()
         ]
+
+    def stop(self) -> None:
+        for process in self.up:
+            process.crash()
+
+
+@contextmanager
+def small_batches() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(consensus.chain, "cut", partial(cut_of_ring, size=BATCH))
+        yield
+
+
+def play(schedule: "Callable[[World], object]", world: World) -> World:
+    """Run a schedule on virtual time to its end."""
+
+    async def main() -> None:
+        try:
+            await schedule(world)
+        finally:
+            world.stop()
+            await asyncio.sleep(1.0)
+
+    with small_batches():
+        run(main())
+    return world

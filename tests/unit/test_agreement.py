@@ -138,6 +138,24 @@ def test_a_wrong_record_is_voted_for_by_nobody_else(three):
     assert first_other.told[-1] == Lead()
 
 
+def test_who_may_not_propose_what_was_voted_for_lets_others_stand(three):
+    leader, other, odd = three
+    leader.tell(Propose(SEATS, b"A"), 0.1)
+    for member, fault in ((odd, "it makes another model"), (other, "")):
+        member.hear(leader, Accept, 0.2)
+        member.find(fault, 0.2)
+    odd.hear(leader, Accept, 0.4)  # again, which is not computed again
+    assert [s.message.reason for s in odd.sent] == ["it makes another model", "as was said before"]
+    assert len(odd.asked) == 1
+    elected(odd, other, 5.0)
+    asked = len(odd.sent)
+    for tick in range(30):
+        odd.tell(Tick(), 5.0 + tick / 10)
+    assert len(odd.sent) == asked
+    odd.tell(Tick(), 20.0)
+    assert len(odd.sent) > asked
+
+
 def test_to_be_outvoted_is_no_opinion_on_the_record(three):
     leader, other, odd = three
     leader.tell(Propose(SEATS, b"A"), 0.1)

@@ -115,11 +115,32 @@ def test_who_founded_a_ring_that_nobody_has_used_joins_another():
     assert (told["x:1"].chain, told["a:1"].chain) == (tuple(elsewhere), tuple(used))
 
 
+def test_records_that_come_twice_and_mixed_up_are_taken_once():
+    """Each beat of the leader asks for them anew: what comes twice must neither be lost nor asked for again."""
+    common = chain_of(5)
+    old = on(on(common, "a:1", b"x"), "a:1", b"y")
+    new = common
+    for _ in range(12):
+        new = on(new, "a:1", LARGE)
+    new = forced(new, *NAMES)
+    replicas = {"a:1": member("a:1", old), "b:1": member("b:1", new)}
+    beat = consensus.Beat(**consensus.header(replicas["b:1"]), ballot=Ballot(0, "b:1"))
+    waiting = [Send("a:1", beat)] * 5
+    count = 0
+    while waiting:
+        count += 1
+        wish = waiting.pop(0 if count % 3 else -1)
+        replicas[wish.to], more = consensus.handle(replicas[wish.to], Received(wish.message), 0.0)
+        waiting += [each for each in more if isinstance(each, Send) and each.to in replicas]
+    assert replicas["a:1"].chain == tuple(new)
+    assert count < 100
+
+
 def test_two_that_have_nothing_are_quiet():
     state, (asked,) = consensus.handle(member("a:1", []), Seek("b:1"), 0.0)
-    answered, (answer,) = consensus.handle(member("b:1", []), Received(asked.message), 0.0)
-    assert consensus.handle(state, Received(answer.message), 0.0) == (state, ())
-    assert answered.tip is None
+    assert consensus.handle(member("b:1", []), Received(asked.message), 0.0)[1] == ()
+    offer = Records(**consensus.header(member("b:1", [])), records=())
+    assert consensus.handle(state, Received(offer), 0.0) == (state, ())
 
 
 # -- strangers --------------------------------------------------------------------------------------------------

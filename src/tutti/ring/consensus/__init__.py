@@ -156,7 +156,7 @@ def _tick(state: Replica, now: float) -> Step:
         case Leading():
             return leader.lead_on(state, state.role, now)
         case Electing(_, since) if now - since > LEASE:
-            return leader.elect(state, now)
+            return leader.stand_again(state, state.role, now)
         case Following(_, since) if now - since > LEASE * max(state.order.index(state.me), 1):
             return leader.elect(state, now)
     return state, ()
@@ -178,7 +178,7 @@ def _received(state: Replica, message: AnyMessage, now: float) -> Step:
         case Records():
             return chain.on_records(state, message, now)
         case Fetch():
-            return state, (chain.records_for(state, message.sender, message.known),)
+            return state, chain.records_for(state, message.sender, message.known)
     if state.tip is None or message.tip != state.tip.digest:
         return chain.catch_up(state, message)
     if message.sender not in state.order and not isinstance(message, Beat | Ack):

@@ -65,14 +65,12 @@ def on_records(state: Replica, message: Records, now: float) -> Step:
     """Append what follows. Records of another chain are staged until it is known which of the two stays."""
     if not _believed(state, message.sender):
         return state, ()
-    new = tuple(record for record in message.records if not _has(state.chain, record.height, record.digest))
-    if not new:
-        return catch_up(state, message)
-    if state.staged and new[0].previous == state.staged[-1].digest:
-        new = (*state.staged, *new)
-    whole = (*state.chain[: new[0].height], *new)
-    if not _sound(whole, new[0].height):
-        return replace(state, staged=()), ()
+    last = message.records[-1] if message.records else None
+    if last is None or _has(state.chain, last.height, last.digest):  # there are more
+        return catch_up(state, message, last)
+    new = _joined(state, message.records)
+    if not new or not _sound(whole := (*state.chain[: new[0].height], *new), new[0].height):
+        return state, ()
     more = message.height > whole[-1].height
     if new[0].height == len(state.chain) or stays(whole, state.chain):
         state, wishes = adopted(state, new, now, more=more)
@@ -81,8 +79,20 @@ def on_records(state: Replica, message: Records, now: float) -> Step:
         state = replace(state, staged=new)
         return state, (fetch(state, message.sender),)
     common = [(new[0].height - 1, new[0].previous)]
-    answer = (records_for(state, message.sender, common),) if stays(state.chain, whole) else ()
+    answer = records_for(state, message.sender, common) if stays(state.chain, whole) else ()
     return replace(state, staged=()), answer
+
+
+def _joined(state: Replica, records: Sequence[Record]) -> tuple[Record, ...]:
+    """What is known of the chain that these are of, from where it parts from the one here; empty if nothing is new."""
+    new = tuple(record for record in records if not _has(state.chain, record.height, record.digest))
+    if not new or any(record.digest == new[-1].digest for record in state.staged):
+        return ()
+    before = tuple(record for record in state.staged if record.height < new[0].height)
+    if before and before[-1].digest == new[0].previous:
+        return (*before, *new)
+    joins = new[0].height == 0 or _has(state.chain, new[0].height - 1, new[0].previous)
+    return new if joins else ()
 
 
 def stays(one: Sequence[Record], other: Sequence[Record]) -> bool:
@@ -94,18 +104,18 @@ def stays(one: Sequence[Record], other: Sequence[Record]) -> bool:
     return next((a.digest < b.digest for a, b in zip(one, other, strict=False) if a != b), len(one) > len(other))
 
 
-def catch_up(state: Replica, message: AnyMessage) -> Step:
-    """Of two members whose chains differ, the one behind gets the other's records."""
+def catch_up(state: Replica, message: AnyMessage, common: Record | None = None) -> Step:
+    """Of two members whose chains differ, the one behind gets the other's records; both have `common`."""
     mine = (0, -1) if state.tip is None else (state.tip.generation, state.tip.height)
     if (message.generation, message.height) < mine:
         if message.height < 0 or _has(state.chain, message.height, message.tip):
-            return state, (records_for(state, message.sender, [(message.height, message.tip)]),)
+            return state, records_for(state, message.sender, [(message.height, message.tip)])
         return state, (Send(message.sender, Records(**header(state), records=())),)  # it shall say what it has
     if state.tip is None and message.height < 0:
         return state, ()
     if _has(state.chain, message.height, message.tip) or not _believed(state, message.sender):
         return state, ()
-    return state, (fetch(state, message.sender),)
+    return state, (fetch(state, message.sender, common),)
 
 
 def seek(state: Replica, peer: str) -> Step:
@@ -113,18 +123,19 @@ def seek(state: Replica, peer: str) -> Step:
     return state, (fetch(state, peer),)
 
 
-def fetch(state: Replica, to: str) -> Send:
-    """Ask for what this member lacks."""
+def fetch(state: Replica, to: str, common: Record | None = None) -> Send:
+    """Ask for what this member lacks; `common` is known to be one that both have."""
     steps = [0, *(2**exponent for exponent in range(len(state.chain).bit_length()))]
     heights = sorted({max(len(state.chain) - 1 - step, 0) for step in steps}, reverse=True) if state.chain else []
-    known = [*state.staged[-1:], *(state.chain[height] for height in heights)]
+    known = [*state.staged[-1:], *([common] if common else []), *(state.chain[height] for height in heights)]
     return Send(to, Fetch(**header(state), known=tuple((record.height, record.digest) for record in known)))
 
 
-def records_for(state: Replica, to: str, known: Iterable[tuple[int, str]]) -> Send:
-    """The records after the newest of these that are here, as many as one message holds."""
+def records_for(state: Replica, to: str, known: Iterable[tuple[int, str]]) -> tuple[Send, ...]:
+    """The records after the newest of these that are here, as many as one message holds; nothing if there are none."""
     last = next((height for height, digest in known if _has(state.chain, height, digest)), -1)
-    return Send(to, Records(**header(state), records=next(cut(state.chain[last + 1 :]), ())))
+    some = next(cut(state.chain[last + 1 :]), ())
+    return (Send(to, Records(**header(state), records=some)),) if some else ()
 
 
 def _has(chain: Sequence[Record], height: int, digest: str) -> bool:

@@ -60,6 +60,13 @@ def elect(state: Replica, now: float) -> Step:
     )
 
 
+def stand_again(state: Replica, role: Electing, now: float) -> Step:
+    """Unless so many have promised that it is what they voted for that is in the way: then let others stand."""
+    if len(role.promises) < majority(state.order):
+        return elect(state, now)
+    return replace(state, role=Following("", now + LEASE * len(state.order))), ()
+
+
 def on_promise(state: Replica, message: Promise, now: float) -> Step:
     role = state.role
     if not isinstance(role, Electing) or message.ballot != role.ballot:

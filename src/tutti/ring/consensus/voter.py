@@ -49,6 +49,9 @@ def on_accept(state: Replica, message: Accept, now: float) -> Step:
     state, wishes = _heard(state, message.ballot, now)
     if state.durable.vote == vote:
         return state, (*wishes, Send(message.ballot.owner, _accepted(state, vote)))
+    if message.record.digest in state.wrong:
+        again = Rejected(**header(state), ballot=vote.ballot, record=vote.record.digest, reason="as was said before")
+        return state, (*wishes, Send(message.ballot.owner, again))
     if state.verifying == vote or message.record.previous != message.tip:
         return state, wishes
     return replace(state, verifying=vote), (*wishes, Verify(vote))
