@@ -2415,7 +2415,7 @@ export interface components {
         };
         /**
          * Bond
-         * @description Take a job: so much of the stake of `account` is bound to its escrow, and can neither be unstaked nor slashed.
+         * @description Take a job: so much of the stake of `account` is bound to its escrow, and cannot be unstaked.
          */
         Bond: {
             account: string;
@@ -2888,7 +2888,7 @@ export interface components {
             /** @default  */
             hash?: string;
             key: string;
-            operation: components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Slash"] | components["schemas"]["Escrow"] | components["schemas"]["Bond"] | components["schemas"]["Release"] | components["schemas"]["Penalise"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"];
+            operation: components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Escrow"] | components["schemas"]["Bond"] | components["schemas"]["Release"] | components["schemas"]["Penalise"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"];
             postings: {
                 [key: string]: number;
             };
@@ -3287,6 +3287,7 @@ export interface components {
             owed: number;
             public_key: string;
             staked: number;
+            stray: number;
             unbonding: number;
         };
         /** MaintenanceRequest */
@@ -3744,7 +3745,8 @@ export interface components {
         };
         /**
          * Penalise
-         * @description A wrong result costs its bond: `compensation`, at most the escrow, to its payer, the rest is burned.
+         * @description A wrong result costs its bond: `compensation`, at most half of it and at most the escrow, to its payer;
+         *         the rest is burned.
          */
         Penalise: {
             /** @default 0 */
@@ -4054,21 +4056,6 @@ export interface components {
             signature: string;
         };
         /**
-         * Slash
-         * @description Take stake for a proven fault: `compensation` goes to `victim`, the rest is burned, nothing to who decides.
-         */
-        Slash: {
-            account: string;
-            amount: number;
-            /** @default 0 */
-            compensation?: number;
-            reason: string;
-            /** @enum {unknown} */
-            type: "Slash";
-            /** @default null */
-            victim?: string | null;
-        };
-        /**
          * Stake
          * @description Put tokens at risk.
          */
@@ -4262,6 +4249,7 @@ export interface components {
          * TransactionView
          * @description A transaction of this coordinator's that is on the chain: signed, in hex, and what it is for.
          *
+         *         `failed`: it is in a block, where the contract refused it, so that it has done nothing.
          *         `operation`: of the ledger, if it moves tokens of accounts; `accounts`: the addresses of those that it names.
          */
         TransactionView: {
@@ -4269,10 +4257,12 @@ export interface components {
             accounts?: {
                 [key: string]: string;
             };
+            /** @default false */
+            failed?: boolean;
             hash: string;
             key: string;
             /** @default null */
-            operation?: (components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Slash"] | components["schemas"]["Escrow"] | components["schemas"]["Bond"] | components["schemas"]["Release"] | components["schemas"]["Penalise"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"]) | null;
+            operation?: (components["schemas"]["Found"] | components["schemas"]["Mint"] | components["schemas"]["Transfer"] | components["schemas"]["Stake"] | components["schemas"]["Unstake"] | components["schemas"]["Withdraw"] | components["schemas"]["Escrow"] | components["schemas"]["Bond"] | components["schemas"]["Release"] | components["schemas"]["Penalise"] | components["schemas"]["Reward"] | components["schemas"]["Distribute"] | components["schemas"]["Claim"] | components["schemas"]["Refund"]) | null;
             raw: string;
             seq: number;
         };
