@@ -238,8 +238,6 @@ function said(it: Entry["operation"]): string {
       return `${it.account} began to take back ${tokens(it.amount)} of its stake`;
     case "Withdraw":
       return `${it.account} took what had unbonded`;
-    case "Slash":
-      return `${it.account} lost ${tokens(it.amount)} of its stake: ${it.reason}`;
     case "Escrow":
       return `${it.payer} set ${tokens(it.amount)} aside for ${it.escrow}`;
     case "Bond":
