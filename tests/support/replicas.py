@@ -59,7 +59,7 @@ class Replicas:
             self._read_to[which] = log.tell()
             self.processes[which] = subprocess.Popen(
                 [sys.executable, "-m", "tutti.apps.cli", *up, "--public-url", self.url, *self.stores, "--json"],
-                env={**self._environment, **S3_KEYS},
+                env={**self._environment, **S3_KEYS, "TUTTI_LOG": "INFO"},
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
