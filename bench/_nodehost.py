@@ -63,7 +63,7 @@ async def nodes(link: str, names: list[str], folder: Path) -> AsyncIterator[Answ
         async def answer(question: str) -> dict[str, object]:
             if question.startswith("back "):
                 since = float(question.removeprefix("back "))
-                return {"seconds": [await each.back(since) for each in links]}
+                return {"seconds": [each.back(since) for each in links]}
             return await traffic(port)
 
         yield answer
@@ -86,12 +86,9 @@ class Noticing(HubLink):
         self.registered.set()
         return messages
 
-    async def back(self, since: float) -> float:
-        """Seconds from then until it was through once more."""
-        while self._at <= since:
-            self.registered.clear()
-            await self.registered.wait()
-        return self._at - since
+    def back(self, since: float) -> float:
+        """Seconds from then until it was through once more; 0 if its connection has stayed."""
+        return max(0.0, self._at - since)
 
 
 def join(url: str, token: str, names: list[str]) -> None:

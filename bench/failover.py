@@ -2,10 +2,11 @@
 
     python bench/failover.py [--nodes 20] [--kills 6] [--log 0]
 
-Three `tutti up --standby` behind a real nginx, with PostgreSQL and an S3 store (`make services`); `kill -9` of the one
-that owns the database in the middle of a job whose rounds cost nothing, again and again. From the kill on: until a
-standby is ready, until half and all of the nodes are registered again, and until the next round closes. `--log N`: with
-N more events in the log, which a standby has to know before it can take over. `ratio` is to the 3 s that are promised.
+Three `tutti up --standby --redis` behind a real nginx, with the servers of `make services`; `kill -9` of the
+one that owns the database in the middle of a job whose rounds cost nothing, again and again. From the kill on: until
+another is ready, until half and all of the nodes are registered again (those of relays stay connected: 0), and until
+the next round closes, which takes all of them. `--log N`: with N more events in the log, which a relay has to know
+before it can take over. `ratio` is to the 3 s that are promised.
 """
 
 import argparse
@@ -74,13 +75,14 @@ def kill(it: Replicas, client: Client, hosts: list[Process], job: str) -> Row:
     lost = it.kill()
     it.await_owner()
     ready = time.time() - since
+    round = closed(client, job, offset, since) - since  # with all nodes: then they are back
     back = [seconds for host in hosts for seconds in host.ask(f"back {since}")["seconds"]]
-    round = closed(client, job, offset, since) - since
     it.start(lost)
     it.await_standby(lost)
     return {
         "what": "kill -9 of the owner",
         "nodes": len(back),
+        "stayed": back.count(0.0),
         "ready s": ready,
         "half back s": median(back),
         "p99 back s": percentile(back, 0.99),
