@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 
-from support.browser import Visitor, chromium
+from support.browser import chromium
 from support.commands import running, tutti
-from support.phones import PHONE, Site, join, joined, key_of, python_node, take_a_part, up
+from support.phones import Site, join, joined, key_of, python_node, take_a_part, up
 from tutti.adapters.identities.secp256k1 import Secp256k1Key, verify
 from tutti.core.params import Params
 from tutti.core.registry import Choice
@@ -20,6 +20,7 @@ from tutti.domain.spec import DataSchema, Training
 from tutti.wire import tensors
 from tutti.wire.messages import (
     MAX_ATTACHED,
+    Failure,
     Message,
     Registered,
     Registration,
@@ -150,10 +151,6 @@ def test_a_phone_that_signs_two_updates_under_one_number_gets_no_more_work(site,
 # -- a coordinator that tries to have two updates signed under one number ----------------------------------
 
 DATA = DataSchema("classification", (64,), 10)
-DENIED = {
-    "the database": "",
-    "local storage": "Object.defineProperty(window, 'indexedDB', {value: {open() { throw new Error('denied'); }}});",
-}
 
 
 class Asking:
@@ -162,7 +159,7 @@ class Asking:
     def __init__(self, socket: WebSocketRoute) -> None:
         self.socket = socket
         self.key = ""
-        self.heard: list[Submission] = []
+        self.heard: list[Submission | Failure] = []
         socket.on_message(self.hear)
 
     def hear(self, frame: str | bytes) -> None:
@@ -171,10 +168,15 @@ class Asking:
             case Registration(key=key):
                 self.key = key
                 self.socket.send(text(Registered(node="ada", attached=MAX_ATTACHED)))
-            case Submission() as said:
+            case Submission() | Failure() as said:
                 self.heard.append(said)
 
     def ask(self, page: Page, weight: float, round: int) -> tuple[Start, Submission]:
+        start, said = self.answer(page, weight, round)
+        assert isinstance(said, Submission), said
+        return start, said
+
+    def answer(self, page: Page, weight: float, round: int) -> tuple[Start, Submission | Failure]:
         params = Params.from_arrays({"w": np.full((10, 64), weight, np.float32), "b": np.zeros(10, np.float32)})
         blob, before = bytes(tensors.encode(params)), len(self.heard)
         start = Start(
@@ -198,20 +200,21 @@ class Asking:
         return start, self.heard[-1]
 
 
-@pytest.mark.parametrize("where", DENIED)
-def test_no_coordinator_can_have_two_updates_signed_under_one_number(site, browser, where):
-    phone = Visitor(browser, site.url, **PHONE)
-    phone.page.add_init_script(DENIED[where])
-    phone.goto(site.link())
-    page = join(phone, "ada")
+@pytest.fixture
+def asked(site, browser) -> tuple[Page, list[Asking]]:
+    """A phone, and who asks it, once for each of its connections."""
+    page = join(site.phone(browser), "ada")
     asking: list[Asking] = []
     page.route_web_socket("**/ws/node", lambda socket: asking.append(Asking(socket)))
     page.get_by_role("button", name="A part of “digits”").click()
     expect(page.get_by_role("status").first).to_contain_text("Connected")
+    return page, asking
+
+
+def test_no_coordinator_can_have_two_updates_signed_under_one_number(asked):
+    page, asking = asked
     first = [asking[-1].ask(page, weight, round) for weight, round in ((0.0, 1), (0.1, 1), (0.0, 1), (0.1, 2))]
     page.reload()
-    if where == "local storage":
-        page.get_by_role("button", name="A part of “digits”").click()  # rows are not kept there
     expect(page.get_by_role("status").first).to_contain_text("Connected")
     second = [asking[-1].ask(page, weight, round) for weight, round in ((0.1, 1), (0.2, 1), (0.1, 2))]
     assert [said.nonce for _, said in (*first, *second)] == [0, 1, 0, 0, 1, 2, 0]
@@ -221,3 +224,25 @@ def test_no_coordinator_can_have_two_updates_signed_under_one_number(site, brows
     for start, said in (*first, *second):
         digest = digest_of(start.job, said.digest, signed(asking[0].key, start, said))
         assert verify(asking[0].key, digest, bytes.fromhex(said.signature))
+
+
+def test_a_tab_signs_nothing_once_its_device_has_left_in_another(asked):
+    page, asking = asked
+    assert asking[-1].ask(page, 0.0, 1)[1].nonce == 0
+    other = page.context.new_page()
+    other.goto("/node")
+    other.get_by_role("button", name="Leave").click()
+    other.get_by_role("dialog").get_by_role("button", name="Leave").click()
+    expect(other.get_by_role("heading", name="An invitation is needed")).to_be_visible()
+    _, said = asking[-1].answer(page, 0.1, 1)
+    assert isinstance(said, Failure)
+    assert "the key of this device is not kept here any more" in said.reason
+    expect(page.get_by_role("alert")).to_contain_text("not kept here any more")
+
+
+def test_a_device_that_cannot_leave_says_so(asked):
+    page, _ = asked
+    page.evaluate("() => { IDBObjectStore.prototype.clear = () => { throw new Error('the disk is gone') } }")
+    page.get_by_role("button", name="Leave").click()
+    page.get_by_role("dialog").get_by_role("button", name="Leave").click()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("the disk is gone")

@@ -140,3 +140,70 @@ def test_what_a_start_says_of_large_numbers_is_not_rounded(script):
     assert one["answer"]["digest"] != other["answer"]["digest"]
     assert json.loads(encode(whole))["seed"] == MOST
     assert msgspec.json.decode(encode(whole))["domain"]["chain"] == MOST
+
+
+# -- what a coordinator may not have signed twice under one number --------------------------------------------
+
+ME, NEW = member(SECRETS[1]), member(SECRETS[2])
+
+
+def signed(its: str, digest: str = UPDATE, by: dict[str, str] = ME) -> dict[str, Any]:
+    return {"what": "signed", "member": by, "start": its, "claim": {"digest": digest, "samples": 10}}
+
+
+def said(**fields: object) -> str:
+    """A start as a hostile coordinator may write it."""
+    return json.dumps({**json.loads(encode(start())), **fields})
+
+
+HOSTILE = {
+    "a round as text": said(round="1"),
+    "with a zero before": said(round="01"),
+    "in hexadecimal": said(round="0x1"),
+    "with a space": said(round=" 1"),
+    "nothing": said(round=""),
+    "no round": said(round=None),
+    "yes": said(round=True),
+    "a list": said(round=[1]),
+    "a part": said(round=1.5),
+    "below zero": said(round=-1),
+    "rounded": said(round=2**53),
+    "half a character": said(job="digits-\ud800"),
+    "the other half": said(job="digits-\udfff"),
+    "a list of a job": said(job=["digits-1"]),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_would_be_signed_as_another_place_is_refused(script, what):
+    remembered, answer, bare = ask(
+        script,
+        {"what": "remember", "member": ME},
+        signed(HOSTILE[what]),
+        {"what": "sign", "member": ME, "start": HOSTILE[what], "claim": {"digest": UPDATE, "samples": 1}, "nonce": 0},
+    )
+    assert "error" not in remembered
+    for refused in (answer, bare):
+        assert refused["error"].startswith("not signed: expected a ")
+
+
+def test_one_round_in_another_spelling_is_the_same_round(script):
+    spellings = [said(), said(round=1.0), said(round=1).replace('"round": 1,', '"round": 1e0,'), said(attempt=7)]
+    assert all(spelling != spellings[0] for spelling in spellings[1:])
+    digests = [f"{number:064x}" for number in range(len(spellings))]
+    _, *answers = ask(script, {"what": "remember", "member": ME}, *map(signed, spellings, digests))
+    assert [each["answer"]["nonce"] for each in answers] == [0, 1, 2, 3]
+
+
+def test_a_key_that_is_not_kept_any_more_signs_nothing(script):
+    remember, forget = {"what": "remember", "member": ME}, {"what": "forget"}
+    joined_anew = {"what": "remember", "member": NEW}
+    answers = ask(
+        script,
+        *(remember, signed(said()), forget, signed(said(), MODEL)),
+        *(joined_anew, signed(said(), MODEL), signed(said(), MODEL, NEW)),
+    )
+    assert answers[1]["answer"]["nonce"] == 0
+    for refused in (answers[3], answers[5]):
+        assert "the key of this device is not kept here any more" in refused["error"]
+    assert answers[6]["answer"]["nonce"] == 0

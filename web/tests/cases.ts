@@ -4,6 +4,7 @@ import { hex, shapeOf, type Arithmetic, type Rows } from "../src/node/arithmetic
 import { fromCsv, given, own, parseCsv } from "../src/node/data";
 import { Kernel } from "../src/node/kernel";
 import { Plain } from "../src/node/plain";
+import * as keep from "../src/node/keep";
 import { addressOf, claimOf, digestOf, identityOf, proof, publicOf, signUpdate } from "../src/node/key";
 import { choice, read, type Schema, type Start } from "../src/node/protocol";
 import { decode, encode } from "../src/node/tensors";
@@ -16,7 +17,7 @@ const kinds: Record<string, Arithmetic> = { kernel, plain: new Plain() };
 const floats = (text: string): Float32Array<ArrayBuffer> => new Float32Array(new Uint8Array(Buffer.from(text, "base64")).buffer);
 const text = (values: Float32Array): string => Buffer.from(values.buffer, values.byteOffset, values.byteLength).toString("base64");
 
-function answer(asked: Case): unknown {
+async function answer(asked: Case): Promise<unknown> {
   const arithmetic = kinds[asked.kind]!;
   switch (asked.what) {
     case "train": {
@@ -48,6 +49,12 @@ function answer(asked: Case): unknown {
       const start = read(asked.start).message as Start; // as it comes over the wire
       return { claim: claimOf(start, asked.claim), digest: hex(digestOf(start, asked.claim, asked.nonce)), signature: signUpdate(asked.member, start, asked.claim, asked.nonce) };
     }
+    case "remember":
+      return keep.remember(asked.member);
+    case "forget":
+      return keep.forget();
+    case "signed":
+      return keep.signed(asked.member, read(asked.start).message as Start, asked.claim);
     case "csv":
       return fromCsv(asked.text, "mine", asked.target, (asked.schema as Schema | undefined) ?? null);
     case "cells":
@@ -63,7 +70,7 @@ function answer(asked: Case): unknown {
 for (const line of readFileSync(0, "utf8").split("\n").filter(Boolean)) {
   let said: unknown;
   try {
-    said = { answer: answer(JSON.parse(line)) };
+    said = { answer: await answer(JSON.parse(line)) };
   } catch (error) {
     said = { error: (error as Error).message };
   }

@@ -1,7 +1,8 @@
 // What the page remembers on this device: who it is here, what it has signed, its owner's rules, and the rows it trains on.
-import { claimOf, signUpdate, type Claim, type Member } from "./key";
+import { hex } from "./arithmetic";
+import { claimOf, placeOf, signUpdate, type Claim, type Member } from "./key";
 import type { Start, Summary } from "./protocol";
-import { Database, shelf, store, stored } from "./shelf";
+import { Database, remove, shelf, store, stored } from "./shelf";
 import { RULES, type Rules } from "./owner";
 import type { Data } from "./work";
 
@@ -29,10 +30,16 @@ export async function remember(member: Member): Promise<void> {
 /**
  * The signature under an update, and its number: the same again for the same. What was signed is kept before anybody is
  * told, and where the key is, so that no coordinator can have two updates signed under one number (services/signing.py).
+ * Where the key is not kept any more, what it signed is not known either: it signs nothing then.
  */
 export async function signed(member: Member, start: Start, claim: Claim): Promise<{ nonce: number; signature: string }> {
+  const { session, round } = placeOf(start);
   const its = claimOf(start, claim);
-  const claims = await (await shelf()).change<string[]>(`signed/${start.job}/${start.round}`, (before = []) => (before.includes(its) ? before : [...before, its]));
+  const noted = (before: string[] = [], kept?: Member) => {
+    if (kept?.key !== member.key) throw new Error("not signed: the key of this device is not kept here any more, as after leaving in another tab: load this page again");
+    return before.includes(its) ? before : [...before, its];
+  };
+  const claims = await (await shelf()).change<string[], Member>(`signed/${hex(session)}/${round}`, noted, MEMBER);
   const nonce = claims.indexOf(its);
   return { nonce, signature: signUpdate(member, start, claim, nonce) };
 }
@@ -56,7 +63,7 @@ export function setTally(tally: Tally): void {
 /** Forget everything: who this device was, what it signed as that, and its rows. */
 export async function forget(): Promise<void> {
   await (await shelf()).clear();
-  localStorage.removeItem(TALLY);
+  remove(TALLY);
 }
 
 export function rows(): Promise<Kept | undefined> {

@@ -32,6 +32,16 @@ export function proof(member: Member, { challenge, now }: Challenge, use: string
   return `${identityOf(member)}:${challenge}:${now}:${signature(member, statement)}`;
 }
 
+/**
+ * For what an update is, as it is signed. What a signature would take for another job or round than was written (a round as
+ * text, half a character) is refused: it would be signed twice under one number.
+ */
+export function placeOf({ job, round }: Pick<Start, "job" | "round">): { session: Uint8Array; round: bigint } {
+  if (!Number.isSafeInteger(round) || round < 0) throw new Error(`not signed: expected a round as a number from 0 to 2^53 - 1, came ${JSON.stringify(round)}`);
+  if (typeof job !== "string" || new TextDecoder("utf-8", { ignoreBOM: true }).decode(utf8(job)) !== job) throw new Error(`not signed: expected a job's name in whole characters, came ${JSON.stringify(job)}`);
+  return { session: sha256(utf8(`session/${job}`)), round: BigInt(round) };
+}
+
 /** By which a device knows what it has signed: its outcome of this task, whatever the number. */
 export const claimOf = (start: Start, claim: Claim): string => hex(digestOf(start, claim, 0));
 
@@ -48,8 +58,8 @@ const [NAME, VERSION] = [keccak_256(utf8("Tutti")), keccak_256(utf8("1"))];
 export function digestOf(start: Start, { digest, samples }: Claim, nonce: number): Uint8Array {
   const { chain = "0", contract = "0x" } = start.domain ?? {};
   const separator = keccak_256(joined(DOMAIN, NAME, VERSION, word(chain), bytes(contract.slice(2).padStart(64, "0"))));
-  const session = sha256(utf8(`session/${start.job}`));
-  const update = joined(UPDATE, session, word(start.round), bytes(start.weights), bytes(digest), word(samples), word(nonce));
+  const { session, round } = placeOf(start);
+  const update = joined(UPDATE, session, word(round), bytes(start.weights), bytes(digest), word(samples), word(nonce));
   return keccak_256(joined(Uint8Array.of(0x19, 0x01), separator, keccak_256(update)));
 }
 

@@ -4,7 +4,7 @@ export type Rules = { paused: boolean; onlyCharging: boolean; onlyWifi: boolean 
 export const RULES: Rules = { paused: false, onlyCharging: false, onlyWifi: false };
 
 type Battery = EventTarget & { charging: boolean; level: number };
-type Connection = EventTarget & { type?: string; effectiveType?: string; saveData?: boolean };
+type Connection = EventTarget & { type?: string; effectiveType?: string };
 type Device = Navigator & { getBattery?: () => Promise<Battery>; connection?: Connection; deviceMemory?: number; gpu?: unknown };
 
 const device = navigator as Device;

@@ -31,7 +31,7 @@ export function Page() {
   }, []);
   const token = location.pathname === "/join" ? location.hash.slice(1) : "";
   const leave = async () => {
-    await keep.forget().catch(() => undefined);
+    await keep.forget(); // where this fails, the question that led here says so
     location.assign("/node");
   };
   if (!kept) return null;

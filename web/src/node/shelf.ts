@@ -1,4 +1,5 @@
-// Where a page keeps things: the browser's database, its local storage where that is denied, or else only the page itself.
+// Where a page keeps things: the browser's database or, where that is denied, only the page itself. Local storage is for
+// what can be lost: without locks, which plain http does not have, two tabs write over each other there.
 
 /** The browser does not let pages keep anything, as in some private windows. */
 export class NoStorage extends Error {
@@ -9,15 +10,18 @@ export class NoStorage extends Error {
 
 /** Something could not be kept that must be, though the browser has a place for it. */
 class NotKept extends Error {
-  constructor(why: DOMException | null) {
+  constructor(why: Error | null) {
     super(`this browser cannot keep more for this page (${why?.message || "its storage is full"}): make room on the device`);
   }
 }
 
 export interface Shelf {
   get<T>(key: string): Promise<T | undefined>;
-  /** Keep what `change` makes of what is kept there, for good before this returns; nothing comes between. */
-  change<T>(key: string, change: (before?: T) => T): Promise<T>;
+  /**
+   * Keep what `change` makes of what is kept there, and `beside`, for good before this returns; nothing comes between.
+   * Where it throws, nothing is changed.
+   */
+  change<T, B = never>(key: string, change: (before?: T, its?: B) => T, beside?: string): Promise<T>;
   clear(): Promise<void>;
 }
 
@@ -28,7 +32,7 @@ let chosen: Promise<Shelf> | undefined;
 async function choose(): Promise<Shelf> {
   const database = new Database();
   const opens = await database.get("").then(() => true, () => false);
-  return opens ? database : storable() ? new Storage() : new Page();
+  return opens ? database : new Page();
 }
 
 const KEPT = "kept";
@@ -41,13 +45,18 @@ export class Database implements Shelf {
     });
   }
 
-  change<T>(key: string, change: (before?: T) => T): Promise<T> {
-    return this.use("readwrite", (kept, done: (value: T) => void) => {
-      const asked = kept.get(key) as IDBRequest<T | undefined>;
+  change<T, B = never>(key: string, change: (before?: T, its?: B) => T, beside = key): Promise<T> {
+    return this.use("readwrite", (kept, done: (value: T) => void, refuse) => {
+      const other = kept.get(beside) as IDBRequest<B | undefined>;
+      const asked = kept.get(key) as IDBRequest<T | undefined>; // answered after the other
       asked.onsuccess = () => {
-        const after = change(asked.result);
-        kept.put(after, key);
-        done(after);
+        try {
+          const after = change(asked.result, other.result);
+          kept.put(after, key);
+          done(after);
+        } catch (error) {
+          refuse(error as Error);
+        }
       };
     });
   }
@@ -56,14 +65,19 @@ export class Database implements Shelf {
     return this.use("readwrite", (kept) => void kept.clear());
   }
 
-  private async use<T>(mode: IDBTransactionMode, work: (kept: IDBObjectStore, done: (value: T) => void) => void): Promise<T> {
+  private async use<T>(mode: IDBTransactionMode, work: (kept: IDBObjectStore, done: (value: T) => void, refuse: (why: Error) => void) => void): Promise<T> {
     const database = await opened();
     return new Promise<T>((resolve, reject) => {
       const transaction = database.transaction(KEPT, mode, { durability: "strict" });
       let found: T;
+      let refused: Error | undefined;
+      const refuse = (why: Error) => {
+        refused = why;
+        transaction.abort();
+      };
       transaction.oncomplete = () => resolve(found);
-      transaction.onabort = () => reject(new NotKept(transaction.error));
-      work(transaction.objectStore(KEPT), (value) => (found = value));
+      transaction.onabort = () => reject(refused ?? new NotKept(transaction.error));
+      work(transaction.objectStore(KEPT), (value) => (found = value), refuse);
     }).finally(() => database.close());
   }
 }
@@ -81,24 +95,6 @@ function opened(): Promise<IDBDatabase> {
   });
 }
 
-const PREFIX = "tutti/";
-
-class Storage implements Shelf {
-  async get<T>(key: string): Promise<T | undefined> {
-    return stored<T>(PREFIX + key);
-  }
-
-  async change<T>(key: string, change: (before?: T) => T): Promise<T> {
-    const after = change(stored<T>(PREFIX + key));
-    store(PREFIX + key, after);
-    return after;
-  }
-
-  async clear(): Promise<void> {
-    for (const key of Object.keys(localStorage)) if (key.startsWith(PREFIX)) localStorage.removeItem(key);
-  }
-}
-
 class Page implements Shelf {
   private readonly its = new Map<string, unknown>();
 
@@ -106,23 +102,14 @@ class Page implements Shelf {
     return this.its.get(key) as T | undefined;
   }
 
-  async change<T>(key: string, change: (before?: T) => T): Promise<T> {
-    const after = change(this.its.get(key) as T | undefined);
+  async change<T, B = never>(key: string, change: (before?: T, its?: B) => T, beside = key): Promise<T> {
+    const after = change(this.its.get(key) as T | undefined, this.its.get(beside) as B | undefined);
     this.its.set(key, after);
     return after;
   }
 
   async clear(): Promise<void> {
     this.its.clear();
-  }
-}
-
-function storable(): boolean {
-  try {
-    store(PREFIX, "");
-    return true;
-  } catch {
-    return false;
   }
 }
 
@@ -138,7 +125,15 @@ export function stored<T>(key: string): T | undefined {
 export function store(key: string, value: unknown): void {
   try {
     localStorage.setItem(key, JSON.stringify(value));
+  } catch (error) {
+    throw error instanceof DOMException && error.name === "QuotaExceededError" ? new NotKept(error) : new NoStorage();
+  }
+}
+
+export function remove(key: string): void {
+  try {
+    localStorage.removeItem(key);
   } catch {
-    throw new NoStorage();
+    // what denies this has kept nothing
   }
 }
