@@ -3,13 +3,19 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from support.worlds import DEADLINE, World, toy_spec
+from tutti.adapters.fabrics.local import LocalLink
 from tutti.adapters.identities.secp256k1 import Secp256k1Key, verify
+from tutti.core.errors import Conflict
 from tutti.domain.contributions import Contribution, check_signature
 from tutti.domain.jobs import Job, Status
 from tutti.ports import LinkRefused
 from tutti.services.history import attempts_of
+from tutti.services.proofs import CONNECTING, statement
+from tutti.testing.fabrics import registration
+from tutti.wire.messages import Refusal, Registered
 
 
 def key(name: str) -> Secp256k1Key:
@@ -97,3 +103,40 @@ async def test_a_node_keeps_its_key_over_restarts_and_is_sent_away_with_another(
     assert job.status is Status.COMPLETED
     await world.core.remove_node("a")
     assert world.core.register.keys == {"b": key("b").public}
+
+
+async def phone(world: World, number: int, named: str) -> str:
+    """What a device hears that proves itself by key "p", and names this one; it joins at its first coming."""
+    proofs, its = world.core.members.proofs, key("p")
+    if not world.core.members.is_member("phone"):
+        await world.core.members.admit(await world.core.members.invite(), "phone", f"secp256k1:{its.public}")
+    time = proofs.now + number
+    signature = its.sign(statement("phone", proofs.challenge, time, CONNECTING)).hex()
+    shown = f"secp256k1:{its.public}:{proofs.challenge}:{time}:{signature}"
+    messages = await LocalLink(world.fabric).connect(replace(registration("phone", shown), key=named))
+    async with asyncio.timeout(DEADLINE):
+        assert isinstance(await anext(messages), Registered)
+        if named == its.public:
+            return ""
+        refusal = await anext(messages)
+        assert isinstance(refusal, Refusal)
+        assert refusal.fatal
+    return refusal.detail
+
+
+async def test_a_phone_signs_with_the_key_by_which_it_proves_itself_and_with_no_other(world):
+    for number, other in enumerate((key("x").public, "")):
+        assert "phone has signed with another key before" in await phone(world, number, other)
+        assert world.core.register.keys == {"phone": key("p").public}
+    assert await phone(world, 2, key("p").public) == ""
+
+
+async def test_nobody_takes_a_phones_key_before_it_comes(world):
+    await world.core.members.admit(await world.core.members.invite(), "phone", f"secp256k1:{key('p').public}")
+    await world.join("thief", 0, key=key("p"))
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(LinkRefused, match="another node signs with the key of thief"):
+            await world.task("thief")
+    assert await phone(world, 0, key("p").public) == ""
+    with pytest.raises(Conflict, match="another node signs with this key"):
+        await world.core.members.admit(await world.core.members.invite(), "copy", f"secp256k1:{key('p').public}")

@@ -50,6 +50,23 @@ def test_names_are_unique_until_the_node_is_removed():
     assert tell(state, nodes.Join(invite="t", node="a", secret="s2")).nodes == {"a": "s2"}
 
 
+def test_a_node_that_proves_itself_by_a_key_signs_with_that_and_nobody_else_does():
+    state = tell(Register(), nodes.IssueInvite(token="t", uses=9, expires=100.0))
+    state = tell(state, nodes.Join(invite="t", node="phone", secret="s", key="aa"))
+    state = tell(state, nodes.Join(invite="t", node="clinic", secret="s2"))
+    assert state.keys == {"phone": "aa"}
+    assert nodes.decide(state, nodes.Pin(node="phone", key="aa"), now=1.0) == []
+    for other in ("bb", ""):
+        with pytest.raises(Conflict, match="phone has signed with another key before"):
+            tell(state, nodes.Pin(node="phone", key=other))
+    with pytest.raises(Conflict, match="another node signs with the key of clinic"):
+        tell(state, nodes.Pin(node="clinic", key="aa"))
+    with pytest.raises(Conflict, match="another node signs with this key"):
+        tell(state, nodes.Join(invite="t", node="copy", secret="s3", key="aa"))
+    state = tell(state, nodes.Remove(node="phone"))
+    assert tell(state, nodes.Join(invite="t", node="copy", secret="s3", key="aa")).keys == {"copy": "aa"}
+
+
 def test_removing_a_stranger_is_an_error():
     with pytest.raises(NotFound):
         tell(Register(), nodes.Remove(node="a"))

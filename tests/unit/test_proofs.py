@@ -4,7 +4,7 @@ import pytest
 
 from tutti.adapters.identities.secp256k1 import Secp256k1Key, verify
 from tutti.core.errors import Forbidden, Unproven
-from tutti.services.proofs import CONNECTING, REMEMBERED, Proofs, statement
+from tutti.services.proofs import CONNECTING, REMEMBERED, Proofs, is_public, key_of, statement
 
 NOW = 1_800_000_000
 KEY, OTHER = Secp256k1Key(bytes(32)), Secp256k1Key(bytes([1] * 32))
@@ -94,3 +94,26 @@ def test_of_very_many_proofs_the_oldest_are_forgotten_and_not_taken_again(proofs
     with pytest.raises(Forbidden, match="shown before"):
         proofs.check("ada", shown(time=1000 * NOW + REMEMBERED), CONNECTING)
     proofs.check("ada", shown(time=1000 * NOW + REMEMBERED + 1), CONNECTING)
+
+
+OLDER = {
+    "the key": f"ed25519:{'ab' * 32}",
+    "a proof of it": f"ed25519:{'ab' * 32}:{1000 * NOW}:{'cd' * 64}",
+    "a key that is too short": "secp256k1:abcd",
+    "a key in capitals": f"secp256k1:{'AB' * 64}",
+    "a key with a line after it": f"secp256k1:{KEY.public}\n",
+}
+
+
+@pytest.mark.parametrize("what", OLDER)
+def test_no_other_key_is_taken_for_a_secret(proofs, what):
+    assert is_public(OLDER[what])
+    for refuses in (proofs.stands_for, key_of, lambda shown: proofs.check("ada", shown, CONNECTING)):
+        with pytest.raises(Forbidden, match="of another version than the coordinator, so load it again and join anew"):
+            refuses(OLDER[what])
+
+
+def test_what_a_removed_node_has_shown_is_forgotten(proofs):
+    proofs.check("ada", shown(), CONNECTING)
+    proofs.forget("ada")
+    proofs.check("ada", shown(), CONNECTING)

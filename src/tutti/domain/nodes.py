@@ -87,9 +87,12 @@ class IssueInvite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
+    """With a `key` if the node proves by it who it is: then it signs its updates with it, too."""
+
     invite: str
     node: NodeId
     secret: str
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +144,7 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
             return [
                 e.InviteIssued(at=now, token=command.token, uses=command.uses, expires=command.expires, by=command.by)
             ]
-        case Join(invite=token, node=node, secret=secret):
+        case Join(invite=token, node=node, secret=secret, key=key):
             invite = state.invites.get(token)
             if invite is None:
                 raise Forbidden("this join link is not known here: ask for a new one (`tutti invite`)")
@@ -151,7 +154,12 @@ def decide(state: Register, command: Command, *, now: float) -> list[NodeEvent]:
                 raise Forbidden("this join link has expired: ask for a new one (`tutti invite`)")
             if node in state.nodes:
                 raise Conflict(f"a node named {node!r} has joined already: choose another name")
-            return [e.NodeJoined(at=now, node=node, invite=token, secret=secret)]
+            if key and key in state.keys.values():
+                raise Conflict(
+                    "another node signs with this key: join with a new one, as a page does that is loaded again"
+                )
+            joined = e.NodeJoined(at=now, node=node, invite=token, secret=secret)
+            return [joined, e.NodeKeyed(at=now, node=node, key=key)] if key else [joined]
         case Remove(node=node, reason=reason):
             if node not in state.nodes:
                 raise NotFound(f"there is no node {node!r}")

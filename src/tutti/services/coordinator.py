@@ -303,6 +303,7 @@ class Coordinator:
         await self.journal.nodes(nodes.Remove(node=node, reason=reason))
         self.fabric.disconnect(node, f"removed: {reason}")
         self.presence.forget(node)
+        self.members.proofs.forget(node)
         for job_id, driver in list(self._drivers.items()):
             with suppress(Conflict):  # the job has ended meanwhile
                 await self._steer(job_id, commands.Drop(node=node, reason=f"removed: {reason}"))

@@ -16,7 +16,7 @@ from tutti.domain.events import NodeEvent, NodeId
 from tutti.domain.quotas import Kind
 from tutti.services.journal import Journal
 from tutti.services.presence import Presence
-from tutti.services.proofs import CONNECTING, Proofs
+from tutti.services.proofs import CONNECTING, Proofs, key_of
 from tutti.services.scheduling import Busy
 from tutti.wire.messages import Heartbeat, Progress, Registration
 
@@ -96,15 +96,18 @@ class Members:
     async def admit(self, token: str, node: NodeId, secret: str | None = None) -> str:
         """Take a node in; returns the secret it shows from now on (its own choice, if it made one).
 
-        A node that chose its secret may ask again after a lost answer, and is let in once.
+        With a public key in the secret's place, the node signs its updates with that key, too, and with no other. A
+        node that chose its secret may ask again after a lost answer, and is let in once.
         """
         secret = secret or secrets.token_urlsafe(32)
+        key = key_of(secret)
         known = self._journal.register.nodes.get(node)
         if known is not None and compare_digest(known, fingerprint(secret)):
             return secret
         if (invite := self._journal.register.invites.get(fingerprint(token))) is not None:
             self.admits(invite.by, "node")
-        await self._journal.nodes(nodes.Join(invite=fingerprint(token), node=node, secret=fingerprint(secret)))
+        wish = nodes.Join(invite=fingerprint(token), node=node, secret=fingerprint(secret), key=key)
+        await self._journal.nodes(wish)
         return secret
 
     def authenticate(self, node: NodeId, shown: str, use: str = CONNECTING) -> None:

@@ -27,12 +27,27 @@ REMEMBERED = 4096
 """Proofs of a node that are known to have been shown; older ones than these are not taken any more."""
 
 _KEY = re.compile(r"secp256k1:[0-9a-f]{128}")
+_KEYS = ("secp256k1:", "ed25519:")
+"""How keys begin, and what is made of them: no secret begins so. The second were those of older pages."""
+
 _PROOF = re.compile(r"(secp256k1:([0-9a-f]{128})):([0-9a-f]{16}):([0-9]{1,15}):([0-9a-f]{128})")
 
 
 def is_public(shown: str) -> bool:
     """Whether this is no secret, but a key or a proof, of which only `Proofs.check` can tell what it is worth."""
-    return _PROOF.fullmatch(shown) is not None or _KEY.fullmatch(shown) is not None
+    return shown.startswith(_KEYS)
+
+
+def key_of(secret: str) -> str:
+    """The public key with which somebody joins, empty for a secret; raises Forbidden for another kind of key."""
+    if not is_public(secret):
+        return ""
+    if _KEY.fullmatch(secret) is None:
+        raise Forbidden(
+            "expected a secret, or `secp256k1:<public key>` in 128 hexadecimal digits, came another key: if a browser "
+            "says this, its page is of another version than the coordinator, so load it again and join anew"
+        )
+    return secret.partition(":")[2]
 
 
 @dataclass(slots=True)
@@ -61,15 +76,18 @@ class Proofs:
         return int(1000 * self._clock())
 
     def stands_for(self, shown: str) -> str:
-        """With what somebody must have joined who shows this: a public key, or the secret itself."""
-        return found[1] if (found := _PROOF.fullmatch(shown)) else shown
+        """With what somebody must have joined who shows this: a public key, or the secret itself. Raises Forbidden."""
+        if found := _PROOF.fullmatch(shown):
+            return found[1]
+        key_of(shown)
+        return shown
 
     def check(self, node: NodeId, shown: str, use: str) -> None:
         """Raises Forbidden for a key without a signature, and for a proof that is wrong or for another use; Unproven
         for one that was good, and would be with a new challenge: shown before, too old, or from before a restart."""
         found = _PROOF.fullmatch(shown)
         if found is None:
-            if _KEY.fullmatch(shown):
+            if key_of(shown):
                 expected = "`<key>:<challenge>:<milliseconds>:<signature>`"
                 raise Forbidden(f"node {node!r} has a key: expected {expected}, came the key")
             return
@@ -83,6 +101,10 @@ class Proofs:
             how = f"{abs(apart) / 60:.0f} minutes {'ahead of' if apart > 0 else 'behind'}"
             raise Unproven(f"the proof of node {node!r} is {how} this coordinator's clock: ask for its challenge")
         self._use_up(node, int(time))
+
+    def forget(self, node: NodeId) -> None:
+        """It is removed; should it join again, then with another key."""
+        self._shown.pop(node, None)
 
     def _use_up(self, node: NodeId, time: int) -> None:
         its = self._shown.setdefault(node, _Shown())
