@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tutti.apps.bootstrap import AUDITED, share_of_audits
 from tutti.apps.certificates import check_certificate
 from tutti.apps.cli.app import run
 from tutti.apps.cli.exits import Exit
@@ -150,3 +151,12 @@ def test_json_lines_have_the_ids_that_a_message_is_about() -> None:
     assert line_of("100%% of %s, node %s", "it", "bob")["node"] == "bob"
     assert "node" not in line_of("%s: no node here", "job x node y")
     assert "\n" not in JsonLines().format(logging.LogRecord("a", 20, "f", 1, "two\nlines", (), None))
+
+
+def test_audits_that_were_asked_for_and_cannot_be_are_an_error(caplog) -> None:
+    assert [share_of_audits(asked, able=True) for asked in (None, 0.0, 1.0)] == [AUDITED, 0.0, 1.0]
+    with pytest.raises(UserError, match=r"expected wasmtime for --audited 1, it is not installed.*tutti\[audit\]"):
+        share_of_audits(1.0, able=False)
+    assert (share_of_audits(0.0, able=False), caplog.messages) == (0.0, [])
+    assert share_of_audits(None, able=False) == 0.0
+    assert "no browser's update is computed again: wasmtime is not installed" in caplog.text

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AUDITED = 0.1
+
 INVITE_SECONDS = 24 * 3600.0
 SHUTDOWN_SECONDS = 3
 NO_LEDGER = (
@@ -71,7 +73,8 @@ class CoordinatorSettings:
     one at which other replicas reach this one.
     `keep_models`: how many of a job's newest models stay; `keep_days`: after how long only the final and the best one
     of a job that is over do.
-    `audited`: the share of browsers' updates on public rows that are computed again, if wasmtime is installed.
+    `audited`: the share of browsers' updates on public rows that are computed again, which takes wasmtime; None: a
+    tenth, if that is installed.
     """
 
     host: str = "127.0.0.1"
@@ -89,7 +92,7 @@ class CoordinatorSettings:
     tls_key: Path | None = None
     auth: bool = False
     allow_modules: tuple[str, ...] = ()
-    audited: float = 0.1
+    audited: float | None = None
     max_nodes: int = 12_000
     heartbeat: float = 15.0  # seconds
     keep_models: int = 20
@@ -229,7 +232,7 @@ async def coordinator(
         workbench=Bench(OwnProcess(), settings.allow_modules),
         known_schema=known_schema,
         clock=steady_clock(),
-        audited=settings.audited if find_spec("wasmtime") else 0.0,
+        audited=share_of_audits(settings.audited, able=find_spec("wasmtime") is not None),
         pays=settings.pays,
         domain=chain_domain(folder),
         verify=verify,
@@ -290,6 +293,21 @@ async def coordinator(
             await accounts.close()
             if replica is not None:
                 await replica.post.close()
+
+
+def share_of_audits(asked: float | None, *, able: bool) -> float:
+    """The share of browsers' updates that are computed again; raises UserError for one that cannot be: `able` is
+    whether wasmtime is here."""
+    if able:
+        return AUDITED if asked is None else asked
+    if asked:
+        raise UserError(
+            f"expected wasmtime for --audited {asked:g}, it is not installed: `pip install 'tutti[audit]'`, or start "
+            "with --audited 0, which computes no browser's update again"
+        )
+    if asked is None:
+        log.warning("no browser's update is computed again: wasmtime is not installed (`pip install 'tutti[audit]'`)")
+    return 0.0
 
 
 def _depot(blobs: "DirectoryBlobs", core: "Callable[[], Coordinator]") -> "BucketDepot | None":

@@ -97,9 +97,8 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
 @click.option(
     "--audited",
     type=click.FloatRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="Share of browsers' updates on public rows that are computed again (needs the extra 'audit').",
+    help="Share of browsers' updates on public rows that are computed again (needs the extra 'audit').  "
+    "[default: 0.1, with that extra]",
 )
 @click.option(
     "--max-nodes",
