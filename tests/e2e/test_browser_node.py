@@ -256,6 +256,15 @@ def test_a_browser_that_keeps_nothing_at_all_takes_part_until_it_is_closed(site,
     expect(phone.page.get_by_role("heading", name="An invitation is needed")).to_be_visible()
 
 
+def test_a_full_storage_is_not_called_a_private_window(site, browser):
+    page = joined(site, browser, "ada").page
+    page.evaluate(
+        "() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') } }"
+    )
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("alert")).to_contain_text("cannot keep more for this page (full): make room on the device")
+
+
 def test_a_phone_whose_clock_is_wrong_takes_part(site, browser):
     phone = Visitor(browser, site.url, **PHONE)
     phone.page.add_init_script("const right = Date.now; Date.now = () => right() + 86_400_000")
