@@ -266,6 +266,8 @@ def test_what_nodes_earn_is_paid_explained_and_checked_without_trust(site):
     site.ok("ledger", "verify", "--key", key, "--job", job, "--signer", f"clinic-a={address}")
     other = site.tutti("ledger", "verify", "--key", key, "--job", job, "--signer", f"clinic-b={address}")
     assert (other.returncode, f"clinic-b signs as {address}" in other.stderr) == (Exit.USAGE, True)
+    absent = site.tutti("ledger", "verify", "--key", key, "--job", job, "--signer", f"nobody={address}")
+    assert (absent.returncode, "no update of nobody is among" in absent.stderr) == (Exit.USAGE, True)
     owed = json.loads(site.ok("ledger", "account", "node:clinic-a", "--json"))["owed"]
     assert owed == found["earned"]["clinic-a"] > 0
     assert f"has {owed} tokens" in site.ok("ledger", "claim", "node:clinic-a", "--key", "first")

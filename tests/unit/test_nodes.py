@@ -97,7 +97,7 @@ def test_a_drained_node_stays_so_until_it_is_undrained_or_removed():
             "expected classification of 64 into 10 classes",
         ),
         (DataSummary("digits", DIGITS, 0), Terms(), 1, "has no examples to train on"),
-        (HOLDS, Terms(open=False), 1, "outside its owner's hours, or short of battery"),
+        (HOLDS, Terms(open=False), 1, "paused by its owner, outside its hours, or short of battery"),
         (HOLDS, Terms(jobs=("day-*",)), 1, "its owner does not allow job 'digits-night'"),
         (HOLDS, Terms(jobs=("day-*", "*night")), 1, None),
         (HOLDS, Terms(models=("cnn",)), 1, "its owner does not allow model 'mlp'"),

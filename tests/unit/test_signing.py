@@ -8,7 +8,7 @@ from tutti.adapters.identities.secp256k1 import ORDER, Secp256k1Key, verify
 from tutti.core import keccak
 from tutti.core.errors import Conflict
 from tutti.core.registry import Choice
-from tutti.domain.contributions import BadProof, Contribution, check_signature, check_signers, record_of
+from tutti.domain.contributions import BadProof, Contribution, check_heard, check_signature, check_signers, record_of
 from tutti.domain.events import NodeJoined
 from tutti.domain.nodes import Invite, Pin, Register, Remove, decide, evolve
 from tutti.domain.signing import Domain, Signed, address_of, digest_of
@@ -129,6 +129,13 @@ def test_a_node_has_one_key_and_it_is_the_one_that_is_known(tmp_path):
     for wrong, known in (([one, other], {}), ([one], {"a": "0x" + "00" * 20}), ([contribution(None)], {"a": address})):
         with pytest.raises(BadProof, match="a signs as"):
             check_signers(wrong, verify, known)
+
+
+def test_a_node_whose_key_is_known_must_have_updates():
+    check_heard([], [])
+    check_heard(["a"], ["b", "a"])
+    with pytest.raises(BadProof, match=r"no update of nobody is among those that were checked, which are of a, b$"):
+        check_heard(["a", "nobody"], ["b", "a"])
 
 
 def test_the_first_key_of_a_node_is_its_key_until_it_is_removed():

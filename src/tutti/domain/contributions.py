@@ -187,6 +187,16 @@ def check_signers(
     return found
 
 
+def check_heard(known: Iterable[str], signed: Iterable[str]) -> None:
+    """Raises BadProof unless there are updates of every node whose key is `known`: none is no proof of anything."""
+    heard = sorted(signed)
+    for node in known:
+        if node not in heard:
+            raise BadProof(
+                f"no update of {node} is among those that were checked, which are of {', '.join(heard) or 'nobody'}"
+            )
+
+
 def check_round(contributions: Sequence[Contribution], pool: int) -> None:
     """Raises BadProof unless standings and payments follow from the scores by the rule above."""
     befores = {one.node: one.before for one in contributions if one.before is not None}

@@ -14,6 +14,8 @@ from tutti.domain.events import NodeEvent, NodeId
 from tutti.domain.modules import unlisted
 from tutti.domain.spec import BadSpec, DataSchema, JobSpec, Name, mismatch
 
+CLOSED = "paused by its owner, outside its hours, or short of battery"
+
 
 class Capabilities(msgspec.Struct, frozen=True):
     """What a node says of its machine. Sizes in bytes."""
@@ -49,7 +51,7 @@ class Terms(msgspec.Struct, frozen=True):
     jobs: tuple[str, ...] = ()  # glob patterns of job names; empty: any
     models: tuple[str, ...] = ()  # glob patterns of model names; empty: any
     min_cohort: int = 1
-    open: bool = True  # within the owner's hours
+    open: bool = True  # whether its owner lets it work now
     modules: tuple[str, ...] = ()  # glob patterns of Python modules that jobs may name; empty: none
 
 
@@ -262,7 +264,7 @@ def why_not(spec: JobSpec, data: DataSchema, summary: DataSummary, terms: Terms,
     if summary.examples < 1:
         return "has no examples to train on"
     if not terms.open:
-        return "outside its owner's hours, or short of battery"
+        return CLOSED
     if terms.jobs and not any(fnmatchcase(spec.name, pattern) for pattern in terms.jobs):
         return f"its owner does not allow job {spec.name!r}"
     if terms.models and not any(fnmatchcase(spec.model.name, pattern) for pattern in terms.models):

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from tutti.domain.events import NodeId
 from tutti.domain.nodes import DataSummary, Terms
 from tutti.domain.spec import CohortRules
@@ -34,13 +36,6 @@ class Seen:
     progress: Progress | None = None
     took_leave: bool = False
     told: dict[Owed, float] = field(default_factory=dict)  # tasks sent over this connection, with the last sign of work
-
-    @property
-    def is_open(self) -> bool:
-        """Within the owner's hours, as the node last said."""
-        if self.heartbeat is not None:
-            return self.heartbeat.open
-        return self.registration is not None and self.registration.terms.open
 
 
 class Presence:
@@ -96,26 +91,38 @@ class Presence:
         self._holding[dataset].discard(node)
         if not self._holding[dataset]:
             del self._holding[dataset]
-        offer = offer_of(gone.registration)
+        self._withdraw(offer_of(gone.registration))
+
+    def _withdraw(self, offer: Offer) -> None:
         self._offers[offer] -= 1
         if not self._offers[offer]:
             del self._offers[offer]
 
     def heard(self, node: NodeId, message: object, now: float) -> bool:
-        """Note a sign of life; True if the node has just begun to take work again (its owner's hours)."""
+        """Note a sign of life; True if its owner has just let the node work again."""
         seen = self._seen.get(node)
         if seen is None:
             return False
         seen.heard_at = now
         if isinstance(message, Heartbeat):
-            before, seen.heartbeat = seen.is_open, message
-            return message.open and not before
+            seen.heartbeat = message
+            return self._turn(seen, message.open) and message.open
         elif isinstance(message, Progress):
             seen.progress = message
             owed = (message.job, message.round, message.attempt)
             if owed in seen.told:
                 seen.told[owed] = now
         return False
+
+    def _turn(self, seen: Seen, opened: bool) -> bool:
+        """Keep in the node's terms what its heartbeat says of them; False if that is no news."""
+        its = seen.registration
+        if its is None or not seen.connected or its.terms.open == opened:
+            return False
+        self._withdraw(offer_of(its))
+        its = seen.registration = msgspec.structs.replace(its, terms=msgspec.structs.replace(its.terms, open=opened))
+        self._offers[offer_of(its)] += 1
+        return True
 
     def tell(self, node: NodeId, owed: Owed, now: float) -> None:
         """Note that the node was sent this task; the lease runs from now."""

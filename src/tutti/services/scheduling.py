@@ -126,8 +126,6 @@ class Scheduler:
         if node in self._journal.register.drained:
             return "drained: it is given no more work"
         registration = seen.registration
-        if not seen.is_open:
-            return "outside its owner's hours, or short of battery"
         rules = job.spec.cohort
         expected = rules.size or rules.min_nodes
         reason = why_not(job.spec, job.data, registration.data, registration.terms, expected)

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from tutti.core.codec import NONE, codecs
 from tutti.domain import events as e
 from tutti.domain.events import NodeId
+from tutti.domain.nodes import CLOSED
 from tutti.ports import Recorded
 
 PHASES = ("waiting", "training", "aggregating")
@@ -22,7 +23,7 @@ BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.
 LEFT_OUT = {
     "not connected": "disconnected",
     "drained": "drained",
-    "outside its owner's hours": "closed",
+    CLOSED: "closed",
     "busy": "busy",
 }
 """Beginnings of the scheduler's reasons, and their labels; the rest is `ineligible`: data, policy or models differ."""

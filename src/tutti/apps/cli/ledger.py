@@ -185,8 +185,10 @@ def ledger_verify(
       tutti ledger verify --key 0x3c44cdddb6a900fa2b585dd299e03d12fa4293bc --file ledger.jsonl --rpc http://my-node:8545
     """
     from tutti.apps import ledger_check as its
+    from tutti.domain.contributions import check_heard
 
     keys = dict(_named(text) for text in signers)
+    signed: dict[str, tuple[int, str]] = {}
     if file is not None:
         told = its.Told.of(its.read(file))
     else:
@@ -203,14 +205,18 @@ def ledger_verify(
         paid, unpaid = its.check_rounds(told, job)
         later = f"; not paid yet: {', '.join(str(each.round) for each in unpaid)}" if unpaid else ""
         click.echo(f"{len(paid)} rounds{f' of {job}' if job else ''} are paid by the rule{later}")
-        _say_signed(its.check_signed([each.contribution for one in (*paid, *unpaid) for each in one.earned], keys))
+        signed = its.check_signed([each.contribution for one in (*paid, *unpaid) for each in one.earned], keys)
+        _say_signed(signed)
     if proof is not None:
         one, seq = its.check_one(proof, told)
-        _say_signed(its.check_signed([one], keys))
+        its_own = its.check_signed([one], keys)
+        _say_signed(its_own)
+        signed |= its_own
         click.echo(
             f"the update {one.digest[:12]} of {one.node} is among those of round {one.round} of {one.job} "
             f"and earned {one.payment} ({'entry' if told.chain is None else 'transaction'} {seq})"
         )
+    check_heard(keys, signed)
 
 
 def _accounted(totals: "Totals") -> str:
