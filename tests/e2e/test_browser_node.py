@@ -182,6 +182,8 @@ def test_its_owner_can_pause_it(site, browser):
     phone.page.get_by_role("button", name="Pause").click()
     expect(phone.page.get_by_role("status").first).to_contain_text("Not working now: paused by you.")
     phone.picture("node-paused")
+    phone.page.reload()  # it comes paused, and goes on all the same
+    expect(phone.page.get_by_role("status").first).to_contain_text("Not working now: paused by you.")
     done = site.wait(site.train(cohort={"min_nodes": 1}))
     assert "owner" in site.parts(done, 1)["ada"].reason
     phone.page.get_by_role("button", name="Go on").click()
@@ -208,6 +210,9 @@ def test_links_that_are_wrong_or_used_up_say_so(site, browser):
     phone.page.get_by_role("button", name="Join with this device").click()
     expect(phone.page.get_by_role("alert")).to_contain_text("this join link is not known here")
     phone.picture("node-refused")
+    phone.page.evaluate("link => { location.href = link }", site.link())  # in the same tab, where only the hash changes
+    expect(phone.page.get_by_role("alert")).to_have_count(0)
+    join(phone, "ada")
     nobody = Visitor(browser, site.url, **PHONE)
     nobody.goto("/node")
     expect(nobody.page.get_by_role("heading", name="An invitation is needed")).to_be_visible()
@@ -335,15 +340,17 @@ def test_pictures_of_ones_own_are_checked_and_trained_on(site, browser):
     phone = site.phone(browser)
     phone.page.screenshot(path=site.folder / "good.png")
     page = join(phone, "ada")
-    for name in ("bad", "good"):
-        page.get_by_role("button", name="My own data for “digits”").click()
-        page.get_by_label("pictures", exact=True).check()
-        page.get_by_label("Pictures of").select_option("7")
-        page.get_by_label("Add pictures").set_input_files(site.folder / f"{name}.png")
-        page.get_by_role("button", name="Train on 1 picture").click()
-        if name == "bad":
-            expect(page.get_by_role("alert")).to_contain_text("bad.png: this browser cannot read it as a picture")
-            page.get_by_role("button", name="Back").click()
+    page.get_by_role("button", name="My own data for “digits”").click()
+    draw(page, ONE)
+    page.get_by_role("button", name="1", exact=True).click()
+    page.get_by_label("CSV", exact=True).check()
+    page.get_by_label("draw", exact=True).check()
+    expect(page.get_by_role("button", name="Train on 1 digit")).to_be_enabled()  # it is kept
+    page.get_by_label("pictures", exact=True).check()
+    page.get_by_label("Pictures of").select_option("7")
+    page.get_by_label("Add pictures").set_input_files([site.folder / "bad.png", site.folder / "good.png"])
+    expect(page.get_by_role("alert")).to_contain_text("bad.png: this browser cannot read it as a picture")
+    page.get_by_role("button", name="Train on 1 picture").click()
     expect(page.get_by_role("status").first).to_contain_text("Connected")
     done = site.wait(site.train(rounds=1, cohort={"min_nodes": 1}, evaluation={"nodes": False}))
     assert (site.parts(done, 1)["ada"].outcome, site.parts(done, 1)["ada"].weight) == ("counted", 1)

@@ -142,25 +142,20 @@ export function parseCsv(text: string): string[][] {
   return lines;
 }
 
-/** Pictures as values from 0 to 1, resized to what the job's rows look like: (channels, height, width), or flat. */
-export async function fromPictures(files: File[], labels: number[], name: string, schema: Schema): Promise<Kept> {
+/** A picture as values from 0 to 1, resized to what the job's rows look like: (channels, height, width), or flat. */
+export async function fromPicture(file: File, schema: Schema): Promise<Float32Array> {
   const [channels, height, width] = imageShape(schema);
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true })!;
-  const x: Float32Array[] = [];
-  for (const file of files) { // one at a time: a photograph takes some 50 MB when it is open
-    const bitmap = await createImageBitmap(file).catch(() => Promise.reject(new BadData(`${file.name}: this browser cannot read it as a picture`)));
-    context.clearRect(0, 0, width, height);
-    context.drawImage(bitmap, 0, 0, width, height);
-    bitmap.close();
-    const { data } = context.getImageData(0, 0, width, height);
-    const value = (_: unknown, place: number): number => {
-      const pixel = 4 * (place % (height * width));
-      if (channels === 3) return data[pixel + Math.floor(place / (height * width))]! / 255;
-      return (0.299 * data[pixel]! + 0.587 * data[pixel + 1]! + 0.114 * data[pixel + 2]!) / 255;
-    };
-    x.push(Float32Array.from({ length: channels * height * width }, value));
-  }
-  return own(name, schema, x, labels);
+  const bitmap = await createImageBitmap(file).catch(() => Promise.reject(new BadData(`${file.name}: this browser cannot read it as a picture, and it was not added`)));
+  context.drawImage(bitmap, 0, 0, width, height);
+  bitmap.close();
+  const { data } = context.getImageData(0, 0, width, height);
+  const value = (_: unknown, place: number): number => {
+    const pixel = 4 * (place % (height * width));
+    if (channels === 3) return data[pixel + Math.floor(place / (height * width))]! / 255;
+    return (0.299 * data[pixel]! + 0.587 * data[pixel + 1]! + 0.114 * data[pixel + 2]!) / 255;
+  };
+  return Float32Array.from({ length: channels * height * width }, value);
 }
 
 /** What a row is as a picture; a square of one channel where it is flat. */

@@ -1,8 +1,8 @@
 // Rows of the owner's own, as a file, as pictures, or drawn; they are kept on this device only.
-import { useState } from "react";
+import { useState, type Dispatch, type SetStateAction } from "react";
 import { plural } from "../ui/format";
 import { Card, Field, Trouble, useDoing } from "../ui/parts";
-import { fromCsv, fromPictures, given, imageShape, own, parseCsv, type Wanted } from "./data";
+import { BadData, fromCsv, fromPicture, given, imageShape, own, parseCsv, type Wanted } from "./data";
 import { Pad } from "./drawing";
 import { hasMotion, Motion, schemaOf } from "./motion";
 import type { Kept } from "./keep";
@@ -10,9 +10,16 @@ import type { Schema } from "./protocol";
 
 type Props = { wanted: Wanted; before?: Kept; guess?: (row: Float32Array<ArrayBuffer>) => Promise<Float32Array | undefined>; done: (rows: Kept) => void; back: () => void };
 
+/** Rows so far, with what each is of; they outlive a look at another way. */
+type Labelled = { x: Float32Array[]; y: number[] };
+type Gathered = { wanted: Wanted; schema: Schema; rows: Labelled; add: Dispatch<SetStateAction<Labelled>>; done: Props["done"] };
+const NONE: Labelled = { x: [], y: [] };
+
 export function Own({ wanted, before, guess, done, back }: Props) {
   const ways = waysFor(wanted.data);
   const [way, setWay] = useState(before ? "draw" : ways[0]);
+  const [drawn, setDrawn] = useState(() => (before ? given(before.data) : NONE));
+  const [pictures, setPictures] = useState(NONE);
   return (
     <Card title={wanted.name ? `My own data for “${wanted.name}”` : "My own data"} action={<button onClick={back}>Back</button>}>
       {!ways.length && <p>The rows of this job are movements, which this browser does not let pages read: open the link over TLS, on a phone.</p>}
@@ -21,15 +28,15 @@ export function Own({ wanted, before, guess, done, back }: Props) {
           {ways.map((each) => (
             <label key={each}>
               <input type="radio" name="way" checked={way === each} onChange={() => setWay(each)} />
-              {each}
+              {each === "csv" ? "CSV" : each}
             </label>
           ))}
         </div>
       )}
-      {way === "draw" && <Draw wanted={wanted} schema={wanted.data!} before={before} guess={guess} done={done} />}
+      {way === "draw" && <Draw wanted={wanted} schema={wanted.data!} rows={drawn} add={setDrawn} guess={guess} done={done} />}
       {way === "motion" && <Motion name={wanted.name} schema={wanted.data} done={done} />}
       {way === "csv" && <Csv wanted={wanted} done={done} />}
-      {way === "pictures" && <Pictures wanted={wanted} schema={wanted.data!} done={done} />}
+      {way === "pictures" && <Pictures wanted={wanted} schema={wanted.data!} rows={pictures} add={setPictures} done={done} />}
     </Card>
   );
 }
@@ -49,12 +56,11 @@ export function waysFor(schema: Schema | null): string[] {
   return [...(schema.outputs === 10 && channels === 1 ? ["draw"] : []), "pictures", ...(schema.shape.length === 1 ? ["csv"] : [])];
 }
 
-function Draw({ wanted, schema, before, guess, done }: { wanted: Wanted; schema: Schema; before?: Kept; guess?: Props["guess"]; done: Props["done"] }) {
-  const [rows, setRows] = useState(() => (before ? given(before.data) : { x: [], y: [] }));
+function Draw({ wanted, schema, rows, add, guess, done }: Gathered & { guess?: Props["guess"] }) {
   const { problem, run } = useDoing();
   return (
     <>
-      <Pad schema={schema} guess={guess} add={(row, label) => setRows({ x: [...rows.x, row], y: [...rows.y, label] })} />
+      <Pad schema={schema} guess={guess} add={(row, label) => add(({ x, y }) => ({ x: [...x, row], y: [...y, label] }))} />
       {problem && <Trouble problem={problem} />}
       <button className="main" disabled={!rows.x.length} onClick={() => void run(async () => done(own(wanted.name, schema, rows.x, rows.y)))}>
         Train on {plural(rows.x.length, "digit")}
@@ -106,11 +112,25 @@ function Csv({ wanted, done }: { wanted: Wanted; done: Props["done"] }) {
   );
 }
 
-function Pictures({ wanted, schema, done }: { wanted: Wanted; schema: Schema; done: Props["done"] }) {
-  const [picked, setPicked] = useState<{ file: File; label: number }[]>([]);
+function Pictures({ wanted, schema, rows, add, done }: Gathered) {
   const [label, setLabel] = useState(0);
   const { busy, problem, run } = useDoing();
   const classes = Array.from({ length: schema.outputs }, (_, place) => schema.classes?.[place] ?? String(place));
+  const read = (input: HTMLInputElement) =>
+    run(async () => {
+      const files = Array.from(input.files ?? []);
+      input.value = ""; // what is refused can be chosen again
+      const refused: string[] = [];
+      for (const file of files) { // one at a time: a photograph takes some 50 MB when it is open
+        try {
+          const row = await fromPicture(file, schema);
+          add(({ x, y }) => ({ x: [...x, row], y: [...y, label] }));
+        } catch (error) {
+          refused.push((error as Error).message);
+        }
+      }
+      if (refused.length) throw new BadData(refused.join("; "));
+    });
   return (
     <div className="stack">
       <Field label="Pictures of">
@@ -124,11 +144,11 @@ function Pictures({ wanted, schema, done }: { wanted: Wanted; schema: Schema; do
           </select>
         )}
       </Field>
-      <Field label="Add pictures">{(id) => <input id={id} type="file" accept="image/*" multiple onChange={(event) => setPicked([...picked, ...Array.from(event.target.files ?? [], (file) => ({ file, label }))])} />}</Field>
-      <p className="quiet">{classes.map((name, place) => `${name}: ${picked.filter((each) => each.label === place).length}`).join(" · ")}</p>
+      <Field label="Add pictures">{(id) => <input id={id} type="file" accept="image/*" multiple disabled={busy} onChange={(event) => void read(event.target)} />}</Field>
+      <p className="quiet">{classes.map((name, place) => `${name}: ${rows.y.filter((each) => each === place).length}`).join(" · ")}</p>
       {problem && <Trouble problem={problem} />}
-      <button className="main" disabled={busy || !picked.length} onClick={() => void run(async () => done(await fromPictures(picked.map(({ file }) => file), picked.map((each) => each.label), wanted.name, schema)))}>
-        Train on {plural(picked.length, "picture")}
+      <button className="main" disabled={busy || !rows.x.length} onClick={() => void run(async () => done(own(wanted.name, schema, rows.x, rows.y)))}>
+        Train on {plural(rows.x.length, "picture")}
       </button>
     </div>
   );

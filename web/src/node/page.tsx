@@ -29,7 +29,17 @@ export function Page() {
     setKept(rows);
     keep.keepRows(rows).then(() => setProblem(undefined), setProblem);
   }, []);
-  const token = location.pathname === "/join" ? location.hash.slice(1) : "";
+  const [token, setToken] = useState(invited);
+  useEffect(() => {
+    const begin = () => setToken(invited());
+    window.addEventListener("hashchange", begin);
+    return () => window.removeEventListener("hashchange", begin);
+  }, []);
+  const joined = (its: Member) => {
+    setToken("");
+    setMember(its);
+  };
+  const invitation = token && <Join key={token} token={token} done={joined} />;
   const leave = async () => {
     await keep.forget(); // where this fails, the question that led here says so
     location.assign("/node");
@@ -41,12 +51,14 @@ export function Page() {
         <Logo /> Tutti on this device
       </h1>
       {problem && <Trouble problem={problem} />}
-      {!member && (token ? <Join token={token} done={setMember} /> : <NoInvitation />)}
+      {!member && (invitation || <NoInvitation />)}
       {member && kept === "none" && <Choose member={member} done={choose} />}
-      {member && kept !== "none" && <Working member={member} kept={kept} change={choose} leave={leave} invitation={token ? <Join token={token} done={setMember} /> : null} />}
+      {member && kept !== "none" && <Working member={member} kept={kept} change={choose} leave={leave} invitation={invitation} />}
     </main>
   );
 }
+
+const invited = (): string => (location.pathname === "/join" ? location.hash.slice(1) : "");
 
 function NoInvitation() {
   return (
@@ -218,8 +230,8 @@ function Working({ member, kept, change, leave, invitation }: Work) {
       {status?.link === "refused" && invitation}
       <dl className="figures">
         <Figure label="Updates that counted" value={status?.tally.counted ?? 0} />
-        <Figure label="Accuracy of the model" value={newest?.accuracy === undefined ? "–" : percent(newest.accuracy)} />
-        <Figure label="Its loss" value={newest?.loss === undefined ? "–" : score(newest.loss)} />
+        <Figure label="Accuracy in training, on the rows of all who trained" value={newest?.accuracy === undefined ? "–" : percent(newest.accuracy)} />
+        <Figure label="Loss there" value={newest?.loss === undefined ? "–" : score(newest.loss)} />
         <Figure label="Rows on this device" value={summary.examples + summary.held_out} />
       </dl>
       <Spark history={status?.tally.history ?? []} />
