@@ -62,7 +62,7 @@ def on_a_hub(folder: Path, members: list[str]) -> tuple[str, float]:
         assert done.returncode == 0, done.stderr
         measured = tutti("evaluate", file, f"{LETTER},split=test", "--json", cwd=folder)
         assert measured.returncode == 0, measured.stderr
-        return json.loads(done.stdout)["model_digest"], 1 - json.loads(measured.stdout)["accuracy"]
+        return json.loads(done.stdout)["model_digest"], 1 - json.loads(measured.stdout)["pooled"]["accuracy"]
 
 
 @pytest.mark.timeout(600)

@@ -65,7 +65,7 @@ def test_runs_and_prints_a_ratio(script):
             [sys.executable, str(BENCH / script), *arguments, "--json"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             env={**environment, "TMPDIR": folder},
         )
     assert done.returncode == 0, done.stderr
