@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from msgspec.structs import replace
+
 from tutti.adapters.blobs.ring import HolderAway, RingBlobs
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import compute_node, training_node
@@ -138,7 +140,7 @@ class RingFabric:
         self._sessions[number], self._nodes[session.node] = session, number
         session.messages.put_nowait(Registered(node=session.node, version=__version__, heartbeat=HEARTBEAT))
         session.sender = asyncio.create_task(self._deliver(number, session))
-        self._events.put_nowait((Arrived(session.node, registration), session))
+        self._events.put_nowait((Arrived(session.node, replace(registration, token="")), session))
 
     async def say(self, number: int, frame: bytes) -> None:
         """Raises LinkLost if there is no such session, LinkRefused if another process took its place, BadMessage."""
