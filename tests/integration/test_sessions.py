@@ -215,7 +215,8 @@ async def test_a_session_that_is_stopped_while_its_job_is_submitted_leaves_no_jo
     await peers.start("p1", "p2")
     async with caller(app_of(world)) as client:
         session = (await start(client, rounds=5000)).json()["session_id"]
-        world.core.admit = lambda by: stopping.append(asyncio.ensure_future(world.sessions.stop(session, by)))
+        stop = world.sessions.stop
+        world.core.admit_by(lambda by, kind: stopping.append(asyncio.ensure_future(stop(session, by))))
         world.core.journal.projections.append(lambda r: over.set() if isinstance(r.event, JobStopped) else None)
         async with asyncio.timeout(DEADLINE):
             await over.wait()
