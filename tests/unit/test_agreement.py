@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 
 from tutti.ring import consensus
@@ -22,6 +23,7 @@ from tutti.ring.consensus import (
     Tick,
     Verified,
     Verify,
+    Vote,
 )
 from tutti.ring.record import Record, Seat, after, first, succession
 
@@ -136,6 +138,23 @@ def test_a_wrong_record_is_voted_for_by_nobody_else(three):
     second.hear(first_other, Prepare, 10.1)
     first_other.hear(second, consensus.Promise, 10.2)  # but these two are a majority without it
     assert first_other.told[-1] == Lead()
+
+
+def test_a_record_that_names_its_next_leader_is_looked_at_like_any_other(three):
+    """Whoever is wrong may put another's name on its record, and die: the other has not computed it."""
+    wrong, named, third = three
+    wrong.tell(Propose(SEATS, b"wrong"), 0.1)
+    forged = msgspec.structs.replace(wrong.replica.role.proposal, leader=named.replica.me)
+    vote = Vote(Ballot(0, wrong.replica.me), forged)
+    wrong.replica = replace(wrong.replica, durable=msgspec.structs.replace(wrong.replica.durable, vote=vote))
+    wrong.tell(Tick(), 4.9)  # nobody has answered
+    elected(named, wrong, 5.0)
+    assert named.proposal == forged
+    assert named.replica.durable.vote is None
+    assert named.asked[-1].vote.record == forged
+    named.find("it makes another model", 5.1)
+    assert named.replica.durable.vote is None
+    assert named.appended == []
 
 
 def test_who_may_not_propose_what_was_voted_for_lets_others_stand(three):

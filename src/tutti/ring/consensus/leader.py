@@ -96,7 +96,7 @@ def _elected(state: Replica, now: float) -> Step:
     beats = _beats(state, role.ballot)
     if not votes:
         return state, (*beats, Lead())
-    state, wishes = _proposing(state, max(votes, key=lambda vote: vote.ballot).record, now)
+    state, wishes = _proposing_again(state, max(votes, key=lambda vote: vote.ballot).record, now)
     return state, (*beats, *wishes)
 
 
@@ -134,14 +134,22 @@ def propose(state: Replica, roster: tuple[Seat, ...], body: bytes, now: float) -
     return _proposing(state, after(state.tip, state.me, roster, body), now)
 
 
-def _proposing(state: Replica, record: Record, now: float) -> Step:
-    """Vote for it, and ask the others to. One that is not of this member it verifies first, as anybody does."""
+def _proposing_again(state: Replica, record: Record, now: float) -> Step:
+    """Ask for votes, and verify it first, as anybody does: that it names this member proves nothing."""
     role, said = state.role, state.durable.vote
     assert isinstance(role, Leading)
+    if said is not None and said.record == record:
+        return _proposing(state, record, now)
     vote = Vote(role.ballot, record)
-    if record.leader != state.me and (said is None or said.record != record):
-        state = replace(state, verifying=vote, role=replace(role, proposal=record))
-        return state, (*_ask_for_votes(state), Verify(vote))
+    state = replace(state, verifying=vote, role=replace(role, proposal=record))
+    return state, (*_ask_for_votes(state), Verify(vote))
+
+
+def _proposing(state: Replica, record: Record, now: float) -> Step:
+    """Vote for it, and ask the others to."""
+    role = state.role
+    assert isinstance(role, Leading)
+    vote = Vote(role.ballot, record)
     state = replace(
         remembering(state, role.ballot, vote), role=replace(role, proposal=record, votes=frozenset({state.me}))
     )
