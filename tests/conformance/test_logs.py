@@ -14,10 +14,10 @@ from tutti.adapters.logs.memory import MemoryLog
 from tutti.adapters.logs.postgres import PostgresLog
 from tutti.adapters.logs.sqlite import SqliteLog
 from tutti.ports.log import EventLog, Recorded, VersionConflict
-from tutti.testing.logs import LogSuite, news
+from tutti.testing.logs import TrimmedLogSuite, news
 
 
-class TestMemoryLog(LogSuite):
+class TestMemoryLog(TrimmedLogSuite):
     @pytest.fixture
     async def log(self):
         log = MemoryLog()
@@ -25,7 +25,7 @@ class TestMemoryLog(LogSuite):
         await log.close()
 
 
-class TestSqliteLog(LogSuite):
+class TestSqliteLog(TrimmedLogSuite):
     @pytest.fixture
     async def log(self, tmp_path):
         log = await SqliteLog.open(tmp_path / "events.db")
@@ -33,7 +33,7 @@ class TestSqliteLog(LogSuite):
         await log.close()
 
 
-class TestPostgresLog(LogSuite):
+class TestPostgresLog(TrimmedLogSuite):
     @pytest.fixture
     async def log(self):
         async with database() as url:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import pytest
@@ -140,18 +140,22 @@ class Heard:
 
     def __init__(self, items):
         self.items = []
+        self.more = asyncio.Event()
         self.task = asyncio.ensure_future(self.collect(items))
 
     async def collect(self, items):
         async for item in items:
             self.items.append(item)
+            self.more.set()
 
     async def until(self, item, again):
         """Do something again and again, until it has been given this."""
         async with asyncio.timeout(DEADLINE):
             while item not in self.items:
+                self.more.clear()
                 await again()
-                await asyncio.sleep(0.1)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.more.wait(), 0.1)
 
 
 @pytest.mark.parametrize("lost", range(1, 12))

@@ -19,7 +19,7 @@ from tutti.wire import tensors
 BLOB = os.urandom(3_000_001)
 DIGEST = tensors.digest(BLOB)
 
-pytestmark = pytest.mark.skipif(not handover._POSSIBLE, reason="members hand over files on Linux only")
+pytestmark = pytest.mark.skipif(not handover.POSSIBLE, reason="members hand over files on Linux only")
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_a_wrong_record_is_voted_for_by_nobody_else(three):
 
 def test_a_record_that_names_its_next_leader_is_looked_at_like_any_other(three):
     """Whoever is wrong may put another's name on its record, and die: the other has not computed it."""
-    wrong, named, third = three
+    wrong, named, _ = three
     wrong.tell(Propose(SEATS, b"wrong"), 0.1)
     forged = msgspec.structs.replace(wrong.replica.role.proposal, leader=named.replica.me)
     vote = Vote(Ballot(0, wrong.replica.me), forged)

@@ -17,7 +17,7 @@ from tutti.testing.accounts import AccountSuite  # noqa: E402 - pytest has to kn
 from tutti.testing.blobs import BlobSuite  # noqa: E402
 from tutti.testing.fabrics import FabricSuite, Setup, TokenSuite, authenticate  # noqa: E402
 from tutti.testing.ledgers import LedgerSuite  # noqa: E402
-from tutti.testing.logs import LogSuite  # noqa: E402
+from tutti.testing.logs import LogSuite, TrimmedLogSuite  # noqa: E402
 
 __all__ = [
     "AccountSuite",
@@ -27,5 +27,6 @@ __all__ = [
     "LogSuite",
     "Setup",
     "TokenSuite",
+    "TrimmedLogSuite",
     "authenticate",
 ]

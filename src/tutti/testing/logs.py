@@ -264,9 +264,26 @@ class LogSuite:
         await log.append("a", 0, news(3))
         assert [r.offset for r in await waiting] == [3]
 
+    async def test_after_close(self, log: EventLog) -> None:
+        last = asyncio.ensure_future(log.append("a", 0, news(1)))
+        batches = log.follow(0)
+        await gather(batches, 1)
+        waiting = asyncio.ensure_future(anext(batches, None))
+        await log.close()
+        await log.close()
+        assert len(await last) == 1
+        assert await waiting is None
+        with pytest.raises(StorageError, match="closed"):
+            await log.append("a", 1, news(1))
+        with pytest.raises(StorageError, match="closed"):
+            await log.read()
+
+
+class TrimmedLogSuite(LogSuite):
+    """What a log that can be trimmed keeps as well."""
+
     async def test_what_is_trimmed_is_gone_and_all_else_keeps_its_place(self, log: EventLog) -> None:
-        if not isinstance(log, Trimmed):
-            pytest.skip("this log is not trimmed")
+        assert isinstance(log, Trimmed)
         for i in range(3):
             await log.append("a", 2 * i, news(2, first=2 * i))
             await log.append("b", i, news(1, first=i))
@@ -282,17 +299,3 @@ class LogSuite:
         (more,) = await log.append("a", 6, news(1))
         assert (more.offset, more.version) == (10, 7)
         assert (await gather(log.follow(9), 1))[0] == more
-
-    async def test_after_close(self, log: EventLog) -> None:
-        last = asyncio.ensure_future(log.append("a", 0, news(1)))
-        batches = log.follow(0)
-        await gather(batches, 1)
-        waiting = asyncio.ensure_future(anext(batches, None))
-        await log.close()
-        await log.close()
-        assert len(await last) == 1
-        assert await waiting is None
-        with pytest.raises(StorageError, match="closed"):
-            await log.append("a", 1, news(1))
-        with pytest.raises(StorageError, match="closed"):
-            await log.read()

@@ -41,8 +41,8 @@ _CREDENTIALS = Struct("3i")
 """Process, user, group."""
 
 _NAME = "\0tutti-ring/"
-_POSSIBLE = sys.platform == "linux"
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if _POSSIBLE else 0
+POSSIBLE = sys.platform == "linux"
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if POSSIBLE else 0
 
 
 class NotHandedOver(TuttiError):
@@ -71,7 +71,7 @@ def sealed(data: Buffer) -> Sealed:
 
 def near(address: str) -> bool:
     """Whether the member of this address is on this machine."""
-    if not _POSSIBLE:
+    if not POSSIBLE:
         return False
     try:
         _connected(address).close()
@@ -91,7 +91,7 @@ async def give(address: str, digest: Digest, blob: Sealed) -> None:
 
 async def take(address: str, digest: Digest) -> memoryview | None:
     """The blob of a member on this machine; None if it has none, or there is no such member. Raises CorruptBlob."""
-    if not _POSSIBLE:
+    if not POSSIBLE:
         return None
     try:
         answer, file = await asyncio.to_thread(_exchange, address, b"T" + bytes.fromhex(digest), None)
@@ -114,7 +114,7 @@ class Handover:
 
     def start(self) -> None:
         """Listen, where that is possible; a name that another process has taken is left to it."""
-        if not _POSSIBLE:
+        if not POSSIBLE:
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.setblocking(False)
