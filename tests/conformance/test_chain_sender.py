@@ -229,6 +229,23 @@ async def test_a_transaction_that_is_too_cheap_is_sent_dearer_and_is_carried_out
     await ledger.close()
 
 
+@pytest.mark.xdist_group("hardhat")
+async def test_who_is_left_without_gas_money_on_another_branch_is_given_some(node, tmp_path):
+    """By the account that has sent more since: the numbers of a sender come in turn, so that must be there first."""
+    rpc = HttpRpc(node.url)
+    ledger = EvmLedger(await deployed(rpc, node.url, tmp_path, Rules(veto=0)))
+    await ledger.post(Order("grant", l.Mint(to="alice", amount=100)))
+    await ledger.post(Order("gas", l.Transfer(source="alice", to="carol", amount=1)))
+    before = await rpc.call("evm_snapshot")
+    await ledger.post(PAY)
+    await ledger.post(Order("more", l.Mint(to="alice", amount=5)))
+    await rpc.call("evm_revert", before)
+    await rpc.call("hardhat_setBalance", WALLETS.address("alice"), "0x0")
+    await ledger.chain.sender.settle()
+    assert await ledger.account("alice") == Account(free=74)
+    await ledger.close()
+
+
 async def test_orders_at_once_with_a_node_that_loses_answers(world):
     ledger, between, _ = world
     chance = random.Random(7)

@@ -189,7 +189,12 @@ async def test_blobs_that_nobody_needs_are_swept_out_of_the_bucket(url, tmp_path
     keeper = BlobKeeper(blobs, Journal(MemoryLog(), time.time))
     keeper.retained = lambda: {needed}
     here, blobs.far = blobs.far, S3Blobs(f"s3://tutti-no-such-bucket?endpoint={S3}")
-    sweeping = asyncio.create_task(keeper.sweep())
+    looks = []
+
+    async def tidy():
+        looks.append(None)
+
+    sweeping = asyncio.create_task(keeper.sweep(tidy))
     async with asyncio.timeout(20):
         while "cannot clear away old blobs" not in caplog.text:
             assert orphan in await here.digests()
@@ -197,6 +202,7 @@ async def test_blobs_that_nobody_needs_are_swept_out_of_the_bucket(url, tmp_path
         while orphan in await blobs.far.digests() or update in await blobs.digests():
             pass
     sweeping.cancel()
+    assert looks
     assert await blobs.far.digests() == await DirectoryBlobs(tmp_path).digests() == [needed]
 
 

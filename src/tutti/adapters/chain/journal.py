@@ -108,9 +108,9 @@ class Journal:
         with self._errors():
             return [(_sent(row[:-1]), bool(row[-1])) for row in self._db.execute(query, (after, after, limit))]
 
-    def unsure(self, final: int, first: str) -> list[Sent]:
-        """Those that are not in a block up to `final`, in the order of sending; before all others those of `first`."""
-        return self._read("block IS NULL OR block > ? ORDER BY sender != ?, seq", final, first)
+    def unsure(self, final: int) -> list[Sent]:
+        """Those that are not in a block up to `final`, in the order of sending: each may rest on those before it."""
+        return self._read("block IS NULL OR block > ? ORDER BY seq", final)
 
     def used(self, sender: str, final: int) -> int:
         """The number behind those that a sender has used since a block."""

@@ -115,7 +115,7 @@ class Sender:
         if (final := await self._finality(head)) > self._final:
             self._final = final
             self.journal.prune(final)
-        watched = self.journal.unsure(self._final, self._purse.address)
+        watched = self.journal.unsure(self._final)
         receipts = await self._rpc.call_all([("eth_getTransactionReceipt", sent.hash) for sent in watched])
         newest = 0
         for sent, receipt in zip(watched, receipts, strict=True):
@@ -178,7 +178,8 @@ class Sender:
         if fate := await self._look(bids, 0):
             return fate
         try:
-            await self._fill(sent.sender, sent.cost)
+            if await self._is_poor(sent.sender, sent.cost):
+                await self._fill_after_all(sent)
         except Conflict as poor:
             raise Unavailable(f"the transaction {sent.hash} for {sent.key!r} waits: {poor}") from None
         try:
@@ -267,7 +268,8 @@ class Sender:
             wish["to"] = call.to
         gas = int(await self._ask("eth_estimateGas", wish), 16)
         gas, prices = gas + gas // 5, await self._prices()
-        await self._fill(sender, gas * prices[0][0] + call.value)
+        if await self._is_poor(sender, cost := gas * prices[0][0] + call.value):
+            await self._fill(sender, cost)
         count = int(await self._rpc.call("eth_getTransactionCount", sender, "latest"), 16)
         nonce = max(count, self.journal.used(sender, self._final))  # a node that lags does not know the newest of ours
         bare = {"chainId": self._chain_id, "nonce": nonce, "gas": gas, "value": call.value, "data": call.data}
@@ -298,13 +300,22 @@ class Sender:
         tip = int(await self._rpc.call("eth_maxPriorityFeePerGas"), 16) if base else 0
         return [((2 * base + tip) << step, tip << step) for step in range(BIDS if base else 1)]
 
+    async def _is_poor(self, sender: str, cost: int) -> bool:
+        return cost > 0 and int(await self._rpc.call("eth_getBalance", sender, "latest"), 16) < cost
+
     async def _fill(self, sender: str, cost: int) -> None:
-        """Give an account that has too little the money for its gas; raises Conflict if the purse is empty."""
-        if cost == 0 or int(await self._rpc.call("eth_getBalance", sender, "latest"), 16) >= cost:
-            return
+        """Give an account the money for its gas; raises Conflict if the purse is empty."""
         if sender == self._purse.address:
             raise Conflict(f"{sender} cannot pay for gas: send it at least {GAS_MONEY * cost / 10**18:.4f} ether")
         await self._transact(f"gas/{secrets.token_hex(8)}", b"gas", Call(self._purse, sender, b"", GAS_MONEY * cost))
+
+    async def _fill_after_all(self, sent: Sent) -> None:
+        """The purse's numbers come in turn: what it has sent before must be in a block first, though it came later."""
+        if sent.sender != self._purse.address:
+            for earlier in self.journal.unsure(self._final):
+                if earlier.sender == self._purse.address:
+                    await self._land(earlier, None)
+        await self._fill(sent.sender, sent.cost)
 
 
 def _fate(receipt: dict[str, Any]) -> Fate:
