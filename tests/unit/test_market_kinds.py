@@ -1,6 +1,8 @@
 """Two kinds beyond tables of statistics: updates of a federated training, and programs of clients in a sandbox."""
 
 import base64
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +76,24 @@ def test_a_program_that_does_not_end_well_is_stopped_and_its_worker_is_paid(name
     result = its.solve(ROWS, 0)
     assert (result["failed"], len(result["values"])) == (1.0, 0)
     assert verify(its, ROWS, result, 0, 1, replay=True).holds
+
+
+def test_programs_end_badly_whatever_the_process_does_about_signals():
+    """Libraries that catch SIGSEGV and SIGILL, to print where a process crashes, come before and after."""
+    program = (
+        "import faulthandler, numpy as np\n"
+        "from tutti.core.workload import Table\n"
+        "from tutti.core.workloads.script import BadScript, run\n"
+        f"for code, _ in {BAD_ENDS!r}.values():\n"
+        "    try:\n"
+        "        run(code, Table(np.ones((2, 2)), None), 100_000)\n"
+        "    except BadScript:\n"
+        "        faulthandler.disable()\n"
+        "        faulthandler.enable()\n"
+        "        print('survived')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout.count("survived")) == (0, len(BAD_ENDS)), ran.stderr
 
 
 @pytest.mark.parametrize(

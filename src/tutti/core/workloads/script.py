@@ -132,6 +132,9 @@ def compiled(code: str) -> "tuple[wasmtime.Engine, wasmtime.Module]":
     config.max_wasm_stack = STACK
     config.cranelift_nan_canonicalization = True
     config.wasm_relaxed_simd = config.wasm_threads = False
+    config.signals_based_traps = (
+        False  # other libraries of the process have handlers of their own for SIGSEGV and SIGILL
+    )
     engine = wasmtime.Engine(config)
     try:
         data = b64decode(code, validate=True) if code.startswith(BINARY) else bytes(wasmtime.wat2wasm(code))
