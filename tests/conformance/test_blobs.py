@@ -8,6 +8,7 @@ import pytest
 
 from tutti.adapters.blobs.directory import PARTIAL_KEPT, DirectoryBlobs
 from tutti.adapters.blobs.held import SPARE, HeldBlobs
+from tutti.adapters.blobs.layered import LayeredBlobs
 from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.adapters.blobs.sink import BATCH
 from tutti.core.errors import Conflict, CorruptBlob, NotFound, StorageError
@@ -34,6 +35,22 @@ class TestHeldBlobs(BlobSuite):
     @pytest.fixture
     def blobs(self, tmp_path):
         return HeldBlobs(DirectoryBlobs(tmp_path / "blobs"))
+
+
+class TestLayeredBlobs(BlobSuite):
+    @pytest.fixture
+    def blobs(self, tmp_path):
+        return LayeredBlobs(DirectoryBlobs(tmp_path / "own"), ScratchBlobs(tmp_path / "shared"))
+
+
+async def test_what_is_shared_is_read_and_stays(tmp_path):
+    own, shared = ScratchBlobs(tmp_path / "own"), ScratchBlobs(tmp_path / "shared")
+    blobs, digest = LayeredBlobs(own, shared), await shared.put(SMALL)
+    assert await blobs.read(digest) == SMALL
+    async with blobs.file(digest) as path:
+        assert path.read_bytes() == SMALL
+    await blobs.delete(digest)
+    assert (await blobs.digests(), await shared.digests()) == ([], [digest])
 
 
 class TestScratchBlobs(BlobSuite):

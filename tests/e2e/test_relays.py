@@ -1,12 +1,9 @@
 """Three coordinators behind nginx, all of which have nodes: relays that die, Redis that goes, live events at each."""
 
 import json
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -14,8 +11,8 @@ import pytest
 from websockets.sync.client import connect
 
 from support.commands import DEADLINE, running, tutti
+from support.redis import USER, redis_server
 from support.replicas import TOKEN, Replicas, free_ports, three
-from support.services import missing
 
 SPEC = {
     "dataset": "digits",
@@ -26,42 +23,12 @@ SPEC = {
     "training": {"lr": 0.05, "batch_size": 32},
     "cohort": {"min_nodes": 3, "grace": 60},
 }
-"""Small updates travel with their messages, over Redis; `LARGE` ones are uploaded, and go to the owner by HTTP."""
+"""Small updates travel with their messages, over Redis; `LARGE` ones are uploaded, and summed where they come in."""
 
 LARGE = {**SPEC, "model": "mlp:hidden=256", "name": "large"}
-NODES = ("n0", "n1", "n2")
+NODES = ("n0", "n1", "n5")
+"""nginx leads each to another replica, by its name."""
 AS_OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
-
-
-@contextmanager
-def redis_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """One of our own, which may be killed."""
-    command = shutil.which("redis-server") or missing("Redis", "it is not installed")
-    options = [
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--requirepass",
-        "a long word",
-        "--dir",
-        folder,
-    ]
-    process = subprocess.Popen([command, *options], stdout=subprocess.DEVNULL)
-    try:
-        last = time.monotonic() + DEADLINE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < last
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 class Place:
@@ -97,11 +64,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         (port,) = free_ports(1)
         redis = stack.enter_context(ExitStack())
         redis.enter_context(redis_server(folder, port))
-        its = stack.enter_context(three(folder, redis=f"redis://:a%20long%20word@127.0.0.1:{port}/0"))
+        its = stack.enter_context(three(folder, redis=f"redis://{USER}127.0.0.1:{port}/0"))
         with its.client() as client:
             link = client.invite(uses=3).link
-        for name in NODES:
-            source = f"digits:part={name[1]}/3"
+        for part, name in enumerate(NODES):
+            source = f"digits:part={part}/3"
             join = ["join", link, "--data", source, "--name", name, "--state-dir", folder / name]
             stack.enter_context(running(*join, cwd=folder))
         yield Place(folder, its, redis, port)
@@ -132,16 +99,12 @@ def check_disturbed(place: Place, undisturbed: tuple[dict, str], *losses) -> Non
 
 
 def test_the_nodes_are_spread(place):
-    """nginx leads each connection to the next replica; relays say how many they have."""
-    had = {}
+    """Relays say how many they have."""
     for which in range(3):
         if which != place.replicas.owner:
             text = httpx.get(f"{place.url(which)}/metrics", headers=AS_OPERATOR, timeout=DEADLINE).text
-            had[which] = float(
-                next(line for line in text.splitlines() if line.startswith("tutti_relay_nodes")).split()[1]
-            )
+            assert "tutti_relay_nodes 1.0" in text
             assert "tutti_relay_linked 1.0" in text
-    assert sum(had.values()) >= 1
     with place.replicas.client() as client:
         assert {node.name for node in client.nodes() if node.connected} == {*NODES}
 

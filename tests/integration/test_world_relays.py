@@ -1,6 +1,7 @@
 """Seeded faults on virtual time with replicas that have nodes: whatever breaks, the model is that of a calm day.
 
-Relays that die, letters between replicas that are lost or come twice, beside all that breaks in test_world_faults.
+Relays that die with the updates that they keep, letters between replicas that are lost or come twice, beside all that
+breaks in test_world_faults.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from test_world_faults import FLEET, HASTY, PATIENT, check, counted, events_of, models_by_the_log, schedule, takeovers
 
 from tutti.domain import events as e
+from tutti.domain.spec import load_spec
 from tutti.sim.worlds import Outcome, World, load_world, simulate_world
 
 
@@ -33,6 +35,17 @@ def test_relays_change_nothing(calm: Outcome) -> None:
     done = simulate_world(load_world({**FLEET, "relays": 2}), PATIENT)
     check(done, 0)
     assert (done.job.model, counted(done)) == (calm.job.model, counted(calm))
+    assert done.sums >= 4, "relays gave hardly any sums"
+
+
+@pytest.mark.parametrize("part", [{"reducer": "median"}, {"strategy": "fedbuff"}], ids=str)
+def test_what_needs_single_updates_reads_them(part: dict[str, str]) -> None:
+    spec = load_spec({**msgspec.to_builtins(PATIENT), **part})
+    alone, done = (simulate_world(load_world({**FLEET, "relays": relays}), spec) for relays in (0, 2))
+    assert done.job.status == alone.job.status == "completed"
+    assert done.sums == 0
+    if "reducer" in part:  # which updates fedbuff takes depends on when they come
+        assert done.job.model == alone.job.model
 
 
 def test_the_same_seed_gives_the_same_events() -> None:
@@ -41,14 +54,15 @@ def test_the_same_seed_gives_the_same_events() -> None:
 
 @pytest.mark.parametrize("group", range(4))
 def test_relays_that_die_and_letters_that_are_lost_change_nothing(calm: Outcome, group: int) -> None:
-    deaths = 0
+    deaths = sums = 0
     for seed in range(3000 + 15 * group, 3015 + 15 * group):
         done = simulate_world(relays(seed), PATIENT)
         check(done, seed)
         assert done.job.model == calm.job.model, f"relays {seed}: another model than on a calm day"
         assert counted(done) == counted(calm), f"relays {seed}"
-        deaths += done.relay_deaths
+        deaths, sums = deaths + done.relay_deaths, sums + done.sums
     assert deaths > 15, "hardly any relay died"
+    assert sums > 15, "relays gave hardly any sums"
 
 
 def test_only_who_is_counted_counts() -> None:

@@ -236,6 +236,7 @@ async def coordinator(
         pays=settings.pays,
         domain=chain_domain(folder),
         verify=verify,
+        summing=relayed,
     )
     clock = core.clock
     chain = open_chain(folder, core)

@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tutti.adapters._imports import extra
 from tutti.adapters.blobs.directory import DirectoryBlobs
+from tutti.adapters.blobs.layered import LayeredBlobs
+from tutti.adapters.blobs.mirrored import MirroredBlobs
 from tutti.adapters.fabrics.hub import HubFabric
 from tutti.adapters.fabrics.relayed import RelayedFabric
 from tutti.apps.api.relay import RelayApp
@@ -16,6 +18,7 @@ from tutti.core.errors import Unavailable
 from tutti.domain.events import NodeId
 from tutti.ports.log import Owner
 from tutti.services.relay import ENTRY_SECONDS, Relay, RelayOver
+from tutti.services.summing import RelaySums
 
 if TYPE_CHECKING:
     from tutti.adapters.logs.postgres import PostgresLog
@@ -87,7 +90,10 @@ class Replica:
         await self.post.check()
         core = self._core()
         self._heard = log.heard
-        front.relay = RelayApp(self._relay, self._hub, blobs, core, self.post, lambda: front.owned)
+        updates = DirectoryBlobs(blobs.root.parent / "updates")
+        assert isinstance(blobs, MirroredBlobs)  # replicas share a bucket
+        self._relay.sums = RelaySums(core.journal, LayeredBlobs(updates, blobs), blobs.far)
+        front.relay = RelayApp(self._relay, self._hub, blobs, core, self.post, lambda: front.owned, updates)
         serving = front.serving = asyncio.create_task(front.serve())
 
         async def meanwhile(owner: Owner) -> None:

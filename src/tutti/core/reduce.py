@@ -103,8 +103,8 @@ def weighted_mean() -> Reducer:
 
 
 @dataclass(slots=True, eq=False)
-class _Mean:
-    """The accumulator: two models large. `sums` is unused at the counters, whose indices `counters` holds."""
+class Mean:
+    """The accumulator of `mean`: two models large. `sums` is 0 at the counters, whose indices `counters` holds."""
 
     layout: Layout
     max_updates: int
@@ -119,12 +119,12 @@ class _Mean:
     finished: bool = False
 
 
-def _zero(layout: Layout, max_updates: int, max_weight: int) -> _Mean:
+def _zero(layout: Layout, max_updates: int, max_weight: int) -> Mean:
     point = fixed_point(max_updates, max_weight)
     averaged = sorted(layout.spans_of(Role.WEIGHT) + layout.spans_of(Role.BUFFER), key=lambda span: span.start)
     ranges = [np.arange(span.start, span.stop) for span in layout.spans_of(Role.COUNTER)]
     counters = np.concatenate([np.zeros(0, np.int64), *ranges])
-    return _Mean(
+    return Mean(
         layout,
         max_updates,
         max_weight,
@@ -136,7 +136,7 @@ def _zero(layout: Layout, max_updates: int, max_weight: int) -> _Mean:
     )
 
 
-def _check(acc: _Mean, update: Update) -> str | None:
+def _check(acc: Mean, update: Update) -> str | None:
     if reason := misfit(update, acc.layout, acc.max_weight):
         return reason
     return None if _sound(acc, update.delta) else fault(update.delta, acc.point.limit)
@@ -151,11 +151,11 @@ def misfit(update: Update, layout: Layout, max_weight: int) -> str | None:
     return None
 
 
-def _sound(acc: _Mean, delta: Params) -> bool:
+def _sound(acc: Mean, delta: Params) -> bool:
     return all_within(delta.buffer, acc.blocks, acc.point.limit) and _finite_counters(acc, delta)
 
 
-def _finite_counters(acc: _Mean, delta: Params) -> bool:
+def _finite_counters(acc: Mean, delta: Params) -> bool:
     return bool(np.isfinite(delta.buffer[acc.counters]).all())
 
 
@@ -173,7 +173,7 @@ def fault(delta: Params, limit: float) -> str:
     raise AssertionError("an unsound update has a fault")
 
 
-def _add(acc: _Mean, /, *updates: Update) -> None:
+def _add(acc: Mean, /, *updates: Update) -> None:
     _require_open(acc)
     if acc.count + len(updates) > acc.max_updates:
         raise BadUpdate(f"expected at most {acc.max_updates} updates, came {acc.count + len(updates)}")
@@ -192,7 +192,7 @@ def _add(acc: _Mean, /, *updates: Update) -> None:
     acc.weight += sum(update.weight for update in updates)
 
 
-def _merge(acc: _Mean, other: _Mean) -> None:
+def _merge(acc: Mean, other: Mean) -> None:
     _require_open(acc)
     _require_open(other)
     if acc is other or acc.layout != other.layout or acc.point != other.point:
@@ -205,7 +205,7 @@ def _merge(acc: _Mean, other: _Mean) -> None:
     acc.weight += other.weight
 
 
-def _finish(acc: _Mean) -> Params:
+def _finish(acc: Mean) -> Params:
     _require_open(acc)
     if acc.count == 0:
         raise ValueError("there is no mean of no updates")
@@ -215,6 +215,6 @@ def _finish(acc: _Mean) -> Params:
     return Params(acc.layout, mean)
 
 
-def _require_open(acc: _Mean) -> None:
+def _require_open(acc: Mean) -> None:
     if acc.finished:
         raise ValueError("this accumulator is finished; start with a new zero")

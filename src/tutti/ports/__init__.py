@@ -1,7 +1,19 @@
 """What the services need from the world: Protocols of one to four methods, nothing else."""
 
 from tutti.ports.blobs import BlobStore
-from tutti.ports.fabric import Arrived, Fabric, FabricEvent, Left, Link, LinkBusy, LinkLost, LinkRefused, Said
+from tutti.ports.fabric import (
+    Arrived,
+    Fabric,
+    FabricEvent,
+    Kept,
+    Left,
+    Link,
+    LinkBusy,
+    LinkLost,
+    LinkRefused,
+    Said,
+    Summing,
+)
 from tutti.ports.log import EventLog, LogLost, Recorded, VersionConflict
 from tutti.ports.training import Cancelled, Data, Examples, NodeData, Report, Task, Trainer, Work
 from tutti.ports.workbench import Workbench
@@ -15,6 +27,7 @@ __all__ = [
     "Examples",
     "Fabric",
     "FabricEvent",
+    "Kept",
     "Left",
     "Link",
     "LinkBusy",
@@ -25,6 +38,7 @@ __all__ = [
     "Recorded",
     "Report",
     "Said",
+    "Summing",
     "Task",
     "Trainer",
     "VersionConflict",

@@ -1,13 +1,14 @@
 """How nodes are reached: the coordinator's side (Fabric) and the node's side (Link) of one channel."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from tutti.core.errors import TuttiError
-from tutti.domain.events import Digest, NodeId
+from tutti.domain.events import Digest, NodeId, UpdateAccepted
 from tutti.ports.blobs import Buffer
 from tutti.wire.messages import CoordinatorMessage, NodeMessage, Registration
+from tutti.wire.updates import Examined
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,24 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """An update that another replica, `at`, was given and keeps, and what it found when it looked at it."""
+
+    at: str
+    seen: Examined
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
-    """`blob`: the bytes of the update that a submission names, if they came with it; they are not verified yet."""
+    """`blob`: the bytes of the update that a submission names, if they came with it; they are not verified yet.
+
+    `kept`: where they are, if a replica has looked at them already.
+    """
 
     node: NodeId
     message: NodeMessage
     blob: bytes = b""
+    kept: Kept | None = None
 
 
 FabricEvent: TypeAlias = Arrived | Left | Said
@@ -65,6 +78,22 @@ class Fabric(Protocol):
 
     def disconnect(self, node: NodeId, reason: str) -> None:
         """Close the node's connection, if there is one; a Left follows."""
+        ...
+
+
+class Summing(Protocol):
+    """Replicas that keep updates and add them up."""
+
+    def keeps(self, place: str) -> bool:
+        """Whether that replica can still be asked."""
+        ...
+
+    def watch(self, gone: Callable[[], None]) -> None:
+        """Call this whenever one cannot be asked any more."""
+        ...
+
+    async def sum_of(self, place: str, job: str, attempt: tuple[int, int], updates: Sequence[UpdateAccepted]) -> Digest:
+        """Have it add up updates that it keeps; the blob of their sum (wire.partials). Raises Unavailable."""
         ...
 
 

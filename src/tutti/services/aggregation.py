@@ -1,25 +1,26 @@
 """A job's numbers: the strategy's state, and the fold of the open round's updates as they arrive."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from tutti.core.codec import NONE
 from tutti.core.errors import CorruptBlob, NotFound, TuttiError, UserError
 from tutti.core.params import Layout, Params
-from tutti.core.reduce import Update
+from tutti.core.reduce import BadUpdate, Update
 from tutti.core.strategy import ServerState, folded
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
 from tutti.domain.spec import JobSpec, Metrics, strategy_of
 from tutti.ports import BlobStore
 from tutti.ports.blobs import Buffer
-from tutti.wire import tensors, updates
+from tutti.wire import partials, tensors, updates
 from tutti.wire.messages import MAX_ATTACHED
+from tutti.wire.updates import Examined
 
 SMALL = 1 << 16
 """Values of a model whose updates are read and summed in the event loop: going to a thread would take longer."""
@@ -32,6 +33,12 @@ AT_ONCE = 16
 
 Each takes a file descriptor and its size in memory meanwhile.
 """
+
+UPDATE_OVERHEAD, BYTES_PER_ENTRY = 64 * 1024, 256
+"""What an update may have beside its values: a header, and a name, shape and place for each tensor."""
+
+ENTRIES_GUESSED = 1000
+"""Tensors of a model that has not been loaded yet."""
 
 NOBODY: Mapping[NodeId, float] = MappingProxyType({})
 
@@ -55,14 +62,6 @@ class Fold:
     waiting: list[UpdateAccepted] = field(default_factory=list)
     examined: dict[Digest, Params] = field(default_factory=dict)  # until they are added
     finished: bool = False
-
-
-class Examined(NamedTuple):
-    """What came of a look at an update: why it cannot be admitted (None when it can), its bytes and its codec."""
-
-    fault: str | None = None
-    size: int = 0
-    codec: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +120,11 @@ class Aggregation:
         assert self.server is not None
         return self.server.params.layout.with_vectors(self.strategy.local.vectors)
 
+    def largest_update(self, parameters: int) -> int:
+        """Bytes that an update of a model with so many parameters may have."""
+        entries = len(self.server.params.layout.entries) if self.server else ENTRIES_GUESSED
+        return 4 * parameters * (1 + len(self.strategy.local.vectors)) + UPDATE_OVERHEAD + BYTES_PER_ENTRY * entries
+
     async def restore(self, model: Digest, state: Digest, steps: int) -> None:
         """Load the strategy's state; one without slots is the model itself."""
         if self.server is not None and self.server.steps == steps:
@@ -134,11 +138,21 @@ class Aggregation:
             tensors.decode_state(blob), blob if self.strategy.shares_slots else await self._blobs.read(model)
         )
 
+    @property
+    def sums_in_parts(self) -> bool:
+        """Whether updates may be summed in several places, and the sums merged, to the same model."""
+        return self.strategy.asynchrony is None and self.strategy.reducer.linear
+
     def begin(self, key: tuple[int, int], cohort: int) -> Fold:
         """The fold of an attempt: the one that is open, or a new one."""
         if self._fold is None or self._fold.finished or self._fold.key != key:
             self._fold = Fold(key, self.strategy.reducer.zero(self.layout, cohort, self._max_weight))
         return self._fold
+
+    @property
+    def counted(self) -> Container[NodeId]:
+        """Whose updates are in the fold that is open."""
+        return self._fold.counted if self._fold is not None and not self._fold.finished else ()
 
     async def examine(self, fold: Fold, digest: Digest, weight: int, facts: Metrics, blob: bytes = b"") -> Examined:
         """Look whether an update can be admitted.
@@ -195,6 +209,28 @@ class Aggregation:
                 fold.facts.update({node: batch[node].facts for node in loaded})
         if lost is not None:
             raise lost
+
+    async def packed(self, fold: Fold) -> Buffer:
+        """The whole fold for somebody who goes on with it; it is used up."""
+        async with self._lock:
+            fold.finished = True
+            return await self._work(lambda: partials.encode(fold.accumulator))
+
+    async def merge(self, fold: Fold, updates: Sequence[UpdateAccepted], digest: Digest) -> None:
+        """Add the sum of just these updates, none of which is in the fold yet, as another has packed and stored it.
+
+        Raises BadPartial for the sum of something else, NotFound, StorageError; the fold is as it was then.
+        """
+        data = await self._blobs.read(digest)
+        async with self._lock:
+            if fold.finished or any(update.node in fold.counted for update in updates):
+                raise BadUpdate("some of these updates are in the sum already")
+            weights = {update.node: update.weight for update in updates}
+            part = await self._work(lambda: partials.decode(data, fold.accumulator))
+            partials.check(part, len(weights), sum(weights.values()))
+            await self._work(lambda: self.strategy.reducer.merge(fold.accumulator, part))
+            fold.counted.update(weights)
+            fold.facts.update({update.node: update.facts for update in updates})
 
     async def _work(self, work: Callable[[], T]) -> T:
         return work() if self.layout.size <= SMALL else await asyncio.to_thread(work)

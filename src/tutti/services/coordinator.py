@@ -21,7 +21,7 @@ from tutti.domain.jobs import Job
 from tutti.domain.quotas import Kind, Used, used
 from tutti.domain.signing import Domain, Verify
 from tutti.domain.spec import BadSpec, DataSchema, JobSpec, check_composition
-from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Left, Said, Workbench
+from tutti.ports import Arrived, BlobStore, EventLog, Fabric, FabricEvent, Kept, Left, Said, Summing, Workbench
 from tutti.ports.training import datasets, models
 from tutti.services.access import Access
 from tutti.services.archive import Archivist
@@ -66,10 +66,12 @@ class Coordinator:
         pays: bool = True,
         domain: Domain = Domain(),  # noqa: B008 - frozen
         verify: Verify = lambda key, digest, signature: False,
+        summing: Summing | None = None,
     ) -> None:
         """`pays`: whether there is a ledger that lasts, as rewards need it.
 
         Nodes' signatures are to hold in `domain`, and are checked by `verify`: who has none takes no node that signs.
+        `summing`: other replicas, which keep updates of their own nodes.
         """
         self.log = event_log
         self.blobs = blobs
@@ -104,7 +106,10 @@ class Coordinator:
             domain=domain,
             verify=verify,
             accuse=self._accuse,
+            summing=summing,
         )
+        if summing is not None:
+            summing.watch(self._nodes_changed)
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -362,11 +367,11 @@ class Coordinator:
                 self.preflight.left(node)
                 self._nodes_changed()
                 self.background.spawn(self.members.note(e.NodeDisconnected(at=now, node=node, reason=reason[:200])))
-            case Said(node=node, message=message, blob=blob):
+            case Said(node=node, message=message, blob=blob, kept=kept):
                 if self.presence.heard(node, message, now):
                     self._scheduler.poke_waiting()
                 if isinstance(message, Submission | Failure):
-                    self._inbox.put(node, message, blob)
+                    self._inbox.put(node, message, blob, kept)
                 elif isinstance(message, Described):
                     self.preflight.heard(node, message)
 
@@ -385,9 +390,9 @@ class Coordinator:
         except StorageError as error:  # its submissions are checked by what it says, until it comes again
             log.error("the key of %s was not recorded: %s", node, error)
 
-    async def _deal(self, node: NodeId, message: HandedIn, blob: bytes) -> None:
+    async def _deal(self, node: NodeId, message: HandedIn, blob: bytes, kept: Kept | None) -> None:
         if isinstance(message, Submission):
-            await self._receive(node, message, blob)
+            await self._receive(node, message, blob, kept)
         else:
             await self._drop(node, message)
 
@@ -405,12 +410,12 @@ class Coordinator:
         except TuttiError as error:
             log.error("failure of %s: %s", node, error)
 
-    async def _receive(self, node: NodeId, submission: Submission, blob: bytes) -> None:
+    async def _receive(self, node: NodeId, submission: Submission, blob: bytes, kept: Kept | None) -> None:
         """Hand a submission to its job; one that names a wrong job is recorded where the node was asked."""
         driver = self._drivers.get(submission.job)
         try:
             if driver is not None:
-                await driver.receive(node, submission, blob)
+                await driver.receive(node, submission, blob, kept)
             else:
                 await self._refuse_stray(node, submission)
         except TuttiError as error:

@@ -17,24 +17,21 @@ from tutti.domain.events import Digest, JobEvent, NodeId
 from tutti.domain.jobs import Job
 from tutti.domain.rounds import due
 from tutti.domain.spec import JobSpec
+from tutti.ports import Kept
 from tutti.ports.training import Task
-from tutti.services.aggregation import Aggregation, Examined, Fold, UnreadableUpdate
+from tutti.services.aggregation import Aggregation, Fold, UnreadableUpdate
 from tutti.services.inbox import answer
 from tutti.services.judging import command_of, counts, equivocation, signature_fault, signed_by, still_owed, would_count
+from tutti.services.kept import KeptUpdates
 from tutti.services.site import Site
 from tutti.services.telling import announce, assign, halt_last, halt_working, owed
 from tutti.wire import tensors
 from tutti.wire.messages import Submission
+from tutti.wire.updates import Examined
 
 log = logging.getLogger(__name__)
 
 STORAGE_RETRY_SECONDS = 2.0
-UPDATE_OVERHEAD, BYTES_PER_ENTRY = 64 * 1024, 256
-"""What an update may have beside its values: a header, and a name, shape and place for each tensor."""
-
-ENTRIES_GUESSED = 1000
-"""Tensors of a model that has not been loaded since the coordinator started."""
-
 OWN_BATCH = 32
 
 
@@ -58,6 +55,7 @@ class JobDriver:
         self._id = job_id
         self._on_events = on_events
         self.aggregation = Aggregation(self.job.spec, site.keeper.store)
+        self._kept = KeptUpdates(site.summing)
         self._changed = asyncio.Event()
         self._look_at_nodes = True
         self._first_expiry = 0.0
@@ -70,10 +68,7 @@ class JobDriver:
 
     @property
     def largest_update(self) -> int:
-        vectors = 1 + len(self.aggregation.strategy.local.vectors)
-        server = self.aggregation.server
-        entries = len(server.params.layout.entries) if server else ENTRIES_GUESSED
-        return 4 * self.job.parameters * vectors + UPDATE_OVERHEAD + BYTES_PER_ENTRY * entries
+        return self.aggregation.largest_update(self.job.parameters)
 
     def poke(self) -> None:
         """Something changed: look again."""
@@ -153,6 +148,8 @@ class JobDriver:
     async def _step(self) -> bool:
         """One thing; True if the state should be asked again at once."""
         await self._drop_lost()
+        if self._look_at_nodes:
+            await self._lose_gone()
         if await self._command(commands.Tick()):
             return True
         round = self.job.round
@@ -256,7 +253,10 @@ class JobDriver:
             return
         started = self._journal.clock()
         fold = await self._fold_of(opened)
-        if not await self._add(fold, updates):
+        partials, gone = await self._kept.merge(job, self.aggregation, fold, updates)
+        if gone:
+            await self._lose(gone)
+        if gone or not await self._add(fold, updates):
             return
         result = await self.aggregation.finish(fold, opened.candidates, await self._own_update(opened))
         with self._site.keeper.pinned(result.blobs):
@@ -274,7 +274,7 @@ class JobDriver:
             closed = await self._command(close)
         if closed:
             self.aggregation.commit(result)
-            self._site.background.spawn(self._forget([*before, *(update.digest for update in updates)]))
+            self._site.background.spawn(self._forget([*before, *partials, *(update.digest for update in updates)]))
 
     async def _own_update(self, opened: e.RoundOpened) -> Params | None:
         """What the coordinator learns from its own rows in this round, if the reducer compares with that."""
@@ -289,6 +289,17 @@ class JobDriver:
                 await it.workbench.train(job.spec.model, job.data, source, task, weights, path)
             return tensors.decode(path.read_bytes())
 
+    async def _lose_gone(self) -> None:
+        """Ask for updates again whose replica is gone, now rather than at the end of the round."""
+        round = self.job.round
+        if round is not None and (gone := self._kept.gone(round.accepted, self.aggregation.counted)):
+            await self._lose(gone)
+
+    async def _lose(self, gone: Iterable[e.UpdateAccepted]) -> None:
+        for update in gone:
+            self._kept.note(update.digest, None)
+            await self._command(commands.LoseUpdate(node=update.node, reason="the replica that kept it is gone"))
+
     async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:
         """Add updates to a fold; False if one of them was lost, which is then asked for again."""
         try:
@@ -301,8 +312,11 @@ class JobDriver:
 
     # -- what nodes send ---------------------------------------------------------------------------------
 
-    async def receive(self, node: NodeId, said: Submission, blob: bytes = b"") -> None:
-        """Judge a submission, record the judgement, then tell the node. `blob`: the update, if it came along."""
+    async def receive(self, node: NodeId, said: Submission, blob: bytes = b"", kept: Kept | None = None) -> None:
+        """Judge a submission, record the judgement, then tell the node.
+
+        `blob`: the update, if it came along; `kept`: where it is, if another replica has looked at it.
+        """
         seen, fold, round, signed = Examined(), None, self.job.round, None
         if node not in self._journal.register.nodes:
             self._answer(node, said, reason=f"{node} was removed")
@@ -316,7 +330,9 @@ class JobDriver:
                 signed = signed_by(self._site.key_of(node), round.task_of(node), said, self._site.domain)
                 seen = Examined(signature_fault(said, signed, self._site.verify))
                 if seen.fault is None:
-                    seen = await self._examine(fold, node, said, blob)
+                    seen = kept.seen if kept is not None else await self._examine(fold, node, said, blob)
+                if seen.fault is None:
+                    self._kept.note(said.digest, kept)
             except UnreadableUpdate as lost:
                 self._answer(node, said, reason=str(lost), resend=True)
                 return
@@ -333,7 +349,7 @@ class JobDriver:
         self.poke()
         if seen.fault is not None and said.digest:
             await self._forget([said.digest])
-        if fold is not None:
+        if fold is not None and kept is None:
             await self._add(fold, [event for event in events if isinstance(event, e.UpdateAccepted)])
 
     async def _examine(self, fold: Fold, node: NodeId, said: Submission, blob: bytes) -> Examined:
@@ -391,6 +407,7 @@ class JobDriver:
             self._site.presence.untell(node, owed(self.job, round.task_of(node)))
 
     async def _on_round_over(self, event: e.RoundClosed | e.RoundFailed | e.JobStopped | e.JobFailed) -> None:
+        self._kept.clear()
         if not self.job.past:
             return
         round = self.job.past[-1].round

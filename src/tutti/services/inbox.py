@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Protocol, TypeAlias
 
 from tutti.domain.events import NodeId
-from tutti.ports import Fabric
+from tutti.ports import Fabric, Kept
 from tutti.services.background import Background
 from tutti.wire.messages import Failure, Submission, Verdict
 
@@ -35,7 +35,7 @@ def answer(
 class Deal(Protocol):
     """What is done with one of them, and takes its time."""
 
-    async def __call__(self, node: NodeId, message: HandedIn, blob: bytes) -> None: ...
+    async def __call__(self, node: NodeId, message: HandedIn, blob: bytes, kept: Kept | None) -> None: ...
 
 
 class Inbox:
@@ -45,29 +45,29 @@ class Inbox:
         self._fabric = fabric
         self._deal = deal
         self._waiting: Counter[NodeId] = Counter()
-        self._queue: asyncio.Queue[tuple[NodeId, HandedIn, bytes]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[NodeId, HandedIn, bytes, Kept | None]] = asyncio.Queue()
         self._held = 0  # bytes of updates in the queue and in the hands of the workers
 
     def start(self, background: Background) -> None:
         for _ in range(WORKERS):
             background.spawn(self._work())
 
-    def put(self, node: NodeId, message: HandedIn, blob: bytes) -> None:
+    def put(self, node: NodeId, message: HandedIn, blob: bytes, kept: Kept | None = None) -> None:
         if isinstance(message, Submission) and self._held + len(blob) > HELD_BYTES:
             answer(self._fabric, node, message, reason="too many updates wait here: send it again", resend=True)
         elif self._waiting[node] < SUBMISSIONS_OF_ONE:
             self._waiting[node] += 1
             self._held += len(blob)
-            self._queue.put_nowait((node, message, blob))
+            self._queue.put_nowait((node, message, blob, kept))
         elif isinstance(message, Submission):
             reason = f"{SUBMISSIONS_OF_ONE} submissions already wait for a verdict"
             answer(self._fabric, node, message, reason=reason)
 
     async def _work(self) -> None:
         while True:
-            node, message, blob = await self._queue.get()
+            node, message, blob, kept = await self._queue.get()
             try:
-                await self._deal(node, message, blob)
+                await self._deal(node, message, blob, kept)
             except Exception:
                 log.exception("%s of %s", type(message).__name__, node)
                 if isinstance(message, Submission):

@@ -55,15 +55,17 @@ class Journal:
         """Told every event in order, from the first on: functions that return at once and never raise."""
         self.watchers: list[Callable[[Recorded], None]] = []
         """Likewise, but told only of what happens from now on, not of what is replayed."""
+        self._loading = asyncio.Lock()
         self._versions: defaultdict[str, int] = defaultdict(int)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wishes: defaultdict[str, list[_Wish]] = defaultdict(list)
 
     async def load(self) -> None:
         """Replay the log, from where an earlier call ended."""
-        while batch := await self.log.read(self.offset, limit=REPLAY_BATCH):
-            for recorded in batch:
-                self._apply(recorded)
+        async with self._loading:
+            while batch := await self.log.read(self.offset, limit=REPLAY_BATCH):
+                for recorded in batch:
+                    self._apply(recorded)
 
     async def submit(self, job_id: str, spec: JobSpec, data: DataSchema, *, by: str, paused: bool) -> Job:
         """Record a new job, paused from the start if asked; one that has this id already stays as it is."""

@@ -6,8 +6,8 @@ from tutti.domain import events as e
 from tutti.domain.events import NodeId
 from tutti.domain.jobs import Job
 from tutti.domain.signing import Domain, Signed, Verify, digest_of
-from tutti.services.aggregation import Examined
 from tutti.wire.messages import Submission
+from tutti.wire.updates import Examined
 
 
 def command_of(node: NodeId, said: Submission, seen: Examined, signed: Signed | None = None) -> commands.SubmitUpdate:

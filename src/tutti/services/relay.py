@@ -3,19 +3,21 @@
 import asyncio
 import itertools
 import logging
-from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from tutti.core.errors import Forbidden, Unavailable, Unproven
+from tutti.core.errors import Forbidden, NotFound, TuttiError, Unavailable, Unproven
 from tutti.domain.events import Digest, NodeId
 from tutti.ports import Arrived, Fabric, FabricEvent, Left, Recorded, Said
 from tutti.ports.log import Owner
 from tutti.ports.post import Post, PostLost
+from tutti.services.audit import BROWSER
 from tutti.services.members import fingerprint
+from tutti.services.outbox import BEAT_SECONDS, RETRY_SECONDS, SILENT_BEATS, Outbox
 from tutti.services.proofs import is_public
-from tutti.wire.messages import Refusal, Start, decode_from_coordinator, encode
+from tutti.services.summing import RelaySums
+from tutti.wire.messages import Refusal, Start, Submission, decode_from_coordinator, encode
 from tutti.wire.relay import (
     BadEnvelope,
     Came,
@@ -29,34 +31,25 @@ from tutti.wire.relay import (
     Lost,
     News,
     Open,
+    Sum,
+    Summed,
     Tell,
     ToOwner,
     ToRelay,
     Welcome,
     opened_by_relay,
     sealed,
-    weight,
 )
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 0.5
-SILENT_BEATS = 6
-"""After so many of one's own without a word the other side is gone; who stood still has counted only one of them."""
-
-SILENCE_SECONDS = SILENT_BEATS * BEAT_SECONDS
-
-RETRY_SECONDS = 0.2
 ENTRY_SECONDS = 8.0
 """How long somebody who wants in waits for the owner's answer."""
 
 AWAY_SECONDS = 5.0
 
-LETTERS, BYTES = 64, 1 << 19
-"""Of one envelope."""
-
-MOST_LETTERS, MOST_BYTES = 8192, 64 << 20
-"""That wait for one receiver."""
+LOOKS = 16
+"""Updates that are examined at the same time; whoever comes with one more waits."""
 
 MODELS = 8
 """Small models that a relay remembers, so that each travels once."""
@@ -64,72 +57,6 @@ MODELS = 8
 
 class RelayOver(Unavailable):
     """This replica works for nobody else any more."""
-
-
-L = TypeVar("L", bound=ToOwner | ToRelay)
-
-
-class Outbox(Generic[L]):
-    """Letters on their way to one receiver, in the envelopes of one session."""
-
-    def __init__(self, post: Post, to: str, seal: Callable[[int, tuple[L, ...]], bytes]) -> None:
-        self._post, self._to, self._seal = post, to, seal
-        self._waiting: deque[L] = deque()
-        self.told: Counter[NodeId] = Counter()
-        """How many messages wait for each node."""
-        self._bytes, self._number = 0, 0
-        self._more, self._room = asyncio.Event(), asyncio.Event()
-
-    def put(self, letter: L) -> None:
-        self._waiting.append(letter)
-        self._bytes += weight(letter)
-        if isinstance(letter, Tell):
-            self.told[letter.node] += 1
-        self._more.set()
-
-    @property
-    def full(self) -> bool:
-        return len(self._waiting) >= MOST_LETTERS or self._bytes >= MOST_BYTES
-
-    async def room(self) -> None:
-        """Wait while it is full."""
-        while self.full:
-            self._room.clear()
-            await self._room.wait()
-
-    async def run(self) -> None:
-        """Send, for ever; raises PostLost if an envelope could not be sent for SILENCE_SECONDS."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(BEAT_SECONDS):
-                    await self._more.wait()
-            await self._send(self._seal(self._number, self._take()))
-            self._number += 1
-
-    def _take(self) -> tuple[L, ...]:
-        taken, size = list[L](), 0
-        while self._waiting and len(taken) < LETTERS and size < BYTES:
-            taken.append(self._waiting.popleft())
-            size += weight(taken[-1])
-        self.told -= Counter(letter.node for letter in taken if isinstance(letter, Tell))
-        self._bytes -= size
-        if not self._waiting:
-            self._more.clear()
-        self._room.set()
-        return tuple(taken)
-
-    async def _send(self, envelope: bytes) -> None:
-        """Whoever gets it twice knows by its number."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + SILENCE_SECONDS
-        while True:
-            try:
-                await self._post.send(self._to, envelope)
-                return
-            except PostLost:
-                if loop.time() > until:
-                    raise
-            await asyncio.sleep(RETRY_SECONDS)
 
 
 class _Session:
@@ -147,12 +74,15 @@ class Relay:
     Args:
         name: Of this replica, another one each time that it starts.
         news: Told of every event that the owner has written, in order, but perhaps not of all.
+
+    `sums`, if it is set, keeps updates of these nodes and adds them up.
     """
 
     def __init__(
         self, name: str, fabric: Fabric, post: Post, news: Callable[[Recorded], None] = lambda _: None
     ) -> None:
         self.name = name
+        self.sums: RelaySums | None = None
         self.owner: Owner | None = None
         self._fabric, self._post, self._news = fabric, post, news
         self._known = asyncio.Event()
@@ -166,6 +96,8 @@ class Relay:
         self._knocks: dict[int, asyncio.Future[Open]] = {}
         self._over = False
         self._told: dict[NodeId, frozenset[Digest]] = {}
+        self._audited: set[NodeId] = set()  # whose updates the owner may want to compute again
+        self._works: asyncio.TaskGroup | None = None
         self._models: dict[Digest, bytes] = {}
 
     @property
@@ -200,9 +132,11 @@ class Relay:
     async def run(self) -> None:
         """For ever."""
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read())
-                group.create_task(self._speak())
+            async with asyncio.TaskGroup() as self._works:
+                self._works.create_task(self._read())
+                self._works.create_task(self._speak())
+                if self.sums is not None:
+                    self._works.create_task(self.sums.tidy())
         finally:
             self._linked.clear()
             self._over = True
@@ -239,6 +173,17 @@ class Relay:
     def may_read(self, node: NodeId, secret: str, digest: Digest) -> bool:
         """Whether this node is connected here by this secret, and was told to fetch the blob."""
         return self._is(node, secret) and digest in self._told.get(node, ())
+
+    async def keeps_update_of(self, node: NodeId, secret: str) -> bool:
+        """Whether this node is connected here by this secret, and what it uploads now is to be kept here."""
+        if self.sums is None or node in self._audited or not self._is(node, secret):
+            return False
+        return await self.sums.keeps(node)
+
+    def check_secret(self, node: NodeId, secret: str) -> None:
+        """Raises Forbidden for who is not connected here by this secret."""
+        if not self._is(node, secret):
+            raise Forbidden(f"{node} is not connected here")
 
     def _is(self, node: NodeId, secret: str) -> bool:
         kept = self._secrets.get(node, "")
@@ -288,21 +233,49 @@ class Relay:
         await session.welcomed.wait()
         self._linked.set()
         log.info("this replica works for the owner %s", session.owner)
-        async for event in self._fabric.events():
-            session.outbox.put(self._letter(event))
-            await session.outbox.room()
+        looks = asyncio.Semaphore(LOOKS)
+        async with asyncio.TaskGroup() as group:
+            async for event in self._fabric.events():
+                if (said := self._uploaded(event)) is not None:
+                    await looks.acquire()
+                    group.create_task(self._hand_in(session, event.node, said, looks))
+                else:
+                    session.outbox.put(self._letter(event))
+                await session.outbox.room()
+
+    def _uploaded(self, event: FabricEvent) -> Submission | None:
+        """A submission whose update may be kept here."""
+        if self.sums is None or not isinstance(event, Said) or event.blob or event.node in self._audited:
+            return None
+        return event.message if isinstance(event.message, Submission) else None
+
+    async def _hand_in(self, session: _Session, node: NodeId, said: Submission, looks: asyncio.Semaphore) -> None:
+        """Pass a submission on, with what there is to be said of an update that is kept here."""
+        assert self.sums is not None
+        seen, link = None, self._links.get(node, 0)
+        try:
+            seen = await self.sums.examine(node, said)
+        except Exception:
+            log.exception("the update of %s cannot be examined here", node)
+        finally:
+            looks.release()
+        session.outbox.put(Heard(node, link, encode(said), b"", seen))
 
     def _letter(self, event: FabricEvent) -> ToOwner:
         node = event.node
         match event:
             case Arrived(registration=registration, age=age):
                 link = self._links[node] = next(self._numbers)
+                self._audited.discard(node)
+                if BROWSER in registration.capabilities.trainers:
+                    self._audited.add(node)
                 if node in self._shown:
                     self._secrets[node] = self._shown.pop(node)
                 return Came(node, link, encode(registration), age)
             case Left(reason=reason, took_leave=took_leave):
                 self._secrets.pop(node, None)
                 self._told.pop(node, None)
+                self._audited.discard(node)
                 return Gone(node, self._links.pop(node, 0), reason, took_leave)
             case Said(message=message, blob=blob):
                 return Heard(node, self._links.get(node, 0), encode(message), blob)
@@ -345,6 +318,9 @@ class Relay:
             case Tell(node=node, link=link):
                 if self._links.get(node) == link:
                     self._tell(letter)
+            case Sum():
+                assert self._works is not None
+                self._works.create_task(self._sum(session, letter))
             case Drop(node=node, link=link, reason=reason, fatal=fatal):
                 if self._links.get(node) == link:
                     if fatal:
@@ -354,6 +330,19 @@ class Relay:
                 self._news(Recorded(offset, stream, version, event))
             case Lost():
                 pass
+
+    async def _sum(self, session: _Session, wanted: Sum) -> None:
+        partial, trouble = "", ""
+        try:
+            if self.sums is None:
+                raise NotFound("no updates are kept here")
+            partial = await self.sums.sum_of(wanted)
+        except TuttiError as error:
+            trouble = str(error)
+        except Exception as error:
+            log.exception("updates of job %s cannot be added up here", wanted.job)
+            trouble = repr(error)
+        session.outbox.put(Summed(wanted.id, partial, trouble))
 
     def _tell(self, letter: Tell) -> None:
         message, blob = decode_from_coordinator(letter.message), letter.blob

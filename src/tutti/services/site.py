@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tutti.domain import events as e
 from tutti.domain.events import NodeId
 from tutti.domain.signing import Domain, Verify
-from tutti.ports import Fabric, Workbench
+from tutti.ports import Fabric, Summing, Workbench
 from tutti.services.audit import Auditor
 from tutti.services.background import Background
 from tutti.services.journal import Journal
@@ -30,6 +30,7 @@ class Site:
     domain: Domain
     verify: Verify
     accuse: Callable[[e.NodeEquivocated], Awaitable[None]]
+    summing: Summing | None
 
     def key_of(self, node: NodeId) -> str:
         """With which a node signs; empty if it has named no key. The one in its first registration counts."""

@@ -14,7 +14,8 @@ from typing import TypeAlias
 import msgspec
 
 from tutti.core.errors import UserError
-from tutti.domain.events import AnyEvent, NodeId
+from tutti.domain.events import AnyEvent, Digest, NodeId
+from tutti.wire.updates import Examined
 
 
 class _Letter(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -45,12 +46,13 @@ class Gone(_Letter, frozen=True):
 
 
 class Heard(_Letter, frozen=True):
-    """What a node said, and the bytes of the update that came with it."""
+    """What a node said, and the bytes of the update that came with it, or what the relay, which keeps it, found."""
 
     node: NodeId
     link: int
     message: bytes
     blob: bytes
+    seen: Examined | None = None
 
 
 class Knock(_Letter, frozen=True):
@@ -60,6 +62,14 @@ class Knock(_Letter, frozen=True):
     node: NodeId
     secret: str
     proof: str
+
+
+class Summed(_Letter, frozen=True):
+    """The answer to a Sum: a blob in the store that all share (wire.partials), or why there is none."""
+
+    id: int
+    partial: Digest
+    trouble: str
 
 
 # -- owner to relay ------------------------------------------------------------------------------------
@@ -90,6 +100,16 @@ class Tell(_Letter, frozen=True):
     blob: bytes
 
 
+class Sum(_Letter, frozen=True):
+    """Add up these updates of an open round, which the relay keeps: node, digest and weight of each."""
+
+    id: int
+    job: str
+    round: int
+    attempt: int
+    updates: tuple[tuple[NodeId, Digest, int], ...]
+
+
 class Drop(_Letter, frozen=True):
     """Disconnect a node; `fatal`: and tell it not to come back by itself."""
 
@@ -108,8 +128,8 @@ class News(_Letter, frozen=True):
     event: AnyEvent
 
 
-ToOwner: TypeAlias = Hello | Came | Gone | Heard | Knock
-ToRelay: TypeAlias = Welcome | Lost | Open | Tell | Drop | News
+ToOwner: TypeAlias = Hello | Came | Gone | Heard | Knock | Summed
+ToRelay: TypeAlias = Welcome | Lost | Open | Tell | Sum | Drop | News
 
 
 class FromRelay(msgspec.Struct, frozen=True, array_like=True):
@@ -164,5 +184,7 @@ def weight(letter: ToOwner | ToRelay) -> int:
             return 64 + len(letter.registration)
         case News():
             return 512
+        case Sum(updates=updates):
+            return 64 + 160 * len(updates)
         case _:
             return 64

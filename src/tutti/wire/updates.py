@@ -6,6 +6,8 @@
 The digest that a node hands in is that of these bytes; what is summed is what they decode to.
 """
 
+from typing import NamedTuple
+
 from tutti.core import steps
 from tutti.core.codec import BadCode, codecs
 from tutti.core.codec import decode as decoded
@@ -18,6 +20,14 @@ from tutti.wire.tensors import BadTensors, Data
 MAGIC = b"TUTTI\x00C1"
 _NAME, _LENGTH = 2, 8
 LONGEST_NAME = 200
+
+
+class Examined(NamedTuple):
+    """What came of a look at an update: why it cannot be admitted (None when it can), its bytes and its codec."""
+
+    fault: str | None = None
+    size: int = 0
+    codec: str = ""
 
 
 def encode(handed: Handed, codec: Choice) -> bytes | bytearray | memoryview:

@@ -35,6 +35,7 @@ class LocalFabric:
     """A Fabric. `authenticate` raises Forbidden; `incoming` and `outgoing` are messages that may wait, per node.
 
     `limit` is the largest blob in bytes that a node may store now, 0 if none is expected of it; without it, any.
+    `uploads` is where it goes, if not to `blobs`.
     `heartbeat` is the seconds between two heartbeats that nodes are asked for.
     """
 
@@ -47,8 +48,10 @@ class LocalFabric:
         incoming: int = 64,
         outgoing: int = 256,
         heartbeat: float = 15.0,
+        uploads: Callable[[NodeId], BlobStore] | None = None,
     ) -> None:
         self.blobs = blobs
+        self._uploads = uploads or (lambda node: blobs)
         self._limit = limit
         self._authenticate = authenticate
         self._incoming, self._outgoing, self._heartbeat = incoming, outgoing, heartbeat
@@ -115,7 +118,7 @@ class LocalFabric:
             )
         if limit is not None and len(blob) > limit:
             raise TooLarge(f"at most {limit} bytes are allowed here, {len(blob)} came")
-        await self.blobs.put(blob, digest=digest, sync=False)
+        await self._uploads(registration.node).put(blob, digest=digest, sync=False)
 
     def _leave(self, connection: "_Connection", left: Left) -> None:
         del self._nodes[left.node]

@@ -1,18 +1,20 @@
 """Nodes that are connected to other replicas, as a Fabric of the one that owns the log (wire.relay, services.relay)."""
 
 import asyncio
+import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from tutti.adapters.fabrics.places import ELSEWHERE, Places
-from tutti.core.errors import Forbidden, Unproven
-from tutti.domain.events import Digest, NodeId
-from tutti.ports import Arrived, FabricEvent, Left, Recorded, Said
+from tutti.core.errors import Forbidden, Unavailable, Unproven
+from tutti.domain.events import Digest, NodeId, UpdateAccepted
+from tutti.ports import Arrived, FabricEvent, Kept, Left, Recorded, Said
 from tutti.ports.blobs import Buffer
 from tutti.ports.post import Post, PostLost
-from tutti.services.relay import BEAT_SECONDS, MODELS, SILENT_BEATS, Outbox
+from tutti.services.outbox import BEAT_SECONDS, SILENT_BEATS, Outbox
+from tutti.services.relay import MODELS
 from tutti.wire.messages import BadMessage, CoordinatorMessage, Registration, Start, decode_from_node, encode
 from tutti.wire.relay import (
     BadEnvelope,
@@ -27,6 +29,8 @@ from tutti.wire.relay import (
     Lost,
     News,
     Open,
+    Sum,
+    Summed,
     Tell,
     ToOwner,
     ToRelay,
@@ -39,6 +43,9 @@ log = logging.getLogger(__name__)
 
 EVENTS = 4096
 """That wait for the coordinator; more than this, and nothing further is read."""
+
+SUM_SECONDS = 60.0
+"""How long a relay, which is there, may take to add up what it keeps."""
 
 OUTGOING = 256
 """Messages that wait for one node."""
@@ -73,11 +80,12 @@ class _Relay:
     silent: int = 0  # beats
     nodes: dict[NodeId, int] = field(default_factory=dict)
     models: dict[Digest, None] = field(default_factory=dict)
+    sums: dict[int, "asyncio.Future[Summed]"] = field(default_factory=dict)
     sending: "asyncio.Task[None] | None" = None
 
 
 class RelayedFabric:
-    """A Fabric. Keep `run` running beside it."""
+    """A Fabric, and Summing: relays keep updates of their nodes. Keep `run` running beside it."""
 
     def __init__(self, name: str, post: Post, door: Callable[[], Doorkeeper]) -> None:
         self._name, self._post, self._door = name, post, door
@@ -86,6 +94,8 @@ class RelayedFabric:
         self._events: asyncio.Queue[FabricEvent] = asyncio.Queue()
         self._room = asyncio.Event()
         self._room.set()
+        self._watchers: list[Callable[[], None]] = []
+        self._numbers = itertools.count(1)
         self._said_lost: dict[str, float] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -116,6 +126,33 @@ class RelayedFabric:
         if (found := self._places.get(node)) is not None:
             self._drop(node, *found, reason)
             self._left(node, *found, Left(node, reason))
+
+    # -- updates that relays keep ----------------------------------------------------------------------------
+
+    def keeps(self, place: str) -> bool:
+        return place in self._relays
+
+    def watch(self, gone: Callable[[], None]) -> None:
+        self._watchers.append(gone)
+
+    async def sum_of(self, place: str, job: str, attempt: tuple[int, int], updates: Sequence[UpdateAccepted]) -> Digest:
+        if (relay := self._relays.get(place)) is None:
+            raise Unavailable("it is not there any more")
+        number = next(self._numbers)
+        answer: asyncio.Future[Summed] = asyncio.get_running_loop().create_future()
+        relay.sums[number] = answer
+        wanted = tuple((update.node, update.digest, update.weight) for update in updates)
+        relay.outbox.put(Sum(number, job, *attempt, wanted))
+        try:
+            async with asyncio.timeout(SUM_SECONDS):
+                summed = await answer
+        except TimeoutError:
+            raise Unavailable(f"it has not added them up within {SUM_SECONDS:g} s") from None
+        finally:
+            relay.sums.pop(number, None)
+        if summed.trouble:
+            raise Unavailable(summed.trouble)
+        return summed.partial
 
     # -- for whoever puts it together ------------------------------------------------------------------------
 
@@ -189,8 +226,13 @@ class RelayedFabric:
         del self._relays[relay.name]
         if relay.sending is not None:
             relay.sending.cancel()
+        for answer in relay.sums.values():
+            if not answer.done():
+                answer.set_exception(Unavailable(why))
         for node, link in list(relay.nodes.items()):
             self._left(node, relay, link, Left(node, f"of its replica nothing is heard: {why}"))
+        for gone in self._watchers:
+            gone()
 
     async def _watch(self) -> None:
         while True:
@@ -229,10 +271,14 @@ class RelayedFabric:
                 self._on_came(relay, letter)
             case Gone(node=node, link=link, reason=reason, took_leave=took_leave):
                 self._left(node, relay, link, Left(node, reason, took_leave))
-            case Heard(node=node, link=link, message=message, blob=blob):
+            case Summed(id=number):
+                if (answer := relay.sums.get(number)) is not None and not answer.done():
+                    answer.set_result(letter)
+            case Heard(node=node, link=link, message=message, blob=blob, seen=seen):
                 if self._places.get(node) == (relay, link):
+                    kept = None if seen is None else Kept(relay.name, seen)
                     try:
-                        self._events.put_nowait(Said(node, decode_from_node(message), blob))
+                        self._events.put_nowait(Said(node, decode_from_node(message), blob, kept))
                     except BadMessage as error:
                         log.error("%s: %s", node, error)
 

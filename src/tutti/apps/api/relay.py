@@ -28,8 +28,9 @@ from tutti.apps.api import live
 from tutti.apps.api.auth import with_headers
 from tutti.apps.api.blob_response import BlobResponse
 from tutti.apps.api.problems import problem
-from tutti.apps.api.transfer import NodeSocket
+from tutti.apps.api.transfer import NodeBlobs, NodeSocket
 from tutti.core.errors import NotFound, StorageError
+from tutti.domain.events import Digest, NodeId
 from tutti.ports.blobs import is_digest
 from tutti.ports.post import Post
 from tutti.services.coordinator import Coordinator
@@ -72,11 +73,16 @@ class RelayApp:
         coordinator: Coordinator,
         post: Post,
         owned: Callable[[], ASGIApp | None],
+        updates: DirectoryBlobs,
     ) -> None:
-        """`coordinator` has not been started: its log is what the owner has written."""
+        """`coordinator` has not been started: its log is what the owner has written.
+
+        `updates` has those that are kept here.
+        """
         self._relay, self._blobs, self._post, self._owned = relay, blobs, post, owned
         self._traffic = hub.traffic = Stats()
         self._nodes = NodeSocket(hub)
+        self._updates = NodeBlobs(_Door(relay), _Uploads(relay), self._traffic, updates, lambda request: False)
         self._live = FastAPI(openapi_url=None)
         live.add_routes(self._live, live.LiveRoutes(coordinator))
         self._client: aiohttp.ClientSession | None = None
@@ -105,6 +111,8 @@ class RelayApp:
                 return self._exposition
             if path.startswith(BLOBS):
                 return self._blob
+        if scope["method"] in ("HEAD", "PUT") and path.startswith(BLOBS):
+            return self._upload
         return self._forward
 
     # -- here ------------------------------------------------------------------------------------------------
@@ -155,14 +163,20 @@ class RelayApp:
     async def _blob(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A model, for a node that is connected here and was told to fetch it."""
         request, digest = Request(scope, receive), scope["path"].removeprefix(BLOBS)
-        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        node, _, secret = shown.partition(":")
-        if scheme.lower() == "bearer" and is_digest(digest) and self._relay.may_read(node, secret, digest):
+        if is_digest(digest) and self._relay.may_read(*_shown(request), digest):
             with suppress(NotFound, StorageError):  # then the owner says what is wrong
                 path = await self._blobs.fetched(digest)
                 await BlobResponse.of(request, path, digest, self._traffic)(scope, receive, send)
                 return
         await self._forward(scope, receive, send)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An update, by a node that is connected here, if its sum is made here too."""
+        if not await self._relay.keeps_update_of(*_shown(Request(scope))):
+            await self._forward(scope, receive, send)
+            return
+        scope["path_params"] = {"digest": scope["path"].removeprefix(BLOBS)}
+        await self._updates(scope, receive, send)
 
     # -- at the owner ----------------------------------------------------------------------------------------
 
@@ -213,6 +227,34 @@ class RelayApp:
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             )
         return self._client
+
+
+def _shown(request: Request) -> tuple[NodeId, str]:
+    """The node that somebody says to be, and the secret that is shown for it."""
+    scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+    node, _, secret = shown.partition(":") if scheme.lower() == "bearer" else ("", "", "")
+    return node, secret
+
+
+class _Door:
+    """For whoever uploads here."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def authenticate(self, node: NodeId, secret: str, use: str) -> None:
+        self._relay.check_secret(node, secret)
+
+
+class _Uploads:
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def may_read(self, node: NodeId, digest: Digest) -> bool:
+        return False
+
+    def update_limit(self, node: NodeId) -> int:
+        return self._relay.sums.access.update_limit(node) if self._relay.sums else 0
 
 
 async def _not_in_charge(scope: Scope, receive: Receive, send: Send) -> None:
@@ -300,6 +342,8 @@ class _RelayCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("tutti_relay_linked", "Whether the owner hears this replica.", self._relay.linked)
         yield GaugeMetricFamily("tutti_relay_nodes", "Nodes connected to this replica.", self._relay.nodes)
+        made = self._relay.sums.made if self._relay.sums else 0
+        yield CounterMetricFamily("tutti_relay_sums", "Sums of updates that the owner was given.", made)
         yield GaugeMetricFamily("tutti_redis_up", "Whether Redis answers.", not self._post.trouble)
         queues = GaugeMetricFamily("tutti_queue_depth", "Messages that wait.", labels=["queue"])
         for queue, depth in self._hub.depths().items():

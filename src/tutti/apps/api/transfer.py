@@ -77,7 +77,7 @@ def routes(
     operator_allowed: Callable[[Request], bool],
 ) -> list[BaseRoute]:
     """Routes for any Starlette or FastAPI application; OPENAPI_PATHS describes them."""
-    transfer = _Blobs(doorkeeper, access, traffic, blobs, operator_allowed)
+    transfer = NodeBlobs(doorkeeper, access, traffic, blobs, operator_allowed)
     return [
         WebSocketRoute("/ws/node", NodeSocket(fabric), name="node_socket"),
         Route("/api/v1/blobs/{digest}", transfer, methods=["GET", "HEAD", "PUT"], name="blob"),
@@ -101,7 +101,7 @@ class NodeSocket:
             detach(self._fabric.serve)
 
 
-class _Blobs:
+class NodeBlobs:
     def __init__(
         self,
         doorkeeper: Doorkeeper,

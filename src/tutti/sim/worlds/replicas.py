@@ -4,19 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from tutti.adapters.blobs.layered import LayeredBlobs
 from tutti.adapters.blobs.scratch import ScratchBlobs
 from tutti.adapters.fabrics.joined import JoinedFabrics
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.fabrics.relayed import RelayedFabric
 from tutti.adapters.posts.memory import MemoryPost
 from tutti.domain.events import NodeId
-from tutti.ports import Fabric, LinkLost
+from tutti.ports import EventLog, Fabric, LinkLost
 from tutti.ports.log import Owner
 from tutti.services.coordinator import Coordinator
+from tutti.services.journal import Journal
 from tutti.services.relay import Relay
+from tutti.services.summing import RelaySums
 from tutti.sim.worlds.distributions import drawn
 from tutti.sim.worlds.world import Purpose, World, rng_for
 from tutti.wire.messages import CoordinatorMessage, Registration
+
+LATER_SECONDS = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -26,15 +31,16 @@ class _Process:
     fabric: LocalFabric
     relay: Relay
     task: "asyncio.Task[None]"
+    reading: "asyncio.Task[None]"
 
 
 class Replicas:
     """All ways to the coordinator: `owners` is where it takes nodes itself, if it is there."""
 
-    def __init__(self, world: World, blobs: ScratchBlobs) -> None:
-        self.deaths = 0
+    def __init__(self, world: World, blobs: ScratchBlobs, log: EventLog) -> None:
+        self.deaths = self.sums = 0
         self.owners: LocalFabric | None = None
-        self._world, self._blobs = world, blobs
+        self._world, self._blobs, self._log = world, blobs, log
         self._core: Coordinator | None = None
         self._relayed: RelayedFabric | None = None
         self._chance = rng_for(world, Purpose.REPLICAS)
@@ -43,15 +49,15 @@ class Replicas:
         self._alive: list[_Process | None] = []
         self._links: list[BalancedLink] = []
 
-    def joined(self, number: int, own: LocalFabric, core: Callable[[], Coordinator]) -> Fabric:
+    def joined(
+        self, number: int, own: LocalFabric, core: Callable[[], Coordinator]
+    ) -> tuple[Fabric, RelayedFabric | None]:
         """The fabric of one more owner: its own nodes, and those of relays, which work for it from now on."""
         if not self._world.relays:
-            return own
+            return own, None
         self._owner = Owner(number, f"owner-{number}", "")
-        relayed = RelayedFabric(self._owner.name, self._post, lambda: core().members)
-
-        self._relayed = relayed
-        return JoinedFabrics(own, relayed)
+        self._relayed = relayed = RelayedFabric(self._owner.name, self._post, lambda: core().members)
+        return JoinedFabrics(own, relayed), relayed
 
     def begin(self, core: Coordinator, own: LocalFabric) -> None:
         """The owner has started."""
@@ -82,22 +88,36 @@ class Replicas:
                 await asyncio.sleep(drawn(faults.relay)(self._chance) if faults.relay else 0)
             finally:
                 process.task.cancel()
+                process.reading.cancel()
                 self._alive[index] = None
+                assert process.relay.sums is not None
+                self.sums += process.relay.sums.made
             self.deaths += 1
             self.cut(process.fabric)
             await asyncio.sleep(drawn(faults.outage)(self._chance))
 
     def _born(self, name: str) -> _Process:
+        own = LayeredBlobs(ScratchBlobs(self._blobs.root.parent / name), self._blobs)
+        journal = Journal(self._log, asyncio.get_running_loop().time)
+        sums = RelaySums(journal, own, self._blobs)
         fabric = LocalFabric(
             lambda node, shown: relay.authenticate(node, shown),
             self._blobs,
-            limit=self._limit,
+            limit=lambda node: sums.access.update_limit(node) if sums.takes(node) else self._limit(node),
             heartbeat=self._world.heartbeat,
+            uploads=lambda node: own if sums.takes(node) else self._blobs,
         )
         relay = Relay(name, fabric, self._post)
+        relay.sums = sums
         if self._owner.name:
             relay.follow(self._owner)
-        return _Process(fabric, relay, asyncio.create_task(relay.run()))
+        return _Process(fabric, relay, asyncio.create_task(relay.run()), asyncio.create_task(self._read(journal)))
+
+    async def _read(self, journal: Journal) -> None:
+        """The log as a relay sees it: a moment later."""
+        async for _ in self._log.follow(0):
+            await asyncio.sleep(LATER_SECONDS)
+            await journal.load()
 
     def _limit(self, node: NodeId) -> int:
         """What a relay hears of the owner, to whom uploads go."""

@@ -55,6 +55,7 @@ class Outcome:
         events: Everything logged, in order.
         crashes: Of the coordinator; `stalls`, after which another one took over; `deaths`, of nodes in the middle of a
             task; `relay_deaths`, of replicas that have nodes.
+        sums: Of updates, made by such replicas.
     """
 
     job: Job
@@ -65,6 +66,7 @@ class Outcome:
     deaths: int
     stalls: int = 0
     relay_deaths: int = 0
+    sums: int = 0
 
     def trace(self) -> bytes:
         """The event log as JSON, one event a line."""
@@ -102,7 +104,7 @@ def simulate_world(
         deaths = sum(node.deaths for node in federation.nodes)
         took, broke = (
             perf_counter() - began,
-            (federation.crashes, deaths, federation.stalls, federation.replicas.deaths),
+            (federation.crashes, deaths, federation.stalls, federation.replicas.deaths, federation.replicas.sums),
         )
         return Outcome(done, seconds, took, federation.recorded, *broke)
 
@@ -120,7 +122,7 @@ class _Federation:
         self._blobs = ScratchBlobs(folder / "blobs")
         self._links: dict[NodeId, LocalLink] = {}
         self._chance = rng_for(world, Purpose.COORDINATOR)
-        self.replicas = Replicas(world, self._blobs)
+        self.replicas = Replicas(world, self._blobs, self._log)
 
     async def carry_out(self, spec: JobSpec, watch: Callable[[Job], None]) -> tuple[Job, float]:
         """The job at its end, or when the world's time is over, and how long that took."""
@@ -177,10 +179,12 @@ class _Federation:
             limit=lambda node: core.access.update_limit(node),
             heartbeat=world.heartbeat,
         )
+        reached, relayed = self.replicas.joined(self._owners, fabric, lambda: core)
         core = self._core = Coordinator(
             event_log=SlowLog(self._log, disk, lambda: self._owners),
             blobs=SlowBlobs(self._blobs, disk),
-            fabric=self.replicas.joined(self._owners, fabric, lambda: core),
+            fabric=reached,
+            summing=relayed,
             workbench=Bench(ThisProcess()),
             known_schema=known_schema,
             clock=lambda: ahead + loop.time(),
