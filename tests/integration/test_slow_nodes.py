@@ -56,10 +56,11 @@ def test_nodes_choose_codecs_by_their_upward_links() -> None:
     assert sent[slowest] * 3 < sent[fastest]
 
 
-def test_slow_nodes_get_less_work_and_are_done_with_the_others() -> None:
-    """The rounds become shorter; the model learns about as well from it."""
+@pytest.mark.parametrize("less_of", ["steps", "batch"])
+def test_slow_nodes_get_less_work_and_are_done_with_the_others(less_of: str) -> None:
+    """The rounds become shorter; the model learns about as well from it; the log says how much each was asked for."""
     world = {"machine": {"speed": "lognormal:median=100,sigma=1"}, "network": {"latency": 0.01}}
-    plain, paced = run(world), run(world, cohort={**JOB["cohort"], "by_speed": True})
+    plain, paced = run(world), run(world, cohort={**JOB["cohort"], "by_speed": True, "less_of": less_of})
     opened = [
         each.event for each in paced.events if isinstance(each.event, e.RoundOpened) and each.event.task == "train"
     ]
@@ -70,6 +71,11 @@ def test_slow_nodes_get_less_work_and_are_done_with_the_others() -> None:
     assert max(seconds[1:]) < 0.6 * seconds[0]
     waited = [member.waited for member in paced.job.past[-1].round.members.values()]
     assert max(waited) < 1.5 * median(waited)
+    full, sizes = JOB["training"]["batch_size"], {n: u.metrics["batch_size"] for n, u in last_updates(paced).items()}
+    shares = opened[-1].less if less_of == "batch" else {}
+    assert sizes == {node: max(1, round(shares.get(node, 1.0) * full)) for node in sizes}
+    again = run(world, cohort={**JOB["cohort"], "by_speed": True, "less_of": less_of})
+    assert again.digest() == paced.digest()
     accuracy = [done.job.evaluations[JOB["rounds"]]["coordinator"]["accuracy"] for done in (plain, paced)]
     assert accuracy[1] > accuracy[0] - 0.05
 
@@ -123,3 +129,8 @@ def test_where_nobody_waits_for_slow_nodes_it_is_refused(strategy: str, rule: di
 def test_a_simulation_has_no_speeds(rule: dict[str, Any]) -> None:
     with pytest.raises(BadSpec, match="tutti world run"):
         simulate(load_spec({**JOB, "cohort": {"min_nodes": 2, **rule}}), Federation.divide("digits", 2, "iid"))
+
+
+def test_less_of_without_by_speed() -> None:
+    with pytest.raises(BadSpec, match=r"set cohort\.by_speed"):
+        simulate_world(load_world({"nodes": 2}), {**JOB, "cohort": {"less_of": "batch"}})

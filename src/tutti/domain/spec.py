@@ -118,7 +118,8 @@ class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wait: How long to wait for `min_nodes` before the job fails, in seconds; None for ever.
         weighting: `examples` weights an update by its number of examples, `equal` by 1.
         max_weight: The most that one update and its metrics may weigh; larger claims are cut to it.
-        by_speed: Nodes that were slow get fewer local steps, so as to be done with the middle of the cohort.
+        by_speed: Nodes that were slow get less local work, so as to be done with the middle of the cohort.
+        less_of: What they get less of: `steps`, or rows in each `batch`, of as many steps as the others take.
         prefer_fast: Share of a round's places for nodes that answered fast, by machine and link; 0: all by chance.
         at_least_every: With `prefer_fast`, a node that has not been asked for so many rounds is asked before others.
     """
@@ -138,6 +139,7 @@ class CohortRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weighting: Literal["examples", "equal"] = "examples"
     max_weight: Annotated[int, Meta(ge=1, le=2**24)] = 2**20
     by_speed: bool = False
+    less_of: Literal["steps", "batch"] = "steps"
     prefer_fast: Annotated[float, Meta(ge=0, le=0.9)] = 0.0
     at_least_every: Positive = 20
 
@@ -261,6 +263,8 @@ def check_composition(spec: JobSpec) -> None:
             f"cohort.quorum is {cohort.quorum}, more than the {cohort.size or cohort.min_nodes} nodes "
             "that a round may start with: it could never close; lower the quorum"
         )
+    if cohort.less_of != "steps" and not cohort.by_speed:
+        raise BadSpec("cohort.less_of says what slow nodes get less of: set cohort.by_speed, too")
     if cohort.prefer_fast and cohort.size is None and cohort.fraction == 1:
         raise BadSpec("cohort.prefer_fast chooses where not all are asked: set cohort.size or cohort.fraction")
     _check_reducer(spec)

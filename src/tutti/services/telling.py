@@ -60,6 +60,7 @@ def _start(job: Job, node: NodeId, opened: e.RoundOpened, codec: Choice, domain:
         cohort=len(opened.cohort),
         training=job.spec.training,
         share=opened.less.get(node, 1.0),
+        less_of=job.spec.cohort.less_of,
         strategy=job.spec.strategy,
         settings=opened.settings,
         counted=job.contributions[node].round if node in job.contributions else 0,

@@ -85,7 +85,7 @@ def carry_out(
     handed = compressed(codec, handed, kept)
     memory.keep(start.job, start.round, handed.memory)
     blob = updates.encode(handed, codec)
-    metrics = {**measured, **reported(work.metrics, work.examples, batch_size)}
+    metrics = {**measured, **reported(work.metrics, work.examples, task.batch_size)}
     submission = _submission(start, work.examples, metrics, clock() - began, tensors.digest(blob), handed.facts)
     return Outcome(submission, blob)
 
@@ -132,9 +132,12 @@ def _task(start: Start, batch_size: int, rows: int) -> Task:
     training = start.training
     if start.share < 1:
         steps = training.epochs * -(-rows // batch_size)
-        training = msgspec.structs.replace(
-            training, max_steps=max(1, round(start.share * min(steps, training.max_steps or steps)))
-        )
+        steps = min(steps, training.max_steps or steps)
+        if start.less_of == "batch":
+            batch_size = max(1, round(start.share * batch_size))
+        else:
+            steps = max(1, round(start.share * steps))
+        training = msgspec.structs.replace(training, max_steps=steps)
     factor = schedules.build(training.lr_schedule)(start.round, start.rounds)
     return Task(training, start.seed, batch_size, training.lr * factor)
 

@@ -2578,7 +2578,8 @@ export interface components {
          *             wait: How long to wait for `min_nodes` before the job fails, in seconds; None for ever.
          *             weighting: `examples` weights an update by its number of examples, `equal` by 1.
          *             max_weight: The most that one update and its metrics may weigh; larger claims are cut to it.
-         *             by_speed: Nodes that were slow get fewer local steps, so as to be done with the middle of the cohort.
+         *             by_speed: Nodes that were slow get less local work, so as to be done with the middle of the cohort.
+         *             less_of: What they get less of: `steps`, or rows in each `batch`, of as many steps as the others take.
          *             prefer_fast: Share of a round's places for nodes that answered fast, by machine and link; 0: all by chance.
          *             at_least_every: With `prefer_fast`, a node that has not been asked for so many rounds is asked before others.
          */
@@ -2597,6 +2598,11 @@ export interface components {
             grace?: number;
             /** @default 120 */
             lease?: number;
+            /**
+             * @default steps
+             * @enum {unknown}
+             */
+            less_of?: "batch" | "steps";
             /** @default 1048576 */
             max_weight?: number;
             /** @default 1 */
@@ -3134,6 +3140,7 @@ export interface components {
              *       "fraction": 1,
              *       "grace": 20,
              *       "lease": 120,
+             *       "less_of": "steps",
              *       "max_weight": 1048576,
              *       "min_nodes": 1,
              *       "over_select": 0,

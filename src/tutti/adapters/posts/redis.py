@@ -58,7 +58,7 @@ class RedisPost:
         except (AuthenticationError, NoPermissionError, ResponseError) as error:
             raise UserError(f"cannot use Redis at {self._where}: {error}: check user and password") from None
         except (RedisError, OSError) as error:
-            if isinstance(error.__cause__, ssl.SSLError):
+            if _is_of_tls(error):
                 raise UserError(f"cannot use Redis at {self._where}: {error}") from None
             log.warning("Redis at %s does not answer: %s", self._where, error)
 
@@ -111,3 +111,8 @@ def _stop_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Whether it came of a certificate, or of speaking with something else than TLS."""
+    return error is not None and (isinstance(error, ssl.SSLError) or _is_of_tls(error.__cause__ or error.__context__))
