@@ -5,10 +5,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import pytest
 
 from support.commands import running, tutti
+from support.line import Line, line_to
 from support.replicas import Replicas, three
 from support.services import alone
 from tutti.adapters.identities.ed25519 import verify
@@ -30,10 +32,29 @@ CUT = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
+class ToDatabase:
+    """The line by which all of them reach the database, once they are told of it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self.line: Line
+
+    def by(self, database: str) -> str:
+        parts = urlsplit(database)
+        self.line = self._stack.enter_context(line_to(f"{parts.hostname}:{parts.port or 5432}"))
+        return parts._replace(netloc=f"{parts.username}@{self.line.url.removeprefix('http://')}").geturl()
+
+
 @pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+def to_database() -> Iterator[ToDatabase]:
+    with ExitStack() as stack:
+        yield ToDatabase(stack)
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory, to_database: ToDatabase) -> Iterator[Replicas]:
     folder = tmp_path_factory.mktemp("replicas")
-    with three(folder) as its, ExitStack() as stack:
+    with three(folder, by=to_database.by) as its, ExitStack() as stack:
         with its.client() as client:
             link = client.invite(uses=2).link
         assert link.startswith(its.url)
@@ -102,6 +123,21 @@ def test_the_database_drops_everybody(replicas, undisturbed):
     """The owner comes back, or another one was faster: either way there is one."""
     check_disturbed(replicas, undisturbed, lambda: asyncio.run(alone(replicas.database, CUT)))
     assert len({which for which, process in replicas.processes.items() if process.poll() is None}) >= 2
+
+
+def test_the_database_is_gone_for_longer_than_the_lease(replicas, undisturbed, to_database):
+    """The owner ends, for another one may reach it; the others wait, and once it is back one of them takes over."""
+
+    def gone() -> None:
+        to_database.line.cut()
+        lost = replicas.owner
+        assert replicas.lose(lost) == 6
+        assert len(replicas.processes) == 2
+        to_database.line.mend()
+        replicas.await_owner()
+        replicas.start(lost)
+
+    check_disturbed(replicas, undisturbed, gone)
 
 
 def test_whoever_takes_over_goes_on_with_the_ledger(replicas):

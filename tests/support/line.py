@@ -1,4 +1,4 @@
-"""A line between a browser and a coordinator that can break, or go dead without a word, as when a lid is closed."""
+"""A line between two programs that can break, or go dead without a word, as when a lid is closed."""
 
 import socket
 import threading

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from math import isnan
 from pathlib import Path
@@ -48,7 +48,10 @@ class Prometheus:
 
     async def ask(self, expression: str) -> list[Any]:
         """The present values of an expression."""
-        answer = (await self._client.get("/api/v1/query", params={"query": expression})).json()
+        response = await self._client.get("/api/v1/query", params={"query": expression})
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # it has only begun
+            return []
+        answer = response.json()
         assert answer["status"] == "success", (expression, answer)
         return list(answer["data"]["result"])
 
@@ -74,14 +77,19 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus(folder: Path, target: str, *, token: str) -> AsyncIterator[Prometheus]:
-    """Scrape `target` five times a second with the rules of deploy/, until the end."""
+async def prometheus(
+    folder: Path, target: str, *, token: str, others: tuple[Sequence[str], str] = ((), "")
+) -> AsyncIterator[Prometheus]:
+    """Scrape `target`, and others that want another token, five times a second with the rules of deploy/."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     every = f"{1000 * SCRAPE_SECONDS:g}ms"
     config["global"] = {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every}
     config["rule_files"] = [str(DEPLOY / "prometheus" / "alerts.yml")]
     (scrape,) = config["scrape_configs"]
     scrape |= {"authorization": {"credentials": token}, "static_configs": [{"targets": [target]}]}
+    beside = {"targets": [*others[0]], "labels": {"job": scrape["job_name"]}}
+    further = {"job_name": "replicas", "authorization": {"credentials": others[1]}, "static_configs": [beside]}
+    config["scrape_configs"].append({**scrape, **further})
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -138,12 +138,17 @@ def three(
     environment: Mapping[str, str] = ENVIRONMENT,
     prepare: Callable[[str], None] = lambda database: None,
     redis: str = "",
+    by: Callable[[str], str] = lambda database: database,
 ) -> Iterator[Replicas]:
-    """All of them, once one owns the database and the others stand by; `prepare` has the database before them."""
+    """All of them, once one owns the database and the others stand by; `prepare` has the database before them.
+
+    `by`: the address at which they find it.
+    """
     port, *ports = free_ports(4)
     with ExitStack() as stack:
         stack.enter_context(nginx(folder / "nginx", port, ports))
         its = Replicas(folder, stack.enter_context(stores(redis)), ports, f"http://127.0.0.1:{port}", environment)
+        its.stores[1] = by(its.database)
         stack.callback(its.close)
         prepare(its.database)
         for which in range(3):
