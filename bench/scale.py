@@ -32,6 +32,18 @@ from transfer import coordinator_process
 from tutti.adapters.blobs.directory import DirectoryBlobs
 
 HOSTS = 2
+MOST_MB = 220
+"""Of the coordinator, at its peak in a round of a thousand beside nine thousand idle nodes."""
+
+LINEAR = 0.8
+"""Updates a second of a hundred nodes, to those of ten."""
+
+BACK_SECONDS = 30.0
+"""Until five thousand are back."""
+
+GROWTH_MB = 64
+"""Of the coordinator while twenty nodes fetch a gigabyte each."""
+
 SIZE = "2nn"
 Row = dict[str, Any]
 
@@ -188,6 +200,26 @@ def _copied(blob: bytes, times: int) -> float:
     return time.perf_counter() - began
 
 
+def targets(rows: list[Row]) -> dict[str, Any]:
+    """Which target the rows meet."""
+    last = rows[-1]
+    named, found, good = {
+        "round": (f"peak <= {MOST_MB} MB", last.get("peak MB"), lambda x: x <= MOST_MB),
+        "cohort": (f"throughput is linear: the last ratio >= {LINEAR}", last["ratio"], lambda x: x >= LINEAR),
+        "storm": (
+            f"all are back within {BACK_SECONDS:g} s",
+            last.get("seconds until all are back"),
+            lambda x: x <= BACK_SECONDS,
+        ),
+        "large": (
+            f"memory grows by <= {GROWTH_MB} MB",
+            last["peak MB"] - last.get("MB before", 0),
+            lambda x: x <= GROWTH_MB,
+        ),
+    }[last["what"]]
+    return {named: f"{found:.3g}, {'met' if good(found) else 'MISSED'}"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("round", "storm", "cohorts", "large"), nargs="?", default="round")
@@ -206,7 +238,8 @@ def main() -> None:
         "cohorts": lambda: cohorts((2, 4) if o.quick else (10, 20, 50, 100), o.quick),
         "large": lambda: large(many or 20, o.megabytes, o.quick),
     }
-    show(list(runs[o.what]()), as_json=o.json, notes={})
+    rows = list(runs[o.what]())
+    show(rows, as_json=o.json, notes=targets(rows))
 
 
 if __name__ == "__main__":
