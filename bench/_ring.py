@@ -29,6 +29,8 @@ class Ring:
     host: str = "127.0.0.1"
     inside: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By host, a command that runs the rest of its line there: in a network namespace."""
+    own: Callable[[str], Mapping[str, str]] = lambda address: {}
+    """What a member of this address has in its environment besides."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -39,16 +41,16 @@ class Ring:
         log = (self.folder / f"{name.replace(':', '_')}.log").open("ab")
         there = self.inside.get(name.rpartition(":")[0], ())
         command = [*there, sys.executable, "-m", "tutti.apps.cli", "ring", *map(str, arguments), "--insecure"]
-        environment = {**self.environment, "OMP_NUM_THREADS": "1"}
+        environment = {**self.environment, "OMP_NUM_THREADS": "1", **self.own(name)}
         self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def supernode(self) -> None:
         self.tutti("supernode", "supernode", "--port", self.port, "--host", self.host)
 
-    def member(self, address: str) -> None:
+    def member(self, address: str, *options: object) -> None:
         host, _, port = address.rpartition(":")
         state = ("--state-dir", self.folder / port)
-        self.tutti(address, "node", port, self.host, self.port, "--host", host, *state)
+        self.tutti(address, "node", port, self.host, self.port, "--host", host, *state, *options)
 
     def kill(self, *names: str) -> None:
         for name in names:

@@ -25,12 +25,12 @@ from _common import show
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "stock_thrift"))
 
-from compute_node import ComputeNode as Stock
-from compute_node import ttypes as stock
 from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated, TBinaryProtocolAcceleratedFactory
 from thrift.server.TServer import TThreadedServer
 from thrift.transport.TSocket import TServerSocket, TSocket
 from thrift.transport.TTransport import TFramedTransport, TFramedTransportFactory
+from tutti_ring.compute_node import ComputeNode as Stock
+from tutti_ring.compute_node import ttypes as stock
 
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.blobs.held import HeldBlobs

@@ -126,3 +126,43 @@ def test_join_by_link_and_go_on_without_a_majority(tmp_path: Path, processes):
     (view,) = asyncio.run(views_when(port, lambda views: views[0].leader == survivor))
     assert (view.generation, view.roster) == (1, (survivor,))
     assert [light.name for light in view.lights if not light.ok] == ["whole"]
+
+
+def other_rings(view):
+    (light,) = [light for light in view.lights if light.name == "no other ring"]
+    return [] if light.ok else light.detail.removesuffix(" of another that is in use").split(", ")
+
+
+def test_two_rings_that_were_both_used_stay_apart_and_say_so(tmp_path: Path, processes):
+    """Also when a supernode knows both; a member of one is told why it cannot join the other."""
+    one, other, common, *ports = free_ports(8)
+    first, second = ports[:2], ports[2:4]
+    for seed in (one, other):
+        processes.enter_context(running("ring", "supernode", "--port", seed, cwd=tmp_path))
+
+    def command(port, seed, *options):
+        state = ("--state-dir", tmp_path / str(port))
+        return ("ring", "node", port, "127.0.0.1", seed, *state, *options)
+
+    for seed, members in ((one, first), (other, second)):
+        for port in members:
+            seeds = ("--seed", f"127.0.0.1:{common}")  # where nobody is yet
+            member = processes.enter_context(running(*command(port, seed, *seeds), cwd=tmp_path))
+        asyncio.run(views_when(members[0], all_there(2)))
+    processes.enter_context(running("ring", "supernode", "--port", common, cwd=tmp_path))
+    for members in (first, second):
+        views = asyncio.run(views_when(members[0], lambda views: any(map(other_rings, views))))
+        assert {view.address for view in views} == {f"127.0.0.1:{port}" for port in members}
+        strangers = {address for view in views for address in other_rings(view)}
+        assert strangers <= {f"127.0.0.1:{port}" for port in {*first, *second} - {*members}}
+
+    member.end(SIGKILL)
+    elsewhere = tutti(*command(second[1], one), cwd=tmp_path)
+    assert elsewhere.returncode == Exit.CONFLICT, elsewhere.stderr
+    assert "Two rings that were both used never become one. To join that one" in elsewhere.stderr
+    undecided = tutti(*command(ports[4], one, "--seed", f"127.0.0.1:{other}"), cwd=tmp_path)
+    assert undecided.returncode == Exit.CONFLICT, undecided.stderr
+    assert "the supernodes know two rings" in undecided.stderr
+    (tmp_path / str(second[1])).rename(tmp_path / "left behind")
+    processes.enter_context(running(*command(second[1], one), cwd=tmp_path))
+    asyncio.run(views_when(first[0], all_there(3)))

@@ -96,7 +96,7 @@ def test_who_may_be_a_member(tmp_path, taken):
         port = probe.getsockname()[1]
     with running("ring", "supernode", "--port", port, "--members", members, cwd=tmp_path):
         state = ("--state-dir", tmp_path / "state")
-        refused(Exit.CONFLICT, "is not among the 1 of the supernode's", "node", 1 + taken % 60000, "127.0.0.1", port,
+        refused(Exit.CONFLICT, "is not among the 1 of the members file", "node", 1 + taken % 60000, "127.0.0.1", port,
                 *state, cwd=tmp_path)  # fmt: skip
         refused(Exit.CONFLICT, "choose another port", "node", taken, "127.0.0.1", port, *state, cwd=tmp_path)
         refused(Exit.USAGE, "has no members yet", "show", "127.0.0.1", port, cwd=tmp_path)

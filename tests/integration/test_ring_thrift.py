@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
+from cryptography.x509 import DNSName
 from thrift.protocol.TBinaryProtocol import TBinaryProtocol
 from thrift.Thrift import TApplicationException
 from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TFramedTransport
 
-from support.authority import certificate
+from support.authority import certificate, ip
 from support.thrift_nodes import Running, in_order, ring
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import CHUNK, PROTOCOL, compute_node, key_bytes, peer_struct, supernode
@@ -26,8 +27,8 @@ from tutti.ring.identifiers import Peer, identifier
 from tutti.wire.thrift import MAX_FRAME
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "stock_thrift"))
-from compute_node import ComputeNode as Stock
-from compute_node import ttypes as stock
+from tutti_ring.compute_node import ComputeNode as Stock
+from tutti_ring.compute_node import ttypes as stock
 
 TIMEOUT = 60
 
@@ -66,15 +67,6 @@ async def test_a_stock_apache_client_can_call(tmp_path):
         assert b"".join(part.data for part in parts) == data
         assert {part.size for part in parts} == {len(data)}
         assert Peer(identifier("h:1"), "h:1", 3) in [claim.peer for claim in node.ring.member.roster.claims.values()]
-
-
-def test_the_compiled_idl_is_that_of_the_files():
-    """The Thrift compiler has been run (see docs/ring.md) since the IDL was changed."""
-    for name in compute_node.ComputeNode.thrift_services:
-        for part in ("args", "result"):
-            ours = getattr(compute_node.ComputeNode, f"{name}_{part}").thrift_spec
-            theirs = {field[0]: field[2] for field in getattr(Stock, f"{name}_{part}").thrift_spec if field}
-            assert {number: field[1] for number, field in ours.items()} == theirs
 
 
 async def test_blobs_go_from_member_to_member_in_chunks(tmp_path):
@@ -231,6 +223,8 @@ def certificates(tmp_path_factory):
     for name in ("ours", "theirs"):
         authority = certificate(root / f"{name}-ca", None, None)
         certificate(root / name, *authority)
+        if name == "ours":
+            certificate(root / "elsewhere", *authority, ip("10.0.0.7"), ip("fe80::1"), DNSName("*.example.org"))
     return root
 
 
@@ -244,6 +238,36 @@ async def test_a_ring_over_mutual_tls(tmp_path, certificates):
         digest = blake3(data).digest()
         await nodes[0].peers.store(nodes[1].peer, digest, data)
         assert b"".join([chunk async for chunk in nodes[2].peers.fetch(nodes[1].peer, digest)]) == data
+
+
+async def test_who_has_a_certificate_speaks_for_its_own_host_only(tmp_path, certificates):
+    """And, where there is a members file, for an address in it."""
+    ours, elsewhere, authority = (certificates / f"{name}.pem" for name in ("ours", "elsewhere", "ours-ca"))
+    server_tls = server_context(ours, ours.with_suffix(".key"), clients=authority)
+    listed = {"127.0.0.1:5", "10.0.0.7:5", "a.example.org:5", "[fe80::1]:5"}
+    async with ring(tmp_path, 1, server_tls=server_tls, members=listed) as (node,):
+
+        async def said(certificate, address):
+            """Why the member refuses whoever shows this certificate, and says that this address is its own."""
+            tls = client_context(authority, certificate=certificate, key=certificate.with_suffix(".key"))
+            channel = Channel(compute_node.ComputeNode, "127.0.0.1", node.port, tls=tls)
+            refusals = []
+            for name, *arguments in (("tell",), ("ask", key_bytes(5))):
+                try:
+                    await channel.call(name, PROTOCOL, *arguments, peer_struct(peer_at(address)), within=TIMEOUT)
+                except compute_node.Refused as refused:
+                    refusals.append(refused.reason)
+            await channel.close()
+            assert len(refusals) in (0, 2)
+            return refusals[:1]
+
+        assert await said(ours, "127.0.0.1:5") == []
+        assert await said(elsewhere, "127.0.0.1:5") == ["the caller's certificate is not for the host of '127.0.0.1:5'"]
+        for address in sorted(listed - {"127.0.0.1:5"}):
+            assert await said(elsewhere, address) == []
+        (unknown,) = await said(ours, "127.0.0.1:6")
+        assert unknown == "127.0.0.1:6 is not among the 4 of the members file: add it there"
+        assert {claim.peer.address for claim in node.ring.member.roster.claims.values()} == listed
 
 
 @pytest.mark.parametrize("caller", ["nobody", "theirs", "plain"])

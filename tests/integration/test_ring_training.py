@@ -35,7 +35,7 @@ from tutti.ports.training import Data, Examples
 from tutti.ring.consensus import Ballot, Commit, Durable, Fetch, Records, Vote
 from tutti.ring.record import LARGEST, Seat, after, first
 from tutti.services.chain import BadRecord, ChainMember, LostLead
-from tutti.services.verify import Verifier
+from tutti.services.verify import Verifier, enough_without
 from tutti.testing.logs import LogSuite
 from tutti.wire import tensors
 from tutti.wire.messages import BadMessage
@@ -285,6 +285,14 @@ class FullDisk(DirectoryBlobs):
         raise StorageError("cannot store a blob: No space left on device")
 
 
+async def enough(updates):
+    return True
+
+
+async def too_few(updates):
+    return False
+
+
 async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_path):
     blobs = DirectoryBlobs(tmp_path)
     base = await blobs.put(model(1.0, 2.0))
@@ -317,14 +325,16 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
         counted = {"a": 1, "b": 3}
         return jobs.decide(job, c.Close(round=1, attempt=0, counted=counted, model=made, state=made), now=4.0)
 
-    verifier = Verifier(blobs, blobs.has, lambda: before)
+    verifier = Verifier(blobs, blobs.has, lambda: before, enough)
     proposed = [*news, *(("job:toy-1", event) for event in closed(right))]
     assert await verifier.fault(proposed) is None  # the updates are not here yet
     for blob, _ in updates.values():
         await blobs.put(blob)
-    assert await Verifier(FullDisk(tmp_path), blobs.has, lambda: before).fault(proposed) is None
+    assert await Verifier(FullDisk(tmp_path), blobs.has, lambda: before, enough).fault(proposed) is None
     assert await verifier.fault(proposed) == ""
     assert right in await blobs.digests()
+    for others, said in ((enough, None), (too_few, "")):  # it was given none of the updates
+        assert await Verifier(blobs, lambda _: False, lambda: before, others).fault(proposed, asked_for=0.0) == said
     wrong = [*news, *(("job:toy-1", event) for event in closed(base))]
     assert f"makes model {right[:12]}" in await verifier.fault(wrong)
     doubled = [*news, news[-1], *proposed[len(news) :]]
@@ -332,7 +342,21 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
     assert "KeyError" in await verifier.fault([("job:other", news[0][1])])
     elsewhere = msgspec.structs.replace(SPEC, strategy=Choice("a-plug-in-of-the-leader"))
     lacking = {job.id: msgspec.structs.replace(before[job.id], spec=elsewhere)}
-    assert await Verifier(blobs, blobs.has, lambda: lacking).fault(proposed) is None
+    assert await Verifier(blobs, blobs.has, lambda: lacking, enough).fault(proposed) is None
+
+
+@pytest.mark.parametrize(
+    ("me", "given", "enough"),
+    [
+        ("d", {"a": True, "b": True, "c": True, "e": False}, True),
+        ("d", {"b": True, "c": True, "e": False}, False),  # the leader is dead: the next one fetches
+        ("e", {"b": True, "c": True, "d": False}, True),
+        ("e", {"b": True, "c": True}, False),  # and if that one is dead too, the one after it
+        ("e", {"b": True, "c": True, "d": True}, True),
+    ],
+)
+def test_who_was_given_no_update_is_needed_only_in_the_place_of_the_dead(me, given, enough):
+    assert enough_without(me, "abcde", given) is enough
 
 
 # -- strangers ------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ async def test_newcomers_join_through_those_who_answer(tmp_path):
 async def test_strangers_doubles_and_other_versions_are_refused(tmp_path):
     async with ring(tmp_path, 1) as (node,), At((node.peer.address,)) as at:
         for peer, protocol, reason in (
-            (peer_at("127.0.0.1:9"), PROTOCOL, "127.0.0.1:9 is not among the 1 of the supernode's members file"),
+            (peer_at("127.0.0.1:9"), PROTOCOL, "127.0.0.1:9 is not among the 1 of the members file"),
             (peer_at(node.peer.address, 5), PROTOCOL, "another live process has"),
             (node.peer, PROTOCOL + 1, f"speaks protocol {PROTOCOL}, the caller {PROTOCOL + 1}"),
         ):

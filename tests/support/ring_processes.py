@@ -34,11 +34,11 @@ class Ring:
     supernode: Running
     members: dict[str, Running] = field(default_factory=dict)
 
-    def start(self, port: int) -> str:
+    def start(self, port: int, *options: object, **environment: str) -> str:
         address = f"127.0.0.1:{port}"
         state = self.folder / str(port)
-        arguments = ("ring", "node", port, "127.0.0.1", self.port, "--state-dir", state)
-        self.members[address] = self.stack.enter_context(running(*arguments, cwd=self.folder))
+        arguments = ("ring", "node", port, "127.0.0.1", self.port, "--state-dir", state, *options)
+        self.members[address] = self.stack.enter_context(running(*arguments, cwd=self.folder, **environment))
         return address
 
     def views(self, at: str | None = None) -> list[RingView]:

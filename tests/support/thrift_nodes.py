@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,10 +21,17 @@ LARGEST_HELD = 4 * CHUNK
 class Running:
     """One member, its server and its calls to others."""
 
-    def __init__(self, root: Path, *, server_tls: ssl.SSLContext | None = None, tls: ssl.SSLContext | None = None):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        server_tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | None = None,
+        members: Collection[str] = (),
+    ) -> None:
         self.blobs = HeldBlobs(DirectoryBlobs(root), largest=LARGEST_HELD)
         self.peers = ThriftPeers(tls=tls)
-        self.handler = ComputeNode(self, self.blobs, limit=10_000_000)
+        self.handler = ComputeNode(self, self.blobs, limit=10_000_000, members=members)
         self.server = Server(compute_node.ComputeNode, self.handler, tls=server_tls)
         self.running: asyncio.Task[None] | None = None
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import msgspec
 
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_from, peer_struct, supernode
-from tutti.adapters.thrift.node import ThriftPeers, peer_at
+from tutti.adapters.thrift.node import ThriftPeers, apart, peer_at
 from tutti.adapters.thrift.server import Server
 from tutti.adapters.thrift.supernode import Supernode
 from tutti.adapters.thrift.tls import client_context, server_context
@@ -119,6 +119,8 @@ class Entry:
         self, file: Path, address: str, supernodes: tuple[str, ...], peers: ThriftPeers, tls: ssl.SSLContext | None
     ) -> None:
         self._file, self._supernodes, self._peers, self._tls = file, supernodes, peers, tls
+        self.apart: tuple[str, ...] = ()
+        """Members of another ring in use, which the supernodes know too."""
         before = _recall(file)
         self._remembered = msgspec.structs.replace(before, incarnation=before.incarnation + 1)
         self._remember(())
@@ -127,13 +129,13 @@ class Entry:
     async def contacts(self) -> tuple[tuple[Peer, ...], bool]:
         """Members to join through, and whether this one begins the ring; waits a moment for a supernode to come.
 
-        Raises Unreachable, and Conflict if it is refused.
+        Raises Unreachable, and Conflict if it is refused, or if the supernodes know only another ring, or two.
         """
         known = tuple(peer_at(address) for address in self._remembered.peers if address != self.me.address)
         deadline = time.monotonic() + (0.0 if known else SUPERNODE_PATIENCE)
         while True:
             try:
-                found = await self._enrol_everywhere()
+                found = await self._of_one_ring(await self._enrol_everywhere())
                 return (found, False) if found else (known, True)
             except Unreachable as error:
                 if known:
@@ -153,10 +155,32 @@ class Entry:
             await asyncio.sleep(ENROL_EVERY if ring.member.joined else JOIN_EVERY)
             self._remember(peer.address for peer in ring.member.roster.alive)
             with contextlib.suppress(Unreachable, UnknownCall, Conflict):
-                contacts = await self._enrol_everywhere()
+                known = ring.member.roster.alive
+                contacts = await self._of_one_ring(await self._enrol_everywhere(), known)
                 ring.meet(*contacts)
                 if not contacts and not ring.member.joined:
                     await found()
+
+    async def _of_one_ring(self, contacts: Sequence[Peer], known: Sequence[Peer] = ()) -> tuple[Peer, ...]:
+        """Those that are not of another ring; raises Conflict if none is left, or there are two to choose from."""
+        unknown = [peer for peer in contacts if peer not in known]
+        views = await asyncio.gather(*(self._peers.view(peer, peer.id) for peer in unknown))
+        answers = {peer: view for peer, view in zip(unknown, views, strict=True) if view is not None}
+        chains, mine = {peer: view.chain for peer, view in answers.items() if view.chain}, self._peers.chain()
+        if not mine and len({*chains.values()}) > 1:
+            raise Conflict(f"the supernodes know two rings, which never become one: {_said(chains)}; name those of one")
+        others = {peer: chain for peer, chain in chains.items() if apart(chain, mine)}
+        before, self.apart = self.apart, tuple(sorted(peer.address for peer in others))
+        if others and len(others) == len(contacts):
+            raise Conflict(
+                f"this member is of a ring that began with record {mine[:12]}, those that the supernodes know are of "
+                f"another: {_said(others)}. Two rings that were both used never become one. To join that one, and "
+                f"leave what this one has agreed on, give another --state-dir or remove {self._file.parent}; to stay "
+                "in this one, name supernodes that know its members"
+            )
+        if others and self.apart != before:
+            log.error("the supernodes know another ring too, which stays apart: %s", _said(others))
+        return tuple(peer for peer in contacts if peer not in others)
 
     async def _enrol_everywhere(self) -> tuple[Peer, ...]:
         """What the supernodes say that answer; raises Unreachable, or Conflict if one refuses this member."""
@@ -193,6 +217,10 @@ class Entry:
             partial.replace(self._file)
         except OSError as error:
             raise StorageError(f"cannot write {self._file}: {error.strerror or error}") from None
+
+
+def _said(chains: Mapping[Peer, str]) -> str:
+    return ", ".join(f"{peer.address} (began with record {chain[:12]})" for peer, chain in chains.items())
 
 
 def _recall(file: Path) -> Remembered:

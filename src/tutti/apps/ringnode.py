@@ -5,9 +5,9 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -49,7 +49,7 @@ from tutti.services.coordinator import Coordinator
 from tutti.services.node import NodeRuntime
 from tutti.services.ring import RingMember
 from tutti.services.seats import Seats
-from tutti.services.verify import Verifier
+from tutti.services.verify import Verifier, enough_without
 from tutti.services.views import job_view, round_views
 from tutti.services.views.ring import RingView, ring_view
 
@@ -60,7 +60,8 @@ log = logging.getLogger(__name__)
 class RingNodeSettings:
     """What `tutti ring node` needs to know. `host` is the address under which the others reach this member.
 
-    `data`: what it trains on; None for what clients place here.
+    `data`: what it trains on; None for what clients place here. `members`: addresses that may be members; empty if any
+    may.
     """
 
     port: int
@@ -68,6 +69,7 @@ class RingNodeSettings:
     state_dir: Path
     host: str = "127.0.0.1"
     data: Choice | None = None
+    members: tuple[str, ...] = ()
     policy: Path | None = None
     allow_modules: tuple[str, ...] = ()
     tls: Tls | None = None
@@ -100,13 +102,15 @@ class RingNode:
         self._here = HeldBlobs(DirectoryBlobs(folder / "blobs"))
         self._handover = Handover(self.address, self._here)
         self._blobs = RingBlobs(self.address, self._here, self._peers, self._holders)
-        self._server = Server(training_node.TrainingNode, TrainingNode(self, self._here), tls=server_tls)
+        members = frozenset(settings.members)
+        handler = TrainingNode(self, self._here, members=members)
+        self._server = Server(training_node.TrainingNode, handler, tls=server_tls)
         self._store = SqliteChain(folder / "chain.sqlite")
         self._entry = Entry(folder / "ring.json", self.address, settings.supernodes, self._peers, tls)
         self.me = self._entry.me
         self.voices = ThriftVoices(self.me, self._peers)
         self.voices.lost = self._on_lost
-        self._seats = Seats(self._peers, time.monotonic)
+        self._seats = Seats(self._peers, time.monotonic, members)
         self.chain = ChainMember(
             Seat(self.address, self.me.incarnation),
             self._store,
@@ -115,9 +119,10 @@ class RingNode:
             roster=self._roster,
             clock=time.monotonic,
         )
+        self._peers.chain = lambda: self.chain.origin
         self.agreed = Agreed(self.chain)
         self.agreed.forgotten = self._forget
-        self._verifier = Verifier(self._blobs, self._here.has, lambda: self.agreed.jobs)
+        self._verifier = Verifier(self._blobs, self._here.has, lambda: self.agreed.jobs, self._others_do)
         self._link = RingLink(self.address, self.chain, self._peers, self._blobs, time.monotonic)
         self.core: Coordinator | None = None
         self._fabric: RingFabric | None = None
@@ -131,6 +136,7 @@ class RingNode:
 
     async def run(self) -> None:
         await self._placed.load()
+        await self.chain.load()
         await asyncio.to_thread(_warm_up)
         await self._server.start(self._settings.host, self._settings.port)
         self._handover.start()
@@ -189,6 +195,16 @@ class RingNode:
             return await self._verifier.fault(events_of(record), asked_for=asked_for)
         except BadRecord as error:
             return str(error)
+
+    async def _others_do(self, updates: Sequence[Digest]) -> bool:
+        committee = self.chain.replica.order
+        if self.address not in committee:  # it has changed meanwhile
+            return True
+        others = [address for address in committee if address != self.address]
+        lacked = await asyncio.gather(*(self._blobs.lacked(other, updates) for other in others))
+        answers = zip(others, lacked, strict=True)
+        given = {other: len(lacking) < len(updates) for other, lacking in answers if lacking is not None}
+        return enough_without(self.address, committee, given)
 
     def _forget(self, digests: set[Digest]) -> None:
         if digests:
@@ -285,7 +301,8 @@ class RingNode:
     # -- calls of others (adapters.thrift.training.Host) ---------------------------------------------------
 
     async def asked(self, key: int, asker: Peer | None) -> View | None:
-        return None if self.ring is None else await self.ring.asked(key, asker)
+        view = None if self.ring is None else await self.ring.asked(key, asker)
+        return None if view is None else replace(view, chain=self.chain.origin)
 
     async def told(self, peer: Peer) -> None:
         if self.ring is not None:
@@ -355,6 +372,7 @@ class RingNode:
             {} if self.core is None else self.core.offers(),
             (self._blobs.sent, self._blobs.resent),
             self._placed.keeper,
+            self._entry.apart,
         )
 
     async def reform(self) -> None:

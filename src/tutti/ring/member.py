@@ -22,6 +22,7 @@ class View:
         successors: Its successor list; empty if it is alone.
         nearer: Up to three peers between it and the key that was asked for, the one next to the key first.
         roster: Whom it knows.
+        chain: Digest of the first record that its ring has agreed on; empty if it has no ring, or one that nobody used.
     """
 
     peer: Peer
@@ -29,6 +30,7 @@ class View:
     successors: tuple[Peer, ...]
     nearer: tuple[Peer, ...] = ()
     roster: Roster = EMPTY
+    chain: str = ""
 
     @property
     def head(self) -> Peer:

@@ -89,17 +89,24 @@ class ChainMember:
         self._rng = Random(self.me)  # noqa: S311 - chooses whom to ask, guards nothing
         self._queues: defaultdict[str, asyncio.Queue[AnyMessage]] = defaultdict(lambda: asyncio.Queue(WAITING))
         self._tasks: asyncio.TaskGroup | None = None
+        self._loaded = False
 
     # -- life ----------------------------------------------------------------------------------------------
 
-    async def run(self, *, founds: bool = False) -> None:
-        """Take part until cancelled. `founds`: begin a chain, if there is none on disk. Raises StorageError."""
+    async def load(self) -> None:
+        """Read what is on disk. Raises StorageError."""
         records, durable = await asyncio.to_thread(self._store.load)
         self.replica = consensus.restored(self.seat, records, durable, self._clock())
         try:
             self.read(records, True)()
         except BadRecord as error:
             raise StorageError(f"{error}; remove the state directory, and the member joins anew") from None
+        self._loaded = True
+
+    async def run(self, *, founds: bool = False) -> None:
+        """Take part until cancelled. `founds`: begin a chain, if there is none on disk. Raises StorageError."""
+        if not self._loaded:
+            await self.load()
         async with asyncio.TaskGroup() as self._tasks:
             if founds:
                 await self.tell(Found(self.seat))
@@ -225,6 +232,11 @@ class ChainMember:
     @property
     def records(self) -> tuple[Record, ...]:
         return self.replica.chain
+
+    @property
+    def origin(self) -> str:
+        """Digest of the first record; empty while nobody has used the chain, which gives way to any other then."""
+        return self.records[0].digest if self.height > 0 else ""
 
     @property
     def height(self) -> int:

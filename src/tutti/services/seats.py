@@ -1,7 +1,7 @@
 """Who may sit on the roster of the next record: members that have answered this one, not whoever is said to exist."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tutti.ports.ring import Peers
 from tutti.ring.identifiers import Peer, identifier
@@ -15,17 +15,21 @@ SETTLED = 15.0
 
 
 class Seats:
-    """`answered`: the members, each in its incarnation, that gave an answer when they were asked at their address."""
+    """Attributes:
+    answered: The members, each in its incarnation, that gave an answer when they were asked at their address.
+    """
 
-    def __init__(self, peers: Peers, clock: Callable[[], float]) -> None:
-        self._peers, self._clock = peers, clock
+    def __init__(self, peers: Peers, clock: Callable[[], float], members: Collection[str] = frozenset()) -> None:
+        """`members`: addresses that may be seated; empty if any may."""
+        self._peers, self._clock, self._members = peers, clock, members
         self._began = clock()
         self.answered: frozenset[Peer] = frozenset()
 
     async def run(self, ring: RingMember) -> None:
         """Ask everybody whom the member hears of, until cancelled."""
         while True:
-            alive = frozenset(ring.member.roster.alive)
+            known = ring.member.roster.alive
+            alive = frozenset(peer for peer in known if not self._members or peer.address in self._members)
             new = sorted(alive - self.answered)
             views = await asyncio.gather(*(self._peers.ask(peer, peer.id, None) for peer in new))
             genuine = {peer for peer, view in zip(new, views, strict=True) if view is not None and view.peer == peer}

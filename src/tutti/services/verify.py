@@ -1,7 +1,7 @@
 """Before a member votes for a record, it does the leader's work again: the sum is exact, so it comes out the same."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from tutti.core.errors import NotFound, StorageError, TuttiError
 from tutti.core.registry import BadOption, UnknownName
@@ -10,6 +10,7 @@ from tutti.domain import jobs
 from tutti.domain.events import AnyEvent, Digest
 from tutti.domain.jobs import Job
 from tutti.ports import BlobStore
+from tutti.ring.record import majority
 from tutti.services.aggregation import Aggregation, UnreadableUpdate
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,17 @@ UNABLE = (NotFound, UnreadableUpdate, StorageError, UnknownName, BadOption)
 """What is the matter here, not with the record: blobs that cannot be had, a full disk, a plug-in that is missing."""
 
 OTHERS_FIRST = 2.0
-"""Seconds for which a member leaves a vote to those who were given the updates."""
+"""Seconds for which a member leaves a vote to those who were given the updates, if they are enough."""
+
+
+def enough_without(me: str, committee: Sequence[str], given: Mapping[str, bool]) -> bool:
+    """Whether a majority of the committee will vote without this member.
+
+    `given`: of the others who answer, whether they were given updates. If those are too few, the first ones of the rest
+    fetch them.
+    """
+    before = committee[: committee.index(me)]
+    return sum(has or other in before for other, has in given.items()) >= majority(committee)
 
 
 class Verifier:
@@ -28,19 +39,28 @@ class Verifier:
         blobs: Gets what is not here from other members.
         here: Whether a blob is here already.
         jobs: Those jobs, by id.
+        others_do: Whether enough others vote for a record with these updates (`enough_without`).
     """
 
-    def __init__(self, blobs: BlobStore, here: Callable[[Digest], bool], jobs: Callable[[], dict[str, Job]]) -> None:
-        self._blobs, self._here, self._jobs = blobs, here, jobs
+    def __init__(
+        self,
+        blobs: BlobStore,
+        here: Callable[[Digest], bool],
+        jobs: Callable[[], dict[str, Job]],
+        others_do: Callable[[Sequence[Digest]], Awaitable[bool]],
+    ) -> None:
+        self._blobs, self._here, self._jobs, self._others_do = blobs, here, jobs, others_do
         self._unable = ""
 
     async def fault(self, events: Sequence[tuple[str, AnyEvent]], *, asked_for: float = OTHERS_FIRST) -> str | None:
         """Why the events are wrong; empty if they are right, None if that cannot be found out now.
 
-        A member that was given none of the updates leaves it to those who were, until it has been `asked_for` so long.
+        A member that was given none of the updates leaves it to those who were while they are enough, until it has been
+        `asked_for` so long.
         """
         updates = [event.digest for _, event in events if isinstance(event, e.UpdateAccepted)]
-        if updates and asked_for < OTHERS_FIRST and not any(map(self._here, updates)):
+        given = not updates or any(map(self._here, updates))
+        if not given and asked_for < OTHERS_FIRST and await self._others_do(updates):
             return None
         after = dict(self._jobs())
         try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ LARGEST = 1 << 31
 """Bytes of a blob that is fetched."""
 
 GIVEN = 1000
-"""Newest gifts that are remembered, to notice one that is given twice."""
+"""Newest blobs that are remembered as given, so that they are not given twice."""
 
 AWAY = (Unreachable, UnknownCall)
 UNAVAILABLE = (*AWAY, NotFound, compute_node.Refused, compute_node.NotFound)
@@ -47,8 +47,8 @@ class RingBlobs:
     def __init__(self, me: str, here: HeldBlobs, peers: ThriftPeers, holders: Callable[[], list[str]]) -> None:
         self.me, self.here, self._peers, self._holders = me, here, peers, holders
         self.sent = self.resent = 0
-        """Bytes given to other members, and those of them that the same member had been given before."""
-        self._given: dict[tuple[str, Digest], None] = {}
+        """Bytes given to other members, and those of them that had been given to some before."""
+        self._given: dict[Digest, set[str]] = {}
 
     async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
         return await self.here.put(data, digest=digest, sync=sync)
@@ -90,11 +90,13 @@ class RingBlobs:
     async def spread(self, digest: Digest, data: Buffer, to: list[str], copies: int) -> int:
         """Store a blob at so many of the members that can be reached, the first ones; how many have it then."""
         candidates = iter(to)
-        parcel = _Parcel(digest, data)
+        given = self._given.pop(digest, set())
+        parcel = _Parcel(digest, data, again=bool(given))
 
         async def place() -> int:
             for address in candidates:
                 if await self._give(address, parcel):
+                    given.add(address)
                     return 1
             return 0
 
@@ -102,6 +104,32 @@ class RingBlobs:
             return sum(await asyncio.gather(*(place() for _ in range(copies))))
         finally:
             parcel.close()
+            self._given[digest] = given
+            if len(self._given) > GIVEN:
+                del self._given[next(iter(self._given))]
+
+    async def still_held(self, digest: Digest, to: Sequence[str]) -> bool:
+        """Whether one of these was given the blob by this member, and has it still: the others can fetch it there."""
+        given = self._given.get(digest, ())
+        asks = [asyncio.create_task(self.lacked(address, [digest])) for address in to if address in given]
+        try:
+            for ask in asyncio.as_completed(asks):
+                if await ask == []:
+                    return True
+            return False
+        finally:
+            for task in asks:
+                task.cancel()
+
+    async def lacked(self, address: str, digests: Sequence[Digest]) -> list[Digest] | None:
+        """Which of these blobs a member, which may be the one here, has not; None if it gives no answer."""
+        if address == self.me:
+            return [digest for digest in digests if not self.here.has(digest)]
+        try:
+            lacking = await self._peers.missing(peer_at(address), [bytes.fromhex(digest) for digest in digests])
+        except (*AWAY, compute_node.Refused):
+            return None
+        return [digest.hex() for digest in lacking]
 
     async def _give(self, address: str, parcel: "_Parcel") -> bool:
         """Whether the member, which may be the one here, has the blob now; raises CorruptBlob."""
@@ -113,7 +141,8 @@ class RingBlobs:
             if await self._peers.missing(peer, [name]):
                 if not await parcel.handed_over(address):
                     await self._peers.store(peer, name, memoryview(parcel.data))
-                self._count(address, parcel.digest, len(parcel.data))
+                self.sent += len(parcel.data)
+                self.resent += len(parcel.data) if parcel.again else 0
         except AWAY:
             return False
         except compute_node.Refused as refused:
@@ -123,19 +152,15 @@ class RingBlobs:
             return False
         return True
 
-    def _count(self, address: str, digest: Digest, size: int) -> None:
-        self.sent += size
-        self.resent += size if (address, digest) in self._given else 0
-        self._given[address, digest] = None
-        if len(self._given) > GIVEN:
-            del self._given[next(iter(self._given))]
-
 
 class _Parcel:
-    """A blob on its way to several members: those on this machine are handed one file."""
+    """A blob on its way to several members: those on this machine are handed one file.
 
-    def __init__(self, digest: Digest, data: Buffer) -> None:
-        self.digest, self.data = digest, data
+    `again`: it was given to some before.
+    """
+
+    def __init__(self, digest: Digest, data: Buffer, *, again: bool) -> None:
+        self.digest, self.data, self.again = digest, data, again
         self._sealed: handover.Sealed | None = None
         self._turn = asyncio.Lock()
 
@@ -205,16 +230,18 @@ async def _filled(peers: ThriftPeers, holders: list[str], digest: Digest, first:
     offsets = list(range(CHUNK, first.size, CHUNK))[::-1]
 
     async def take(address: str) -> None:
-        while offsets:
+        while offsets and address in able:
             offset = offsets.pop()
             try:
                 part = await peers.part(peer_at(address), bytes.fromhex(digest), offset)
                 blob[offset : offset + CHUNK] = part.data
             except (*UNAVAILABLE, ValueError):  # it went away, or has another blob under this name
                 offsets.append(offset)
-                return
+                able.discard(address)
 
-    await asyncio.gather(*map(take, holders * AT_ONCE))
+    able = set(holders)
+    while offsets and able:  # what was asked of one that went away is asked of the others
+        await asyncio.gather(*map(take, [*able] * AT_ONCE))
     if offsets:
         raise HolderAway(f"the members that have blob {digest} went away while it was fetched")
     return blob

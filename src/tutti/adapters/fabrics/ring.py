@@ -255,8 +255,13 @@ class RingLink:
             raise LinkLost(str(error)) from None
 
     async def store(self, blob: Buffer, digest: Digest) -> None:
-        """Give it to those who have to sum it up: to all of the committee if it is small."""
+        """Give it to those who have to sum it up: to all of the committee if it is small.
+
+        Once: while one of them has it whom it was given to, whoever comes after the dead fetches it there.
+        """
         committee = self._chain.replica.order
+        if await self._blobs.still_held(digest, committee):
+            return
         wanted = copies(len(blob), committee)
         stored = await self._blobs.spread(digest, blob, [*committee], wanted)
         if stored < min(wanted, majority(committee)):

@@ -3,7 +3,7 @@
  * Any Thrift client may call it. docs/ring.md explains the calls; numbers once given are never given to anything else.
  */
 
-namespace py tutti.compute_node
+namespace py tutti_ring.compute_node
 
 /**
  * Sent with every call with which something begins (joining, a session, a client's question); a member refuses callers
@@ -34,6 +34,11 @@ struct View {
   3: required list<Peer> successors
   4: required list<Peer> nearer
   5: required list<Claim> roster
+  /**
+   * The ring of this member: SHA-256 of the first record of its chain, 32 bytes. Left out while it has none, or one
+   * that nobody has used. Members of two such rings take one another for dead.
+   */
+  6: optional binary chain
 }
 
 /** A part of a blob that has `size` bytes in all. */

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tutti.adapters.thrift.tls import Certificate
 from tutti.wire.thrift import LENGTH, MAX_FRAME, BadFrame, Buffer
 
 SCRATCH = 1 << 16
@@ -65,6 +66,11 @@ class Frames(asyncio.BufferedProtocol):
     def peer(self) -> object:
         """The address of the other side."""
         return self._transport.get_extra_info("peername")
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """That of the other side, if it had to show one."""
+        return self._transport.get_extra_info("peercert") or None
 
     # -- asyncio.BufferedProtocol --------------------------------------------------------------------------
 

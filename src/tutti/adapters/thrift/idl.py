@@ -20,6 +20,8 @@ CHUNK: int = compute_node.CHUNK
 KEY_BYTES = BITS // 8
 MAX_ADDRESS = 261  # a host name has at most 255 bytes
 MAX_LIST = 64
+DIGEST = 32
+"""Bytes of a digest."""
 
 
 class BadValue(UserError):
@@ -54,6 +56,7 @@ def view_struct(view: View) -> Any:
         [peer_struct(peer) for peer in view.successors],
         [peer_struct(peer) for peer in view.nearer],
         [compute_node.Claim(peer_struct(claim.peer), claim.alive) for claim in view.roster.claims.values()],
+        bytes.fromhex(view.chain) or None,
     )
 
 
@@ -65,4 +68,5 @@ def view_from(struct: Any) -> View:
         tuple(map(peer_from, struct.successors[:MAX_LIST])),
         tuple(map(peer_from, struct.nearer[:MAX_LIST])),
         EMPTY.merged(Claim(peer_from(claim.peer), claim.alive) for claim in struct.roster[: 2 * ROOM]),
+        (struct.chain or b"")[:DIGEST].hex(),
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from tutti.adapters.thrift.idl import (
     view_from,
     view_struct,
 )
+from tutti.adapters.thrift.tls import caller, names
 from tutti.core.errors import Conflict, NotFound, TuttiError
 from tutti.domain.events import Digest
 from tutti.ports.blobs import TooLarge
@@ -45,22 +46,29 @@ class Host(Protocol):
 
 
 class ComputeNode:
-    """The handler of the service. `limit` is the largest blob that may be stored, in bytes."""
+    """The handler of the service.
 
-    def __init__(self, host: Host, blobs: HeldBlobs, *, limit: int = 2**31) -> None:
-        self._host, self._blobs, self._limit = host, blobs, limit
+    Args:
+        limit: The largest blob that may be stored, in bytes.
+        members: Addresses that may be members; empty if any may.
+    """
+
+    def __init__(
+        self, host: Host, blobs: HeldBlobs, *, limit: int = 2**31, members: Collection[str] = frozenset()
+    ) -> None:
+        self._host, self._blobs, self._limit, self._members = host, blobs, limit, members
         self._uploads: dict[Digest, Upload] = {}  # the longest silent first
 
     async def ask(self, protocol: int | None, key: bytes | None, asker: Any) -> Any:
         require_version(protocol)
-        view = await self._host.asked(key_from(key), None if asker is None else genuine(asker))
+        view = await self._host.asked(key_from(key), None if asker is None else genuine(asker, self._members))
         if view is None:
             raise compute_node.NotMember("this process has not joined the ring yet")
         return view_struct(view)
 
     async def tell(self, protocol: int | None, peer: Any) -> None:
         require_version(protocol)
-        await self._host.told(genuine(peer))
+        await self._host.told(genuine(peer, self._members))
 
     async def missing(self, digests: list[bytes] | None) -> list[bytes]:
         if len(digests or ()) > MAX_DIGESTS:
@@ -126,13 +134,22 @@ class ThriftPeers:
 
     Args:
         within: Seconds for one call. A peer that takes longer counts as dead.
+
+    Attributes:
+        chain: The ring of this member, as in a View. To it, members of another ring in use are as good as dead.
     """
 
     def __init__(self, *, within: float = 1.0, tls: ssl.SSLContext | None = None) -> None:
         self._within, self._tls = within, tls
+        self.chain: Callable[[], str] = lambda: ""
         self._channels: dict[str, Channel] = {}
 
     async def ask(self, peer: Peer, key: int, asker: Peer | None) -> View | None:
+        view = await self.view(peer, key, asker)
+        return None if view is None or apart(view.chain, self.chain()) else view
+
+    async def view(self, peer: Peer, key: int, asker: Peer | None = None) -> View | None:
+        """As `ask`, also of a member of another ring."""
         struct = None if asker is None else peer_struct(asker)
         try:
             view = view_from(await self._call(peer, "ask", PROTOCOL, key_bytes(key), struct))
@@ -257,6 +274,11 @@ class ThriftPeers:
         return await channel.call(name, *arguments, within=self._within)
 
 
+def apart(one: str, other: str) -> bool:
+    """Whether two chains, as in a View, are those of two rings that have been used: they never become one."""
+    return bool(one and other) and one != other
+
+
 def peer_at(address: str, incarnation: int = 0) -> Peer:
     """The peer of an address: its identifier follows from it."""
     return Peer(identifier(address), address, incarnation)
@@ -268,11 +290,20 @@ def require_version(protocol: int | None) -> None:
         raise compute_node.Refused(f"this member speaks protocol {PROTOCOL}, the caller {protocol}: use one version")
 
 
-def genuine(struct: Any) -> Peer:
-    """A caller whose identifier is that of its address: nobody chooses its place; raises Refused."""
+def genuine(struct: Any, members: Collection[str]) -> Peer:
+    """A caller that is who it says; raises Refused.
+
+    Its identifier is that of its address: nobody chooses its place. The address is one of `members`, if there are any.
+    If callers show certificates, its own is for the host of this address.
+    """
     if struct is None:
         raise compute_node.Refused("the call does not say who calls")
     peer = peer_from(struct)
     if peer.id != identifier(peer.address):
         raise compute_node.Refused(f"the identifier {peer.id:x} is not that of {peer.address!r}")
+    if members and peer.address not in members:
+        raise compute_node.Refused(f"{peer.address} is not among the {len(members)} of the members file: add it there")
+    certificate = caller.get()
+    if certificate is not None and not names(certificate, peer.address.rpartition(":")[0]):
+        raise compute_node.Refused(f"the caller's certificate is not for the host of {peer.address!r}")
     return peer

@@ -7,6 +7,7 @@ from typing import Any
 
 from tutti.adapters.thrift.client import ApplicationException
 from tutti.adapters.thrift.frames import Frames
+from tutti.adapters.thrift.tls import caller
 from tutti.core.errors import Conflict, UserError
 from tutti.wire.thrift import BadFrame, Buffer, Kind, Message, decode, encode
 
@@ -64,6 +65,7 @@ class Server:
         task.add_done_callback(self._connections.discard)
 
     async def _on_connection(self, frames: Frames) -> None:
+        caller.set(frames.certificate)
         try:
             if len(self._connections) <= MAX_CONNECTIONS:
                 await self._serve(frames)

@@ -56,13 +56,8 @@ class Supernode:
 
     async def enrol(self, protocol: int | None, peer: Any) -> list[Any]:
         require_version(protocol)
-        newcomer = genuine(peer)
+        newcomer = genuine(peer, self._members)
         address = newcomer.address
-        if self._members and address not in self._members:
-            count = len(self._members)
-            raise compute_node.Refused(
-                f"{address} is not among the {count} of the supernode's members file: add it there"
-            )
         async with self._turn:
             views = await self._views()
             if any(v.peer.address == address and v.peer.incarnation != newcomer.incarnation for v in views):

@@ -4,7 +4,7 @@
 
 include "compute_node.thrift"
 
-namespace py tutti.supernode
+namespace py tutti_ring.supernode
 
 service Supernode {
   /**

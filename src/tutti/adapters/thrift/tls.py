@@ -1,9 +1,19 @@
 """TLS 1.3 for the ring, one-sided or mutual."""
 
 import ssl
+from collections.abc import Mapping
+from contextvars import ContextVar
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from tutti.core.errors import UserError
+
+Certificate: TypeAlias = Mapping[str, Any]
+"""As ssl.SSLSocket.getpeercert gives it."""
+
+caller: ContextVar[Certificate | None] = ContextVar("caller", default=None)
+"""The certificate of whoever makes the call that is being served; None where callers need none."""
 
 
 class BadCertificate(UserError):
@@ -24,6 +34,28 @@ def client_context(authority: Path, *, certificate: Path | None = None, key: Pat
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _load(context, certificate, key, authority)
     return context
+
+
+def names(certificate: Certificate, host: str) -> bool:
+    """Whether the certificate is for this host, as for those who call it (RFC 6125): by address, name or wildcard."""
+    for kind, value in certificate.get("subjectAltName", ()):
+        if kind == "DNS" and _same_name(str(value).lower(), host.lower()):
+            return True
+        if kind == "IP Address" and _same_address(str(value), host):
+            return True
+    return False
+
+
+def _same_name(pattern: str, host: str) -> bool:
+    head, _, rest = host.partition(".")
+    return pattern == host or (bool(head and rest) and pattern == f"*.{rest}")
+
+
+def _same_address(one: str, other: str) -> bool:
+    try:
+        return ip_address(one.strip()) == ip_address(other.strip("[]"))
+    except ValueError:  # a name
+        return False
 
 
 def _load(context: ssl.SSLContext, certificate: Path | None, key: Path | None, authority: Path | None) -> None:

@@ -1,7 +1,7 @@
 """The TrainingNode service: what members say to one another while they train, and what clients ask of them."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from mmap import mmap
 from typing import Any, Protocol
@@ -44,20 +44,22 @@ class Host(RingHost, Protocol):
 class TrainingNode(ComputeNode):
     """The handler of the service."""
 
-    def __init__(self, host: Host, blobs: HeldBlobs, *, limit: int = 2**31) -> None:
-        super().__init__(host, blobs, limit=limit)
+    def __init__(
+        self, host: Host, blobs: HeldBlobs, *, limit: int = 2**31, members: Collection[str] = frozenset()
+    ) -> None:
+        super().__init__(host, blobs, limit=limit, members=members)
         self._trains = host
 
     async def agree(self, protocol: int | None, sender: Any, message: bytes | None) -> None:
         require_version(protocol)
         said = message_from(message or b"")
-        if said.sender != genuine(sender).address:
+        if said.sender != genuine(sender, self._members).address:
             raise compute_node.Refused(f"the message is said to be of {said.sender!r}, {sender.address!r} calls")
         await self._trains.agree(said)
 
     async def attach(self, protocol: int | None, sender: Any, session: int | None, registration: bytes | None) -> None:
         require_version(protocol)
-        peer = genuine(sender)
+        peer = genuine(sender, self._members)
         with _refusing(), _later():
             await self._trains.attach(peer.address, session or 0, registration or b"")
 
@@ -69,12 +71,13 @@ class TrainingNode(ComputeNode):
         self._trains.leave(session or 0)
 
     async def hear(self, leader: Any, session: int | None, message: bytes | None) -> None:
-        peer = genuine(leader)
+        peer = genuine(leader, self._members)
         with _refusing(), _later():
             self._trains.hear(peer.address, session or 0, message or b"")
 
     async def over(self, leader: Any, session: int | None, reason: str | None, replaced: bool | None) -> None:
-        self._trains.over(genuine(leader).address, session or 0, reason or "", replaced=bool(replaced))
+        peer = genuine(leader, self._members)
+        self._trains.over(peer.address, session or 0, reason or "", replaced=bool(replaced))
 
     async def keep(self, protocol: int | None, placement: Any, digests: list[bytes] | None) -> list[bytes]:
         require_version(protocol)

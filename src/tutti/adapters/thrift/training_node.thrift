@@ -5,7 +5,7 @@
 
 include "compute_node.thrift"
 
-namespace py tutti.training_node
+namespace py tutti_ring.training_node
 
 /** Where a job stands, and its newest model. */
 struct Progress {

@@ -96,6 +96,7 @@ def supernode(port: int, host: str, members: Path | None, as_json: bool, **tls: 
     "--host", default="127.0.0.1", show_default=True, help="The address under which others reach this member."
 )
 @click.option("--data", "source", help="What it trains on.  [default: what clients place here]")
+@click.option("--members", type=ExistingFile, help="Who may be a member, as for the supernode.  [default: any]")
 @click.option("--policy", type=ExistingFile, help="The owner's limits (TOML).")
 @allow_module
 @click.option("--state-dir", type=Folder, help="Where its state is kept.  [default: ~/.local/state/tutti/ring/…]")
@@ -127,10 +128,12 @@ def run_member(
     allow_modules: tuple[str, ...],
     state_dir: Path | None,
     as_json: bool,
+    members: Path | None = None,
     **tls: Any,
 ) -> None:
     import asyncio
 
+    from tutti.adapters.thrift.supernode import parse_members
     from tutti.apps.ringclient import address_towards, default_state, named
     from tutti.apps.ringnode import RingNodeSettings, run_ring_node
     from tutti.core.registry import Choice
@@ -143,6 +146,7 @@ def run_member(
         state_dir=state_dir or default_state(named(host, port)),
         host=host,
         data=Choice.parse(source) if source is not None else None,
+        members=parse_members(_text_of(members)) if members is not None else (),
         policy=policy,
         allow_modules=allow_modules,
         tls=_tls(host, tls),

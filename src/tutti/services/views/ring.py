@@ -43,7 +43,7 @@ class RingView(View, frozen=True, kw_only=True):
         parts_owned, parts_copied: Of the data set that was placed on the ring, and kept here for itself and for others.
         parts_uncopied: Those of its own that are not yet at all members that should have them.
         height, generation: Of its newest record; a generation above 0 was forced without a majority.
-        sent_bytes, resent_bytes: Of updates and models, by this process; `resent` to a member that had them before.
+        sent_bytes, resent_bytes: Of updates, by this process; `resent`: of those that some had been given before.
         holders: At the leader: by data set, how many nodes that hold it are connected.
     """
 
@@ -81,8 +81,13 @@ def ring_view(
     offers: "Mapping[Offer, int]" = MappingProxyType({}),
     sent: tuple[int, int] = (0, 0),
     keeper: "Keeper | None" = None,
+    apart: Sequence[str] = (),
 ) -> RingView:
-    """One member's view. `offers`: of the nodes connected to it, if it leads. `sent`: bytes, and those again."""
+    """One member's view.
+
+    `offers`: of the nodes connected to it, if it leads. `sent`: bytes, and those again. `apart`: members of another
+    ring that the supernodes know.
+    """
     member = member or Member(me)
     tip = chain.replica.tip
     before = member.predecessor
@@ -110,7 +115,7 @@ def ring_view(
         resent_bytes=sent[1],
         holders=_holders(offers),
         jobs=tuple(job_view(job, offers) for job in jobs.values()),
-        lights=lights(member, chain, keeper),
+        lights=lights(member, chain, keeper, apart),
     )
 
 
@@ -126,7 +131,9 @@ def finger_views(member: Member) -> tuple[FingerView, ...]:
     return tuple(lines)
 
 
-def lights(member: Member, chain: "ChainMember", keeper: "Keeper | None" = None) -> tuple[Light, ...]:
+def lights(
+    member: Member, chain: "ChainMember", keeper: "Keeper | None" = None, apart: Sequence[str] = ()
+) -> tuple[Light, ...]:
     """The invariants as far as one member can see them; `ring_lights` are those of all."""
     living = [peer for peer in member.successors if peer.address and not member.roster.refuses(peer)]
     alone = not member.roster.alive
@@ -151,6 +158,11 @@ def lights(member: Member, chain: "ChainMember", keeper: "Keeper | None" = None)
             name="whole",
             ok=not degraded,
             detail=f"went on without a majority {tip.generation} times" if tip and degraded else "never forced",
+        ),
+        Light(
+            name="no other ring",
+            ok=not apart,
+            detail=f"{', '.join(apart)} of another that is in use" if apart else "the supernodes know this one only",
         ),
     )
 

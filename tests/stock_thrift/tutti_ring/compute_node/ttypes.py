@@ -188,16 +188,19 @@ class View(object):
      - successors
      - nearer
      - roster
+     - chain: The ring of this member: SHA-256 of the first record of its chain, 32 bytes. Left out while it has none, or one
+    that nobody has used. Members of two such rings take one another for dead.
 
     """
 
 
-    def __init__(self, peer=None, predecessor=None, successors=None, nearer=None, roster=None,):
+    def __init__(self, peer=None, predecessor=None, successors=None, nearer=None, roster=None, chain=None,):
         self.peer = peer
         self.predecessor = predecessor
         self.successors = successors
         self.nearer = nearer
         self.roster = roster
+        self.chain = chain
 
     def read(self, iprot):
         if iprot._fast_decode is not None and isinstance(iprot.trans, TTransport.CReadableTransport) and self.thrift_spec is not None:
@@ -253,6 +256,11 @@ class View(object):
                     iprot.readListEnd()
                 else:
                     iprot.skip(ftype)
+            elif fid == 6:
+                if ftype == TType.STRING:
+                    self.chain = iprot.readBinary()
+                else:
+                    iprot.skip(ftype)
             else:
                 iprot.skip(ftype)
             iprot.readFieldEnd()
@@ -291,6 +299,10 @@ class View(object):
             for iter20 in self.roster:
                 iter20.write(oprot)
             oprot.writeListEnd()
+            oprot.writeFieldEnd()
+        if self.chain is not None:
+            oprot.writeFieldBegin('chain', TType.STRING, 6)
+            oprot.writeBinary(self.chain)
             oprot.writeFieldEnd()
         oprot.writeFieldStop()
         oprot.writeStructEnd()
@@ -642,6 +654,7 @@ View.thrift_spec = (
     (3, TType.LIST, 'successors', (TType.STRUCT, [Peer, None], False), None, ),  # 3
     (4, TType.LIST, 'nearer', (TType.STRUCT, [Peer, None], False), None, ),  # 4
     (5, TType.LIST, 'roster', (TType.STRUCT, [Claim, None], False), None, ),  # 5
+    (6, TType.STRING, 'chain', 'BINARY', None, ),  # 6
 )
 all_structs.append(Part)
 Part.thrift_spec = (

@@ -65,7 +65,8 @@ class Iface(object):
 
     def store(self, digest, size, offset, data):
         """
-        The next bytes of a blob of `size` bytes, in order. The last ones are answered when the blob is stored and right.
+        The next bytes of a blob of `size` bytes, in order; whoever sends next continues an upload that was cut off.
+        The last ones are answered when the blob is stored and right.
 
         Parameters:
          - digest
@@ -240,7 +241,8 @@ class Client(Iface):
 
     def store(self, digest, size, offset, data):
         """
-        The next bytes of a blob of `size` bytes, in order. The last ones are answered when the blob is stored and right.
+        The next bytes of a blob of `size` bytes, in order; whoever sends next continues an upload that was cut off.
+        The last ones are answered when the blob is stored and right.
 
         Parameters:
          - digest
