@@ -92,6 +92,23 @@ def test_who_comes_first_may_die_at_once(tmp_path: Path, processes):
     asyncio.run(views_when(second, lambda views: all_there(2)(views) and len({view.digest for view in views}) == 1))
 
 
+def check_signed(folder: Path, ports: list[int]) -> None:
+    """Every member's chain proves whose key has signed every update, while the member runs."""
+    addresses = {view.address: view.signs_as for view in asyncio.run(views_when(ports[0], all_there(2)))}
+    keys = {address.replace(":", "-"): its for address, its in addresses.items()}
+    signers = [word for node, its in keys.items() for word in ("--signer", f"{node}={its}")]
+    for port in ports:
+        checked = tutti("ring", "verify", folder / str(port), *signers, "--json", cwd=folder)
+        assert checked.returncode == 0, checked.stderr
+        found = json.loads(checked.stdout)["signers"]
+        assert {each["node"]: (each["address"], each["updates"]) for each in found} == {
+            node: (its, 2) for node, its in keys.items()
+        }
+    node, *_ = keys
+    other = tutti("ring", "verify", folder / str(ports[0]), "--signer", f"{node}=0x{'1' * 40}", cwd=folder)
+    assert (other.returncode, "signs as 0x1111" in other.stderr) == (Exit.USAGE, True), other.stderr
+
+
 def test_join_by_link_and_go_on_without_a_majority(tmp_path: Path, processes):
     seed, *ports = free_ports(3)
     processes.enter_context(running("ring", "supernode", "--port", seed, cwd=tmp_path))
@@ -107,6 +124,7 @@ def test_join_by_link_and_go_on_without_a_majority(tmp_path: Path, processes):
     done = tutti("ring", "train", "127.0.0.1", seed, *job, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rounds"] == 2
+    check_signed(tmp_path, ports)
     taken = tutti("ring", "train", "127.0.0.1", seed, "--data", "digits", "--model", "linear", cwd=tmp_path)
     assert (taken.returncode, "trains on data of its own" in taken.stderr) == (Exit.CONFLICT, True), taken.stderr
 

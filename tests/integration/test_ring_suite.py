@@ -76,7 +76,7 @@ class Ring:
         self.fabric = RingFabric(self.peers, LEADER, self.admit)
         self.leader = Member(root / LEADER, self.fabric)
 
-    async def admit(self, node):
+    async def admit(self, node, key):
         self.admitted.append(node)
 
     async def start(self) -> None:
@@ -197,7 +197,7 @@ async def test_what_waits_for_room_is_not_heard_after_the_end(ring: Ring):
 
 
 async def test_who_calls_twice_at_once_calls_again(ring: Ring):
-    async def admit(node):
+    async def admit(node, key):
         raise Conflict(f"the name {node} is taken")
 
     ring.fabric._admit = admit

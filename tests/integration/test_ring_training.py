@@ -14,12 +14,14 @@ from tutti.adapters.blobs.held import HeldBlobs
 from tutti.adapters.chains.sqlite import SqliteChain
 from tutti.adapters.datasets import parts
 from tutti.adapters.fabrics.ring import RingFabric, node_of
+from tutti.adapters.identities.secp256k1 import Secp256k1Key, verify
 from tutti.adapters.logs.chain import Agreed, ChainLog
 from tutti.adapters.thrift.client import Channel
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, training_node
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
 from tutti.adapters.thrift.server import Server
 from tutti.adapters.thrift.training import TrainingNode
+from tutti.apps.ring_check import check
 from tutti.core.errors import Forbidden, StorageError, UserError
 from tutti.core.params import Params
 from tutti.core.reduce import Update
@@ -28,6 +30,8 @@ from tutti.core.strategy import compose
 from tutti.domain import commands as c
 from tutti.domain import events as e
 from tutti.domain import jobs
+from tutti.domain.contributions import BadProof
+from tutti.domain.signing import Signed, address_of, digest_of
 from tutti.domain.spec import DataSchema, load_spec
 from tutti.ports import LinkLost
 from tutti.ports.log import VersionConflict
@@ -293,6 +297,22 @@ async def too_few(updates):
     return False
 
 
+KEYS = {node: Secp256k1Key(node.encode() * 32) for node in "abx"}
+
+
+def signed(key, digest, weight, base, number=1):
+    """A signature under an update of round `number` of toy-1."""
+    its = Signed(key=key.public, round=number, base=base, samples=weight, nonce=0, signature="")
+    return msgspec.structs.replace(its, signature=key.sign(digest_of("toy-1", digest, its)).hex())
+
+
+def verifier_of(blobs, before, here, others=enough):
+    """Of member c, which knows the keys of a and b; `here` tells which blobs it has."""
+    keys = {node: KEYS[node].public for node in "ab"}
+    own = ("c", KEYS["x"].public)
+    return Verifier(blobs, here, lambda: before, others, keys=lambda: keys, own=own, verify=verify)
+
+
 async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_path):
     blobs = DirectoryBlobs(tmp_path)
     base = await blobs.put(model(1.0, 2.0))
@@ -312,7 +332,8 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
     happens(*jobs.decide(job, c.Open(candidates=["a", "b"], settings={}, shares_state=False), now=2.0))
     for node, (blob, weight) in updates.items():
         digest = tensors.digest(blob)
-        submit = c.SubmitUpdate(round=1, attempt=0, node=node, digest=digest, weight=weight, metrics={})
+        its = signed(KEYS[node], digest, weight, base)
+        submit = c.SubmitUpdate(round=1, attempt=0, node=node, digest=digest, weight=weight, metrics={}, signed=its)
         happens(*jobs.decide(job, submit, now=3.0))
     strategy = compose(SPEC.strategy, SPEC.reducer)
     layout = tensors.decode(updates["a"][0]).layout
@@ -325,16 +346,16 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
         counted = {"a": 1, "b": 3}
         return jobs.decide(job, c.Close(round=1, attempt=0, counted=counted, model=made, state=made), now=4.0)
 
-    verifier = Verifier(blobs, blobs.has, lambda: before, enough)
+    verifier = verifier_of(blobs, before, blobs.has)
     proposed = [*news, *(("job:toy-1", event) for event in closed(right))]
     assert await verifier.fault(proposed) is None  # the updates are not here yet
     for blob, _ in updates.values():
         await blobs.put(blob)
-    assert await Verifier(FullDisk(tmp_path), blobs.has, lambda: before, enough).fault(proposed) is None
+    assert await verifier_of(FullDisk(tmp_path), before, blobs.has).fault(proposed) is None
     assert await verifier.fault(proposed) == ""
     assert right in await blobs.digests()
     for others, said in ((enough, None), (too_few, "")):  # it was given none of the updates
-        assert await Verifier(blobs, lambda _: False, lambda: before, others).fault(proposed, asked_for=0.0) == said
+        assert await verifier_of(blobs, before, lambda _: False, others).fault(proposed, asked_for=0.0) == said
     wrong = [*news, *(("job:toy-1", event) for event in closed(base))]
     assert f"makes model {right[:12]}" in await verifier.fault(wrong)
     doubled = [*news, news[-1], *proposed[len(news) :]]
@@ -342,7 +363,7 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
     assert "KeyError" in await verifier.fault([("job:other", news[0][1])])
     elsewhere = msgspec.structs.replace(SPEC, strategy=Choice("a-plug-in-of-the-leader"))
     lacking = {job.id: msgspec.structs.replace(before[job.id], spec=elsewhere)}
-    assert await Verifier(blobs, blobs.has, lambda: lacking, enough).fault(proposed) is None
+    assert await verifier_of(blobs, lacking, blobs.has).fault(proposed) is None
 
 
 @pytest.mark.parametrize(
@@ -357,6 +378,99 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
 )
 def test_who_was_given_no_update_is_needed_only_in_the_place_of_the_dead(me, given, enough):
     assert enough_without(me, "abcde", given) is enough
+
+
+async def test_a_member_votes_only_for_updates_that_their_nodes_have_signed(tmp_path):
+    blobs = DirectoryBlobs(tmp_path)
+    base = await blobs.put(model(1.0, 2.0))
+    digest = await blobs.put(model(1.0, 0.0))
+    job = jobs.begin(submitted())
+    for command in (
+        c.Initialise(model=base, state=base, parameters=2),
+        c.Open(candidates=["a", "b"], settings={}, shares_state=False),
+    ):
+        for event in jobs.decide(job, command, now=1.0):
+            job = jobs.evolve(job, event)
+    verifier = verifier_of(blobs, {job.id: job}, blobs.has)
+
+    async def said_of(node, its, weight=3):
+        event = e.UpdateAccepted(at=1.0, round=1, node=node, digest=digest, weight=weight, signed=its)
+        return await verifier.fault([("job:toy-1", event)])
+
+    good = signed(KEYS["a"], digest, 3, base)
+    assert await said_of("a", good) == ""
+    for forged in (None, signed(KEYS["b"], digest, 3, base), signed(KEYS["x"], digest, 3, base)):
+        assert "is not signed by the key that its node has named" in await said_of("a", forged)
+    for other in (
+        signed(KEYS["a"], digest, 3, digest),
+        signed(KEYS["a"], digest, 3, base, number=2),
+        signed(KEYS["a"], digest, 2, base),
+    ):
+        assert "for another round, model or weight" in await said_of("a", other)
+    claimed = msgspec.structs.replace(signed(KEYS["x"], digest, 3, base), key=KEYS["a"].public)
+    assert "has a signature that does not hold" in await said_of("a", claimed)
+
+    def named(node, key):
+        return ("nodes", e.NodeKeyed(at=1.0, node=node, key=key.public))
+
+    assert "given another key" in await verifier.fault([named("a", KEYS["x"])])
+    assert "the key of another" in await verifier.fault([named("d", KEYS["a"])])
+    assert "a key that is not its own" in await verifier.fault([named("c", Secp256k1Key(b"y" * 32))])
+    assert await verifier.fault([named("c", KEYS["x"])]) == ""
+    left = ("nodes", e.NodeRemoved(at=1.0, node="a", reason="lost its folder"))
+    assert await verifier.fault([left, named("a", KEYS["x"])]) == ""
+
+
+def chain_of(*bodies):
+    """Records of one member with these events."""
+    seat = Seat("a:1")
+    records = [first(seat)]
+    for body in bodies:
+        records.append(after(records[-1], "a:1", [seat], msgspec.msgpack.encode(body)))
+    return records
+
+
+def test_a_chain_proves_who_has_signed_what():
+    base, digest = "b" * 64, "d" * 64
+    job = jobs.begin(submitted())
+    begun: list[tuple[str, object]] = [
+        *(("nodes", e.NodeKeyed(at=0.5, node=node, key=KEYS[node].public)) for node in "ab"),
+        ("job:toy-1", submitted()),
+    ]
+    for command in (
+        c.Initialise(model=base, state=base, parameters=2),
+        c.Open(candidates=["a", "b"], settings={}, shares_state=False),
+    ):
+        for event in jobs.decide(job, command, now=1.0):
+            begun.append(("job:toy-1", event))
+            job = jobs.evolve(job, event)
+
+    def taken(node, its, weight=3):
+        event = e.UpdateAccepted(at=2.0, round=1, node=node, digest=digest, weight=weight, signed=its)
+        return ("job:toy-1", event)
+
+    records = chain_of(begun, [taken("a", signed(KEYS["a"], digest, 3, base))])
+    found = check(records, {"a": address_of(KEYS["a"].public)}, records[1].digest)
+    assert (found.records, found.head) == (3, records[-1].digest)
+    assert [(each.node, each.since, each.updates) for each in found.signers] == [("a", 1, 1), ("b", 1, 0)]
+    for known, why in (({"a": address_of(KEYS["x"].public)}, "a signs as 0x"), ({"b": ""}, "no update of b")):
+        with pytest.raises(BadProof, match=why):
+            check(records, known)
+    for bad, why in (
+        ([records[0], records[2]], "record 2 does not follow"),
+        (records[1:], "not one with which a ring begins"),
+        (
+            chain_of(begun, [taken("a", None)]),
+            "2 of a:1: the update d{12} of a in round 1 of toy-1 is not signed",
+        ),
+        (chain_of(begun, [taken("b", signed(KEYS["a"], digest, 3, base))]), "not signed by the key"),
+        (chain_of(begun, [("nodes", e.NodeKeyed(at=1.0, node="a", key=KEYS["x"].public))]), "given another key"),
+        (chain_of([("job:nowhere", e.JobPaused(at=1.0))]), "KeyError"),
+    ):
+        with pytest.raises(BadProof, match=why):
+            check(bad, {})
+    with pytest.raises(BadProof, match="there is no record 999999999999"):
+        check(records, {}, "9" * 64)
 
 
 # -- strangers ------------------------------------------------------------------------------------------------
@@ -384,7 +498,7 @@ async def test_nobody_speaks_for_another(tmp_path):
 
 
 async def test_a_member_has_its_own_name_only():
-    async def admit(node):
+    async def admit(node, key):
         raise AssertionError("nobody is admitted")
 
     fabric = RingFabric(ThriftPeers(), "127.0.0.1:1", admit)

@@ -20,6 +20,7 @@ from tutti.adapters.blobs.ring import RingBlobs
 from tutti.adapters.chains.sqlite import SqliteChain
 from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.ring import RingFabric, RingLink, node_of
+from tutti.adapters.identities.secp256k1 import Secp256k1Key, verify
 from tutti.adapters.logs.chain import Agreed, ChainLog, events_of
 from tutti.adapters.machine import Machine, apply_limits, keep_freed_memory
 from tutti.adapters.thrift.client import UnknownCall, Unreachable
@@ -36,6 +37,7 @@ from tutti.core.errors import Conflict, NotFound, StorageError, UserError
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.policy import Policy
+from tutti.domain.signing import PublicKey, address_of
 from tutti.domain.spec import DataSchema, JobSpec, Training
 from tutti.ports.fabric import LinkLost
 from tutti.ports.ring import Placement
@@ -97,6 +99,7 @@ class RingNode:
         self._settings, self._policy, folder = settings, policy, settings.state_dir
         self.ring: RingMember | None = None
         self.address = f"{settings.host}:{settings.port}"
+        self._key = Secp256k1Key.at(folder / "signing-key")
         server_tls, tls = contexts(settings.tls)
         self._peers = ThriftPeers(within=WITHIN, tls=tls)
         self._here = HeldBlobs(DirectoryBlobs(folder / "blobs"))
@@ -122,7 +125,15 @@ class RingNode:
         self._peers.chain = lambda: self.chain.origin
         self.agreed = Agreed(self.chain)
         self.agreed.forgotten = self._forget
-        self._verifier = Verifier(self._blobs, self._here.has, lambda: self.agreed.jobs, self._others_do)
+        self._verifier = Verifier(
+            self._blobs,
+            self._here.has,
+            lambda: self.agreed.jobs,
+            self._others_do,
+            keys=lambda: self.agreed.keys,
+            own=(node_of(self.address), self._key.public),
+            verify=verify,
+        )
         self._link = RingLink(self.address, self.chain, self._peers, self._blobs, time.monotonic)
         self.core: Coordinator | None = None
         self._fabric: RingFabric | None = None
@@ -228,7 +239,7 @@ class RingNode:
     async def _leading(self) -> AsyncIterator[tuple[Coordinator, ChainLog, int]]:
         """An ordinary coordinator, on the ring's log, blobs and fabric."""
         term, log_of_chain = self.chain.term, ChainLog(self.chain, self.agreed)
-        fabric = RingFabric(self._peers, self.address, lambda node: _admit(core, node))
+        fabric = RingFabric(self._peers, self.address, lambda node, key: _admit(core, node, key))
         core = Coordinator(
             event_log=log_of_chain,
             blobs=self._blobs,
@@ -236,6 +247,7 @@ class RingNode:
             workbench=Bench(OwnProcess(), self._policy.allow_modules),
             known_schema=known_schema,
             clock=steady_clock(),
+            verify=verify,
         )
         try:
             await core.start()
@@ -296,6 +308,7 @@ class RingNode:
             machine=Machine(),
             workdir=self._settings.state_dir / "work",
             trainer_for=trainers(self._policy),
+            key=self._key,
         )
 
     # -- calls of others (adapters.thrift.training.Host) ---------------------------------------------------
@@ -373,6 +386,7 @@ class RingNode:
             (self._blobs.sent, self._blobs.resent),
             self._placed.keeper,
             self._entry.apart,
+            address_of(self._key.public),
         )
 
     async def reform(self) -> None:
@@ -398,8 +412,10 @@ def _job_from(job: bytes) -> JobSpec:
         raise UserError(f"not a job: {error}") from None
 
 
-async def _admit(core: Coordinator, node: NodeId) -> None:
-    """Members of the ring need no invitation."""
+async def _admit(core: Coordinator, node: NodeId, key: PublicKey) -> None:
+    """Members of the ring need no invitation. One that has lost its key joins anew, for all to see."""
+    if key and core.register.keys.get(node, key) != key:
+        await core.remove_node(node, "it comes with another key: it has lost its state folder")
     if node not in core.register.nodes:
         await core.members.admit(
             await core.members.invite(uses=1, seconds=60.0, by="ring"), node, secrets.token_urlsafe(32)

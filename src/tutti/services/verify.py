@@ -1,4 +1,7 @@
-"""Before a member votes for a record, it does the leader's work again: the sum is exact, so it comes out the same."""
+"""Before a member votes for a record, it does the leader's work again: the sum is exact, so it comes out the same.
+
+It looks at the signatures under the updates, too: a leader cannot write down one that no member made.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -6,9 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from tutti.core.errors import NotFound, StorageError, TuttiError
 from tutti.core.registry import BadOption, UnknownName
 from tutti.domain import events as e
-from tutti.domain import jobs
-from tutti.domain.events import AnyEvent, Digest
+from tutti.domain import jobs, signers
+from tutti.domain.events import AnyEvent, Digest, NodeId
 from tutti.domain.jobs import Job
+from tutti.domain.signers import Keys
+from tutti.domain.signing import PublicKey, Verify
 from tutti.ports import BlobStore
 from tutti.ring.record import majority
 from tutti.services.aggregation import Aggregation, UnreadableUpdate
@@ -40,6 +45,9 @@ class Verifier:
         here: Whether a blob is here already.
         jobs: Those jobs, by id.
         others_do: Whether enough others vote for a record with these updates (`enough_without`).
+        keys: With which the members sign, as agreed on before it.
+        own: The name of this member, and its key.
+        verify: Checks a signature.
     """
 
     def __init__(
@@ -48,8 +56,13 @@ class Verifier:
         here: Callable[[Digest], bool],
         jobs: Callable[[], dict[str, Job]],
         others_do: Callable[[Sequence[Digest]], Awaitable[bool]],
+        *,
+        keys: Callable[[], Keys],
+        own: tuple[NodeId, PublicKey],
+        verify: Verify,
     ) -> None:
         self._blobs, self._here, self._jobs, self._others_do = blobs, here, jobs, others_do
+        self._keys, self._own, self._verify = keys, own, verify
         self._unable = ""
 
     async def fault(self, events: Sequence[tuple[str, AnyEvent]], *, asked_for: float = OTHERS_FIRST) -> str | None:
@@ -62,15 +75,18 @@ class Verifier:
         given = not updates or any(map(self._here, updates))
         if not given and asked_for < OTHERS_FIRST and await self._others_do(updates):
             return None
-        after = dict(self._jobs())
+        after, keys = dict(self._jobs()), self._keys()
         try:
             for stream, event in events:
+                if fault := signers.key_fault(keys, event, self._own):
+                    return fault
+                keys = signers.after(keys, event)
                 if not stream.startswith("job:") or isinstance(event, e.JobSubmitted):
                     if isinstance(event, e.JobSubmitted):
                         after[event.job] = jobs.begin(event)
                     continue
                 job = after[stream.removeprefix("job:")]
-                if fault := await self._fault(job, event):
+                if fault := signers.update_fault(keys, job, event, self._verify) or await self._fault(job, event):
                     return fault
                 after[job.id] = jobs.evolve(job, event)  # type: ignore[arg-type]  # of a job's stream
         except UNABLE as error:

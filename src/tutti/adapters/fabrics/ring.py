@@ -23,6 +23,7 @@ from tutti.adapters.thrift.idl import compute_node, training_node
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
 from tutti.core.errors import Conflict, Forbidden, TuttiError
 from tutti.domain.events import Digest, NodeId
+from tutti.domain.signing import PublicKey
 from tutti.ports import Arrived, FabricEvent, Left, LinkLost, LinkRefused, Said
 from tutti.ports.blobs import Buffer
 from tutti.ring.record import majority
@@ -83,9 +84,9 @@ class _Session:
 
 
 class RingFabric:
-    """The leader's side: a Fabric for one leadership. `admit` registers a node that has not been here before."""
+    """The leader's side: a Fabric for one leadership. `admit` registers a node, whose key it is given."""
 
-    def __init__(self, peers: ThriftPeers, me: str, admit: Callable[[NodeId], Awaitable[None]]) -> None:
+    def __init__(self, peers: ThriftPeers, me: str, admit: Callable[[NodeId, PublicKey], Awaitable[None]]) -> None:
         self._peers, self._me, self._admit = peers, me, admit
         self._sessions: dict[int, _Session] = {}
         self._nodes: dict[NodeId, int] = {}
@@ -132,7 +133,7 @@ class RingFabric:
         if registration.node != node_of(address):
             raise Forbidden(f"{address} is called {node_of(address)!r}, it says {registration.node!r}")
         try:
-            await self._admit(registration.node)
+            await self._admit(registration.node, registration.key)
         except Conflict as error:  # it calls twice at once
             raise LinkLost(str(error)) from None
         self._make_way(registration.node, number)

@@ -15,9 +15,10 @@ from tutti.adapters.logs.codec import encode
 from tutti.adapters.logs.tail import Tail, conflict
 from tutti.core.errors import StorageError, UserError
 from tutti.domain import events as e
-from tutti.domain import jobs
+from tutti.domain import jobs, signers
 from tutti.domain.events import AnyEvent, Digest
 from tutti.domain.jobs import Job
+from tutti.domain.signers import Keys
 from tutti.ports.log import Recorded
 from tutti.ring.record import LARGEST, Record
 from tutti.services.chain import BadRecord, ChainMember
@@ -54,7 +55,7 @@ def events_of(record: Record) -> Body:
 
 
 class Agreed:
-    """What a chain says: events, numbered as in any log, and the jobs as they stand.
+    """What a chain says: events, numbered as in any log, the jobs as they stand, and with which keys members sign.
 
     `forgotten` is told of blobs that no job needs any more.
     """
@@ -63,12 +64,14 @@ class Agreed:
         self.recorded: list[Recorded] = []
         self.versions: Counter[str] = Counter()
         self.jobs: dict[str, Job] = {}
+        self.keys: Keys = {}
         self.forgotten: Callable[[set[Digest]], None] = lambda digests: None
         chain.read = self._read
 
     def _read(self, records: Sequence[Record], anew: bool) -> Callable[[], None]:
         """Raises BadRecord."""
-        known = {} if anew else dict(self.jobs)
+        known: dict[str, Job] = {} if anew else dict(self.jobs)
+        keys: Keys = {} if anew else self.keys
         unneeded: set[Digest] = set()
         news: list[tuple[str, AnyEvent]] = []
         for record in records:
@@ -76,6 +79,7 @@ class Agreed:
                 for stream, event in events_of(record):
                     news.append((stream, event))
                     unneeded |= _evolve(known, stream, event)
+                    keys = signers.after(keys, event)
             except (KeyError, AssertionError) as error:  # there is no such job, node or round
                 said = f"{type(error).__name__}: {error}"
                 raise BadRecord(f"record {record.height} of {record.leader} contradicts those before: {said}") from None
@@ -87,7 +91,7 @@ class Agreed:
             for stream, event in news:
                 self.versions[stream] += 1
                 self.recorded.append(Recorded(len(self.recorded) + 1, stream, self.versions[stream], event))
-            self.jobs = known
+            self.jobs, self.keys = known, keys
             self.forgotten(unneeded - self.needed())
 
         return take_over

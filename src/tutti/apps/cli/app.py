@@ -24,6 +24,7 @@ from tutti.apps.cli import (
     preflight,
     replay,
     ring,
+    ring_verify,
     run_job,
     serving,
     sim,
@@ -90,6 +91,7 @@ for command in (
 ):
     cli.add_command(command)
 cli.add_command(models.model_alias)
+ring.ring.add_command(ring_verify.verify)
 
 
 def run(args: Sequence[str] | None = None) -> int:

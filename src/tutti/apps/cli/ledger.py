@@ -1,13 +1,21 @@
 """Tokens: look at the ledger, check it without trusting the coordinator, and see why a node earned what it did."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tutti.apps.cli import text
-from tutti.apps.cli.options import ExistingFile, File, as_json, find_job, print_json, with_client
+from tutti.apps.cli.options import (
+    ExistingFile,
+    File,
+    as_json,
+    find_job,
+    named_signers,
+    print_json,
+    signer_option,
+    with_client,
+)
 
 if TYPE_CHECKING:
     from tutti.apps.client import Client
@@ -146,13 +154,7 @@ def ledger_export(client: "Client", file: Path) -> None:
 @click.option(
     "--proof", type=ExistingFile, help="Check that a contribution (`tutti rewards --proof`) is in the ledger."
 )
-@click.option(
-    "--signer",
-    "signers",
-    multiple=True,
-    metavar="NODE=ADDRESS",
-    help="This node's updates must be signed by the key of this address; may be repeated.",
-)
+@signer_option
 @click.option("--rpc", help="Of tokens on a chain: a node that you trust.  [default: the coordinator's]")
 @with_client
 def ledger_verify(
@@ -187,7 +189,7 @@ def ledger_verify(
     from tutti.apps import ledger_check as its
     from tutti.domain.contributions import check_heard
 
-    keys = dict(_named(text) for text in signers)
+    keys = named_signers(signers)
     signed: dict[str, tuple[int, str]] = {}
     if file is not None:
         told = its.Told.of(its.read(file))
@@ -221,13 +223,6 @@ def ledger_verify(
 
 def _accounted(totals: "Totals") -> str:
     return f"{totals.minted} tokens are accounted for"
-
-
-def _named(text: str) -> tuple[str, str]:
-    node, _, address = text.partition("=")
-    if not re.fullmatch(r"0x[0-9a-fA-F]{40}", address):
-        raise click.BadParameter(f"expected a node and an address, as in clinic-a=0x7099…, came {text!r}")
-    return node, address.lower()
 
 
 def _say_signed(signed: dict[str, tuple[int, str]]) -> None:

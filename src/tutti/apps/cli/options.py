@@ -1,5 +1,6 @@
 """Options that many commands share: how to reach a coordinator, and machine-readable output."""
 
+import re
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -32,7 +33,26 @@ allow_module = click.option(
     "repeated.  [default: none]",
 )
 
+signer_option = click.option(
+    "--signer",
+    "signers",
+    multiple=True,
+    metavar="NODE=ADDRESS",
+    help="This node's updates must be signed by the key of this address; may be repeated.",
+)
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def named_signers(texts: Iterable[str]) -> dict[str, str]:
+    """The addresses by node of `signer_option`."""
+    found = dict[str, str]()
+    for text in texts:
+        node, _, address = text.partition("=")
+        if not re.fullmatch(r"0x[0-9a-fA-F]{40}", address):
+            raise click.BadParameter(f"expected a node and an address, as in clinic-a=0x7099…, came {text!r}")
+        found[node] = address.lower()
+    return found
 
 
 def reaching(command: F) -> F:

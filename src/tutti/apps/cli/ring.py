@@ -377,6 +377,7 @@ def _show_member(view: "RingView") -> None:
     click.echo(f"  successors  {', '.join(view.successors) or '-'}")
     for finger in view.fingers:
         click.echo(f"  fingers     {finger.first:>3} to {finger.last:<3} from {finger.start[:12]}… -> {finger.owner}")
+    click.echo(f"  signs as    {view.signs_as}")
     click.echo(f"  chain       record {view.height} {view.digest[:12]}, committee {', '.join(view.committee) or '-'}")
     _show_lights(view.lights)
 

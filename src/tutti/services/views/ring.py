@@ -45,6 +45,7 @@ class RingView(View, frozen=True, kw_only=True):
         height, generation: Of its newest record; a generation above 0 was forced without a majority.
         sent_bytes, resent_bytes: Of updates, by this process; `resent`: of those that some had been given before.
         holders: At the leader: by data set, how many nodes that hold it are connected.
+        signs_as: The address of the key with which it signs its updates.
     """
 
     id: str
@@ -71,6 +72,7 @@ class RingView(View, frozen=True, kw_only=True):
     holders: dict[str, int]
     jobs: tuple[JobView, ...]
     lights: tuple[Light, ...]
+    signs_as: str = ""
 
 
 def ring_view(
@@ -82,6 +84,7 @@ def ring_view(
     sent: tuple[int, int] = (0, 0),
     keeper: "Keeper | None" = None,
     apart: Sequence[str] = (),
+    signs_as: str = "",
 ) -> RingView:
     """One member's view.
 
@@ -116,6 +119,7 @@ def ring_view(
         holders=_holders(offers),
         jobs=tuple(job_view(job, offers) for job in jobs.values()),
         lights=lights(member, chain, keeper, apart),
+        signs_as=signs_as,
     )
 
 
