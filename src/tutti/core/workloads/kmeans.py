@@ -125,6 +125,8 @@ def _check(x: Floats, result: Result, start: Floats, cap: int, seed: int) -> Ver
         return Verdict(False, f"a run has 1 to {cap} steps, this one {steps}")
     size = float(np.abs(x).max())
     near = ROUNDING * max(size, 1e-300)
+    if np.abs(history).max() > size + near:
+        return Verdict(False, "there are centres beyond all rows")
     if np.abs(history[0] - start).max() > near:
         return Verdict(False, "the first centres are not those of the job's seed")
     if np.abs(history[-1] - centres).max() > 0:
