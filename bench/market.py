@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 from _common import show
+from tutti.adapters.apart import Processes
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.identities.ed25519 import Ed25519Key
@@ -71,7 +72,7 @@ class Stage:
             SqliteEntries(self.folder / "ledger.sqlite"), key, lambda: int(1000 * time.time())
         ).open()
         self.desk = MarketDesk(self.core.journal, blobs, self.ledger, time.time)
-        self.floor = MarketFloor(self.desk, fabric)
+        self.floor = MarketFloor(self.desk, fabric, Processes())
         self.core.lend(self.floor)
         self.core.keeper.retained = self.desk.retained
         await self.core.start()
@@ -83,7 +84,7 @@ class Stage:
 
     def _ready(self, workers: int) -> bool:
         measured = all(worker.gflops > 0 for worker in self.desk.market.workers.values())
-        return measured and len(self.floor._free()) == workers
+        return measured and len(self.floor.assigning.free()) == workers
 
     async def _hire(self, name: str, fabric: LocalFabric) -> None:
         await self.ledger.post(Order(name, Mint(to=f"node:{name}", amount=1000)))

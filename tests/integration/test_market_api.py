@@ -9,6 +9,7 @@ from support.market import Marketplace
 from support.served import app_of, caller
 from tutti.core.workload import BadTable, Table
 from tutti.domain.ledger import Mint, Order
+from tutti.domain.ledger.operations import key_of
 from tutti.services.market.tables import read_table
 from tutti.wire.tables import decode_table
 
@@ -254,10 +255,19 @@ async def test_nobody_takes_the_key_of_a_payment_to_come(place, http, key):
 
 async def test_a_refused_order_leaves_the_known_stake_as_it_is(place, http):
     await place.hire("ada", 150)
-    await place.ledger.post(Order("taken", Mint(to="somebody", amount=1)))
+    await http.post("/api/v1/ledger/mint", json={"to": "somebody", "amount": 1, "key": "taken"})
     answer = await http.post(f"{ROOT}/workers/ada/unstake", json={"amount": 50}, headers={"idempotency-key": "taken"})
     assert answer.status_code == 409
     assert (await http.get(f"{ROOT}/workers/ada")).json()["staked"] == 150
+
+
+async def test_a_key_is_its_persons_own(place, http):
+    """Whoever has used it before: each has a name space of its own, and so has the coordinator."""
+    await place.hire("ada", 150)
+    for key in ("mine", key_of("somebody else", "mine")):
+        await place.ledger.post(Order(key, Mint(to="somebody", amount=1)))
+    answer = await http.post(f"{ROOT}/workers/ada/unstake", json={"amount": 50}, headers={"idempotency-key": "mine"})
+    assert (answer.status_code, answer.json()["staked"]) == (200, 100)
 
 
 async def test_results_are_there_once_they_are_verified(http):

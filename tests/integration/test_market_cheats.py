@@ -66,7 +66,7 @@ async def test_a_wrong_result_costs_its_bond(place, kind, cheat):
 
 async def test_a_forged_run_is_found_by_a_spot_check(place):
     """Of k-means a check replays a few steps only; who is drawn for a spot check is replayed in full."""
-    place.floor._chance = lambda: 0.0  # drawn every time
+    place.floor.chance = lambda: 0.0  # drawn every time
     await place.hire("mallory", STAKE, solve=cheats.forged_run)
     job = await first_to(place, "mallory", "kmeans:clusters=7", seed=1)
     await place.until_market(lambda: place.market.job(job.id).attempt(1).holds is False)
@@ -158,7 +158,7 @@ async def test_at_the_deadline_who_has_committed_is_paid_and_the_rest_goes_back(
 
 async def test_an_accomplice_who_shows_nothing_does_not_spare_a_cheat_the_comparison(place):
     """Of a script nothing but another's result shows what is wrong: the cheat's waits until there is one."""
-    place.floor._chance = lambda: 0.99  # no spot check
+    place.floor.chance = lambda: 0.99  # no spot check
     await place.hire("mallory", 500, solve=cheats.random)
     await place.hire("trudy", 500, worker=cheats.Reneging)
     kind = Choice("script", {"code": SUMS})
@@ -195,7 +195,7 @@ async def test_a_colluding_pair_is_wrong_together(place):
 
 async def test_a_forged_run_that_passed_is_found_by_a_dispute(place):
     """A further worker makes the result again, everything is replayed, and the client is made whole."""
-    place.floor._chance = cycle([0.99]).__next__  # no spot check
+    place.floor.chance = cycle([0.99]).__next__  # no spot check
     await place.hire("mallory", 10_000, solve=cheats.forged_run)
     for seed in range(100):  # until a forged run is lucky: the check replays but two drawn steps between the ends
         job = await first_to(place, "mallory", "kmeans:clusters=7", seed=seed, window=3600.0)

@@ -144,7 +144,7 @@ async def test_a_job_that_gives_no_time_hurts_nobody(place):
     await place.hire("ada", 150, solve=slow)
     short = await place.submit("linear_regression", 10, seconds=20.0)
     await place.until_market(lambda: place.market.job(short.id).attempts)
-    place.later, place.floor._started = 21.0, place.floor._started - 60.0
+    place.later, place.floor.leases.started = 21.0, place.floor.leases.started - 60.0
     place.floor.poke(short.id)
     (done,) = await place.settled(short)
     gate.set()
@@ -167,7 +167,7 @@ async def test_jobs_that_nobody_takes_are_looked_through_once(place, monkeypatch
         return tried(*given)
 
     monkeypatch.setattr(assignment, "why_not", counted)
-    assert await place.floor.assign() == 0
+    assert await place.floor.assigning.assign() == 0
     assert len(draws) == 1
     (job,) = await place.settled(await place.submit("linear_regression", 60))
     assert job.attempt(1).worker == "ada"

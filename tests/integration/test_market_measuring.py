@@ -49,7 +49,7 @@ async def test_a_claimed_gpu_that_is_not_measured_gets_no_job_that_wants_one_and
     job = await place.submit("kmeans", 10, gpu=True)
     await place.floor.measuring.idle.wait()
     await place.until_market(lambda: place.market.job(job.id).funded)
-    assert await place.floor.assign() == 0
+    assert await place.floor.assigning.assign() == 0
     assert place.market.job(job.id).status is Status.PENDING
     told = await told_of(place, "liar")
     assert (told["gpu_type"], told["gpu_gflops"] < 1e5) == ("NVIDIA H100", True)
@@ -95,7 +95,7 @@ async def test_who_answers_wrongly_now_and_then_is_given_no_work(place):
     await place.until_market(lambda: place.market.worker("ada").gflops == 0)
     job = await place.submit("kmeans", 10)
     await place.until_market(lambda: place.market.job(job.id).funded)
-    assert await place.floor.assign() == 0
+    assert await place.floor.assigning.assign() == 0
 
 
 def test_a_gpu_says_to_the_bit_what_a_processor_says():

@@ -13,7 +13,7 @@ from tutti.apps.client import Client
 from tutti.apps.market_train import Plan, train
 from tutti.core.errors import Conflict, Forbidden
 from tutti.core.registry import Choice
-from tutti.domain.ledger import InsufficientFunds, Mint, Order
+from tutti.domain.ledger import InsufficientFunds, Mint, Order, StillUnbonding
 from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import Status
 from tutti.domain.market.rules import RULES
@@ -99,7 +99,7 @@ async def test_owners_prices_and_kinds_are_respected(place):
     await place.hire("eve", kinds=("pca",))
     job = await place.submit("kmeans", 10, replicas=1)
     await place.until_market(lambda: place.market.job(job.id).funded)
-    assert await place.floor.assign() == 0
+    assert await place.floor.assigning.assign() == 0
     assert place.market.job(job.id).status is Status.PENDING
     await place.hire("zoe")
     (job,) = await place.settled(job)
@@ -142,9 +142,14 @@ async def test_a_repeated_unstake_gives_the_same_answer_after_a_restart_too(plac
     await place.up()
     assert await place.market.unstake("ada", 100, "once", ADMIN) == 50
     ada = await place.worker_holds("ada")
-    assert (ada.free, ada.staked) == (100, 50)
+    assert (ada.free, ada.staked, ada.unbonding) == (0, 50, 100)
     with pytest.raises(InsufficientFunds, match="at most 50"):
         await place.market.unstake("ada", 100, "twice", ADMIN)
+    with pytest.raises(StillUnbonding, match="can be withdrawn in"):
+        await place.market.withdraw("ada", "soon", ADMIN)
+    place.later = 7 * 86_400.0
+    ada = await place.market.withdraw("ada", "late", ADMIN)
+    assert (ada.free, ada.staked, ada.unbonding) == (100, 50, 0)
 
 
 async def test_a_forged_update_of_a_model_costs_reputation_even_before_the_node_is_a_worker(place):
@@ -210,7 +215,7 @@ async def test_updates_of_a_federation_are_done_by_paid_workers_and_averaged(pla
 
 
 async def test_a_program_is_run_by_workers_of_different_owners_and_a_wrong_result_costs_nine_rewards(place):
-    place.floor._chance = lambda: 0.99  # no spot check: that replicas differ is what finds it
+    place.floor.chance = lambda: 0.99  # no spot check: that replicas differ is what finds it
     for name in ("ada", "mallory"):
         await place.hire(name, 500, solve=cheats.random if name == "mallory" else solve)
     kind = Choice("script", {"code": SUMS})
@@ -241,5 +246,5 @@ async def test_heartbeats_have_nobody_look_through_all_nodes(place):
     floor = place.floor
     floor.present = watched = Watched(floor.present)
     floor.on(Said("ada", Heartbeat(open=True)))
-    assert await floor.assign() == 0
+    assert await floor.assigning.assign() == 0
     assert not watched.looked_through

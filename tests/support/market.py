@@ -58,7 +58,7 @@ class Marketplace(World):
             worker=worker,  # type: ignore[arg-type]
         )
         if tokens is None:
-            await self.until_market(lambda: name in self.floor._free() or name in self.market.market.busy)
+            await self.until_market(lambda: name in self.floor.assigning.free() or name in self.market.market.busy)
             await self.until_market(lambda: self.market.market.workers[name].gflops > 0)
 
     async def submit(self, kind: str = "linear_regression", reward: int = 10, **wish: object) -> ComputeJob:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from support.faults import SabotagedBlobs, SabotagedLog, Saboteur
+from tutti.adapters.apart import Threads
 from tutti.adapters.blobs.directory import DirectoryBlobs
 from tutti.adapters.datasets import known_schema
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
@@ -136,9 +137,9 @@ class World:
         )
         clock = self.core.clock
         self.ledger = await self.open_ledger()
-        self.desk = RewardDesk(self.core.journal, self.core.blobs, self.core.workbench, self.ledger, clock)
+        self.desk = RewardDesk(self.core.journal, self.core.blobs, self.core.workbench, self.ledger, clock, bytes(32))
         self.market = MarketDesk(self.core.journal, self.core.blobs, self.ledger, clock, self.rules)
-        self.floor = MarketFloor(self.market, self.fabric, chance=self.chance)
+        self.floor = MarketFloor(self.market, self.fabric, Threads(), chance=self.chance)
         self.sessions = Sessions(self.core, seal)
         self.core.lend(self.floor, self.sessions)
         self.core.keeper.retained = lambda: self.desk.retained() | self.market.retained() | self.sessions.retained()

@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tutti.core import scoring
 from tutti.domain.contributions import (
     WHOLE,
     BadProof,
     Contribution,
+    check_audits,
+    check_history,
     check_proof,
     check_round,
+    commitment_to,
     is_audited,
     payments_of,
     portions,
@@ -208,9 +212,54 @@ def test_a_round_can_be_computed_again_and_every_change_shows():
 
 
 def test_about_a_fifth_of_the_rounds_are_audited():
-    drawn = [is_audited("j", round, 3) for round in range(1000)]
+    drawn = [is_audited(b"a" * 32, round) for round in range(1000)]
     assert 150 < sum(drawn) < 250
-    assert drawn != [is_audited("j", round, 4) for round in range(1000)]
+    assert drawn != [is_audited(b"b" * 32, round) for round in range(1000)]
+
+
+SECRET = b"s" * 32
+
+
+def rounds_of_a_job(count=12):
+    """Rounds that are paid by the rule, one after another, of which just those are audited that the secret draws."""
+    rounds, standings = {}, {}
+    for number in range(1, count + 1):
+        measured = given(a=3.0, b=1.0, c=number / 4)
+        if is_audited(SECRET, number):
+            measured = [replace(one, audit=one.gain) for one in measured]
+        rounds[number] = settle([replace(one, round=number) for one in measured], standings, 1000)
+        standings |= {one.node: one.standing for one in rounds[number]}
+    return rounds
+
+
+def test_standings_go_on_from_round_to_round():
+    rounds = rounds_of_a_job()
+    check_history("j", rounds)
+    for number in (2, 7):
+        without = {each: its for each, its in rounds.items() if each != number}
+        with pytest.raises(BadProof, match=f"round {number + 1} of j says that . stood at"):
+            check_history("j", without)
+    changed = [replace(one, before=WHOLE) if one.node == "a" else one for one in rounds[5]]
+    lifted = {**rounds, 5: settle(changed, {"a": WHOLE, "b": 1, "c": 1}, 1000)}
+    check_round(lifted[5], 1000)  # by itself it is as good as any
+    with pytest.raises(BadProof, match="round 5 of j says that a stood at"):
+        check_history("j", lifted)
+
+
+def test_audits_are_those_that_a_secret_drew_which_was_committed_to():
+    rounds = rounds_of_a_job(40)
+    commitment = commitment_to(SECRET)
+    check_audits("j", commitment, SECRET.hex(), rounds)
+    with pytest.raises(BadProof, match="not the one that was committed to"):
+        check_audits("j", commitment, bytes(32).hex(), rounds)
+    drawn = next(number for number in rounds if is_audited(SECRET, number))
+    other = next(number for number in rounds if not is_audited(SECRET, number))
+    left_out = {**rounds, drawn: [replace(one, audit=None) for one in rounds[drawn]]}
+    with pytest.raises(BadProof, match=f"round {drawn} of j was drawn, and it was not audited"):
+        check_audits("j", commitment, SECRET.hex(), left_out)
+    added = {**rounds, other: [replace(one, audit=0) for one in rounds[other]]}
+    with pytest.raises(BadProof, match=f"round {other} of j was audited, and it was not drawn"):
+        check_audits("j", commitment, SECRET.hex(), added)
 
 
 def test_why_names_the_figures():

@@ -42,7 +42,7 @@ DEATHS = 3
 T = TypeVar("T")
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the worker: a coordinator that is killed leaves nothing behind."""
 
     def wait() -> None:
@@ -130,7 +130,7 @@ class OwnProcess:
             if self._timer is not None:
                 self._timer.cancel()
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
+                self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent)
             loop = asyncio.get_running_loop()
             try:
                 result = await loop.run_in_executor(self._pool, _guarded, function, request, path)

@@ -188,6 +188,7 @@ async def coordinator(
 ) -> "AsyncIterator[tuple[Coordinator, FastAPI]]":
     """A started coordinator on its stores, and the API in front of it; `front`, if Redis is used, is what answers."""
     from tutti.adapters.accounts.argon2 import Argon2Passwords
+    from tutti.adapters.apart import Processes
     from tutti.adapters.datasets import known_schema
     from tutti.adapters.fabrics.hub import HubFabric, HubLimits
     from tutti.adapters.fabrics.joined import JoinedFabrics
@@ -242,10 +243,13 @@ async def coordinator(
     chain = open_chain(folder, core)
     signed = None if chain else _signed_ledger(settings, folder, clock)
     ledger: Ledger = signed or chain.ledger  # type: ignore[union-attr]  # there is one of the two
-    desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock)
+    desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock, _audit_key(settings, folder))
     market = MarketDesk(core.journal, blobs, ledger, clock)
     floor = MarketFloor(
-        market, reached, drained=lambda node: node in core.register.drained or bool(core.register.maintenance)
+        market,
+        reached,
+        Processes(),
+        drained=lambda node: node in core.register.drained or bool(core.register.maintenance),
     )
     sessions = Sessions(core, seal)
     core.lend(floor, sessions)
@@ -342,6 +346,14 @@ def _broker(
         blobs_url="" if depot else url,
         ca=settings.broker_ca,
     )
+
+
+def _audit_key(settings: CoordinatorSettings, folder: Path) -> bytes:
+    """What the secrets of audits follow from: of the ledger's key where replicas have that in common."""
+    from tutti.adapters.identities.ed25519 import secret_at
+
+    shared = settings.ledger_key_file
+    return secret_at(shared if shared is not None else folder / "audit.key")
 
 
 def _signed_ledger(settings: CoordinatorSettings, folder: Path, clock: Callable[[], float]) -> "SignedLedger":

@@ -13,6 +13,8 @@ from tutti.core.errors import NotFound, UserError
 from tutti.domain.contributions import (
     Contribution,
     Proof,
+    check_audits,
+    check_history,
     check_paid,
     check_proof,
     check_signers,
@@ -21,7 +23,7 @@ from tutti.domain.contributions import (
 )
 from tutti.domain.ledger import BadChain, Entry, Totals, verify_chain
 from tutti.services.views.chain import BlockView, ChainView, TransactionView
-from tutti.services.views.ledger import ScoredView
+from tutti.services.views.ledger import RewardsView, ScoredView
 
 if TYPE_CHECKING:
     from tutti.apps.client import Client
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the file: an entry of the coordinator's own ledger, or of a chain what there is instead of it.
 
-    `block`: of an embedded chain. `round`: what each update of a round was worth.
+    `block`: of an embedded chain. `round`: what each update of a round was worth. `rewards`: of a job, with
+    what drew its audits.
     """
 
     entry: Entry | None = None
@@ -38,6 +41,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     transaction: TransactionView | None = None
     block: BlockView | None = None
     round: ScoredView | None = None
+    rewards: RewardsView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Told:
     transactions: Sequence[TransactionView]
     blocks: Sequence[BlockView]
     rounds: Sequence[ScoredView]
+    rewards: Sequence[RewardsView]
 
     @classmethod
     def of(cls, lines: Iterable[Line]) -> "Told":
@@ -59,6 +64,7 @@ class Told:
             [line.transaction for line in lines if line.transaction],
             [line.block for line in lines if line.block],
             [line.round for line in lines if line.round],
+            [line.rewards for line in lines if line.rewards],
         )
 
     @property
@@ -78,7 +84,9 @@ def ask(client: "Client", jobs: Iterable[str]) -> Iterator[Line]:
         if chain.node == "embedded":
             yield from (Line(block=block) for block in client.blocks())
     for job in jobs:
-        yield from (Line(round=client.scored(job, number)) for number in client.rewards(job).scored)
+        rewards = client.rewards(job)
+        yield Line(rewards=rewards)
+        yield from (Line(round=client.scored(job, number)) for number in rewards.scored)
 
 
 def read(file: Path) -> Iterator[Line]:
@@ -122,15 +130,26 @@ async def _check_chain(told: Told, chain: ChainView, url: str | None) -> Totals:
 
 
 def check_rounds(told: Told, job: str | None) -> tuple[list[ScoredView], list[ScoredView]]:
-    """The rounds (of a job) that are paid by the rule, and those not paid yet; raises BadProof for any other."""
+    """The rounds (of a job) that are paid by the rule, and those not paid yet; raises BadProof for any other.
+
+    And for standings that do not go on from those of the rounds before, and audits that were not drawn.
+    """
     rounds = [one for one in told.rounds if job in (None, one.job, one.job.rpartition("-")[0])]
     if job is not None and not rounds:
         raise NotFound(f"there are no scored rounds of {job!r}")
+    by_job: dict[str, dict[int, list[Contribution]]] = {}
+    for one in rounds:
+        by_job.setdefault(one.job, {})[one.round] = [each.contribution for each in one.earned]
+    for name, its in by_job.items():
+        check_history(name, its)
+    for rewards in told.rewards:
+        if rewards.secret and rewards.job in by_job:
+            check_audits(rewards.job, rewards.commitment, rewards.secret, by_job[rewards.job])
     orders = {one.key: one for one in told.orders}
     paid = []
     for one in rounds:
-        its = orders.get(payment_key(one.job, one.round))
-        paid.append(check_paid([each.contribution for each in one.earned], one.pool, [its] if its else []))
+        order = orders.get(payment_key(one.job, one.round))
+        paid.append(check_paid(by_job[one.job][one.round], one.pool, [order] if order else []))
     return (
         [one for one, is_paid in zip(rounds, paid, strict=True) if is_paid],
         [one for one, is_paid in zip(rounds, paid, strict=True) if not is_paid],

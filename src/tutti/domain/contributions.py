@@ -7,8 +7,11 @@
 4. A tenth of the round's pool goes to all sound updates alike, the rest by standing. Nobody gets more than half of a
    pool (or than an equal share, of three nodes or fewer). What is left over stays in the pool.
 5. The records, in this order, are the leaves of a Merkle tree; its root stands in the ledger beside the payments.
+6. Which rounds are audited is drawn by a secret. Its hash is recorded before the first round, and it is told after the
+   last: nobody can foresee an audit, and everybody can find out afterwards that none was left out or added.
 """
 
+import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
@@ -27,7 +30,7 @@ WHOLE = 10**9
 
 FLOOR_DIVISOR = 10
 AUDIT_DIVISOR = 5
-"""One round in so many is audited, drawn by hash."""
+"""One round in so many is audited."""
 
 
 class BadProof(UserError):
@@ -78,9 +81,14 @@ def payment_key(job: str, round: int) -> str:
     return f"reward/{job}/{round}"
 
 
-def is_audited(job: str, round: int, seed: int) -> bool:
-    """Whether a round is audited; nobody can know before the job's seed is known, everybody after."""
-    drawn = sha256(f"audit/{job}/{round}/{seed}".encode()).digest()
+def commitment_to(secret: bytes) -> str:
+    """What is said beforehand of the secret that draws a job's audits."""
+    return sha256(b"tutti audits 1\n" + secret).hexdigest()
+
+
+def is_audited(secret: bytes, round: int) -> bool:
+    """Whether a round is audited; nobody can know before the secret is told, everybody after."""
+    drawn = hmac.digest(secret, f"audit/{round}".encode(), "sha256")
     return int.from_bytes(drawn[:8], "big") % AUDIT_DIVISOR == 0
 
 
@@ -202,6 +210,35 @@ def check_round(contributions: Sequence[Contribution], pool: int) -> None:
     befores = {one.node: one.before for one in contributions if one.before is not None}
     if settle(contributions, befores, pool) != list(contributions):
         raise BadProof("the standings or payments do not follow from the scores by the published rule")
+
+
+def check_history(job: str, rounds: Mapping[int, Sequence[Contribution]]) -> None:
+    """Raises BadProof unless each standing of a job's rounds goes on from the one that its node had before."""
+    standings: dict[str, int] = {}
+    for number in sorted(rounds):
+        for one in rounds[number]:
+            if one.before != standings.get(one.node):
+                raise BadProof(
+                    f"round {number} of {job} says that {one.node} stood at {one.before}, and after the rounds before "
+                    f"it stood at {standings.get(one.node)}: a round was changed, or left out"
+                )
+        standings |= {one.node: one.standing for one in rounds[number]}
+
+
+def check_audits(job: str, commitment: str, secret: str, rounds: Mapping[int, Sequence[Contribution]]) -> None:
+    """Raises BadProof unless the secret is the one that was committed to, and just the rounds it draws are audited.
+
+    A round that could not be measured, in which nobody has a share, may go without.
+    """
+    if commitment_to(bytes.fromhex(secret)) != commitment:
+        raise BadProof(f"the secret that drew the audits of {job} is not the one that was committed to")
+    for number, contributions in rounds.items():
+        drawn = is_audited(bytes.fromhex(secret), number)
+        audited = any(one.audit is not None for one in contributions)
+        if audited and not drawn:
+            raise BadProof(f"round {number} of {job} was audited, and it was not drawn")
+        if drawn and not audited and any(one.gain for one in contributions):
+            raise BadProof(f"round {number} of {job} was drawn, and it was not audited")
 
 
 class Booked(Protocol):

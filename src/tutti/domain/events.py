@@ -335,11 +335,18 @@ NodeEvent: TypeAlias = (
 # -- what a job's nodes earn, stream `rewards:<job>` -------------------------------------------------
 
 
+class AuditsCommitted(Event, frozen=True, kw_only=True):
+    """The rounds of a job that are audited will be drawn by a secret with this hash."""
+
+    job: str
+    commitment: str
+
+
 class ContributionsScored(Event, frozen=True, kw_only=True):
     """What each update that counted did for the model: see `tutti.domain.contributions` for the rule.
 
-    `root` is that of the Merkle tree over the contributions. `seed` draws the audits and the rows of `data` that were
-    used; `rows` is the digest of all of them. `note` says what kept a score from being measured.
+    `root` is that of the Merkle tree over the contributions. `seed` draws the rows of `data` that were used; `rows` is
+    the digest of all of them. `note` says what kept a score from being measured.
     """
 
     job: str
@@ -356,10 +363,11 @@ class ContributionsScored(Event, frozen=True, kw_only=True):
 
 
 class RewardsSettled(Event, frozen=True, kw_only=True):
-    """All rounds are paid, and what was left of the pool went back to the sponsor."""
+    """All rounds are paid, and what was left of the pool went back to the sponsor. `secret` drew the audits, in hex."""
 
     job: str
+    secret: str = ""
 
 
-RewardEvent: TypeAlias = ContributionsScored | RewardsSettled
+RewardEvent: TypeAlias = AuditsCommitted | ContributionsScored | RewardsSettled
 AnyEvent: TypeAlias = JobEvent | JobArchived | NodeEvent | RewardEvent | MarketEvent | SessionEvent

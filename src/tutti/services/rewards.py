@@ -7,6 +7,7 @@ round, so that all of it may happen again after a crash.
 
 import asyncio
 import contextlib
+import hmac
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,15 @@ from types import MappingProxyType
 
 from tutti.core.errors import Conflict, NotFound, StorageError, TuttiError
 from tutti.domain import events as e
-from tutti.domain.contributions import account_of, escrow_of, payment_key, root_of, settle
+from tutti.domain.contributions import (
+    account_of,
+    commitment_to,
+    escrow_of,
+    is_audited,
+    payment_key,
+    root_of,
+    settle,
+)
 from tutti.domain.events import Digest
 from tutti.domain.history import is_in
 from tutti.domain.jobs import Job
@@ -32,7 +41,10 @@ RETRY_SECONDS = 2.0
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """What is known of one job's rewards. `due`: rounds to score; `unpaid`: why the pool does not pay, if so."""
+    """What is known of one job's rewards. `due`: rounds to score; `unpaid`: why the pool does not pay, if so.
+
+    `commitment`: to the secret that draws the audits; `secret`: itself, in hex, once all is settled.
+    """
 
     rewards: Rewards
     opened: e.RoundOpened | None = None
@@ -45,15 +57,24 @@ class Account:
     over: bool = False
     settled: bool = False
     unpaid: str = ""
+    commitment: str = ""
+    secret: str = ""
 
 
 class RewardDesk:
     """Made before the journal is loaded, so that it sees every event from the first on."""
 
     def __init__(
-        self, journal: Journal, blobs: BlobStore, workbench: Workbench, ledger: Ledger, clock: Callable[[], float]
+        self,
+        journal: Journal,
+        blobs: BlobStore,
+        workbench: Workbench,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        key: bytes,
     ) -> None:
-        self.ledger = ledger
+        """`key`: 32 bytes that nobody else knows, and that stay; the secrets of the jobs' audits follow from it."""
+        self.ledger, self._key = ledger, key
         self._journal, self._clock = journal, clock
         self._scorer = Scorer(blobs, workbench)
         self._accounts: dict[str, Account] = {}
@@ -111,10 +132,12 @@ class RewardDesk:
                 account.accepted.pop(node, None)
             case e.RoundClosed():
                 self._closed(recorded.stream.partition(":")[2], account, event)
+            case e.AuditsCommitted(commitment=commitment):
+                account.commitment = commitment
             case e.ContributionsScored():
                 self._scored(account, event)
-            case e.RewardsSettled():
-                account.settled = True
+            case e.RewardsSettled(secret=secret):
+                account.settled, account.secret = True, secret
             case e.JobCompleted() | e.JobStopped() | e.JobFailed():
                 account.over = True
             case _:
@@ -160,16 +183,24 @@ class RewardDesk:
                 await self._changed.wait()
 
     async def _work_off(self, job: Job, account: Account) -> None:
+        secret = self._secret(job.id)
+        if not account.commitment and not account.scored:
+            commitment = commitment_to(secret)
+            await self._journal.reward(e.AuditsCommitted(at=self._clock(), job=job.id, commitment=commitment))
         for number in sorted(account.due):
             await self._score(job, account, account.due[number])
         account.unpaid = await self._pay(job, account)
         if account.over and not account.due and not (account.unpaid and account.scored):
             with contextlib.suppress(NotFound):  # nothing could be set aside, and nobody has earned anything
                 await self._post(f"refund/{job.id}", Refund(escrow=escrow_of(job.id)))
-            await self._journal.reward(e.RewardsSettled(at=self._clock(), job=job.id))
+            await self._journal.reward(e.RewardsSettled(at=self._clock(), job=job.id, secret=secret.hex()))
+
+    def _secret(self, job: str) -> bytes:
+        return hmac.digest(self._key, f"tutti audits of {job}".encode(), "sha256")
 
     async def _score(self, job: Job, account: Account, closed: Closed) -> None:
-        measured = await self._scorer.measure(closed, job, account.rewards.data, account.past)
+        audited = is_audited(self._secret(job.id), closed.round)
+        measured = await self._scorer.measure(closed, job, account.rewards.data, account.past, audited=audited)
         contributions = settle(measured.contributions, account.standings, account.rewards.pool)
         await self._journal.reward(
             e.ContributionsScored(

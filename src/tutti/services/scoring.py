@@ -17,7 +17,7 @@ from tutti.core.params import Layout, Params, Role
 from tutti.core.registry import Choice
 from tutti.core.sampling import node_seed
 from tutti.core.strategy import Asynchrony, strategies
-from tutti.domain.contributions import Contribution, is_audited, portions
+from tutti.domain.contributions import Contribution, portions
 from tutti.domain.events import Digest, UpdateAccepted
 from tutti.domain.jobs import Job
 from tutti.domain.spec import Training
@@ -74,17 +74,17 @@ class Scorer:
     def __init__(self, blobs: BlobStore, workbench: Workbench) -> None:
         self._blobs, self._workbench = blobs, workbench
 
-    async def measure(self, closed: Closed, job: Job, data: Choice, past: "Past") -> Measured:
+    async def measure(self, closed: Closed, job: Job, data: Choice, past: "Past", *, audited: bool) -> Measured:
         """Score the updates of a round; those that were left out of its model come last, and earn nothing.
 
         What keeps a model from being measured becomes a note, and scores are 0.
         """
         nobody = Measured([], np.zeros((0, scoring.SKETCH), np.float32))
-        found = await self._measure(closed, job, data, past) if closed.updates else nobody
+        found = await self._measure(closed, job, data, past, audited) if closed.updates else nobody
         found.contributions.extend(_contribution(closed, update, fault=LEFT_OUT) for update in closed.left_out)
         return found
 
-    async def _measure(self, closed: Closed, job: Job, data: Choice, past: "Past") -> Measured:
+    async def _measure(self, closed: Closed, job: Job, data: Choice, past: "Past", audited: bool) -> Measured:
         seed = node_seed(job.spec.seed, closed.round, "contributions")
         with tempfile.TemporaryDirectory(prefix="tutti-") as folder:
             place = Path(folder)
@@ -97,11 +97,11 @@ class Scorer:
                 return Measured(nothing, unmeasured, note=f"the model could not be measured: {error}")
             read = partial(self._delta, base.layout, strategies.build(job.spec.strategy).asynchrony)
             found = await self._judge(closed, read, gradient, job.spec.seed, past)
-            if is_audited(job.id, closed.round, job.spec.seed):
+            if audited:
                 evaluate = partial(self._loss, job, data, place / "coalition.safetensors")
                 audit = await self._audit(closed, base, read, evaluate, seed)
-                audited = zip(found.contributions, portions(audit.tolist()), strict=True)
-                found.contributions[:] = [msgspec.structs.replace(one, audit=part) for one, part in audited]
+                parts = zip(found.contributions, portions(audit.tolist()), strict=True)
+                found.contributions[:] = [msgspec.structs.replace(one, audit=part) for one, part in parts]
             return Measured(found.contributions, found.sketches, rows, found.note)
 
     async def _params(self, digest: Digest) -> Params:

@@ -84,6 +84,7 @@ EVENTS: tuple[AnyEvent, ...] = (
     e.NodeTurnedAway(at=2.0, node="n9", reason="no token"),
     e.CoordinatorStarted(at=0.0, version="0.1.0"),
     e.JobArchived(at=9.0, archive="a" * 64, events=12, snapshot='{"id":"größe"}'),
+    e.AuditsCommitted(at=0.5, job="digits-1", commitment="c" * 64),
     e.ContributionsScored(
         at=8.0,
         job="digits-1",

@@ -20,25 +20,27 @@ REWARD, COST = 10, 3
 
 @dataclass(slots=True)
 class Owner:
-    """`cheats`: the share of its jobs that it does not do; `own_jobs`: a round that it pays for itself, to shine;
-    `renews`: below which reputation it begins anew under another name."""
+    """`cheats`: the share of its jobs that it does not do; `own_jobs`: a round that it pays for itself, to shine, each
+    with `own_reward` (a job for less than REWARD is tiny, and costs nothing to do); `renews`: below which reputation it
+    begins anew under another name."""
 
     name: str
     stake: int
     names: int = 1
     cheats: float = 0.0
     own_jobs: int = 0
+    own_reward: int = REWARD
     renews: int = 0
     earned: int = 0
     spent: int = 0
     slashed: int = 0
-    done: int = 0
+    costs: int = 0
     identities: list[str] = field(default_factory=list)
 
     @property
     def profit(self) -> int:
         """Rewards less the cost of work, what was slashed, and what it paid others for jobs of its own."""
-        return self.earned - COST * self.done - self.slashed - self.spent
+        return self.earned - self.costs - self.slashed - self.spent
 
 
 class Economy:
@@ -77,10 +79,10 @@ class Economy:
 
     def _do(self, payer: Owner | None, free: Sequence[str]) -> str | None:
         """One job; whoever does it is paid by the client, from outside or one of the owners."""
-        job_id = f"job-{self._jobs}"
+        job_id, reward = f"job-{self._jobs}", payer.own_reward if payer else REWARD
         self._jobs += 1
         asked = e.ComputeSubmitted(
-            at=0, job=job_id, client="c", kind=Choice("pca"), data="", rows=10, columns=2, seed=0, reward=REWARD
+            at=0, job=job_id, client="c", kind=Choice("pca"), data="", rows=10, columns=2, seed=0, reward=reward
         )
         self.market.apply(asked)
         self.market.apply(e.ComputeFunded(at=0), job_id)
@@ -93,23 +95,20 @@ class Economy:
         assigned = e.ComputeAssigned(at=0, slot=0, attempt=1, worker=worker, owner=worker, bond=found.bond)
         self.market.apply(assigned, job_id)
         cheated = self._rng.random() < owner.cheats and payer is not owner
-        self._pay(payer, owner, worker, found.bond, cheated=cheated)
+        if cheated:  # and found out, as linear regression and PCA always are
+            owner.slashed += found.bond
+            self._stakes[worker] -= found.bond
+        else:
+            owner.earned += reward
+            owner.costs += COST if reward >= REWARD else 0
+        if payer is not None and not cheated:
+            payer.spent += reward
         self.market.apply(e.ComputeJudged(at=0, attempt=1, holds=not cheated), job_id)
         over = e.ComputeFailed(at=0, reason="wrong") if cheated else e.ComputeVerified(at=0, attempt=1)
         self.market.apply(over, job_id)
         self.market.apply(e.ComputeSettled(at=0), job_id)
         del self.market.jobs[job_id]
         return worker
-
-    def _pay(self, payer: Owner | None, owner: Owner, worker: str, bond: int, *, cheated: bool) -> None:
-        if cheated:  # and found out, as linear regression and PCA always are
-            owner.slashed += bond
-            self._stakes[worker] -= bond
-            return
-        owner.done += 1
-        owner.earned += REWARD
-        if payer is not None:
-            payer.spent += REWARD
 
     def _renew(self) -> None:
         for owner in self.owners:
@@ -125,6 +124,8 @@ STRATEGIES: Mapping[str, Callable[[], Owner]] = {
     "honest": lambda: Owner("it", 600),
     "many names": lambda: Owner("it", 600, names=6),
     "deals with itself": lambda: Owner("it", 600, own_jobs=1),
+    "deals with itself for a token": lambda: Owner("it", 600, own_jobs=3, own_reward=1),
+    "deals with itself under many names": lambda: Owner("it", 600, names=3, own_jobs=3, own_reward=1),
     "cheats at a tenth": lambda: Owner("it", 600, cheats=0.1),
     "cheats always, under ever new names": lambda: Owner("it", 600, cheats=1.0, renews=50),
 }

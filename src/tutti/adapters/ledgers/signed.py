@@ -16,6 +16,7 @@ from tutti.adapters.identities.ed25519 import Ed25519Key, verify
 from tutti.core.errors import Conflict, StorageError
 from tutti.domain.ledger import Account, Books, Entry, Found, Order, Totals, check, seal, verify_chain
 from tutti.domain.ledger.chain import START
+from tutti.domain.ledger.operations import UNBONDING
 from tutti.ports.ledger import Head, KeyReused, Receipt
 
 GROUP = 256
@@ -84,14 +85,14 @@ class SignedLedger:
         """Why nothing can be booked, if so."""
 
     async def open(self, rules: Found | None = None) -> Self:
-        """Read what is there, or found a ledger by `rules` (its public key is filled in).
+        """Read what is there, or found a ledger by `rules` with our public key; by default stake unbonds for a week.
 
         Raises UserError, FormatTooNew, LedgerInUse, StorageError, or BadChain if it was changed, or is another key's.
         """
         await self._entries.open()
         try:
             if not await self._entries.read(-1, 1):
-                await self._found(rules or Found(public_key=self._key.public))
+                await self._found(rules or Found(public_key=self._key.public, unbonding=UNBONDING))
             await self._load()
         except BaseException:
             await self._entries.close()

@@ -16,6 +16,7 @@ from tutti.domain.accounts import Identity, allows
 from tutti.domain.forecast import Forecast, Usage, usage
 from tutti.domain.history import RoundSummary
 from tutti.domain.jobs import Job
+from tutti.domain.ledger.operations import key_of
 from tutti.domain.spec import JobSpec, load_spec
 from tutti.services.coordinator import Coordinator
 from tutti.services.forecast import Forecaster
@@ -239,6 +240,11 @@ def person(request: Request) -> Who:
     """Who asked, for what costs tokens."""
     identity: Identity | None = request.state.identity
     return Who(name=identity.name, admin=allows(identity.role, "admin")) if identity else Who(name="somebody")
+
+
+def order_key(request: Request, chosen: str) -> str:
+    """The ledger's key of an order that somebody has given a key."""
+    return key_of(person(request).name, chosen)
 
 
 def add_routes(api: Api, jobs: JobRoutes) -> None:

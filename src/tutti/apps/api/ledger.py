@@ -4,10 +4,10 @@ from itertools import islice
 from typing import Annotated
 
 import msgspec
-from fastapi import Depends, Query
+from fastapi import Depends, Query, Request
 
 from tutti.adapters.ledgers.signed import SignedLedger
-from tutti.apps.api.jobs import page_by_name
+from tutti.apps.api.jobs import order_key, page_by_name
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit, OrderKey
 from tutti.core.errors import Conflict
 from tutti.domain.contributions import Proof, prove
@@ -77,22 +77,26 @@ class LedgerRoutes:
     async def account(self, name: str) -> Answer[BalanceView]:
         return Answer(balance_view(name, await self._ledger.account(name)))
 
-    async def claim(self, name: str, key: OrderKey) -> Answer[BalanceView]:
+    async def claim(self, request: Request, name: str, key: OrderKey) -> Answer[BalanceView]:
         """Take everything that is owed to an account."""
-        await self._ledger.post(Order(key, Claim(account=name)))
+        await self._ledger.post(Order(order_key(request, key), Claim(account=name)))
         return await self.account(name)
 
     async def transfer(
-        self, name: str, wish: Annotated[TransferRequest, Depends(Body(TransferRequest))]
+        self, request: Request, name: str, wish: Annotated[TransferRequest, Depends(Body(TransferRequest))]
     ) -> Answer[BalanceView]:
         """Move tokens of an account to another; on a chain that may be an address, 0x and 40 hex digits."""
-        await self._ledger.post(Order(wish.key, Transfer(source=name, to=wish.to, amount=wish.amount)))
+        await self._ledger.post(
+            Order(order_key(request, wish.key), Transfer(source=name, to=wish.to, amount=wish.amount))
+        )
         self._desk.poke()
         return await self.account(name)
 
-    async def mint(self, wish: Annotated[MintRequest, Depends(Body(MintRequest))]) -> Answer[BalanceView]:
+    async def mint(
+        self, request: Request, wish: Annotated[MintRequest, Depends(Body(MintRequest))]
+    ) -> Answer[BalanceView]:
         """Make new tokens, for instance for a sponsor of rewards."""
-        await self._ledger.post(Order(wish.key, Mint(to=wish.to, amount=wish.amount)))
+        await self._ledger.post(Order(order_key(request, wish.key), Mint(to=wish.to, amount=wish.amount)))
         self._desk.poke()
         self._market.raise_stakes()
         return await self.account(wish.to)

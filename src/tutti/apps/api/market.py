@@ -11,7 +11,7 @@ from msgspec import Meta
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from tutti.apps.api.jobs import Key, Text, caller, person
+from tutti.apps.api.jobs import Key, Text, caller, order_key, person
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit, OrderKey
 from tutti.core.errors import NotFound
 from tutti.core.registry import Choice, Option
@@ -191,12 +191,12 @@ class MarketRoutes:
         key: OrderKey,
     ) -> Answer[WorkerView]:
         """Take stake back, as far as it is not at risk with work that goes on. If it unbonds: `withdraw` it later."""
-        await self._desk.unstake(worker, wish.amount, key, person(request))
+        await self._desk.unstake(worker, wish.amount, order_key(request, key), person(request))
         return await self.show_worker(worker)
 
     async def withdraw(self, request: Request, worker: str, key: OrderKey) -> Answer[BalanceView]:
         """Take the stake that has unbonded: all of it, once the ledger's period since the last `unstake` is over."""
-        held = await self._desk.withdraw(worker, key, person(request))
+        held = await self._desk.withdraw(worker, order_key(request, key), person(request))
         return Answer(balance_view(worker_account(worker), held))
 
     # -- clients -------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ class MarketRoutes:
 
     async def trigger(self) -> Answer[CoordinationView]:
         """Assign now what can be assigned now; there is no need to, for that happens by itself."""
-        assigned = await self._floor.assign()
+        assigned = await self._floor.assigning.assign()
         return Answer(CoordinationView(status="triggered", coordinating=self._market.coordinating, assigned=assigned))
 
 

@@ -1,5 +1,6 @@
 """What can be done with tokens. Amounts are whole units, 1 to 2^53: no fractions, nothing negative."""
 
+from hashlib import sha256
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -11,16 +12,27 @@ LARGEST = 2**53
 """The most units there can ever be: every JSON reader can hold the number exactly."""
 
 Amount = Annotated[int, Meta(ge=1, le=LARGEST)]
-AccountName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,99}$")]
-EscrowId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,99}$")]
-Key = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,200}$")]
+AccountName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,99}$(?!\n)")]
+EscrowId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,99}$(?!\n)")]
+Key = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,200}$(?!\n)")]
 
-PEOPLES_KEY = r"^[\x21-\x2e\x30-\x7e]{1,180}$"
-"""Keys that people may choose: without a slash, which all of the coordinator's own have. A stranger who took the key
-of a payment to come would keep it from ever being made."""
+PEOPLES_KEY = r"^[\x21-\x2e\x30-\x7e]{1,160}$"
+"""Keys that people may choose: without a slash, for each person has a name space of its own (`key_of`)."""
 
-PeoplesKey = Annotated[str, Meta(pattern=PEOPLES_KEY)]
-Hex = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+PeoplesKey = Annotated[str, Meta(pattern=PEOPLES_KEY + r"(?!\n)")]
+Hex = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
+
+
+UNBONDING = 7 * 86_400
+"""Seconds for which unstaked tokens can still be slashed, unless a ledger is founded otherwise."""
+
+
+def key_of(person: str, chosen: str) -> str:
+    """The key of a person's order: nobody can take another's, nor one of the coordinator's own.
+
+    A stranger who took the key of a payment to come would keep it from ever being made.
+    """
+    return f"by/{sha256(person.encode()).hexdigest()[:16]}/{chosen}"
 
 
 class BadOperation(UserError):

@@ -1,7 +1,10 @@
 """Who gets a job: drawn among all who can do it, with weights, so that nobody can count on getting any.
 
-The weight is reputation^2 x free stake: splitting a stake over several names gains nothing, for each of them begins
-without a reputation. Of small jobs, some are drawn by stake alone, so that newcomers can earn one.
+The weight is reputation^2 x free stake x thrift. Splitting a stake over several names gains nothing, for each of them
+begins without a reputation. Thrift is how often the price that a worker asks goes into what the job pays, up to
+`Rules.thrift`: of two that are alike, the one that asks half is drawn twice as often. Who can do the work in the time
+that is left is told before, by measured speed. Of small jobs, some are drawn without regard to reputation, so that
+newcomers can earn one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +88,8 @@ def draw(
         return None
     explored = job.share(slot) <= rules.small and chance() < rules.exploration
     bounds = [1.0 if explored else worker.record(job.submitted.kind.name).bound for worker in able]
-    cumulated = np.cumsum(np.array(bounds) ** rules.esteem * np.array(spares))
+    thrifts = [min(rules.thrift, job.share(slot) / max(1, worker.offer.price)) for worker in able]
+    cumulated = np.cumsum(np.array(bounds) ** rules.esteem * np.array(spares) * np.array(thrifts))
     at = min(int(np.searchsorted(cumulated, chance() * cumulated[-1], side="right")), len(able) - 1)
     share = float((cumulated[at] - (cumulated[at - 1] if at else 0)) / cumulated[-1])
     return Drawn(able[at], bond, len(able), share, explored)

@@ -17,6 +17,8 @@ class Rules:
         exploration: The share of small jobs that go to anybody who can do them, whatever the reputation.
         small: Up to which reward for one replica a job is small.
         esteem: The power of the reputation in the weight with which workers are drawn.
+        thrift: How many times as often a worker is drawn at most for asking less than a job pays.
+        earnest: What a result has to be paid to count in full for a reputation; one that is paid less counts less.
         lost: How much of a failure it is not to deliver.
         gpu: GFLOP/s (float32) by which a machine shows that it has a GPU: more than processors do on this problem.
         supports: What part of a claimed capacity has to be measured for the claim to be called supported.
@@ -32,6 +34,8 @@ class Rules:
     exploration: float = 0.1
     small: int = 100
     esteem: float = 2.0
+    thrift: float = 4.0
+    earnest: int = 10
     lost: float = 0.25
     gpu: float = 500.0
     supports: float = 0.5

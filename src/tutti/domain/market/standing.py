@@ -130,7 +130,8 @@ class Market:
 
     def _note(self, job: ComputeJob, event: e.ComputeEvent) -> None:
         """What an event does to the reputation of a worker. A result that is judged again counts again only if it
-        turns out wrong."""
+        turns out wrong; one for which next to nothing was paid counts next to nothing: who has jobs done for itself
+        must not get a name by a thousand of them at a token each."""
         kind = job.submitted.kind.name
         match event:
             case e.ComputeJudged(attempt=number, holds=holds):
@@ -138,7 +139,9 @@ class Market:
                 if not holds:
                     self.workers[worker.name] = replace(worker.after(kind, failure=1), failed=worker.failed + 1)
                 elif not job.disputed or job.attempt(number).slot == job.slots[-1]:
-                    self.workers[worker.name] = replace(worker.after(kind, success=1), completed=worker.completed + 1)
+                    success = min(1.0, job.share(job.attempt(number).slot) / self.rules.earnest)
+                    worker = worker.after(kind, success=success)
+                    self.workers[worker.name] = replace(worker, completed=worker.completed + 1)
             case e.ComputeReleased(attempt=number, ours=False):
                 worker = self.workers[job.attempt(number).worker]
                 worker = worker.after(kind, failure=self.rules.lost)

@@ -1,33 +1,31 @@
 """The market's floor: hands jobs to workers, hears them, has results judged; the desk keeps the books, the till pays.
 
 Everything here follows from the events and may be done again: after a crash every open job is looked at once, and
-goes on. Leases are kept in memory; a worker gets a whole one from a coordinator that has just started.
+goes on. Who gets work is in `assigning`, until when anybody is waited for in `leases`, and what becomes of a result in
+`checking`.
 """
 
 import asyncio
 import heapq
 import logging
-import secrets
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from random import SystemRandom
-from typing import TypeVar
 
-from tutti.core.errors import Conflict, CorruptBlob, NotFound, TuttiError
+from tutti.core.errors import Conflict, NotFound, TuttiError
 from tutti.core.workload import LARGEST_RESULT
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.market import events as e
 from tutti.domain.market import jobs as j
 from tutti.domain.market import sealing
-from tutti.domain.market.assignment import Drawn, demand, draw
 from tutti.domain.market.jobs import Attempt, ComputeJob
-from tutti.domain.market.sealing import Phase
 from tutti.ports import Arrived, Fabric, FabricEvent, Left, Said
+from tutti.ports.apart import Apart
+from tutti.services.market.assigning import RETRY_SECONDS, Assigning, Present
+from tutti.services.market.checking import Checking
 from tutti.services.market.desk import MarketDesk
-from tutti.services.market.judging import fault_of_the_job, judge
+from tutti.services.market.leases import Leases
 from tutti.services.market.measuring import Measuring
 from tutti.services.market.till import Till
 from tutti.wire.messages import (
@@ -41,14 +39,11 @@ from tutti.wire.messages import (
     Measured,
     Offer,
     Over,
-    Registration,
     Show,
 )
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-RETRY_SECONDS = 2.0
 UPLOADS_PER_ATTEMPT = 64
 WAITING_OF_ONE = 8
 """Messages of one worker that wait; an honest one has one or two."""
@@ -56,25 +51,16 @@ WAITING_OF_ONE = 8
 AT_ONCE = 64
 """Jobs that are looked at, and messages that are dealt with, at the same time: they share what they write."""
 
-CHECKS_AT_ONCE = 2
-
-
-@dataclass(slots=True)
-class Present:
-    """A connected worker. `lacks`: tokens for its stake, in words."""
-
-    registration: Registration
-    open: bool = True
-    lacks: str = ""
-
 
 class MarketFloor:
-    """Errands of a coordinator. `drained` tells whether a node is to have no more work; `chance` cannot be foreseen."""
+    """Errands of a coordinator. `apart` is where results are judged; `drained` tells whether a node is to have no more
+    work; `chance` cannot be foreseen."""
 
     def __init__(
         self,
         desk: MarketDesk,
         fabric: Fabric,
+        apart: Apart,
         *,
         drained: Callable[[NodeId], bool] = lambda _: False,
         chance: Callable[[], float] | None = None,
@@ -83,15 +69,14 @@ class MarketFloor:
         self.trouble: dict[str, str] = {}
         """What keeps a job from going on, such as a full disk."""
         self.present: dict[NodeId, Present] = {}
-        self._fabric, self._drained = fabric, drained
-        self._chance = chance or SystemRandom().random
-        self._started = desk.clock()
-        self._left: dict[NodeId, float] = {}
-        self._heard: dict[tuple[str, int], float] = {}
-        self._asked: dict[tuple[str, int], float] = {}  # since when a result is waited for
+        self._fabric, self._apart = fabric, apart
+        self.chance = chance or SystemRandom().random
+        self.leases = Leases(desk, self.present)
+        self.assigning = Assigning(desk, self.leases, self.present, drained, lambda: self.chance())
+        self._checking = Checking(desk, apart, lambda: self.chance())
         self._uploads: Counter[tuple[str, int]] = Counter()
         self._till = Till(desk, self._tell)
-        self.measuring = Measuring(desk, self._say, self._in_thread)
+        self.measuring = Measuring(desk, self._say, apart)
         self._news: asyncio.Queue[tuple[NodeId, object, bytes]] = asyncio.Queue()
         self._waiting: Counter[NodeId] = Counter()
         self._poked: asyncio.Queue[str] = asyncio.Queue()
@@ -100,8 +85,6 @@ class MarketFloor:
         self._alarms: list[tuple[float, str]] = []
         self._alarm_of: dict[str, float] = {}
         self._sooner = asyncio.Event()
-        self._wake = asyncio.Event()
-        self._checks = ThreadPoolExecutor(CHECKS_AT_ONCE, thread_name_prefix="checks")
         desk.changed = self._changed
 
     # -- errands of the coordinator ------------------------------------------------------------------------
@@ -109,26 +92,25 @@ class MarketFloor:
     def on(self, event: FabricEvent) -> None:
         match event:
             case Arrived(node=node, registration=registration):
-                self._left.pop(node, None)
+                self.leases.came(node)
                 self.present[node] = Present(registration, registration.terms.open)
                 self._say_again(node)
                 if registration.offer is not None:
                     self._hear(node, registration.offer, b"")
-                self._wake.set()
+                self.assigning.wake.set()
             case Left(node=node):
                 self.measuring.forget(node)
                 if self.present.pop(node, None) is not None:
-                    self._left[node] = self.desk.clock()
+                    self.leases.left(node)
                     if (busy := self.market.busy.get(node)) is not None:
                         self.poke(busy[0])
             case Said(node=node, message=Heartbeat(open=opened)) if node in self.present:
                 present = self.present[node]
                 present.open = opened
                 if opened and present.registration.offer is not None:  # it may have been drained until now
-                    self._wake.set()
+                    self.assigning.wake.set()
             case Said(node=node, message=Computing(job=job, attempt=attempt)):
-                if self.market.busy.get(node) == (job, attempt):
-                    self._heard[job, attempt] = self.desk.clock()
+                self.leases.touch(node, job, attempt)
             case Said(node=node, message=Committed() | Computed() | Declined() | Measured() as message, blob=blob):
                 if isinstance(message, Measured):
                     self.measuring.stop_clock(node, message)
@@ -159,11 +141,11 @@ class MarketFloor:
                 for _ in range(AT_ONCE):
                     group.create_task(self._look_at_all())
                     group.create_task(self._deal_with_all())
-                group.create_task(self._assign_all())
+                group.create_task(self.assigning.run())
                 group.create_task(self._ring_alarms())
-                group.create_task(self.measuring.again(self._free))
+                group.create_task(self.measuring.again(self.assigning.free))
         finally:
-            self._checks.shutdown(wait=False, cancel_futures=True)
+            await self._apart.close()
 
     async def _learn_stakes(self) -> None:
         """Ask the ledger, which may be a chain that does not answer yet."""
@@ -176,7 +158,7 @@ class MarketFloor:
 
     def poke(self, job_id: str = "") -> None:
         """Look at a job soon; without one, at whether somebody can be given work."""
-        self._wake.set()
+        self.assigning.wake.set()
         if job_id and job_id not in self._poked_now:
             self._poked_now.add(job_id)
             self._poked.put_nowait(job_id)
@@ -190,12 +172,11 @@ class MarketFloor:
     def _changed(self, job_id: str) -> None:
         """After each event: the job is looked at, and whoever was assigned is told."""
         if (job := self.market.jobs.get(job_id)) is None:
-            self._wake.set()
+            self.assigning.wake.set()
             return
         if job.attempts and not job.final:
             newest = job.attempts[-1]
-            if newest.live and not newest.commitment and (job_id, newest.number) not in self._heard:
-                self._heard[job_id, newest.number] = self.desk.clock()
+            if newest.live and not newest.commitment and self.leases.begin(job_id, newest.number):
                 self.desk.reserved.pop(newest.worker, None)  # it is locked now
                 self._say(newest.worker, _start(job, newest))
         self.poke(job_id)
@@ -208,7 +189,7 @@ class MarketFloor:
         if (busy := self.market.busy.get(node)) is None:
             return
         job, attempt = self.market.jobs[busy[0]], self.market.jobs[busy[0]].attempt(busy[1])
-        self._heard[busy] = self.desk.clock()
+        self.leases.touch(node, *busy)
         self._say(node, _start(job, attempt))
         self.poke(job.id)
 
@@ -247,7 +228,7 @@ class MarketFloor:
             case Offer():
                 await self._on_offer(node, message)
             case Committed(job=job, attempt=attempt, commitment=commitment):
-                self._touch(node, job, attempt)
+                self.leases.touch(node, job, attempt)
                 await self.desk.do(job, j.Commit(worker=node, attempt=attempt, commitment=commitment))
                 self._ask_to_show(self.desk.job(job), again=node)
             case Computed():
@@ -260,7 +241,7 @@ class MarketFloor:
 
     async def _on_computed(self, node: NodeId, message: Computed, blob: bytes) -> None:
         job = self.desk.job(message.job)
-        self._touch(node, message.job, message.attempt)
+        self.leases.touch(node, message.job, message.attempt)
         if blob:
             await self.desk.blobs.put(blob, digest=message.digest)
         else:
@@ -271,10 +252,6 @@ class MarketFloor:
                 return
         command = j.Reveal(worker=node, attempt=message.attempt, result=message.digest, nonce=message.nonce)
         await self.desk.do(message.job, command)
-
-    def _touch(self, node: NodeId, job: str, attempt: int) -> None:
-        if self.market.busy.get(node) == (job, attempt):
-            self._heard[job, attempt] = self.desk.clock()
 
     async def _on_offer(self, node: NodeId, offer: Offer) -> None:
         present = self.present.get(node)
@@ -297,75 +274,6 @@ class MarketFloor:
             log.warning("worker %s: %s", node, present.lacks)
         if node in self.present:
             self.measuring.begin(node, gpu=bool(machine.gpus))
-
-    # -- assigning -----------------------------------------------------------------------------------------
-
-    async def _assign_all(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                while await self.assign():
-                    pass
-            except TuttiError as error:
-                log.error("cannot assign compute jobs: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
-                self._wake.set()
-
-    async def assign(self) -> int:
-        """Give out what can be given out now, at most one slot of each job; returns how many."""
-        if not self.market.coordinating:
-            return 0
-        free: list[NodeId] | None = None  # nobody looks through thousands of nodes while no job waits
-        drawn, seen, hopeless = list[tuple[ComputeJob, int, Drawn]](), set[str](), set[object]()
-        for job, slot in self.market.waiting():
-            free = self._free() if free is None else free
-            if not free:
-                break
-            if job.id in seen:
-                continue
-            seen.add(job.id)
-            if (wanted := demand(job, slot, self.desk.rules, self._time_of(job))) in hopeless:
-                continue
-            found = draw(self.market, job, slot, free, self.desk.stakes, self._chance, self._time_of(job))
-            if found is not None:
-                free.remove(found.worker.name)
-                self.desk.reserved[found.worker.name] = found.bond
-                drawn.append((job, slot, found))
-            else:
-                hopeless.add(wanted)
-        try:
-            await asyncio.gather(*(self._assign(*each) for each in drawn))
-        finally:
-            for _, _, found in drawn:
-                self.desk.reserved.pop(found.worker.name, None)
-        return len(drawn)
-
-    def _free(self) -> list[NodeId]:
-        """Workers that are here and have nothing to do."""
-        return [
-            node
-            for node, present in self.present.items()
-            if present.open
-            and present.registration.offer is not None
-            and node in self.market.workers
-            and node not in self.market.busy
-            and node not in self.desk.reserved
-            and not self._drained(node)
-        ]
-
-    async def _assign(self, job: ComputeJob, slot: int, drawn: Drawn) -> None:
-        command = j.Assign(
-            slot=slot,
-            worker=drawn.worker.name,
-            owner=drawn.worker.owner,
-            bond=drawn.bond,
-            candidates=drawn.candidates,
-            share=round(drawn.share, 6),
-            explored=drawn.explored,
-        )
-        with suppress(Conflict):  # the job has ended meanwhile
-            await self.desk.do(job.id, command)
 
     # -- driving a job -------------------------------------------------------------------------------------
 
@@ -412,8 +320,7 @@ class MarketFloor:
 
     def _set_alarm(self, job: ComputeJob) -> None:
         if not job.settled:
-            soonest = min([j.due(job), *(self._expiry(job, a)[0] for a in job.live if not job.final)])
-            self._wake_at(soonest, job.id)
+            self._wake_at(self.leases.due(job), job.id)
         else:
             self._alarm_of.pop(job.id, None)
 
@@ -431,31 +338,23 @@ class MarketFloor:
             return await self._end(job)
         if await self._release(job):
             return True
-        if self.desk.clock() >= self._closes(job) and await self.desk.do(job.id, j.Seal()):
+        if self.desk.clock() >= self.leases.closes(job) and await self.desk.do(job.id, j.Seal()):
             return True
         if theirs := sealing.copied(job):
-            await asyncio.gather(*(self._expose(job, *each) for each in theirs.items()))
+            await asyncio.gather(*(self._checking.expose(job, *each) for each in theirs.items()))
             return True
         if numbers := sealing.to_judge(job, self.desk.rules):
             first = {job.attempt(number).result: number for number in reversed(numbers)}  # equal ones share a verdict
-            await asyncio.gather(*(self._judge(job, number) for number in first.values()))
+            await asyncio.gather(*(self._checking.judge(job, number) for number in first.values()))
             return True
         self._ask_to_show(job)
         return bool(await self.desk.do(job.id, j.Conclude()))
-
-    def _closes(self, job: ComputeJob) -> float:
-        """When its time is up. That this coordinator was not there does not count against anybody."""
-        return max(job.expires, self._started + self.desk.rules.lease)
-
-    def _time_of(self, job: ComputeJob) -> float:
-        """Now, by a clock on which a job's time is up when it expires."""
-        return self.desk.clock() - (self._closes(job) - job.expires)
 
     async def _release(self, job: ComputeJob) -> bool:
         """End attempts that nothing is heard of, and those without a result when the job's time is up."""
         released = False
         for attempt in job.live:
-            until, reason, ours = self._expiry(job, attempt)
+            until, reason, ours = self.leases.expiry(job, attempt)
             if self.desk.clock() < until:
                 continue
             seen = sealing.phase(job, attempt, self.desk.rules)
@@ -464,82 +363,12 @@ class MarketFloor:
                 self._tell(self.desk.job(job.id), self.desk.job(job.id).attempt(attempt.number))
         return released
 
-    def _expiry(self, job: ComputeJob, attempt: Attempt) -> tuple[float, str, bool]:
-        """Until when to wait for an attempt, why not longer, and whether that is no fault of the worker.
-
-        One that is sealed has nothing to do but wait.
-        """
-        rules, key = self.desk.rules, (job.id, attempt.number)
-        phase, patience = sealing.phase(job, attempt, rules), job.patience(rules)
-        if phase in (Phase.SEALED, Phase.SHOWN):
-            return float("inf"), "", True
-        asked = self._asked.get(key, self.desk.clock())
-        began = asked if phase is Phase.ASKED else max(attempt.at, self._started)
-        heard = max(began, self._heard.get(key, began))
-        ends = [
-            (heard + rules.lease, f"no sign of its work for {rules.lease:g} s", False),
-            (began + patience, f"no result for {patience:g} s", False),
-        ]
-        if phase is Phase.WORKING:
-            ends.append((self._closes(job), f"no result within {job.submitted.seconds:g} s", True))
-        if attempt.worker not in self.present:
-            left = max(began, self._left.get(attempt.worker, self._started))
-            ends.append((left + rules.away, f"disconnected for {rules.away:g} s", False))
-        return min(ends)
-
     def _ask_to_show(self, job: ComputeJob, again: NodeId = "") -> None:
         """Ask those who have not been asked yet, and whoever has to be asked again."""
         for number in sealing.to_reveal(job, self.desk.rules):
-            worker, key = job.attempt(number).worker, (job.id, number)
-            if key not in self._asked or worker == again:
-                self._asked.setdefault(key, self.desk.clock())
+            worker = job.attempt(number).worker
+            if self.leases.ask(job.id, number) or worker == again:
                 self._say(worker, Show(job=job.id, attempt=number))
-
-    async def _expose(self, job: ComputeJob, number: int, original: int) -> None:
-        reason = f"its commitment is a copy of that of {job.attempt(original).worker}, attempt {original}"
-        await self.desk.do(job.id, j.Judge(attempt=number, holds=False, reason=reason))
-
-    async def _judge(self, job: ComputeJob, number: int) -> None:
-        attempt, submitted = job.attempt(number), job.submitted
-        if not sealing.opened(job, attempt):
-            reason = "the result is not the one that was committed to"
-            await self.desk.do(job.id, j.Judge(attempt=number, holds=False, reason=reason))
-            return
-        if (twin := sealing.twin(job, attempt)) is not None:
-            same = j.Judge(attempt=number, holds=bool(twin.holds), reason=twin.reason, replayed=twin.replayed)
-            await self.desk.do(job.id, same)
-            return
-        try:
-            data, result = await self.desk.blobs.read(submitted.data), await self.desk.blobs.read(attempt.result)
-        except (NotFound, CorruptBlob) as error:
-            await self.desk.do(job.id, j.Release(attempt=number, reason=f"lost here: {error}"[:500], ours=True))
-            return
-        seed = secrets.randbits(48)  # drawn now that the result cannot be changed any more
-        replay = sealing.doubtful(job) or self._chance() < self.desk.rules.spot
-        try:
-            verdict = await self._in_thread(lambda: judge(submitted, data, result, seed, replay=replay))
-            ours = "" if verdict.holds else await self._in_thread(lambda: fault_of_the_job(submitted, data, seed))
-        except Exception as error:  # a mistake of ours, for which nobody pays
-            log.exception("compute job %s: attempt %d cannot be checked", job.id, number)
-            reason = f"cannot be checked here: {type(error).__name__}: {error}"
-            await self.desk.do(job.id, j.Release(attempt=number, reason=reason, ours=True))
-            return
-        if ours:
-            log.error("compute job %s: attempt %d: %s; what is made here: %s", job.id, number, verdict.reason, ours)
-            await self.desk.do(job.id, j.Conclude(reason=f"an honest result does not pass its check either: {ours}"))
-            return
-        command = j.Judge(
-            attempt=number,
-            holds=verdict.holds,
-            reason=verdict.reason,
-            check_seed=seed,
-            measures=dict(verdict.measures),
-            replayed=replay,
-        )
-        await self.desk.do(job.id, command)
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._checks, work)
 
     async def _end(self, job: ComputeJob) -> bool:
         """Pay, or give back, once nobody can dispute the result any more."""
@@ -548,10 +377,9 @@ class MarketFloor:
         await self._till.settle(job)
         for attempt in job.live:
             self._tell(job, attempt)
+        self.leases.forget(job)
         for attempt in job.attempts:
-            self._heard.pop((job.id, attempt.number), None)
             self._uploads.pop((job.id, attempt.number), None)
-            self._asked.pop((job.id, attempt.number), None)
         return False
 
     def _tell(self, job: ComputeJob, attempt: Attempt) -> None:

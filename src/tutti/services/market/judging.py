@@ -1,5 +1,7 @@
 """What is computed on the coordinator: checks of results, and what measures a worker's machine."""
 
+from pathlib import Path
+
 from tutti.core import challenge
 from tutti.core.errors import TuttiError
 from tutti.core.registry import Choice
@@ -53,6 +55,16 @@ def fault_of_the_job(job: ComputeSubmitted, data: Data, check_seed: int) -> str:
     except (TuttiError, ArithmeticError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "" if verdict.holds else verdict.reason
+
+
+def judge_files(job: ComputeSubmitted, data: Path, result: Path, check_seed: int, replay: bool) -> Verdict:
+    """`judge`, in another process."""
+    return judge(job, data.read_bytes(), result.read_bytes(), check_seed, replay=replay)
+
+
+def fault_in_file(job: ComputeSubmitted, data: Path, check_seed: int) -> str:
+    """`fault_of_the_job`, in another process."""
+    return fault_of_the_job(job, data.read_bytes(), check_seed)
 
 
 def speed(asked: Measure, answer: Measured, check_seed: int, seconds: float) -> float:

@@ -6,17 +6,20 @@ faster.
 """
 
 import asyncio
+import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from tutti.core.errors import NotFound
 from tutti.domain.events import NodeId
 from tutti.domain.market import events as e
+from tutti.ports.apart import Apart, GivenUp
 from tutti.services.market.desk import MarketDesk
 from tutti.services.market.judging import speed
 from tutti.wire.messages import CoordinatorMessage, Measure, Measured
+
+log = logging.getLogger(__name__)
 
 STEPS = (6, 48, 384, 3072)
 """0.2 to 103 GFLOP; a core takes some 5 ms for the first."""
@@ -31,12 +34,6 @@ EVERY = 600.0
 FASTER = 0.2
 """A new measurement of a worker is noted if it differs by more than this share."""
 
-T = TypeVar("T")
-
-
-class InThread(Protocol):
-    def __call__(self, work: Callable[[], T]) -> Awaitable[T]: ...
-
 
 @dataclass(slots=True)
 class Given:
@@ -50,12 +47,10 @@ class Given:
 
 
 class Measuring:
-    """`say` sends a message to a node, `in_thread` does work beside the loop."""
+    """`say` sends a message to a node, `apart` is where answers are looked at."""
 
-    def __init__(
-        self, desk: MarketDesk, say: Callable[[NodeId, CoordinatorMessage], None], in_thread: InThread
-    ) -> None:
-        self._desk, self._say, self._in_thread = desk, say, in_thread
+    def __init__(self, desk: MarketDesk, say: Callable[[NodeId, CoordinatorMessage], None], apart: Apart) -> None:
+        self._desk, self._say, self._apart = desk, say, apart
         self._given: dict[NodeId, Given] = {}
         self._done: dict[NodeId, float] = {}
         self._gpus: set[NodeId] = set()
@@ -96,7 +91,11 @@ class Measuring:
         if given is None or given.asked.id != answer.id or given.answered is None:
             return
         asked, seconds, check_seed = given.asked, given.answered - given.at, secrets.randbits(48)
-        found = await self._in_thread(lambda: speed(asked, answer, check_seed, seconds))
+        try:
+            found = await self._apart.run(speed, asked, answer, check_seed, seconds, seconds=DEADLINE)
+        except GivenUp as error:
+            log.error("what %s answered could not be looked at: %s", node, error)
+            found = 0.0
         if self._given.get(node) is not given:  # it has left, or come anew
             return
         late, level = seconds > DEADLINE, STEPS.index(asked.steps)

@@ -102,7 +102,10 @@ def scored_view(event: ContributionsScored) -> ScoredView:
 
 
 class RewardsView(View, frozen=True, kw_only=True):
-    """A job's rewards. `earned`: by node, over all scored rounds; `unpaid`: why they are not paid yet, if so."""
+    """A job's rewards. `earned`: by node, over all scored rounds; `unpaid`: why they are not paid yet, if so.
+
+    `commitment`: to the secret that draws the rounds that are audited; `secret`: itself, once all is settled.
+    """
 
     job: str
     pool: int
@@ -112,6 +115,8 @@ class RewardsView(View, frozen=True, kw_only=True):
     settled: bool
     unpaid: str
     earned: dict[str, int]
+    commitment: str = ""
+    secret: str = ""
 
 
 def rewards_view(job: str, account: RewardAccount) -> RewardsView:
@@ -128,4 +133,6 @@ def rewards_view(job: str, account: RewardAccount) -> RewardsView:
         settled=account.settled,
         unpaid=account.unpaid,
         earned=dict(sorted(earned.items())),
+        commitment=account.commitment,
+        secret=account.secret,
     )
