@@ -102,6 +102,22 @@ async def alone(folder, verify=None):
     store.close()
 
 
+async def test_a_chain_that_nobody_has_used_is_let_go_where_there_is_a_ring_to_join(tmp_path):
+    async with alone(tmp_path) as (chain, agreed):
+        assert (chain.height, chain.origin) == (0, "")
+    store = SqliteChain(tmp_path / "chain.sqlite")
+    member = ChainMember(Seat("127.0.0.1:1"), store, Silence(), verify=None, roster=tuple, clock=time.monotonic)
+    await member.load()
+    member.let_go()
+    assert (member.records, member.leader) == ((), "")
+    async with alone(tmp_path) as (chain, agreed):
+        await ChainLog(chain, agreed).append("job:toy-1", 0, [submitted()])
+    await member.load()
+    member.let_go()  # this one has been used
+    assert member.origin == member.records[0].digest
+    store.close()
+
+
 def submitted(at=1.0):
     return jobs.submit("toy-1", SPEC, SCHEMA, now=at)
 

@@ -29,6 +29,8 @@ SMALL = {
     "browser.py": (["--quick"], "kernel / this"),
     "classroom.py": (["--quick"], "a round / one pupil's"),
     "ring_calls.py": (["--quick"], "MB/s / apache"),
+    "ring_averages.py": (["--quick"], "s / bare"),
+    "ring_training.py": (["--quick"], None),
     "verification.py": (["--quick"], "solve / check"),
     "ledger.py": (["--jobs", "20"], "times bare"),
     "market.py": (["--quick"], "times bare"),
@@ -40,8 +42,8 @@ SMALL = {
 }
 
 
-MINUTES = {"tables.py", "ring_averages.py"}
-"""These have no small form: they train on real data sets, or start many processes."""
+MINUTES = {"tables.py"}
+"""This has no small form: it trains on real data sets."""
 
 
 def test_none_is_forgotten():
@@ -57,9 +59,8 @@ def test_runs_and_prints_a_ratio(script):
     if script in ("broker.py", "failover.py"):
         need_servers()
     arguments, ratio = SMALL[script]
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("BENCH_FLWR_PYTHON", "BENCH_PROFILE", "BENCH_BROWSER_PEERS")
-    }
+    peers = ("BENCH_FLWR_PYTHON", "BENCH_P2PFL_PYTHON", "BENCH_HIVEMIND_PYTHON", "BENCH_BROWSER_PEERS")
+    environment = {k: v for k, v in os.environ.items() if k not in (*peers, "BENCH_PROFILE")}
     with tempfile.TemporaryDirectory(prefix="t-") as folder:  # a short path: Chromium puts a socket there
         done = subprocess.run(
             [sys.executable, str(BENCH / script), *arguments, "--json"],

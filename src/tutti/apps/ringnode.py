@@ -152,6 +152,8 @@ class RingNode:
         await self._server.start(self._settings.host, self._settings.port)
         self._handover.start()
         contacts, first = await self._entry.contacts()
+        if contacts and not first:
+            self.chain.let_go()
         self.ring = RingMember(self.me, self._peers, contacts, founds=first)
         self._placed.join(self.ring)
         chain = asyncio.create_task(self.chain.run(founds=first and not contacts))

@@ -103,6 +103,15 @@ class ChainMember:
             raise StorageError(f"{error}; remove the state directory, and the member joins anew") from None
         self._loaded = True
 
+    def let_go(self) -> None:
+        """Forget a chain that nobody has used, before `run`: there is a ring to join.
+
+        A process that went on with it would seat those whom it meets while they seat it, and then there are two rings.
+        """
+        if self.records and not self.origin:
+            self.replica = consensus.restored(self.seat, (), consensus.NOTHING, self._clock())
+            self.read((), True)()
+
     async def run(self, *, founds: bool = False) -> None:
         """Take part until cancelled. `founds`: begin a chain, if there is none on disk. Raises StorageError."""
         if not self._loaded:
