@@ -21,7 +21,7 @@ from tutti.apps.client import Client
 
 SPEC = {
     "dataset": "digits",
-    "model": "mlp:hidden=256",
+    "model": "mlp:hidden=1024",
     "name": "sums",
     "rounds": 4,
     "seed": 3,
@@ -29,7 +29,7 @@ SPEC = {
     "cohort": {"min_nodes": 3, "grace": 60},
     "evaluation": {"nodes": False},
 }
-"""Its updates are too large to come with a message."""
+"""Its updates are too large to come with a message, and are sent once they are asked for."""
 
 NODES = ("n1", "n0", "n5")
 """Whom nginx leads, by their names, to the first, second and third replica."""

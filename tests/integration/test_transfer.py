@@ -12,7 +12,7 @@ import zstandard
 from blake3 import blake3
 from hub_server import SECRET, Cable, Hub, running_hub
 
-from tutti.adapters.fabrics.hub_link import LinkTimes
+from tutti.adapters.fabrics.hub_link import HubLink, LinkTimes
 from tutti.apps.api import transfer
 from tutti.core.errors import Conflict, CorruptBlob, NotFound
 from tutti.ports import LinkLost, LinkRefused
@@ -45,6 +45,10 @@ async def put(hub: Hub, blob: bytes) -> str:
 
 def address(blob: bytes) -> str:
     return f"api/v1/blobs/{digest_of(blob)}"
+
+
+ASKED_FOR = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""What comes before the answer to a large upload."""
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -97,7 +101,7 @@ async def test_a_cut_upload_goes_on_where_it_ended(hub: Hub) -> None:
 
 async def test_an_upload_whose_answer_was_lost_is_not_sent_again(hub: Hub) -> None:
     async with Cable(hub).plugged() as cable:
-        cable.down = 1
+        cable.down = 1 + len(ASKED_FOR)
         hub.url = cable.url
         async with hub.link() as link:
             with pytest.raises(LinkLost):
@@ -341,6 +345,25 @@ async def test_a_large_upload_waits_for_its_turn_only_so_long(
 async def _put(http: aiohttp.ClientSession, url: str, body: AsyncIterator[bytes], headers: dict[str, str]) -> int:
     async with http.put(url, data=body, headers=headers) as response:
         return response.status
+
+
+async def test_a_large_upload_is_sent_once_it_is_asked_for() -> None:
+    """Else a thousand that wait for their turn would fill the coordinator's memory."""
+    came = asyncio.get_running_loop().create_future()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 409 Conflict\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        came.set_result(await reader.read())
+        writer.close()
+
+    blob = Random(1).randbytes(1 << 20)
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with HubLink(f"http://127.0.0.1:{port}", "anna", "secret") as link:
+            with pytest.raises(Conflict):
+                await link.store(blob, blake3(blob).hexdigest())
+        assert await came == b""
 
 
 async def test_a_stalled_upload_is_given_up(

@@ -47,7 +47,7 @@ from tutti.wire.messages import (
 )
 
 PIECE = 1 << 18
-"""Bytes of an upload that are written at once."""
+"""Bytes of an upload that are written at once; a longer one is sent once the coordinator asks for it."""
 
 READ_BUFFER = 1 << 20
 GOING_AWAY = 1001
@@ -288,7 +288,9 @@ class HubLink:
         """A response that is not an error; raises what the error means."""
         with lost_when_broken(f"{method} blob {digest}"):
             url = self._url / "api/v1/blobs" / digest
-            async with self._open_session().request(method, url, headers=headers, data=body) as response:
+            waits = body is not None and (body.size or 0) > PIECE
+            call = self._open_session().request(method, url, headers=headers, data=body, expect100=waits)
+            async with call as response:
                 if response.status >= 400 and response.status != 416:
                     raise meaning(response.status, await _detail(response))
                 yield response
