@@ -5,13 +5,14 @@ import json
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGKILL
 
 import msgspec
 import pytest
 
-from support.commands import DEADLINE, ENVIRONMENT, running, tutti
+from support.commands import DEADLINE, ENVIRONMENT, background, running, tutti
 from tutti.adapters.thrift.client import Channel, UnknownCall
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, supernode, training_node
 from tutti.adapters.thrift.node import peer_at
@@ -100,6 +101,29 @@ def test_who_may_be_a_member(tmp_path, taken):
                 *state, cwd=tmp_path)  # fmt: skip
         refused(Exit.CONFLICT, "choose another port", "node", taken, "127.0.0.1", port, *state, cwd=tmp_path)
         refused(Exit.USAGE, "has no members yet", "show", "127.0.0.1", port, cwd=tmp_path)
+
+
+def test_a_member_with_a_members_file_takes_nobody_else(tmp_path):
+    """Also where the supernode has none; who is refused says so."""
+    with ExitStack() as stack:
+        ports = []
+        for _ in range(3):
+            probe = stack.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    seed, member, stranger = ports
+    members = tmp_path / "compute_node.txt"
+    members.write_text(f"127.0.0.1:{member}\n")
+    with (
+        running("ring", "supernode", "--port", seed, cwd=tmp_path),
+        running("ring", "node", member, "127.0.0.1", seed, "--members", members, "--state-dir", "a", cwd=tmp_path),
+        background("ring", "node", stranger, "127.0.0.1", seed, "--state-dir", "b", cwd=tmp_path) as other,
+    ):
+        said = f"127.0.0.1:{stranger} is not among the 1 of the members file: add it there"
+        assert other.stderr is not None
+        assert any(f"127.0.0.1:{member} refuses this member: {said}" in line for line in other.stderr)
+        shown = tutti("ring", "show", "127.0.0.1", member, "--json", cwd=tmp_path)
+        assert json.loads(shown.stdout)[0]["roster"] == [f"127.0.0.1:{member}"]
 
 
 async def noise(port: int) -> None:

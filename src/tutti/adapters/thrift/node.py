@@ -1,6 +1,7 @@
 """The ComputeNode service: a member of a ring and its blobs, as Thrift calls; and the same calls made to others."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from tutti.ports.blobs import TooLarge
 from tutti.ports.ring import Placement
 from tutti.ring.identifiers import Peer, identifier
 from tutti.ring.member import View
+
+log = logging.getLogger(__name__)
 
 MAX_UPLOADS = 64
 SILENT = 60.0
@@ -143,6 +146,7 @@ class ThriftPeers:
         self._within, self._tls = within, tls
         self.chain: Callable[[], str] = lambda: ""
         self._channels: dict[str, Channel] = {}
+        self._refusals: dict[str, str] = {}
 
     async def ask(self, peer: Peer, key: int, asker: Peer | None) -> View | None:
         view = await self.view(peer, key, asker)
@@ -153,15 +157,26 @@ class ThriftPeers:
         struct = None if asker is None else peer_struct(asker)
         try:
             view = view_from(await self._call(peer, "ask", PROTOCOL, key_bytes(key), struct))
-        except (Unreachable, UnknownCall, BadValue, compute_node.NotMember, compute_node.Refused):
+        except (Unreachable, UnknownCall, BadValue, compute_node.NotMember):
+            return None
+        except compute_node.Refused as refused:
+            self._note(peer, refused.reason)
             return None
         return view if view.peer.id == peer.id else None
 
     async def tell(self, peer: Peer, me: Peer) -> None:
         try:
             await self._call(peer, "tell", PROTOCOL, peer_struct(me))
-        except (Unreachable, UnknownCall, compute_node.Refused):
+        except (Unreachable, UnknownCall):
             return  # whoever did not hear it asks, or is asked, in the next round
+        except compute_node.Refused as refused:
+            self._note(peer, refused.reason)
+
+    def _note(self, peer: Peer, reason: str) -> None:
+        """Say once that a member refuses this one: it will not be in the ring."""
+        if self._refusals.get(peer.address) != reason:
+            self._refusals[peer.address] = reason
+            log.error("%s refuses this member: %s", peer.address, reason)
 
     async def refusal(self, peer: Peer) -> str | None:
         """Why the peer refuses whoever speaks this version; empty if it does not, None if it gives no answer."""
