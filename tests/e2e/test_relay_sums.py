@@ -47,13 +47,16 @@ class Place:
 
     def sums(self) -> float:
         """That relays have made."""
-        found = 0.0
-        for which in range(3):
-            if which != self.replicas.owner:
-                url = f"http://127.0.0.1:{self.replicas.ports[which]}/metrics"
-                text = httpx.get(url, headers=AS_OPERATOR, timeout=DEADLINE).text
-                found += float(next(x for x in text.splitlines() if x.startswith("tutti_relay_sums_total")).split()[1])
-        return found
+        return sum(self._measured(at, "tutti_relay_sums_total") for at in range(3) if at != self.replicas.owner)
+
+    def received(self) -> float:
+        """Bytes of updates that came to the owner."""
+        return self._measured(self.replicas.owner, 'tutti_bytes_total{codec="identity",direction="in"}')
+
+    def _measured(self, which: int, name: str) -> float:
+        url = f"http://127.0.0.1:{self.replicas.ports[which]}/metrics"
+        text = httpx.get(url, headers=AS_OPERATOR, timeout=DEADLINE).text
+        return float(next(line for line in text.splitlines() if line.startswith(name)).split()[1])
 
 
 def joined(stack: ExitStack, client: Client, folder: Path) -> dict[str, int]:
@@ -96,9 +99,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def test_relays_add_up_what_their_nodes_hand_in(place: Place, alone: str) -> None:
+    before, own = place.received(), NODES[place.replicas.owner]
     with place.replicas.client() as client:
         done = client.wait(client.submit(SPEC).id)
+        accepted = [event.data for event in client.events_of("UpdateAccepted", stream=f"job:{done.id}")]
     assert (done.status, done.model_digest) == ("completed", alone)
+    sizes = [each["bytes"] for each in accepted if each["node"] == own]
+    assert len(sizes) == SPEC["rounds"]
+    assert place.received() - before < 1.01 * sum(sizes), "the owner is sent the updates of its own node only"
     assert place.sums() == 2 * SPEC["rounds"], "two relays, each with a node"
 
 
