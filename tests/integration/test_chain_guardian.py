@@ -32,6 +32,8 @@ async def test_a_round_is_taken_back_by_a_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert await ledger.account("bob") == Account()
     assert (await ledger.totals()).escrowed == 90
+    other = tutti("chain", "veto", 0, "--coordinator", "0x1", cwd=tmp_path)
+    assert (other.returncode, "by an address, 0x and 40 hex digits; came '0x1'" in other.stderr) == (Exit.USAGE, True)
     again = tutti("chain", "veto", 0, cwd=tmp_path)
     assert again.returncode == Exit.CONFLICT
     assert "NoSuchRound" in again.stderr

@@ -261,6 +261,30 @@ async def test_a_refused_order_leaves_the_known_stake_as_it_is(place, http):
     assert (await http.get(f"{ROOT}/workers/ada")).json()["staked"] == 150
 
 
+@pytest.mark.parametrize(
+    ("path", "change", "said"),
+    [
+        ("workers", {"worker_id": ""}, "worker_id: expected a name of letters, digits and ._-"),
+        ("workers", {"worker_id": "a b"}, "64 characters at most, came 'a b'"),
+        ("workers", {"stake_amount": -5}, "stake_amount: expected `int` >= 1, came '-5'"),
+        ("clients", {"client_address": "x\n"}, "client_address: expected a name of letters, digits and ._@-"),
+        (
+            "clients",
+            {"initial_balance": 2000},
+            "was given its first balance before: more is made by",
+        ),
+        ("jobs", {"data": "zz"}, "data: expected the digest of an uploaded table, 64 hex digits, came 'zz'"),
+        ("jobs", {"reward": 0}, "reward: expected `int` >= 1, came '0'"),
+    ],
+)
+async def test_what_cannot_be_is_refused_in_words(http, path, change, said):
+    good = {"workers": ADA, "clients": CLIENT, "jobs": JOB}
+    await http.post(f"{ROOT}/clients", json=CLIENT)
+    answer = await http.post(f"{ROOT}/{path}", json={**good[path], **change})
+    assert answer.status_code in (409, 422)
+    assert said in answer.json()["detail"]
+
+
 async def test_a_key_is_its_persons_own(place, http):
     """Whoever has used it before: each has a name space of its own, and so has the coordinator."""
     await place.hire("ada", 150)

@@ -61,8 +61,7 @@ async def deploy_chain(data_dir: Path, rpc: str, rules: Mapping[str, Any]) -> "D
     folder = data_folder(data_dir)
     _no_other_ledger(folder)
     for name in ("admin", "guardian"):
-        if not ADDRESS.fullmatch(rules.get(name) or NOBODY):
-            raise UserError(f"the {name} is named by an address, 0x and 40 hex digits; came {rules[name]!r}")
+        _check_address(name, rules.get(name) or NOBODY)
     node = open_rpc(rpc, folder)
     try:
         with tempfile.TemporaryDirectory() as journal:
@@ -92,6 +91,11 @@ async def connect_chain(data_dir: Path, file: Path) -> None:
     deployment.write(folder / CHAIN_FILE)
 
 
+def _check_address(name: str, address: str) -> None:
+    if not ADDRESS.fullmatch(address):
+        raise UserError(f"the {name} is named by an address, 0x and 40 hex digits; came {address!r}")
+
+
 async def guard(data_dir: Path, order: str, coordinator: str | None = None, round: int = 0) -> list[str]:
     """As the guardian of the data directory's chain: `pause` or `unpause` what comes in, or `veto` a round of payments
     and all after it. Gives the hashes of the transactions; raises Conflict if the contract refuses.
@@ -101,6 +105,7 @@ async def guard(data_dir: Path, order: str, coordinator: str | None = None, roun
         from tutti.adapters.chain.sender import Call, Sender
         from tutti.adapters.chain.wallets import Wallets
 
+    _check_address("coordinator", coordinator or NOBODY)
     folder = data_folder(data_dir)
     deployment, wallets = Deployment.read(folder / CHAIN_FILE), Wallets.at(folder / "chain.key")
     key, done = wallets.role("guardian"), list[str]()

@@ -549,6 +549,8 @@ class Client:
         root: str = ROOT,
         raw: bytes | None = None,
     ) -> bytes:
+        if "//" in path or path.endswith("/"):
+            raise UserError("a name is empty: say which one is meant")
         content = raw if body is None else msgspec.json.encode(body)
         its_headers = {**headers, **({"content-type": "application/json"} if body is not None else {})}
         params = {name: _written(value) for name, value in query.items()}

@@ -23,6 +23,7 @@ from tutti.adapters.chain.journal import Bid, Journal, Sent
 from tutti.adapters.chain.rpc import Rpc, RpcRefused, wait_for_receipt
 from tutti.adapters.chain.wallets import sign
 from tutti.core.errors import Conflict, Unavailable
+from tutti.domain.ledger.operations import as_chosen
 from tutti.ports.ledger import KeyReused
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Sender:
         """
         async with self._turn:
             if (known := self.journal.find(key)) is not None and known.what != what:
-                raise KeyReused(f"the key {key!r} was used for something else: choose a new key")
+                raise KeyReused(f"the key {as_chosen(key)!r} was used for something else: choose a new key")
             await self._settle()
             return self._certain(key) or await self._transact(key, what, await make())
 

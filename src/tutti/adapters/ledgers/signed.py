@@ -16,7 +16,7 @@ from tutti.adapters.identities.ed25519 import Ed25519Key, verify
 from tutti.core.errors import Conflict, StorageError
 from tutti.domain.ledger import Account, Books, Entry, Found, Order, Totals, check, seal, verify_chain
 from tutti.domain.ledger.chain import START
-from tutti.domain.ledger.operations import UNBONDING
+from tutti.domain.ledger.operations import UNBONDING, as_chosen
 from tutti.ports.ledger import Head, KeyReused, Receipt
 
 GROUP = 256
@@ -208,7 +208,7 @@ class SignedLedger:
     def _book(self, order: Order, known: Entry | None, made: dict[str, Entry]) -> Receipt:
         if known is not None:
             if known.operation != order.operation:
-                raise KeyReused(f"the key {order.key!r} was used for another operation: choose a new key")
+                raise KeyReused(f"the key {as_chosen(order.key)!r} was used for another operation: choose a new key")
             return Receipt(order.key, known.hash)
         last = self._last
         assert last is not None

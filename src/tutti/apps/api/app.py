@@ -37,7 +37,7 @@ from tutti.apps.api.identify import Identify
 from tutti.apps.api.problems import problem, problem_of, status_of
 from tutti.apps.api.prometheus import Exposition
 from tutti.apps.api.repeats import Repeats
-from tutti.apps.api.schema import Api
+from tutti.apps.api.schema import WORDS, Api
 from tutti.apps.api.settings import ApiSettings
 from tutti.core.codec import codecs
 from tutti.core.errors import TuttiError
@@ -195,7 +195,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 async def _on_bad_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    details = (f"{found['loc'][-1]}: {found['msg']}" for found in error.errors())
+    details = []
+    for found in error.errors():
+        words = WORDS.get(found.get("ctx", {}).get("pattern", ""))
+        said = f"expected {words}, came {str(found['input'])[:100]!r}" if words else found["msg"]
+        details.append(f"{found['loc'][-1]}: {said}")
     return problem(422, "; ".join(details))
 
 

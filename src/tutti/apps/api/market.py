@@ -19,7 +19,7 @@ from tutti.core.workload import workloads
 from tutti.domain.ledger.operations import Amount
 from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import ComputeJob, Status
-from tutti.domain.market.money import client_account, worker_account
+from tutti.domain.market.money import ClientName, TableDigest, client_account, worker_account
 from tutti.domain.market.standing import Market
 from tutti.domain.spec import Name
 from tutti.services.market.desk import MarketDesk, Wish
@@ -61,9 +61,6 @@ GPUS = {
 
 MOST_NUMBERS = 10_000
 
-ClientName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$(?!\n)")]
-Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
-
 
 class WorkerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Registers a worker; it works once the node of this name joins with `--worker`.
@@ -98,7 +95,7 @@ class ComputeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_type: str
     reward: Amount
     options: dict[str, Option] = {}
-    data: Digest = ""
+    data: TableDigest = ""
     seed: Annotated[int, Meta(ge=0, le=2**48)] = 0
     replicas: Annotated[int, Meta(ge=1, le=9)] = 1
     gpu: bool = False

@@ -1,5 +1,7 @@
 """msgspec types at the REST edge: the same classes are decoded, encoded and published in the OpenAPI document."""
 
+import re
+from ast import literal_eval
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -14,7 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tutti.domain.ledger.operations import PEOPLES_KEY
+from tutti.domain.ledger.operations import PEOPLES_KEY, AccountName, PeoplesKey
+from tutti.domain.market.money import ClientName, TableDigest
+from tutti.domain.spec import Name
 from tutti.services.views import View
 
 T = TypeVar("T")
@@ -78,7 +82,30 @@ class Body(Generic[T]):
         try:
             return self._convert(plain)
         except msgspec.ValidationError as error:
-            raise HTTPException(422, f"{error}{_known_fields(self.type, error)}") from None
+            said = _in_words(error, plain) or f"{error}{_known_fields(self.type, error)}"
+            raise HTTPException(422, said) from None
+
+
+KEY = "a key of 1 to 160 printable characters of ASCII, without spaces and slashes"
+LETTERS = "letters, digits and {}, beginning with a letter or a digit, {} characters at most"
+WORDS = {
+    get_args(Name)[1].pattern: "a name of " + LETTERS.format("._-", 64),
+    get_args(ClientName)[1].pattern: "a name of " + LETTERS.format("._@-", 64),
+    get_args(AccountName)[1].pattern: "an account of " + LETTERS.format("._@:-", 100),
+    get_args(PeoplesKey)[1].pattern: KEY,
+    PEOPLES_KEY: KEY,
+    get_args(TableDigest)[1].pattern: "the digest of an uploaded table, 64 hex digits",
+}
+"""What the patterns of names mean, for who has hit one."""
+
+
+def _in_words(error: msgspec.ValidationError, plain: dict[str, Any]) -> str:
+    """Of a value at the top of a body that is not as it should be: what was expected, and what came."""
+    found = re.fullmatch(r"Expected (`\w+` matching regex (.+)|`\w+`[^,]*) - at `\$\.(\w+)`", str(error))
+    if found is None or found[3] not in plain:
+        return ""
+    words = WORDS.get(literal_eval(found[2]), found[1]) if found[2] else found[1]
+    return f"{found[3]}: expected {words}, came {str(plain[found[3]])[:100]!r}"
 
 
 def _known_fields(type: Any, error: msgspec.ValidationError) -> str:

@@ -35,6 +35,11 @@ def key_of(person: str, chosen: str) -> str:
     return f"by/{sha256(person.encode()).hexdigest()[:16]}/{chosen}"
 
 
+def as_chosen(key: str) -> str:
+    """A key as its person knows it."""
+    return key.split("/", 2)[2] if key.startswith("by/") else key
+
+
 class BadOperation(UserError):
     """An operation that can never be carried out: a fractional or negative amount, a name that is none."""
 

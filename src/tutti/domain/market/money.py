@@ -6,9 +6,16 @@ it), the rest is burned; nothing goes to who decides.
 """
 
 from collections.abc import Iterator
+from typing import Annotated
+
+from msgspec import Meta
 
 from tutti.domain.ledger import Bond, Escrow, Order, Penalise, Refund, Release, Reward
 from tutti.domain.market.jobs import Attempt, ComputeJob
+
+ClientName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$(?!\n)")]
+
+TableDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 
 
 def worker_account(worker: str) -> str:

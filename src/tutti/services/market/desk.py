@@ -26,7 +26,7 @@ from tutti.domain.market.money import client_account, worker_account
 from tutti.domain.market.rules import RULES, Rules
 from tutti.domain.market.standing import Market, Worker
 from tutti.ports import BlobStore, Recorded
-from tutti.ports.ledger import Ledger
+from tutti.ports.ledger import KeyReused, Ledger
 from tutti.services.journal import Journal
 from tutti.services.market.judging import admit
 from tutti.services.market.tables import sample
@@ -278,7 +278,13 @@ class MarketDesk:
             await self._journal.market(STREAM, lambda: [] if name in self.market.clients else [event])
         if balance > 0:
             mint = Mint(to=client_account(name), amount=balance)
-            await self.ledger.post(Order(f"market/client/{name}", mint))
+            try:
+                await self.ledger.post(Order(f"market/client/{name}", mint))
+            except KeyReused:
+                raise Conflict(
+                    f"{name!r} was given its first balance before: more is made by "
+                    f"`tutti ledger mint {client_account(name)} AMOUNT --key KEY`"
+                ) from None
         return self.client(name)
 
     async def coordinate(self, on: bool, by: str) -> None:

@@ -35,7 +35,7 @@ def read_csv(text: bytes, target: str = "") -> Table:
     except ValueError as error:
         raise BadTable(_fault(lines, names) or f"below the line of names: {error}") from None
     if values.shape[1] != len(names):
-        raise BadTable(f"{len(names)} names stand above {values.shape[1]} columns")
+        raise BadTable(_fault(lines, names) or f"{len(names)} names stand above {values.shape[1]} columns")
     y = values[:, names.index(target)] if target else None
     x = np.delete(values, names.index(target), axis=1) if target else values
     return _checked(Table(np.ascontiguousarray(x), None if y is None else np.ascontiguousarray(y)))
