@@ -109,6 +109,38 @@ def check_signed(folder: Path, ports: list[int]) -> None:
     assert (other.returncode, "signs as 0x1111" in other.stderr) == (Exit.USAGE, True), other.stderr
 
 
+def test_a_member_that_has_lost_its_state_folder_signs_with_another_key_for_all_to_see(tmp_path: Path, processes):
+    seed, *ports = free_ports(3)
+    processes.enter_context(running("ring", "supernode", "--port", seed, cwd=tmp_path))
+
+    def member(part, port):
+        data = ("--data", f"digits:part={part}/2", "--state-dir", tmp_path / str(port))
+        return processes.enter_context(running("ring", "node", port, "127.0.0.1", seed, *data, cwd=tmp_path))
+
+    def train():
+        asyncio.run(
+            views_when(seed, lambda views: all_there(2)(views) and any(v.holders.get("digits") == 2 for v in views))
+        )
+        job = ("--dataset", "digits", "--model", "linear", "--rounds", "1", "--json")
+        done = tutti("ring", "train", "127.0.0.1", seed, *job, "--set", "cohort.min_nodes=2", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    members = {port: member(part, port) for part, port in enumerate(ports)}
+    train()
+    (leader,) = {view.leader for view in asyncio.run(views_when(seed, all_there(2)))}
+    stays = int(leader.rpartition(":")[2])
+    (loses,) = set(ports) - {stays}
+    members[loses].end(SIGKILL)
+    (tmp_path / str(loses)).rename(tmp_path / "lost")
+    member(ports.index(loses), loses)
+    train()
+    checked = tutti("ring", "verify", tmp_path / str(stays), "--json", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    signed = [(each["node"], each["updates"]) for each in json.loads(checked.stdout)["signers"]]
+    gone = f"127.0.0.1-{loses}"
+    assert sorted(signed) == sorted([(f"127.0.0.1-{stays}", 2), (gone, 1), (gone, 1)])
+
+
 def test_join_by_link_and_go_on_without_a_majority(tmp_path: Path, processes):
     seed, *ports = free_ports(3)
     processes.enter_context(running("ring", "supernode", "--port", seed, cwd=tmp_path))
