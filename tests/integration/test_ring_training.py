@@ -305,11 +305,11 @@ class FullDisk(DirectoryBlobs):
         raise StorageError("cannot store a blob: No space left on device")
 
 
-async def enough(updates):
+async def enough(updates, asked_for):
     return True
 
 
-async def too_few(updates):
+async def too_few(updates, asked_for):
     return False
 
 

@@ -51,7 +51,7 @@ from tutti.services.coordinator import Coordinator
 from tutti.services.node import NodeRuntime
 from tutti.services.ring import RingMember
 from tutti.services.seats import Seats
-from tutti.services.verify import Verifier, enough_without
+from tutti.services.verify import SILENT, Verifier, enough_without
 from tutti.services.views import job_view, round_views
 from tutti.services.views.ring import RingView, ring_view
 
@@ -209,14 +209,12 @@ class RingNode:
         except BadRecord as error:
             return str(error)
 
-    async def _others_do(self, updates: Sequence[Digest]) -> bool:
+    async def _others_do(self, updates: Sequence[Digest], asked_for: float) -> bool:
         committee = self.chain.replica.order
         if self.address not in committee:  # it has changed meanwhile
             return True
         others = [address for address in committee if address != self.address]
-        lacked = await asyncio.gather(*(self._blobs.lacked(other, updates) for other in others))
-        answers = zip(others, lacked, strict=True)
-        given = {other: len(lacking) < len(updates) for other, lacking in answers if lacking is not None}
+        given = await self._blobs.given(others, updates, silent=SILENT - asked_for)
         return enough_without(self.address, committee, given)
 
     def _forget(self, digests: set[Digest]) -> None:

@@ -23,15 +23,18 @@ log = logging.getLogger(__name__)
 UNABLE = (NotFound, UnreadableUpdate, StorageError, UnknownName, BadOption)
 """What is the matter here, not with the record: blobs that cannot be had, a full disk, a plug-in that is missing."""
 
-OTHERS_FIRST = 2.0
+OTHERS_FIRST = 10.0
 """Seconds for which a member leaves a vote to those who were given the updates, if they are enough."""
+
+SILENT = 2.0
+"""Seconds without an answer after which one of them is not counted on. A process that is gone is noticed at once."""
 
 
 def enough_without(me: str, committee: Sequence[str], given: Mapping[str, bool]) -> bool:
     """Whether a majority of the committee will vote without this member.
 
-    `given`: of the others who answer, whether they were given updates. If those are too few, the first ones of the rest
-    fetch them.
+    `given`: of the others who can be counted on, whether they were given updates. If those are too few, the first ones
+    of the rest fetch them.
     """
     before = committee[: committee.index(me)]
     return sum(has or other in before for other, has in given.items()) >= majority(committee)
@@ -44,7 +47,8 @@ class Verifier:
         blobs: Gets what is not here from other members.
         here: Whether a blob is here already.
         jobs: Those jobs, by id.
-        others_do: Whether enough others vote for a record with these updates (`enough_without`).
+        others_do: Whether enough others vote for a record with these updates (`enough_without`), so many seconds after
+            this member was asked to.
         keys: With which the members sign, as agreed on before it.
         own: The name of this member, and its key.
         verify: Checks a signature.
@@ -55,7 +59,7 @@ class Verifier:
         blobs: BlobStore,
         here: Callable[[Digest], bool],
         jobs: Callable[[], dict[str, Job]],
-        others_do: Callable[[Sequence[Digest]], Awaitable[bool]],
+        others_do: Callable[[Sequence[Digest], float], Awaitable[bool]],
         *,
         keys: Callable[[], Keys],
         own: tuple[NodeId, PublicKey],
@@ -73,7 +77,7 @@ class Verifier:
         """
         updates = [event.digest for _, event in events if isinstance(event, e.UpdateAccepted)]
         given = not updates or any(map(self._here, updates))
-        if not given and asked_for < OTHERS_FIRST and await self._others_do(updates):
+        if not given and asked_for < OTHERS_FIRST and await self._others_do(updates, asked_for):
             return None
         after, keys = dict(self._jobs()), self._keys()
         try:

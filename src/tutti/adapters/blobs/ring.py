@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -114,22 +115,36 @@ class RingBlobs:
         asks = [asyncio.create_task(self.lacked(address, [digest])) for address in to if address in given]
         try:
             for ask in asyncio.as_completed(asks):
-                if await ask == []:
-                    return True
+                with suppress(*AWAY):
+                    if not await ask:
+                        return True
             return False
         finally:
             for task in asks:
                 task.cancel()
 
-    async def lacked(self, address: str, digests: Sequence[Digest]) -> list[Digest] | None:
-        """Which of these blobs a member, which may be the one here, has not; None if it gives no answer."""
+    async def given(self, others: Sequence[str], digests: Sequence[Digest], *, silent: float) -> dict[str, bool]:
+        """Of these members, those who live, and whether they have any of the blobs.
+
+        Who gives no answer may be busy with them, for so many seconds.
+        """
+        began = time.monotonic()
+
+        async def has(other: str) -> bool | None:
+            try:
+                return await self.lacked(other, digests) < len(digests)
+            except (*AWAY, compute_node.Refused) as error:
+                gone = isinstance(error, Unreachable) and error.refused
+                return None if gone or time.monotonic() - began > silent else True
+
+        answers = zip(others, await asyncio.gather(*map(has, others)), strict=True)
+        return {other: answer for other, answer in answers if answer is not None}
+
+    async def lacked(self, address: str, digests: Sequence[Digest]) -> int:
+        """How many of these blobs a member, which may be the one here, has not; raises Unreachable, UnknownCall."""
         if address == self.me:
-            return [digest for digest in digests if not self.here.has(digest)]
-        try:
-            lacking = await self._peers.missing(peer_at(address), [bytes.fromhex(digest) for digest in digests])
-        except (*AWAY, compute_node.Refused):
-            return None
-        return [digest.hex() for digest in lacking]
+            return sum(not self.here.has(digest) for digest in digests)
+        return len(await self._peers.missing(peer_at(address), [bytes.fromhex(digest) for digest in digests]))
 
     async def _give(self, address: str, parcel: "_Parcel") -> bool:
         """Whether the member, which may be the one here, has the blob now; raises CorruptBlob."""
