@@ -68,7 +68,7 @@ def by_speed(rounds: int) -> list[dict[str, Any]]:
     fleet = {"nodes": 20, "machine": {"speed": "lognormal:median=100,sigma=1"}, "partition": "dirichlet:0.3"}
     world = load_world(fleet)
     rows: list[dict[str, Any]] = []
-    all_of_them = ({}, {"by_speed": True})
+    all_of_them = ({}, {"by_speed": True}, {"by_speed": True, "less_of": "batch"})
     five = tuple({"size": 5, **fast} for fast in ({}, {"prefer_fast": 0.6}, {"prefer_fast": 0.6, "by_speed": True}))
     for rules in (*all_of_them, *five):
         job = {
@@ -86,7 +86,7 @@ def by_speed(rounds: int) -> list[dict[str, Any]]:
         rows.append(
             {
                 "size": rules.get("size", 20),
-                "by_speed": rules.get("by_speed", False),
+                "by_speed": rules.get("less_of", "steps") if rules.get("by_speed") else "",
                 "prefer_fast": rules.get("prefer_fast", 0),
                 "rounds": done.job.rounds_done,
                 "world seconds": done.seconds,
