@@ -57,6 +57,23 @@ def test_compose_renders_with_all_that_it_promises(rendered: dict[str, Any]) -> 
     assert all(Path(file).exists() for file in files)
 
 
+def test_prometheus_scrapes_each_coordinator_of_compose_for_itself(rendered: dict[str, Any]) -> None:
+    """Behind a load balancer each scrape would meet another one under one name."""
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (scrape,) = config["scrape_configs"]
+    (port,) = [option.default for option in settings_of(up) if option.name == "port"]
+    coordinators = {name for name, each in rendered["services"].items() if (each.get("command") or [""])[0] == "up"}
+    assert len(coordinators) == 3
+    assert {f"{name}:{port}" for name in coordinators} == {t for s in scrape["static_configs"] for t in s["targets"]}
+
+
+def test_every_alert_fires_in_the_tests_of_the_rules() -> None:
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
+    tests = yaml.safe_load((DEPLOY / "prometheus" / "alerts.test.yml").read_text())["tests"]
+    fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    assert {rule["alert"] for group in rules for rule in group["rules"]} == fired
+
+
 def test_compose_has_no_secret_of_its_own(tmp_path: Path) -> None:
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     render = [program("docker-compose", "docker-compose"), "-f", "compose.yaml", "config"]
