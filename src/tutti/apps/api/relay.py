@@ -6,7 +6,7 @@ is never older than the request. While nobody owns the log, requests wait for a 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -28,6 +28,7 @@ from tutti.apps.api import live
 from tutti.apps.api.auth import with_headers
 from tutti.apps.api.blob_response import BlobResponse
 from tutti.apps.api.problems import problem
+from tutti.apps.api.replayed import ReplayedBody
 from tutti.apps.api.transfer import NodeBlobs, NodeSocket
 from tutti.core.errors import NotFound, StorageError
 from tutti.domain.events import Digest, NodeId
@@ -198,15 +199,16 @@ class RelayApp:
         return (await self._relay.until_owned()).url
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask the owner; another one, if it turns out to be gone before it heard of the request."""
+        """Ask the owner; another one, if it turns out to be gone before it heard of the request, or not in charge."""
         if any(name == RELAYED for name, _ in scope["headers"]):
             await _not_in_charge(scope, receive, send)
             return
         loop = asyncio.get_running_loop()
-        until, asked = loop.time() + PATIENCE_SECONDS, _Asked(scope, receive, send)
-        while loop.time() < until:
+        until, body = loop.time() + PATIENCE_SECONDS, ReplayedBody(receive)
+        asked = _Asked(scope, body, send)
+        while loop.time() < until and body.whole:  # else only the caller can send all of it again
             if (owned := self._owned()) is not None:
-                await owned(scope, receive, send)
+                await owned(scope, body.again(), send)
                 return
             if self._relay.owner is not None and await asked.at(self._session, self._relay.owner.url):
                 return
@@ -265,9 +267,9 @@ async def _not_in_charge(scope: Scope, receive: Receive, send: Send) -> None:
 class _Asked:
     """A request on its way to the owner."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._scope, self._receive, self._send = scope, receive, send
-        self._begun = self._gone = False
+    def __init__(self, scope: Scope, body: ReplayedBody, send: Send) -> None:
+        self._scope, self._body, self._send = scope, body, send
+        self._begun = False
         raw = scope.get("raw_path") or scope["path"].encode()
         self._target = raw.decode("latin-1") + (
             f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
@@ -286,7 +288,7 @@ class _Asked:
                 method,
                 URL(address + self._target, encoded=True),
                 headers=headers,
-                data=self._body() if self._has_body else None,
+                data=self._body.parts() if self._has_body else None,
                 allow_redirects=False,
             ) as answer:
                 if RELAYED.decode() in answer.headers:
@@ -296,7 +298,7 @@ class _Asked:
         except aiohttp.ClientConnectorError:
             return False
         except (aiohttp.ClientError, TimeoutError) as error:
-            if self._gone:
+            if self._body.left:
                 return True
             if self._begun:
                 raise  # half an answer: the connection is all that can tell
@@ -305,19 +307,8 @@ class _Asked:
             detail = (
                 f"the coordinator in charge did not answer ({error}): perhaps it was done, look before you ask again"
             )
-            await problem(502, detail)(self._scope, self._receive, self._send)
+            await problem(502, detail)(self._scope, self._body.again(), self._send)
             return True
-
-    async def _body(self) -> AsyncIterator[bytes]:
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._gone = True
-                raise aiohttp.ClientError("the caller went away")
-            more = message.get("more_body", False)
-            if body := message.get("body"):
-                yield body
 
     async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
         headers = [(name.lower(), value) for name, value in answer.raw_headers if name.lower() not in HOP_BY_HOP]
