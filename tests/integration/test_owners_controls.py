@@ -14,6 +14,7 @@ from tutti.adapters.accounts.memory import MemoryAccounts
 from tutti.core.errors import Conflict
 from tutti.domain.events import JobArchived
 from tutti.domain.jobs import Job, replay
+from tutti.domain.quotas import Kind, Quota, excess
 from tutti.ports import Recorded
 from tutti.services.accounts import Accounts
 from tutti.services.archive import Archivist, events_in
@@ -112,6 +113,27 @@ async def test_an_organisation_has_no_more_jobs_at_once_than_it_may(tmp_path: Pa
         assert more.status_code == 403, "its own admin may not raise it"
         await people.post(f"/api/v1/jobs/{first}/stop", headers=bearers["zoe"])
         assert (await submit("zoe"))[0] == 201
+    await world.close()
+
+
+async def test_quotas_hold_for_those_who_come_at_once(tmp_path: Path) -> None:
+    """Each is counted in its turn to be written, and not when it asks."""
+    world = World(tmp_path)
+    await world.up()
+    quota = Quota(jobs=1, nodes=2)
+
+    def check(by: str, one_more: Kind) -> None:
+        if reason := excess(quota, world.core.used(lambda who: who == by), one_more):
+            raise Conflict(reason)
+
+    world.core.admit_by(check)
+    jobs = (world.core.submit(toy_spec(2, name=f"job{number}"), by="zoe") for number in range(5))
+    asked = await asyncio.gather(*jobs, return_exceptions=True)
+    assert [type(each) for each in asked] == [Job] + 4 * [Conflict]
+    token = await world.core.members.invite(uses=9, by="zoe")
+    nodes = (world.core.members.admit(token, f"n{number}") for number in range(9))
+    joined = await asyncio.gather(*nodes, return_exceptions=True)
+    assert [type(each) for each in joined] == 2 * [str] + 7 * [Conflict]
     await world.close()
 
 

@@ -183,7 +183,7 @@ class Coordinator:
         job = self.jobs.get(job_id)
         if job is None:
             self.maintenance.check()
-            self._admit(by, "job")
+            self._admit(by, "job")  # and once more in its turn: others may have come by then
             if spec.normalize:
                 least = spec.cohort.min_nodes
                 held = await self.until_held(spec.dataset, least)
@@ -195,7 +195,9 @@ class Coordinator:
             data = self.check(spec)
             if spec.normalize:
                 data = with_normalization(data, await self.describe(spec.dataset))
-            job = await self.journal.submit(job_id, spec, data, by=by, paused=paused)
+            job = await self.journal.submit(
+                job_id, spec, data, by=by, paused=paused, admit=lambda: self._admit(by, "job")
+            )
         if job.spec != spec:
             raise Conflict(f"the key {key!r} was used for another job, {job_id}: choose a new key")
         if not job.final and job_id not in self._drivers:

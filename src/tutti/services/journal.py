@@ -56,6 +56,7 @@ class Journal:
         self.watchers: list[Callable[[Recorded], None]] = []
         """Likewise, but told only of what happens from now on, not of what is replayed."""
         self._loading = asyncio.Lock()
+        self._submitting = asyncio.Lock()
         self._versions: defaultdict[str, int] = defaultdict(int)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wishes: defaultdict[str, list[_Wish]] = defaultdict(list)
@@ -67,14 +68,27 @@ class Journal:
                 for recorded in batch:
                     self._apply(recorded)
 
-    async def submit(self, job_id: str, spec: JobSpec, data: DataSchema, *, by: str, paused: bool) -> Job:
-        """Record a new job, paused from the start if asked; one that has this id already stays as it is."""
+    async def submit(
+        self,
+        job_id: str,
+        spec: JobSpec,
+        data: DataSchema,
+        *,
+        by: str,
+        paused: bool,
+        admit: Callable[[], None] = lambda: None,
+    ) -> Job:
+        """Record a new job, paused from the start if asked; one that has this id already stays as it is.
+
+        `admit` is called in the turn of this job among all new ones, and raises if it is one too many.
+        """
         now = self.clock()
         events: list[AnyEvent] = [jobs.submit(job_id, spec, data, now=now, by=by)]
         if paused:
             events.append(e.JobPaused(at=now, reason="not started yet"))
-        async with self._locks[stream_of(job_id)]:
+        async with self._submitting, self._locks[stream_of(job_id)]:
             if job_id not in self.jobs:
+                admit()
                 await self._record(stream_of(job_id), events)
         return self.jobs[job_id]
 
@@ -124,9 +138,10 @@ class Journal:
         """The version of its stream at which a job was archived: its last."""
         return self._versions[stream_of(job_id)]
 
-    async def nodes(self, command: nodes.Command) -> list[NodeEvent]:
-        """Carry out a command on the register of nodes."""
+    async def nodes(self, command: nodes.Command, admit: Callable[[], None] = lambda: None) -> list[NodeEvent]:
+        """Carry out a command on the register of nodes; `admit` is called in its turn, and raises if it may not be."""
         async with self._locks[NODES]:
+            admit()
             events = nodes.decide(self.register, command, now=self.clock())
             await self._record(NODES, events)
         return events

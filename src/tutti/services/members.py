@@ -104,11 +104,13 @@ class Members:
         known = self._journal.register.nodes.get(node)
         if known is not None and compare_digest(known, fingerprint(secret)):
             return secret
-        if (invite := self._journal.register.invites.get(fingerprint(token))) is not None:
-            self.admits(invite.by, "node")
         wish = nodes.Join(invite=fingerprint(token), node=node, secret=fingerprint(secret), key=key)
-        await self._journal.nodes(wish)
+        await self._journal.nodes(wish, lambda: self._check_quota(wish.invite))
         return secret
+
+    def _check_quota(self, invite: str) -> None:
+        if (issued := self._journal.register.invites.get(invite)) is not None:
+            self.admits(issued.by, "node")
 
     def authenticate(self, node: NodeId, shown: str, use: str = CONNECTING) -> None:
         """Raises Forbidden for a node that has not joined, and for a wrong secret or a proof of it (`Proofs.check`)."""
