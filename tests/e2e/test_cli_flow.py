@@ -260,6 +260,8 @@ def test_what_nodes_earn_is_paid_explained_and_checked_without_trust(site):
     checked = site.ok("ledger", "verify", "--key", key, "--head", head, "--job", job, "--proof", "proof.json")
     assert "whole and signed" in checked
     assert f"3 rounds of {job} are paid by the rule" in checked
+    assert f"audits of {job}, committed to by {found['commitment'][:16]}…, are those that its secret drew" in checked
+    assert found["commitment"] in site.ok("rewards", job)
     assert "of clinic-a is among those of round 2" in checked
     address = json.loads(site.ok("nodes", "show", "clinic-a", "--json"))["signs_as"]
     assert f"clinic-a: 3 updates, signed by {address}" in checked
@@ -276,7 +278,12 @@ def test_what_nodes_earn_is_paid_explained_and_checked_without_trust(site):
     exported = ("ledger", "verify", "--file", "ledger.jsonl", "--key")
     site.ok(*exported, key)
     forged = site.folder / "ledger.jsonl"
-    forged.write_text(forged.read_text().replace('"amount":5000', '"amount":6000'))
+    honest = forged.read_text()
+    for secret, why in (("00", "not the one that was committed to"), ("xy", "should be hex digits")):
+        forged.write_text(honest.replace(found["secret"], secret))
+        result = site.tutti(*exported, key)
+        assert (result.returncode, why in result.stderr) == (Exit.USAGE, True), result.stderr
+    forged.write_text(honest.replace('"amount":5000', '"amount":6000'))
     result = site.tutti(*exported, key)
     assert result.returncode != 0
     assert "has been changed" in result.stderr

@@ -230,10 +230,14 @@ def check_audits(job: str, commitment: str, secret: str, rounds: Mapping[int, Se
 
     A round that could not be measured, in which nobody has a share, may go without.
     """
-    if commitment_to(bytes.fromhex(secret)) != commitment:
+    try:
+        told = bytes.fromhex(secret)
+    except ValueError:
+        raise BadProof(f"the secret that drew the audits of {job} should be hex digits, came {secret[:80]!r}") from None
+    if commitment_to(told) != commitment:
         raise BadProof(f"the secret that drew the audits of {job} is not the one that was committed to")
     for number, contributions in rounds.items():
-        drawn = is_audited(bytes.fromhex(secret), number)
+        drawn = is_audited(told, number)
         audited = any(one.audit is not None for one in contributions)
         if audited and not drawn:
             raise BadProof(f"round {number} of {job} was audited, and it was not drawn")

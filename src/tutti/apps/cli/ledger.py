@@ -175,8 +175,9 @@ def ledger_verify(
     executed again.
 
     With --job (from a file: always) also that the payments of each scored round follow from its scores by the published
-    rule, that these are the ones whose Merkle root stands in the ledger, and that each update is signed by its node,
-    always with one key; its address is what `tutti join` says on the node.
+    rule, that standings go on from round to round, that the audits are those that were drawn, that the payments are the
+    ones whose Merkle root stands in the ledger, and that each update is signed by its node, always with one key; its
+    address is what `tutti join` says on the node.
 
     \b
     Examples:
@@ -206,7 +207,10 @@ def ledger_verify(
     if told.rounds or job is not None:
         paid, unpaid = its.check_rounds(told, job)
         later = f"; not paid yet: {', '.join(str(each.round) for each in unpaid)}" if unpaid else ""
-        click.echo(f"{len(paid)} rounds{f' of {job}' if job else ''} are paid by the rule{later}")
+        click.echo(f"{len(paid)} rounds{f' of {job}' if job else ''} are paid by the rule, and standings go on{later}")
+        for its_rewards in (one for one in told.rewards if one.commitment):
+            drawn = "are those that its secret drew" if its_rewards.secret else "can be checked once its secret is told"
+            click.echo(f"audits of {its_rewards.job}, committed to by {its_rewards.commitment[:16]}…, {drawn}")
         signed = its.check_signed([each.contribution for one in (*paid, *unpaid) for each in one.earned], keys)
         _say_signed(signed)
     if proof is not None:
@@ -270,7 +274,8 @@ def _print_rewards(client: "Client", job: str, as_json: bool) -> None:
         print_json(found)
         return
     state = "settled" if found.settled else found.unpaid or f"{len(found.waiting)} rounds wait to be scored"
-    click.echo(f"{found.pool} tokens a round from {found.sponsor}; {len(found.scored)} rounds scored; {state}\n")
+    click.echo(f"{found.pool} tokens a round from {found.sponsor}; {len(found.scored)} rounds scored; {state}")
+    click.echo(f"audits are drawn by a secret with the hash {found.commitment}\n")
     click.echo(text.table(("node", "earned"), list(found.earned.items())))
 
 

@@ -92,7 +92,7 @@ def _print(client: "Client") -> None:
 
 def in_words(found: "ResultView") -> str:
     """The numbers of a result that people look at; of long ones the first few."""
-    hidden = ("history", "labels")
+    hidden = ("history", "labels", "covariance")
     return "\n".join(f"  {name:<20} {_short(value)}" for name, value in found.values.items() if name not in hidden)
 
 
