@@ -13,6 +13,8 @@ from tutti.core.registry import Choice
 from tutti.domain.market.jobs import Status
 from tutti.services.market import floor
 from tutti.services.market.desk import Wish
+from tutti.services.market.worker import Worker
+from tutti.wire.messages import Compute
 
 WRITES = range(1, 9)
 """Of a job without incidents: submitted, funded, assigned, committed, revealed, judged, verified, settled."""
@@ -108,6 +110,32 @@ async def test_a_worker_that_stays_away_loses_the_job_but_no_stake(tmp_path):
         assert job.attempt(1).reason == "disconnected for 10 s"
         assert (await place.worker_holds("ada")).staked == 150
         assert place.market.worker("ada").lost == 1
+    assert (await place.balanced()).escrowed == 0
+    await place.close()
+
+
+class Stuck(Worker):
+    """Takes a job, and never gets anywhere."""
+
+    def obey(self, message: object) -> None:
+        if not isinstance(message, Compute):
+            super().obey(message)  # type: ignore[arg-type]
+
+
+async def test_a_lone_worker_that_lost_its_job_gets_it_again(tmp_path):
+    place = Marketplace(tmp_path)
+    await place.open()
+    await place.hire("ada", worker=Stuck)
+    job = await submitted(place)
+    await place.until_market(lambda: place.market.job(job.id).attempts)
+    await place.kill("ada")
+    place.later = 11.0
+    place.floor.poke(job.id)
+    await place.until_market(lambda: place.market.job(job.id).attempts[0].over)
+    await place.hire("ada", tokens=0)
+    (job,) = await place.settled(job)
+    assert [(a.worker, a.reason) for a in job.attempts] == [("ada", "disconnected for 10 s"), ("ada", "")]
+    assert job.status is Status.VERIFIED
     assert (await place.balanced()).escrowed == 0
     await place.close()
 

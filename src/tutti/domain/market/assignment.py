@@ -47,7 +47,7 @@ def why_not(worker: Worker, job: ComputeJob, slot: int, stake: int, rules: Rules
         return f"asks {offer.price} tokens, this pays {job.share(slot)}"
     if worker.owner == submitted.client:
         return "belongs to the client"
-    if any(a.owner == worker.owner or a.worker == worker.name for a in job.attempts):
+    if any((a.owner == worker.owner or a.worker == worker.name) and not a.lost for a in job.attempts):
         return "its owner has had a part in this job"
     work = workloads.build(submitted.kind).work(submitted.rows, submitted.columns)
     left = min(job.patience(rules), job.expires - now)
@@ -59,7 +59,7 @@ def why_not(worker: Worker, job: ComputeJob, slot: int, stake: int, rules: Rules
 def demand(job: ComputeJob, slot: int, rules: Rules, now: float) -> tuple[object, ...]:
     """What decides who can be given a slot: if nobody can be given one, then nobody any other with the same demand."""
     s, patience = job.submitted, job.patience(rules)
-    owners = frozenset((a.worker, a.owner) for a in job.attempts)
+    owners = frozenset((a.worker, a.owner, a.lost) for a in job.attempts)
     left = patience if job.expires - now >= patience else job.expires - now
     return str(s.kind), job.share(slot), s.gpu, s.client, s.rows, s.columns, left, owners
 
@@ -86,6 +86,9 @@ def draw(
             spares.append(spare)
     if not able:
         return None
+    if again := {a.worker for a in job.attempts} & {worker.name for worker in able}:  # others first
+        kept = [at for at, worker in enumerate(able) if worker.name not in again] or range(len(able))
+        able, spares = [able[at] for at in kept], [spares[at] for at in kept]
     explored = job.share(slot) <= rules.small and chance() < rules.exploration
     bounds = [1.0 if explored else worker.record(job.submitted.kind.name).bound for worker in able]
     thrifts = [min(rules.thrift, job.share(slot) / max(1, worker.offer.price)) for worker in able]

@@ -19,6 +19,9 @@ from tutti.domain.market import events as e
 from tutti.domain.market.rules import Rules
 from tutti.domain.market.sealing import Phase, copied, phase, to_judge, to_reveal
 
+GIVEN_BACK = "given back: "
+"""How the reason begins of an attempt that its worker could not do: it could not do it again."""
+
 
 class Status(StrEnum):
     """Where a compute job stands. FUNDING: its reward is being put in escrow."""
@@ -53,6 +56,11 @@ class Attempt:
     def live(self) -> bool:
         """Whether it still may give, or has given, a good result."""
         return not self.over and self.holds is not False
+
+    @property
+    def lost(self) -> bool:
+        """Whether its worker was away or too slow, and no more: it may try again if no other can."""
+        return self.over and not self.commitment and not self.reason.startswith(GIVEN_BACK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -235,7 +235,7 @@ class MarketFloor:
                 await self._on_computed(node, message, blob)
             case Declined(job=job, attempt=attempt, reason=reason):
                 if self.market.busy.get(node) == (job, attempt):
-                    await self.desk.do(job, j.Release(attempt=attempt, reason=f"given back: {reason}"))
+                    await self.desk.do(job, j.Release(attempt=attempt, reason=f"{j.GIVEN_BACK}{reason}"))
             case Measured():
                 await self.measuring.hear(node, message)
 
