@@ -283,6 +283,12 @@ def test_what_nodes_earn_is_paid_explained_and_checked_without_trust(site):
         forged.write_text(honest.replace(found["secret"], secret))
         result = site.tutti(*exported, key)
         assert (result.returncode, why in result.stderr) == (Exit.USAGE, True), result.stderr
+    lines = honest.splitlines()
+    last = next(at for at in reversed(range(len(lines))) if lines[at].startswith('{"round"'))
+    for cut in (lines[:last], [line for line in lines if not line.startswith(('{"round"', '{"rewards"'))]):
+        forged.write_text("\n".join(cut))
+        result = site.tutti(*exported, key)
+        assert (result.returncode, "is left out" in result.stderr) == (Exit.USAGE, True), result.stderr
     forged.write_text(honest.replace('"amount":5000', '"amount":6000'))
     result = site.tutti(*exported, key)
     assert result.returncode != 0

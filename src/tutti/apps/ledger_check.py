@@ -11,6 +11,7 @@ import msgspec
 
 from tutti.core.errors import NotFound, UserError
 from tutti.domain.contributions import (
+    BadProof,
     Contribution,
     Proof,
     check_audits,
@@ -21,7 +22,7 @@ from tutti.domain.contributions import (
     entry_of,
     payment_key,
 )
-from tutti.domain.ledger import BadChain, Entry, Totals, verify_chain
+from tutti.domain.ledger import BadChain, Distribute, Entry, Totals, verify_chain
 from tutti.services.views.chain import BlockView, ChainView, TransactionView
 from tutti.services.views.ledger import RewardsView, ScoredView
 
@@ -134,7 +135,7 @@ def check_rounds(told: Told, job: str | None) -> tuple[list[ScoredView], list[Sc
 
     And for standings that do not go on from those of the rounds before, and audits that were not drawn.
     """
-    rounds = [one for one in told.rounds if job in (None, one.job, one.job.rpartition("-")[0])]
+    rounds = [one for one in told.rounds if _is_of(one.job, job)]
     if job is not None and not rounds:
         raise NotFound(f"there are no scored rounds of {job!r}")
     by_job: dict[str, dict[int, list[Contribution]]] = {}
@@ -142,6 +143,7 @@ def check_rounds(told: Told, job: str | None) -> tuple[list[ScoredView], list[Sc
         by_job.setdefault(one.job, {})[one.round] = [each.contribution for each in one.earned]
     for name, its in by_job.items():
         check_history(name, its)
+    _check_all_told(told, rounds, job)
     for rewards in told.rewards:
         if rewards.secret and rewards.job in by_job:
             check_audits(rewards.job, rewards.commitment, rewards.secret, by_job[rewards.job])
@@ -154,6 +156,25 @@ def check_rounds(told: Told, job: str | None) -> tuple[list[ScoredView], list[Sc
         [one for one, is_paid in zip(rounds, paid, strict=True) if is_paid],
         [one for one, is_paid in zip(rounds, paid, strict=True) if not is_paid],
     )
+
+
+def _is_of(name: str, job: str | None) -> bool:
+    """Whether a job is the one asked for, whose name need not have its suffix."""
+    return job in (None, name, name.rpartition("-")[0])
+
+
+def _check_all_told(told: Told, rounds: Sequence[ScoredView], job: str | None) -> None:
+    """No round is left out that its job says it scored, or that tokens were paid for; raises BadProof."""
+    known = {payment_key(one.job, one.round) for one in rounds}
+    its = [rewards for rewards in told.rewards if _is_of(rewards.job, job)]
+    scored = [payment_key(rewards.job, number) for rewards in its for number in rewards.scored]
+    names = {one.job for one in rounds} | {rewards.job for rewards in its}
+    paid = [one.key for one in told.orders if isinstance(one.operation, Distribute)]
+    of_these = [key for key in paid if job is None or key.split("/")[1] in names]
+    for key in (*scored, *of_these):
+        if key not in known:
+            _, name, number = key.split("/")
+            raise BadProof(f"round {number} of {name} was scored or paid, and what it was paid for is left out")
 
 
 def check_signed(contributions: Iterable[Contribution], known: Mapping[str, str]) -> dict[str, tuple[int, str]]:

@@ -174,10 +174,10 @@ def ledger_verify(
     nobody is owed what was not paid for, and the sums. A chain that the coordinator keeps in its own process is
     executed again.
 
-    With --job (from a file: always) also that the payments of each scored round follow from its scores by the published
-    rule, that standings go on from round to round, that the audits are those that were drawn, that the payments are the
-    ones whose Merkle root stands in the ledger, and that each update is signed by its node, always with one key; its
-    address is what `tutti join` says on the node.
+    With --job (from a file: always) also that no round is left out that was scored or paid, that the payments of each
+    follow from its scores by the published rule, that standings go on from round to round, that the audits are those
+    that were drawn, that the payments are the ones whose Merkle root stands in the ledger, and that each update is
+    signed by its node, always with one key; its address is what `tutti join` says on the node.
 
     \b
     Examples:
@@ -204,7 +204,7 @@ def ledger_verify(
         totals = its.check_chain(told, key, head, rpc)
         where = f"on chain {told.chain.chain_id}" + (", executed again" if told.blocks and not rpc else "")
         click.echo(f"{len(told.transactions)} transactions are {where}, signed and as told; {_accounted(totals)}")
-    if told.rounds or job is not None:
+    if file is not None or job is not None:
         paid, unpaid = its.check_rounds(told, job)
         later = f"; not paid yet: {', '.join(str(each.round) for each in unpaid)}" if unpaid else ""
         click.echo(f"{len(paid)} rounds{f' of {job}' if job else ''} are paid by the rule, and standings go on{later}")
