@@ -14,7 +14,8 @@ from tutti.apps.cli.exits import Exit, exit_for
 from tutti.apps.cli.live import _view
 from tutti.apps.cli.progress import Progress
 from tutti.apps.cli.run_job import parts_of, spec_from
-from tutti.core.errors import Conflict, CorruptBlob, Forbidden, NotFound, TuttiError, UserError
+from tutti.apps.client import _error_of
+from tutti.core.errors import Conflict, CorruptBlob, Forbidden, NotFound, TuttiError, Unavailable, UserError
 from tutti.domain.events import JobSubmitted
 from tutti.domain.jobs import begin
 from tutti.domain.spec import DataSchema, load_spec
@@ -185,6 +186,8 @@ def test_a_table_aligns_numbers_to_the_right():
         (Forbidden(""), Exit.REFUSED),
         (Conflict(""), Exit.CONFLICT),
         (CorruptBlob(""), Exit.STORAGE),
+        (Unavailable(""), Exit.UNAVAILABLE),
+        (_error_of(503, b'{"detail": "no chain answers"}'), Exit.UNAVAILABLE),
         (UserError(""), Exit.USAGE),
         (TuttiError(""), Exit.BUG),
         (KeyError(""), Exit.BUG),

@@ -20,7 +20,7 @@ import httpx
 import msgspec
 
 from tutti.apps.market_client import MarketClient
-from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError, UserError
+from tutti.core.errors import Conflict, Forbidden, NotFound, StorageError, TuttiError, Unavailable, UserError
 from tutti.domain.accounts import Role
 from tutti.domain.forecast import Forecast, Usage
 from tutti.domain.spec import JobSpec, load_spec
@@ -431,7 +431,7 @@ class Client:
         return self._call("GET", "/health", Health, root="")
 
     def ready(self) -> Health:
-        """Raises StorageError while the coordinator cannot take work."""
+        """Raises Unavailable while the coordinator cannot take work."""
         return self._call("GET", "/ready", Health, root="")
 
     def configuration(self) -> Configuration:
@@ -598,7 +598,7 @@ def trust(ca: Path | None) -> ssl.SSLContext:
 
 def _error_of(status: int, body: bytes | bytearray) -> TuttiError:
     """The error that a problem document stands for."""
-    kinds = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 507: StorageError}
+    kinds = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 503: Unavailable, 507: StorageError}
     kinds |= {502: Unreachable, 504: Unreachable}  # says whoever is in front of it
     kind = kinds.get(status, UserError if 400 <= status < 500 else TuttiError)
     try:

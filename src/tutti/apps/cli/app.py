@@ -54,7 +54,7 @@ def cli() -> None:
       tutti why digits --round 3
 
     Exit codes: 0 done, 1 a mistake of Tutti, 2 bad usage or input, 3 no coordinator there, 4 refused,
-    5 the job failed, 6 storage, 7 conflict. Every list has --json.
+    5 the job failed, 6 storage, 7 conflict, 8 a server that is needed is away. Every list has --json.
     """
 
 

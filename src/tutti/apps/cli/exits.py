@@ -4,7 +4,7 @@ import errno
 from collections.abc import Mapping
 from enum import IntEnum
 
-from tutti.core.errors import Conflict, Forbidden, StorageError, TuttiError, UserError
+from tutti.core.errors import Conflict, Forbidden, StorageError, TuttiError, Unavailable, UserError
 
 
 class Exit(IntEnum):
@@ -16,6 +16,7 @@ class Exit(IntEnum):
     JOB_FAILED = 5
     STORAGE = 6
     CONFLICT = 7
+    UNAVAILABLE = 8
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -29,6 +30,7 @@ MEANING: Mapping[Exit, str] = {
     Exit.JOB_FAILED: "the job failed or was stopped",
     Exit.STORAGE: "a disk is full, read-only or corrupt; nothing was recorded",
     Exit.CONFLICT: "not in the present state: port in use, data directory in use, name taken, job over",
+    Exit.UNAVAILABLE: "a server that is needed, such as a chain's node, does not answer, or not in time: ask again",
     Exit.INTERRUPTED: "interrupted (ctrl-C) before it was done",
     Exit.TERMINATED: "ended by SIGTERM before it was done",
 }
@@ -66,6 +68,7 @@ def _codes() -> tuple[tuple[type[Exception], Exit], ...]:
         (Forbidden, Exit.REFUSED),
         (LinkRefused, Exit.REFUSED),
         (Conflict, Exit.CONFLICT),
+        (Unavailable, Exit.UNAVAILABLE),
         (StorageError, Exit.STORAGE),
         (UserError, Exit.USAGE),
         (Unreachable, Exit.UNREACHABLE),

@@ -22,7 +22,7 @@ import msgspec
 
 from tutti.apps.cli.exits import Exit
 from tutti.apps.client import Client
-from tutti.core.errors import Conflict, Forbidden, StorageError, TuttiError, UserError
+from tutti.core.errors import Conflict, Forbidden, StorageError, TuttiError, Unavailable, UserError
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
@@ -34,6 +34,7 @@ _ERRORS: Mapping[int, type[TuttiError]] = {
     Exit.REFUSED: Forbidden,
     Exit.STORAGE: StorageError,
     Exit.CONFLICT: Conflict,
+    Exit.UNAVAILABLE: Unavailable,
 }
 
 
