@@ -11,7 +11,7 @@ import pytest
 from test_world_faults import FLEET, HASTY, PATIENT, check, counted, events_of, models_by_the_log, schedule, takeovers
 
 from tutti.domain import events as e
-from tutti.domain.spec import load_spec
+from tutti.domain.spec import JobSpec, load_spec
 from tutti.sim.worlds import Outcome, World, load_world, simulate_world
 
 
@@ -63,6 +63,29 @@ def test_relays_that_die_and_letters_that_are_lost_change_nothing(calm: Outcome,
         deaths, sums = deaths + done.relay_deaths, sums + done.sums
     assert deaths > 15, "hardly any relay died"
     assert sums > 15, "relays gave hardly any sums"
+
+
+def test_relays_that_cannot_sum_leave_it_to_the_owner(calm: Outcome) -> None:
+    """Each of them is asked in vain once: the updates are asked for again, and come to the owner from then on."""
+    done = simulate_world(load_world({**FLEET, "relays": 2, "faults": {"store": 1}}), PATIENT)
+    check(done, 0)
+    assert (done.job.model, counted(done)) == (calm.job.model, counted(calm))
+    assert done.sums == 0
+    assert 0 < len(events_of(done, e.UpdateLost)) <= FLEET["nodes"]
+
+
+@pytest.mark.parametrize("spec", [PATIENT, HASTY], ids=["patient", "hasty"])
+def test_some_relays_that_cannot_sum(calm: Outcome, spec: JobSpec) -> None:
+    sums = 0
+    for seed in range(5000, 5010):
+        raw: dict[str, Any] = msgspec.to_builtins(relays(seed))
+        raw["faults"]["store"] = 0.5
+        done = simulate_world(load_world(raw), spec)
+        check(done, seed)
+        assert models_by_the_log(done) == [event.model for event in events_of(done, e.RoundClosed)], f"relays {seed}"
+        assert spec is HASTY or done.job.model == calm.job.model, f"relays {seed}: another model than on a calm day"
+        sums += done.sums
+    assert sums > 3, "relays gave hardly any sums"
 
 
 def test_only_who_is_counted_counts() -> None:

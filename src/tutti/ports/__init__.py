@@ -11,6 +11,7 @@ from tutti.ports.fabric import (
     LinkBusy,
     LinkLost,
     LinkRefused,
+    NoSum,
     Said,
     Summing,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "LinkLost",
     "LinkRefused",
     "LogLost",
+    "NoSum",
     "NodeData",
     "Recorded",
     "Report",

@@ -81,6 +81,10 @@ class Fabric(Protocol):
         ...
 
 
+class NoSum(TuttiError):
+    """A replica cannot add up what it keeps."""
+
+
 class Summing(Protocol):
     """Replicas that keep updates and add them up."""
 
@@ -92,8 +96,17 @@ class Summing(Protocol):
         """Call this whenever one cannot be asked any more."""
         ...
 
-    async def sum_of(self, place: str, job: str, attempt: tuple[int, int], updates: Sequence[UpdateAccepted]) -> Digest:
-        """Have it add up updates that it keeps; the blob of their sum (wire.partials). Raises Unavailable."""
+    async def sum_of(
+        self, place: str, job: str, attempt: tuple[int, int], updates: Sequence[UpdateAccepted], size: int
+    ) -> Digest:
+        """Have it add up updates that it keeps, of so many bytes; the blob of their sum (wire.partials).
+
+        Raises Unavailable if it is gone, NoSum if it is there and does not give one.
+        """
+        ...
+
+    def leave(self, place: str, job: str) -> None:
+        """Have it keep no more updates of this job, but pass them on."""
         ...
 
 

@@ -149,6 +149,10 @@ class Aggregation:
             self._fold = Fold(key, self.strategy.reducer.zero(self.layout, cohort, self._max_weight))
         return self._fold
 
+    def beside(self, fold: Fold, cohort: int) -> Fold:
+        """An empty fold of the same attempt, which takes over what was looked at."""
+        return Fold(fold.key, self.strategy.reducer.zero(self.layout, cohort, self._max_weight), examined=fold.examined)
+
     @property
     def counted(self) -> Container[NodeId]:
         """Whose updates are in the fold that is open."""

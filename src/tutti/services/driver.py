@@ -298,7 +298,11 @@ class JobDriver:
     async def _lose(self, gone: Iterable[e.UpdateAccepted]) -> None:
         for update in gone:
             self._kept.note(update.digest, None)
-            await self._command(commands.LoseUpdate(node=update.node, reason="the replica that kept it is gone"))
+            await self._command(
+                commands.LoseUpdate(
+                    node=update.node, reason="the replica that kept it is gone, or has not given its sum"
+                )
+            )
 
     async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:
         """Add updates to a fold; False if one of them was lost, which is then asked for again."""

@@ -5,7 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
 
-from tutti.core.errors import TuttiError
+from tutti.core.errors import TuttiError, Unavailable
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
 from tutti.domain.jobs import Job
 from tutti.ports import Kept, Summing
@@ -58,10 +58,13 @@ class KeptUpdates:
         self, place: str, job: Job, aggregation: Aggregation, fold: Fold, updates: Sequence[UpdateAccepted]
     ) -> Digest:
         assert self._summing is not None
+        size = len(updates) * aggregation.largest_update(job.parameters)
         try:
-            digest = await self._summing.sum_of(place, job.id, fold.key, updates)
+            digest = await self._summing.sum_of(place, job.id, fold.key, updates, size)
             await aggregation.merge(fold, updates, digest)
         except TuttiError as error:
+            if not isinstance(error, Unavailable):  # else each round would be asked for again, for ever
+                self._summing.leave(place, job.id)
             log.warning("job %s: %d updates that %s keeps are asked for again: %s", job.id, len(updates), place, error)
             return ""
         return digest

@@ -28,6 +28,7 @@ from tutti.wire.relay import (
     Heard,
     Hello,
     Knock,
+    Leave,
     Lost,
     News,
     Open,
@@ -66,6 +67,14 @@ class _Session:
         self.number, self.owner, self.outbox = number, owner, outbox
         self.expected = self.silent = 0
         self.welcomed, self.over = asyncio.Event(), asyncio.Event()
+        self.sums: dict[asyncio.Task[None], str] = {}
+        """Those that the owner waits for, each with its job."""
+
+    def call_off(self, job: str | None = None) -> None:
+        """No sums of this job, or of any, are waited for any more."""
+        for task, its in list(self.sums.items()):
+            if job in (None, its):
+                task.cancel()
 
 
 class Relay:
@@ -210,6 +219,7 @@ class Relay:
             self._linked.clear()
             self._session = None
             session.over.set()
+            session.call_off()
             self._send_away()
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -259,6 +269,8 @@ class Relay:
             log.exception("the update of %s cannot be examined here", node)
         finally:
             looks.release()
+        if seen is None:
+            self.sums.send_on(node, said)
         session.outbox.put(Heard(node, link, encode(said), b"", seen))
 
     def _letter(self, event: FabricEvent) -> ToOwner:
@@ -320,7 +332,13 @@ class Relay:
                     self._tell(letter)
             case Sum():
                 assert self._works is not None
-                self._works.create_task(self._sum(session, letter))
+                task = self._works.create_task(self._sum(session, letter))
+                session.sums[task] = letter.job
+                task.add_done_callback(session.sums.pop)
+            case Leave(job=job):
+                session.call_off(job)
+                if self.sums is not None:
+                    self.sums.leave(job, "its sums do not come")
             case Drop(node=node, link=link, reason=reason, fatal=fatal):
                 if self._links.get(node) == link:
                     if fatal:

@@ -8,7 +8,7 @@ import logging
 from collections import defaultdict
 from contextlib import suppress
 
-from tutti.core.errors import NotFound, TuttiError
+from tutti.core.errors import NotFound, StorageError, TuttiError
 from tutti.core.reduce import Mean
 from tutti.domain.events import Digest, NodeId, RoundOpened, UpdateAccepted
 from tutti.domain.jobs import Job
@@ -50,13 +50,30 @@ class RelaySums:
         self._journal, self._blobs, self._shared = journal, blobs, shared
         self._jobs: dict[str, _Summed] = {}
         self._kept = defaultdict[str, tuple[tuple[int, int], set[Digest]]](lambda: ((0, 0), set()))
+        self._left: set[str] = set()
+        self._sent_on: dict[NodeId, tuple[str, int, int]] = {}
         self.access = Access(journal, self._jobs)
 
     def takes(self, node: NodeId) -> bool:
         """Whether an update that this node owes may be kept here."""
         self._look_at_jobs()
-        tasks = (self._journal.jobs[job].task_of(node) for job in self._jobs)
-        return any(task is not None and task.task == "train" for task in tasks)
+        tasks = ((job, self._journal.jobs[job].task_of(node)) for job in self._jobs if job not in self._left)
+        elsewhere = self._sent_on.get(node)
+        return any(
+            task is not None and task.task == "train" and elsewhere != (job, task.round, task.attempt)
+            for job, task in tasks
+        )
+
+    def leave(self, job: str, why: str) -> None:
+        """Keep no more updates of this job, for it could not be summed here; what is here may still be."""
+        if job not in self._left:
+            self._left.add(job)
+            log.warning("updates of job %s go to the owner from now on: %s", job, why)
+
+    def send_on(self, node: NodeId, said: Submission) -> None:
+        """The owner looks at this update; if its bytes are here, and it asks for them, they are to come to it."""
+        if said.digest:
+            self._sent_on[node] = said.job, said.round, said.attempt
 
     async def keeps(self, node: NodeId) -> bool:
         """The same, once this replica knows what it has been told of: its log may be a moment behind."""
@@ -78,21 +95,21 @@ class RelaySums:
                 return seen
         except TuttiError as error:
             log.info("the update of %s is left to the owner: %s", node, error)
+            if isinstance(error, StorageError):
+                self.leave(said.job, str(error))
         return None
 
     async def sum_of(self, wanted: Sum) -> Digest:
         """The blob of the sum of these updates, for all replicas to read; raises TuttiError."""
         opened = self._opened(wanted.job, wanted.round, wanted.attempt)
-        summed, fold = await self._fold(wanted.job, opened)
+        summed, looked_at = await self._fold(wanted.job, opened)
+        fold = summed.aggregation.beside(looked_at, len(opened.cohort))  # another sum may be on its way
         updates = [
             UpdateAccepted(at=opened.at, round=wanted.round, node=node, digest=digest, weight=weight)
             for node, digest, weight in wanted.updates
         ]
-        try:
-            await summed.aggregation.add(fold, updates)
-            data = await summed.aggregation.packed(fold)
-        finally:
-            fold.finished = True  # the next sum begins anew
+        await summed.aggregation.add(fold, updates)
+        data = await summed.aggregation.packed(fold)
         digest = await self._shared.put(data)
         self.made += 1
         return digest
@@ -109,6 +126,7 @@ class RelaySums:
         for job in self._journal.jobs.values():
             if job.final:
                 self._jobs.pop(job.id, None)
+                self._left.discard(job.id)
                 self._kept.pop(job.id, None)  # the files are swept up
             elif job.id not in self._jobs and job.model and job.spec.rewards is None:  # scores read single updates
                 summed = _Summed(job, self._blobs)

@@ -110,6 +110,12 @@ class Sum(_Letter, frozen=True):
     updates: tuple[tuple[NodeId, Digest, int], ...]
 
 
+class Leave(_Letter, frozen=True):
+    """Keep no more updates of this job, whose sums do not come, but pass them on."""
+
+    job: str
+
+
 class Drop(_Letter, frozen=True):
     """Disconnect a node; `fatal`: and tell it not to come back by itself."""
 
@@ -129,7 +135,7 @@ class News(_Letter, frozen=True):
 
 
 ToOwner: TypeAlias = Hello | Came | Gone | Heard | Knock | Summed
-ToRelay: TypeAlias = Welcome | Lost | Open | Tell | Sum | Drop | News
+ToRelay: TypeAlias = Welcome | Lost | Open | Tell | Sum | Leave | Drop | News
 
 
 class FromRelay(msgspec.Struct, frozen=True, array_like=True):

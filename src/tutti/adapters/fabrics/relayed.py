@@ -10,7 +10,7 @@ from typing import Protocol
 from tutti.adapters.fabrics.places import ELSEWHERE, Places
 from tutti.core.errors import Forbidden, Unavailable, Unproven
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
-from tutti.ports import Arrived, FabricEvent, Kept, Left, Recorded, Said
+from tutti.ports import Arrived, FabricEvent, Kept, Left, NoSum, Recorded, Said
 from tutti.ports.blobs import Buffer
 from tutti.ports.post import Post, PostLost
 from tutti.services.outbox import BEAT_SECONDS, SILENT_BEATS, Outbox
@@ -26,6 +26,7 @@ from tutti.wire.relay import (
     Heard,
     Hello,
     Knock,
+    Leave,
     Lost,
     News,
     Open,
@@ -44,8 +45,8 @@ log = logging.getLogger(__name__)
 EVENTS = 4096
 """That wait for the coordinator; more than this, and nothing further is read."""
 
-SUM_SECONDS = 60.0
-"""How long a relay, which is there, may take to add up what it keeps."""
+SUM_SECONDS, SUM_BYTES_PER_SECOND = 60.0, 20e6
+"""How long a relay, which is there, may take to add up what it keeps: for itself, and for what it has to read."""
 
 OUTGOING = 256
 """Messages that wait for one node."""
@@ -135,7 +136,9 @@ class RelayedFabric:
     def watch(self, gone: Callable[[], None]) -> None:
         self._watchers.append(gone)
 
-    async def sum_of(self, place: str, job: str, attempt: tuple[int, int], updates: Sequence[UpdateAccepted]) -> Digest:
+    async def sum_of(
+        self, place: str, job: str, attempt: tuple[int, int], updates: Sequence[UpdateAccepted], size: int
+    ) -> Digest:
         if (relay := self._relays.get(place)) is None:
             raise Unavailable("it is not there any more")
         number = next(self._numbers)
@@ -143,16 +146,21 @@ class RelayedFabric:
         relay.sums[number] = answer
         wanted = tuple((update.node, update.digest, update.weight) for update in updates)
         relay.outbox.put(Sum(number, job, *attempt, wanted))
+        seconds = SUM_SECONDS + size / SUM_BYTES_PER_SECOND
         try:
-            async with asyncio.timeout(SUM_SECONDS):
+            async with asyncio.timeout(seconds):
                 summed = await answer
         except TimeoutError:
-            raise Unavailable(f"it has not added them up within {SUM_SECONDS:g} s") from None
+            raise NoSum(f"it has not added them up within {seconds:.0f} s") from None
         finally:
             relay.sums.pop(number, None)
         if summed.trouble:
-            raise Unavailable(summed.trouble)
+            raise NoSum(summed.trouble)
         return summed.partial
+
+    def leave(self, place: str, job: str) -> None:
+        if (relay := self._relays.get(place)) is not None:
+            relay.outbox.put(Leave(job))
 
     # -- for whoever puts it together ------------------------------------------------------------------------
 

@@ -10,8 +10,10 @@ from tutti.adapters.fabrics.joined import JoinedFabrics
 from tutti.adapters.fabrics.local import LocalFabric, LocalLink
 from tutti.adapters.fabrics.relayed import RelayedFabric
 from tutti.adapters.posts.memory import MemoryPost
-from tutti.domain.events import NodeId
+from tutti.core.errors import StorageError
+from tutti.domain.events import Digest, NodeId
 from tutti.ports import EventLog, Fabric, LinkLost
+from tutti.ports.blobs import Buffer
 from tutti.ports.log import Owner
 from tutti.services.coordinator import Coordinator
 from tutti.services.journal import Journal
@@ -32,6 +34,19 @@ class _Process:
     relay: Relay
     task: "asyncio.Task[None]"
     reading: "asyncio.Task[None]"
+
+
+class _Unreadable(ScratchBlobs):
+    """On a disk that gives errors."""
+
+    async def read(self, digest: Digest) -> bytes:
+        async with self.file(digest):
+            raise StorageError("the disk gives errors")
+
+
+class _Full(ScratchBlobs):
+    async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
+        raise StorageError("the store is full")
 
 
 class Replicas:
@@ -97,9 +112,13 @@ class Replicas:
             await asyncio.sleep(drawn(faults.outage)(self._chance))
 
     def _born(self, name: str) -> _Process:
-        own = LayeredBlobs(ScratchBlobs(self._blobs.root.parent / name), self._blobs)
+        share = self._world.faults.store
+        fails = float(self._chance.random()) if share else 1.0
+        kept = _Unreadable if fails < share / 2 else ScratchBlobs
+        shared = _Full(self._blobs.root) if share / 2 <= fails < share else self._blobs
+        own = LayeredBlobs(kept(self._blobs.root.parent / name), self._blobs)
         journal = Journal(self._log, asyncio.get_running_loop().time)
-        sums = RelaySums(journal, own, self._blobs)
+        sums = RelaySums(journal, own, shared)
         fabric = LocalFabric(
             lambda node, shown: relay.authenticate(node, shown),
             self._blobs,

@@ -82,6 +82,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         relay: Seconds from one death of a relay to the next (a distribution); it is back after an `outage`, and its
             nodes connect to another replica.
         post: Share of what replicas tell each other that is lost; as much comes twice.
+        store: Share of relays whose store fails: of what they keep they can read nothing, or give no sum.
     """
 
     seed: Seed | None = None
@@ -95,6 +96,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk: Choice = Choice("constant", {"value": 0})
     relay: Choice | None = None
     post: Share = 0.0
+    store: Share = 0.0
 
 
 class Byzantine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
