@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import pytest
+from msgspec.structs import replace
 
 from support.services import redis_url
 from tutti.adapters.blobs.directory import DirectoryBlobs
@@ -16,12 +17,25 @@ from tutti.adapters.fabrics.relayed import RelayedFabric
 from tutti.adapters.posts.memory import MemoryPost
 from tutti.adapters.posts.redis import RedisPost
 from tutti.core.errors import Forbidden
+from tutti.domain.spec import DataSchema
 from tutti.ports import Left, LinkLost, LinkRefused, Said
 from tutti.ports.log import Owner
 from tutti.services.members import fingerprint
+from tutti.services.outbox import MOST_LETTERS
 from tutti.services.relay import Relay
-from tutti.testing.fabrics import DEADLINE, FabricSuite, Setup, arrived, news, progress, registration, soon, token_of
-from tutti.wire.messages import Registered
+from tutti.testing.fabrics import (
+    DEADLINE,
+    FabricSuite,
+    Setup,
+    arrived,
+    news,
+    progress,
+    registration,
+    soon,
+    token_of,
+    work,
+)
+from tutti.wire.messages import Registered, encode
 
 
 class Door:
@@ -241,3 +255,47 @@ async def test_two_processes_with_one_name_do_not_take_turns_for_ever():
     losers = [places.arrived("n1", where) for where in "ab" * TURNS]
     assert [loser.fatal for loser in losers[1 : TURNS + 1]] == [False] * (TURNS - 1) + [True]
     assert "give each node a name of its own" in losers[-1].reason("n1")
+
+
+class Weighed(MemoryPost):
+    """Knows how many bytes were sent."""
+
+    total = 0
+
+    async def send(self, to, letter):
+        self.total += len(letter)
+        await super().send(to, letter)
+
+
+async def test_the_columns_of_a_wide_table_travel_once(tmp_path):
+    """A thousand of them make a message of 40 KB, which each node is told."""
+    names = tuple(f"gene_expression_{column:05d}" for column in range(1000))
+    data = DataSchema("regression", (1000,), 1, names, mean=(0.125,) * 1000, deviation=(1.0,) * 1000)
+    post = Weighed()
+    async with relayed(tmp_path, post) as (owned, (relay,), blobs):
+        setup = Setup(owned, blobs, lambda node, token: LocalLink(relay.fabric))
+        gone = await setup.join("n0")
+        nodes = [await setup.join(f"n{number}") for number in range(1, 50)]
+        relay.fabric.disconnect("n0", "it goes as it is told")
+        start = replace(work("a" * 64), data=data)
+        assert owned.send("n0", start)  # what comes with it the others need too
+        for number in range(1, 50):
+            assert owned.send(f"n{number}", start)
+        for node in nodes:
+            assert await soon(node.messages) == start
+        await gone.loses_its_connection()
+    assert post.total < 5 * len(encode(start))
+
+
+async def test_what_is_said_at_once_ends_no_session(place):
+    """As when a round of thousands opens: more letters than there is room for."""
+    setup, _, owned = place
+    nodes = [await setup.join(f"n{number}") for number in range(90)]
+    each = MOST_LETTERS // len(nodes) + 10
+    for round in range(each):
+        for number in range(len(nodes)):
+            assert owned.send(f"n{number}", news(round))
+    for node in nodes:
+        for round in range(each):
+            assert await soon(node.messages) == news(round)
+    assert sum(owned.relays.values()) == len(nodes)

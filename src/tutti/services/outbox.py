@@ -22,9 +22,26 @@ LETTERS, BYTES = 64, 1 << 19
 """Of one envelope."""
 
 MOST_LETTERS, MOST_BYTES = 8192, 64 << 20
-"""That wait for one receiver."""
+"""That wait for one receiver: there is no room for more, though what has to be said is said."""
+
+STUCK_SECONDS = 10.0
+"""Whoever leaves no room for so long does not take what it is told."""
+
+REMEMBERED = 8
+"""Small models, and schemas of jobs, that a relay remembers, so that each travels once."""
 
 L = TypeVar("L", bound=ToOwner | ToRelay)
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Remembered(dict[K, V]):
+    """The last few; both sides add the same in the same order, and so know what the other one has."""
+
+    def add(self, key: K, value: V) -> None:
+        self[key] = value
+        if len(self) > REMEMBERED:
+            del self[next(iter(self))]
 
 
 class Outbox(Generic[L]):
@@ -36,6 +53,7 @@ class Outbox(Generic[L]):
         self.told: Counter[NodeId] = Counter()
         """How many messages wait for each node."""
         self._bytes, self._number = 0, 0
+        self._full_since: float | None = None
         self._more, self._room = asyncio.Event(), asyncio.Event()
 
     def put(self, letter: L) -> None:
@@ -43,11 +61,18 @@ class Outbox(Generic[L]):
         self._bytes += weight(letter)
         if isinstance(letter, Tell):
             self.told[letter.node] += 1
+        if self.full and self._full_since is None:
+            self._full_since = asyncio.get_running_loop().time()
         self._more.set()
 
     @property
     def full(self) -> bool:
         return len(self._waiting) >= MOST_LETTERS or self._bytes >= MOST_BYTES
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it has been full for long; all that a round says at once is no sign of that."""
+        return self._full_since is not None and asyncio.get_running_loop().time() - self._full_since > STUCK_SECONDS
 
     async def room(self) -> None:
         """Wait while it is full."""
@@ -69,8 +94,14 @@ class Outbox(Generic[L]):
         while self._waiting and len(taken) < LETTERS and size < BYTES:
             taken.append(self._waiting.popleft())
             size += weight(taken[-1])
-        self.told -= Counter(letter.node for letter in taken if isinstance(letter, Tell))
+        for letter in taken:
+            if isinstance(letter, Tell):
+                self.told[letter.node] -= 1
+                if not self.told[letter.node]:
+                    del self.told[letter.node]
         self._bytes -= size
+        if not self.full:
+            self._full_since = None
         if not self._waiting:
             self._more.clear()
         self._room.set()

@@ -7,14 +7,17 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from msgspec.structs import replace
+
 from tutti.core.errors import Forbidden, NotFound, TuttiError, Unavailable, Unproven
 from tutti.domain.events import Digest, NodeId
+from tutti.domain.spec import DataSchema
 from tutti.ports import Arrived, Fabric, FabricEvent, Left, Recorded, Said
 from tutti.ports.log import Owner
 from tutti.ports.post import Post, PostLost
 from tutti.services.audit import BROWSER
 from tutti.services.members import fingerprint
-from tutti.services.outbox import BEAT_SECONDS, RETRY_SECONDS, SILENT_BEATS, Outbox
+from tutti.services.outbox import BEAT_SECONDS, RETRY_SECONDS, SILENT_BEATS, Outbox, Remembered
 from tutti.services.proofs import is_public
 from tutti.services.summing import RelaySums
 from tutti.wire.messages import Refusal, Start, Submission, decode_from_coordinator, encode
@@ -51,9 +54,6 @@ AWAY_SECONDS = 5.0
 
 LOOKS = 16
 """Updates that are examined at the same time; whoever comes with one more waits."""
-
-MODELS = 8
-"""Small models that a relay remembers, so that each travels once."""
 
 
 class RelayOver(Unavailable):
@@ -107,7 +107,8 @@ class Relay:
         self._told: dict[NodeId, frozenset[Digest]] = {}
         self._audited: set[NodeId] = set()  # whose updates the owner may want to compute again
         self._works: asyncio.TaskGroup | None = None
-        self._models: dict[Digest, bytes] = {}
+        self._models = Remembered[Digest, bytes]()
+        self._schemas = Remembered[str, DataSchema]()
 
     @property
     def linked(self) -> bool:
@@ -211,6 +212,7 @@ class Relay:
             )
             session = self._session = _Session(number, name, outbox)
             self._models.clear()
+            self._schemas.clear()
             outbox.put(Hello())
             why = await self._until_over(session)
             if self._linked.is_set():
@@ -327,9 +329,8 @@ class Relay:
             case Open(id=number):
                 if (answer := self._knocks.get(number)) is not None and not answer.done():
                     answer.set_result(letter)
-            case Tell(node=node, link=link):
-                if self._links.get(node) == link:
-                    self._tell(letter)
+            case Tell():
+                self._tell(letter)
             case Sum():
                 assert self._works is not None
                 task = self._works.create_task(self._sum(session, letter))
@@ -365,12 +366,16 @@ class Relay:
     def _tell(self, letter: Tell) -> None:
         message, blob = decode_from_coordinator(letter.message), letter.blob
         if isinstance(message, Start):
-            self._told[letter.node] = frozenset((message.weights, *(step.digest for step in message.steps)))
             if blob:
-                self._models[message.weights] = blob
-                if len(self._models) > MODELS:
-                    del self._models[next(iter(self._models))]
+                self._models.add(message.weights, blob)
+            if letter.data is not None:
+                self._schemas.add(message.job, letter.data)
             blob = self._models.get(message.weights, b"")
+            message = replace(message, data=self._schemas[message.job])
+        if self._links.get(letter.node) != letter.link:
+            return  # what came with it may be for others, too
+        if isinstance(message, Start):
+            self._told[letter.node] = frozenset((message.weights, *(step.digest for step in message.steps)))
         self._fabric.send(letter.node, message, blob)
 
 

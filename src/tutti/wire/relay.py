@@ -15,6 +15,7 @@ import msgspec
 
 from tutti.core.errors import UserError
 from tutti.domain.events import AnyEvent, Digest, NodeId
+from tutti.domain.spec import DataSchema
 from tutti.wire.updates import Examined
 
 
@@ -92,12 +93,16 @@ class Open(_Letter, frozen=True):
 
 
 class Tell(_Letter, frozen=True):
-    """A message for a node, and the bytes of the model that it names, unless this session has told them before."""
+    """A message for a node, and the bytes of the model that it names, unless this session has told them before.
+
+    Of a `Start`, the names and norms of its job's columns are in `data`, likewise once, and not in the message.
+    """
 
     node: NodeId
     link: int
     message: bytes
     blob: bytes
+    data: DataSchema | None = None
 
 
 class Sum(_Letter, frozen=True):
@@ -184,8 +189,11 @@ def opened_by_relay(data: bytes) -> FromOwner:
 def weight(letter: ToOwner | ToRelay) -> int:
     """About how many bytes it takes."""
     match letter:
-        case Heard() | Tell():
-            return 64 + len(letter.message) + len(letter.blob)
+        case Heard(message=message, blob=blob):
+            return 64 + len(message) + len(blob)
+        case Tell(message=message, blob=blob, data=data):
+            columns = len(data.features) + len(data.classes) + len(data.mean) if data is not None else 0
+            return 64 + len(message) + len(blob) + 48 * columns
         case Came():
             return 64 + len(letter.registration)
         case News():

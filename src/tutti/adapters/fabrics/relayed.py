@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from tutti.adapters.fabrics.places import ELSEWHERE, Places
 from tutti.core.errors import Forbidden, Unavailable, Unproven
 from tutti.domain.events import Digest, NodeId, UpdateAccepted
+from tutti.domain.spec import DataSchema
 from tutti.ports import Arrived, FabricEvent, Kept, Left, NoSum, Recorded, Said
 from tutti.ports.blobs import Buffer
 from tutti.ports.post import Post, PostLost
-from tutti.services.outbox import BEAT_SECONDS, SILENT_BEATS, Outbox
-from tutti.services.relay import MODELS
+from tutti.services.outbox import BEAT_SECONDS, SILENT_BEATS, Outbox, Remembered
 from tutti.wire.messages import BadMessage, CoordinatorMessage, Registration, Start, decode_from_node, encode
 from tutti.wire.relay import (
     BadEnvelope,
@@ -80,7 +82,8 @@ class _Relay:
     expected: int = 0
     silent: int = 0  # beats
     nodes: dict[NodeId, int] = field(default_factory=dict)
-    models: dict[Digest, None] = field(default_factory=dict)
+    models: Remembered[Digest, None] = field(default_factory=Remembered)
+    schemas: Remembered[str, None] = field(default_factory=Remembered)
     sums: dict[int, "asyncio.Future[Summed]"] = field(default_factory=dict)
     sending: "asyncio.Task[None] | None" = None
 
@@ -117,10 +120,10 @@ class RelayedFabric:
         if relay.outbox.told[node] >= OUTGOING:
             self.disconnect(node, f"does not read: {OUTGOING} messages wait for it")
             return False
-        if relay.outbox.full:
+        if relay.outbox.stuck:
             self._end(relay, "it does not take what it is told")
             return False
-        relay.outbox.put(Tell(node, link, encode(message), _once(relay, message, blob)))
+        relay.outbox.put(_tell(relay, node, link, message, blob))
         return True
 
     def disconnect(self, node: NodeId, reason: str) -> None:
@@ -332,11 +335,16 @@ class RelayedFabric:
         relay.outbox.put(Drop(node, link, reason, fatal))
 
 
-def _once(relay: _Relay, message: CoordinatorMessage, blob: Buffer) -> bytes:
-    """The model, if the relay has not got it in this session."""
-    if not blob or not isinstance(message, Start) or message.weights in relay.models:
-        return b""
-    relay.models[message.weights] = None
-    if len(relay.models) > MODELS:
-        del relay.models[next(iter(relay.models))]
-    return bytes(blob)
+def _tell(relay: _Relay, node: NodeId, link: int, message: CoordinatorMessage, blob: Buffer) -> Tell:
+    """Without what the relay has got in this session: the model, and what is long in a wide table's schema."""
+    if not isinstance(message, Start):
+        return Tell(node, link, encode(message), b"")
+    data = None if message.job in relay.schemas else message.data
+    if data is not None:
+        relay.schemas.add(message.job, None)
+    if message.weights in relay.models:
+        blob = b""
+    elif blob:
+        relay.models.add(message.weights, None)
+    brief = replace(message, data=DataSchema(message.data.task, message.data.shape, message.data.outputs))
+    return Tell(node, link, encode(brief), bytes(blob), data)
