@@ -346,6 +346,8 @@ class Relay:
                         self._fabric.send(node, Refusal(code="replaced", detail=reason, fatal=True))
                     self._fabric.disconnect(node, reason)
             case News(offset=offset, stream=stream, version=version, event=event):
+                if self.sums is not None:
+                    self.sums.heard(offset)
                 self._news(Recorded(offset, stream, version, event))
             case Lost():
                 pass

@@ -4,6 +4,7 @@ The owner of the log decides which count; it is told what the look came to, and 
 Whatever a relay does not know, or need not be summed in parts, it passes on: the owner then looks itself.
 """
 
+import asyncio
 import logging
 from collections import defaultdict
 from contextlib import suppress
@@ -50,9 +51,14 @@ class RelaySums:
         self._journal, self._blobs, self._shared = journal, blobs, shared
         self._jobs: dict[str, _Summed] = {}
         self._kept = defaultdict[str, tuple[tuple[int, int], set[Digest]]](lambda: ((0, 0), set()))
+        self._heard, self._reading = 0, asyncio.Lock()
         self._left: set[str] = set()
         self._sent_on: dict[NodeId, tuple[str, int, int]] = {}
         self.access = Access(journal, self._jobs)
+
+    def heard(self, offset: int) -> None:
+        """The owner has written this much."""
+        self._heard = max(self._heard, offset)
 
     def takes(self, node: NodeId) -> bool:
         """Whether an update that this node owes may be kept here."""
@@ -76,20 +82,22 @@ class RelaySums:
             self._sent_on[node] = said.job, said.round, said.attempt
 
     async def keeps(self, node: NodeId) -> bool:
-        """The same, once this replica knows what it has been told of: its log may be a moment behind."""
+        """The same, once this replica has read what it has heard of: its log may be a moment behind."""
         if not self.takes(node):
-            with suppress(TuttiError):
-                await self._journal.load()
+            async with self._reading:
+                if self._journal.offset < self._heard:
+                    with suppress(TuttiError):
+                        await self._journal.load()
         return self.takes(node)
 
     async def examine(self, node: NodeId, said: Submission) -> Examined | None:
         """What came of a look at the update that is handed in; None for what the owner has to look at."""
         try:
-            if not await self.keeps(node):
+            if not said.digest or not await self.keeps(node):
                 return None
             opened = self._opened(said.job, said.round, said.attempt)
             summed, fold = await self._fold(said.job, opened)
-            if said.digest and isinstance(fold.accumulator, Mean):
+            if isinstance(fold.accumulator, Mean):
                 seen = await summed.aggregation.examine(fold, said.digest, said.weight, said.facts)
                 await self._keep(said.job, fold.key, said.digest)
                 return seen
