@@ -54,6 +54,10 @@ class BlobStore(Protocol):
         """
         ...
 
+    async def size(self, digest: Digest) -> int:
+        """How many bytes a blob has, before anything of it is read; raises NotFound, StorageError."""
+        ...
+
     def file(self, digest: Digest) -> AbstractAsyncContextManager[Path]:
         """A local file with the blob's bytes, for another process, as long as the block lasts. Not to be written to.
 

@@ -225,6 +225,7 @@ class Aggregation:
 
         Raises BadPartial for the sum of something else, NotFound, StorageError; the fold is as it was then.
         """
+        partials.check_length(await self._blobs.size(digest), fold.accumulator)
         data = await self._blobs.read(digest)
         async with self._lock:
             if fold.finished or any(update.node in fold.counted for update in updates):

@@ -42,6 +42,7 @@ class BlobSuite:
         digest = await blobs.put(data)
         assert digest == digest_of(data)
         assert bytes(await blobs.read(digest)) == data
+        assert await blobs.size(digest) == size
         async with blobs.file(digest) as path:
             assert path.read_bytes() == data
         assert await blobs.digests() == [digest]
@@ -83,6 +84,8 @@ class BlobSuite:
     async def test_what_is_not_there(self, blobs: BlobStore) -> None:
         with pytest.raises(NotFound, match=EMPTY):
             await blobs.read(EMPTY)
+        with pytest.raises(NotFound, match=EMPTY):
+            await blobs.size(EMPTY)
         with pytest.raises(NotFound, match=EMPTY):
             async with blobs.file(EMPTY):
                 pass

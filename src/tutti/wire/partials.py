@@ -31,12 +31,21 @@ def encode(acc: Mean) -> bytearray:
     return bytearray().join((_HEADER.pack(MAGIC, *fields), sums.data, maxima.data))
 
 
+def length(like: Mean) -> int:
+    """Bytes of a sum that may be merged with `like`."""
+    return _HEADER.size + 8 * like.layout.size + 4 * like.counters.size
+
+
+def check_length(size: int, like: Mean) -> None:
+    """Raises BadPartial for so many bytes, of which nothing need be read then."""
+    if size != (expected := length(like)):
+        raise BadPartial(f"expected a partial sum of {expected} bytes, came {size}")
+
+
 def decode(data: Data, like: Mean) -> Mean:
     """The accumulator in these bytes, which may be merged with `like`; a view of them. Raises BadPartial."""
     view, size = memoryview(data).cast("B"), like.layout.size
-    expected = _HEADER.size + 8 * size + 4 * like.counters.size
-    if len(view) != expected:
-        raise BadPartial(f"expected a partial sum of {expected} bytes, came {len(view)}")
+    check_length(len(view), like)
     magic, count, bits, weight, limit, layout = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise BadPartial("not a partial sum of this version")

@@ -137,6 +137,10 @@ class DirectoryBlobs:
         self._sound.add(digest)
         return data
 
+    async def size(self, digest: Digest) -> int:
+        with storage_errors(f"look at blob {digest}"):
+            return self.path(digest).stat().st_size
+
     @asynccontextmanager
     async def file(self, digest: Digest) -> AsyncIterator[Path]:
         yield await self.fetched(digest)

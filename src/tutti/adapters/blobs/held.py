@@ -41,6 +41,10 @@ class HeldBlobs:
         held = self._in_memory(digest)
         return await self.disk.read(digest) if held is None else held
 
+    async def size(self, digest: Digest) -> int:
+        held = self._in_memory(digest)
+        return await self.disk.size(digest) if held is None else len(held)
+
     @asynccontextmanager
     async def file(self, digest: Digest) -> AsyncIterator[Path]:
         if (held := self._in_memory(digest)) is not None:

@@ -25,6 +25,12 @@ class LayeredBlobs:
         except NotFound:
             return await self._shared.read(digest)
 
+    async def size(self, digest: Digest) -> int:
+        try:
+            return await self._own.size(digest)
+        except NotFound:
+            return await self._shared.size(digest)
+
     @asynccontextmanager
     async def file(self, digest: Digest) -> AsyncIterator[Path]:
         async with AsyncExitStack() as stack:

@@ -26,6 +26,12 @@ class MirroredBlobs(DirectoryBlobs):
         await self.fetched(digest)
         return await super().read(digest)
 
+    async def size(self, digest: Digest) -> int:
+        try:
+            return await super().size(digest)
+        except NotFound:
+            return await self.far.size(digest)
+
     async def fetched(self, digest: Digest) -> Path:
         try:
             return self.path(digest)

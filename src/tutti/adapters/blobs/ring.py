@@ -64,6 +64,10 @@ class RingBlobs:
         await self.obtain(digest)
         return await self.here.read(digest)
 
+    async def size(self, digest: Digest) -> int:
+        await self.obtain(digest)
+        return await self.here.size(digest)
+
     @asynccontextmanager
     async def file(self, digest: Digest) -> AsyncIterator[Path]:
         await self.obtain(digest)

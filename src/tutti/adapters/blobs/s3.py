@@ -89,6 +89,11 @@ class S3Blobs:
             self._sound.add(digest)
         return data
 
+    async def size(self, digest: Digest) -> int:
+        check_digest(digest)
+        with self._errors(f"look at blob {digest}", digest):
+            return (await obstore.head_async(self._store, _key(digest)))["size"]
+
     @asynccontextmanager
     async def file(self, digest: Digest) -> AsyncIterator[Path]:
         """A copy in the temporary directory, for as long as the block lasts."""

@@ -42,6 +42,10 @@ class ScratchBlobs:
             raise CorruptBlob(f"blob {digest} in {self.root} has been damaged")
         return data
 
+    async def size(self, digest: Digest) -> int:
+        async with self.file(digest) as path:
+            return path.stat().st_size
+
     @asynccontextmanager
     async def file(self, digest: Digest) -> AsyncIterator[Path]:
         if not (place := self._place(digest)).exists():
