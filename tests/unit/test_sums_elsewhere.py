@@ -61,6 +61,6 @@ async def test_each_has_its_own_numbers(tmp_path: Path) -> None:
         return partials.decode(await aggregation.packed(fold), looked_at.accumulator).count
 
     folds = [aggregation.beside(looked_at, NODES) for _ in range(2)]
-    assert await asyncio.gather(summed(folds[0], NODES), summed(folds[1], 2)) == [NODES, 2]
+    assert list(await asyncio.gather(summed(folds[0], NODES), summed(folds[1], 2))) == [NODES, 2]
     assert aggregation.begin((1, 0), NODES) is looked_at
     assert looked_at.accumulator.count == 0
