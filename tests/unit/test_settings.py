@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tutti.adapters import addresses
 from tutti.apps.bootstrap import AUDITED, share_of_audits
 from tutti.apps.certificates import check_certificate
 from tutti.apps.cli.app import run
@@ -17,6 +19,14 @@ from tutti.apps.cli.exits import Exit
 from tutti.apps.cli.logs import JsonLines
 from tutti.apps.secrets import read_jwt_secret
 from tutti.core.errors import UserError
+
+STANDBY = [
+    "--standby",
+    "--database",
+    "postgresql://me:Xq9-very@db/tutti",
+    "--blobs",
+    "s3://models?endpoint=http://127.0.0.1:9000",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +57,23 @@ def test_each_value_has_its_origin(monkeypatch, capsys) -> None:
 def test_passwords_are_not_shown(monkeypatch, capsys) -> None:
     monkeypatch.setenv("TUTTI_DATABASE", "postgresql://ada:Xq9-very@db:5432/tutti")
     assert shown(capsys)["database"] == ("postgresql://ada:***@db:5432/tutti", "environment TUTTI_DATABASE")
+    monkeypatch.setenv("TUTTI_DATABASE", "postgresql://h/db?user=me&password=hunter2hunter2&sslmode=require")
+    assert shown(capsys)["database"][0] == "postgresql://h/db?user=me&password=***&sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("redis://:pa/s?s#w@rd@h:6379/0", "redis://:***@h:6379/0"),
+        ("amqp://me:pw@host/v?coordinator=clinic", "amqp://me:***@host/v?coordinator=clinic"),
+        ("amqp://me@host/v", "amqp://me@host/v"),
+        ("postgresql://h/db?sslpassword=a&Password=b@c#d", "postgresql://h/db?sslpassword=***&Password=***#d"),
+        ("s3://models?endpoint=https://a:b@host", "s3://models?endpoint=https://a:***@host"),
+        ("10.0.0.1", "10.0.0.1"),
+    ],
+)
+def test_an_address_is_shown_without_passwords(address: str, what: str) -> None:
+    assert addresses.shown(address) == what
 
 
 @pytest.mark.parametrize(
@@ -85,6 +112,82 @@ def test_a_password_that_everybody_knows_is_for_this_machine_only(capsys, url: s
     assert url not in said
     assert run(["up", "--broker", "amqp://guest:guest@broker/"]) == Exit.USAGE
     assert run(["config", "show", "--broker", "amqp://guest:guest@127.0.0.1/"]) == Exit.OK
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--database", "postgresql://h/db?user=postgres&password=postgres"],
+        ["--database", "postgresql://me:%70ostgres@h/db"],
+        ["--database", "postgresql://me:postgres@127.0.0.1:5432,db.example:5432/db"],
+        ["--database", "postgresql://me:postgres@/db?host=db.example"],
+        ["--database", "postgresql://ada@h/db"],  # with PGPASSWORD
+        ["--broker", "amqp://rabbit.example/"],
+        ["--broker", "amqp://me@rabbit.example/"],
+        ["--broker", "amqp://me:gu%65st@rabbit.example/"],
+        [*STANDBY, "--redis", "redis://:Xq9-very@h/0?password=changeme"],
+        [*STANDBY, "--redis", "redis://h/0"],
+        ["--blobs", "s3://models?endpoint=https://store.example"],
+    ],
+)
+@pytest.mark.parametrize("command", [["config", "show"], ["up"]])
+def test_no_door_that_everybody_can_open_however_it_is_written(monkeypatch, capsys, command, arguments) -> None:
+    """What an installer sets, as the drivers of databases, brokers and buckets find it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "models")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "minioadmin")
+    monkeypatch.setenv("PGPASSWORD", "postgres")
+    assert run([*command, *arguments]) == Exit.USAGE
+    assert re.search("that everybody knows|has no password", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--database", "postgresql:///db?host=/var/run/postgresql&password=postgres"],
+        ["--database", "postgresql://me:Xq9-very@h1:5432,h2:5432/db"],
+        ["--broker", "amqp://127.0.0.1/"],
+        [*STANDBY, "--redis", "redis://h/0?password=Xq9-very"],
+        ["--blobs", "s3://models?endpoint=http://127.0.0.1:9000"],
+    ],
+)
+def test_other_doors_are_taken(monkeypatch, arguments: list[str]) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "models")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "minioadmin")
+    assert run(["config", "show", *arguments]) == Exit.OK
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--heartbeat", "nan"], "nan is not in the range 0.1<=x<=3600"),
+        (["--keep-days", "nan"], "nan is not in the range x>=0"),
+        (["--keep-days", "inf"], "inf is not in the range x>=0"),
+        (["--database", "mysql://h/db"], "expected an address such as postgresql://"),
+        (["--database", "postgresql://[h/db"], "expected an address such as postgresql://"),
+        (["--broker", "http://h"], "expected an address such as amqps://"),
+        (["--broker", "amqp://127.0.0.1/?coordinater=x"], "expected a broker's address such as amqps://"),
+        (["--blobs", "/tmp/x"], "expected a bucket such as s3://"),
+        (["--blobs", "s3://models?endpoint=http://127.0.0.1"], "Missing AccessKeyId"),
+        (["--host", "300.1.1.1"], "cannot listen on '300.1.1.1'"),
+    ],
+)
+@pytest.mark.parametrize("command", [["config", "show"], ["up"]])
+def test_what_a_coordinator_cannot_start_with_is_refused_beforehand(
+    monkeypatch, capsys, command, arguments, said
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a key without a name")
+    assert run([*command, *arguments]) == Exit.USAGE
+    assert said in capsys.readouterr().err
+    assert not Path("tutti-data").exists()
+
+
+@pytest.mark.parametrize("command", [["config", "show"], ["up"]])
+def test_a_misspelt_variable_is_refused(monkeypatch, capsys, command: list[str]) -> None:
+    monkeypatch.setenv("TUTTI_TEST_REDIS", "somebody else's")
+    monkeypatch.setenv("TUTTI_PRT", "9000")
+    assert run(command) == Exit.USAGE
+    assert "there is no setting TUTTI_PRT: is TUTTI_PORT meant?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("secret", ["", "changeme", "secret" * 3, "0" * 64])

@@ -6,10 +6,10 @@ Addresses are libpq's, https://www.postgresql.org/docs/current/libpq-connect.htm
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import asyncpg
 
+from tutti.adapters.addresses import shown
 from tutti.adapters.migrations import Format, scripts
 from tutti.core.errors import StorageError, UserError
 
@@ -21,13 +21,6 @@ PRESENT = "SELECT version FROM tutti_formats WHERE name = $1"
 REMEMBER = "INSERT INTO tutti_formats VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET version = excluded.version"
 GOING_DOWN = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.PostgresSystemError)
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('tutti formats'))"
-
-
-def shown(url: str) -> str:
-    """The address without its password and options."""
-    parts = urlsplit(url)
-    who, at, host = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{who.partition(':')[0]}{at}{host}{parts.path}"
 
 
 async def connect(url: str) -> "asyncpg.Connection[asyncpg.Record]":

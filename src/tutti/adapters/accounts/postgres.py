@@ -7,6 +7,7 @@ import msgspec
 
 from tutti.adapters import postgres
 from tutti.adapters.accounts.codec import decode_entry, decode_record
+from tutti.adapters.addresses import shown
 from tutti.adapters.migrations import Format, Step
 from tutti.core.errors import StorageError
 from tutti.domain.accounts import AuditEntry, Record, key_of
@@ -45,7 +46,7 @@ class PostgresAccounts:
     """An AccountStore, made by `open`."""
 
     def __init__(self, url: str, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
-        self._where = postgres.shown(url)
+        self._where = shown(url)
         self._pool: asyncpg.Pool[asyncpg.Record] | None = pool
 
     @classmethod

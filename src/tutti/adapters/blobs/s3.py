@@ -20,9 +20,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import obstore
 from blake3 import blake3
-from obstore.exceptions import AlreadyExistsError, PermissionDeniedError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
 from obstore.store import S3Store
 
+from tutti.adapters.addresses import shown
 from tutti.core.errors import CorruptBlob, NotFound, StorageError, TuttiError, UserError
 from tutti.domain.events import Digest, NodeId
 from tutti.ports.blobs import Buffer, Mapped, check_digest
@@ -191,16 +192,22 @@ def _store(url: str) -> S3Store:
     options = dict(parse_qsl(parts.query))
     endpoint, region = options.pop("endpoint", None), options.pop("region", "us-east-1")
     if parts.scheme != "s3" or not parts.netloc or options or "@" in parts.netloc:
-        raise UserError(f"expected a bucket such as s3://bucket/prefix?endpoint=https://host:9000, came {url!r}")
-    return S3Store(
-        parts.netloc,
-        prefix=parts.path.strip("/") or None,
-        endpoint=endpoint,
-        region=region,
-        virtual_hosted_style_request=endpoint is None,
-        client_options={"allow_http": True, "timeout": "10m", "connect_timeout": "5s"},
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=20)},
-    )
+        raise UserError(f"expected a bucket such as s3://bucket/prefix?endpoint=https://host:9000, came {shown(url)!r}")
+    try:
+        return S3Store(
+            parts.netloc,
+            prefix=parts.path.strip("/") or None,
+            endpoint=endpoint,
+            region=region,
+            virtual_hosted_style_request=endpoint is None,
+            client_options={"allow_http": True, "timeout": "10m", "connect_timeout": "5s"},
+            retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=20)},
+        )
+    except BaseError as error:
+        said = str(error).partition("\n")[0]
+        raise UserError(
+            f"cannot use the bucket {shown(url)}: {said}: is its key in AWS_ACCESS_KEY_ID and so on?"
+        ) from None
 
 
 def _key(digest: Digest) -> str:

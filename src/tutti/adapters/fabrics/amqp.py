@@ -23,6 +23,7 @@ from aiormq.exceptions import (
 )
 from pamqp.common import FieldTable
 
+from tutti.adapters.addresses import shown
 from tutti.core.errors import UserError
 from tutti.domain.events import NodeId
 from tutti.ports import LinkLost, LinkRefused
@@ -79,13 +80,6 @@ class Address:
     def commands(self, node: NodeId) -> str:
         """A node's queue."""
         return f"peer.{node if self.uid == 'main' else f'{node}@{self.uid}'}.command"
-
-
-def shown(url: str) -> str:
-    """The address without its password."""
-    parts = urlsplit(url)
-    who, at, host = parts.netloc.rpartition("@")
-    return urlunsplit((parts.scheme, f"{who.partition(':')[0]}{at}{host}", parts.path, parts.query, ""))
 
 
 async def connect(address: Address, ca: Path | None = None) -> AbstractConnection:

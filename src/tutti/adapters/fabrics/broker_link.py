@@ -12,6 +12,7 @@ from typing import Any, Self
 import aiohttp
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
+from tutti.adapters.addresses import shown
 from tutti.adapters.fabrics import amqp, presigned
 from tutti.adapters.fabrics.amqp import Address, publish
 from tutti.adapters.fabrics.download import Download
@@ -178,7 +179,7 @@ class _Session:
                 async with self._connection.channel() as looking:
                     listened_to = await _is_listened_to(looking, self._address)
                 if not listened_to:
-                    raise LinkLost(f"no coordinator {self._address.uid!r} listens at {amqp.shown(self._address.url)}")
+                    raise LinkLost(f"no coordinator {self._address.uid!r} listens at {shown(self._address.url)}")
                 self._channel = await amqp.open_channel(self._connection)
                 own = await self._channel.declare_queue(exclusive=True, auto_delete=True)
                 await own.consume(self._on_notice, no_ack=True)

@@ -11,6 +11,7 @@ import asyncpg
 import msgspec
 
 from tutti.adapters import postgres
+from tutti.adapters.addresses import shown
 from tutti.adapters.ledgers.signed import Decide, Overtaken, decoded
 from tutti.adapters.migrations import Format, Step
 from tutti.core.errors import StorageError
@@ -35,7 +36,7 @@ class PostgresEntries:
     """Entries, for a SignedLedger."""
 
     def __init__(self, url: str) -> None:
-        self._url, self.where = url, postgres.shown(url)
+        self._url, self.where = url, shown(url)
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def open(self) -> None:

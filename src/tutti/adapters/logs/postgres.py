@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from tutti.adapters import postgres
+from tutti.adapters.addresses import shown
 from tutti.adapters.logs.codec import decode, type_of
 from tutti.adapters.logs.group import Append, Appends, LogInUse, Outcome
 from tutti.adapters.logs.tail import Tail, conflict
@@ -108,7 +109,7 @@ class PostgresLog:
     """
 
     def __init__(self, url: str, db: "asyncpg.Connection[asyncpg.Record]", name: str, at: str) -> None:
-        self._url, self._where = url, postgres.shown(url)
+        self._url, self._where = url, shown(url)
         self._name, self._at = name, at
         self._db: asyncpg.Connection[asyncpg.Record] | None = db
         self._opened, self._last = -1, 0

@@ -10,11 +10,11 @@ import logging
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
+from tutti.adapters.addresses import shown
 from tutti.core.errors import UserError
 from tutti.ports.post import PostLost
 
@@ -30,12 +30,6 @@ LOOK_SECONDS, PATIENCE_SECONDS = 0.02, 5.0
 KEPT_SECONDS = 60
 BLOCK_SECONDS, ANSWER_SECONDS, RETRY_SECONDS = 1.0, 3.0, 0.2
 AT_ONCE = 64
-
-
-def shown(url: str) -> str:
-    """The address without its password and options."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class RedisPost:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; click's own range takes NaN, which no bound refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
 
 File = click.Path(path_type=Path, dir_okay=False)
 ExistingFile = click.Path(path_type=Path, dir_okay=False, exists=True)

@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 import click
 
 from tutti.apps.certificates import check_certificate
+from tutti.apps.cli.addresses import check_addresses
 from tutti.apps.cli.logs import log_to_stderr
-from tutti.apps.cli.options import ExistingFile, Folder, allow_module, as_json, print_json, with_client
-from tutti.apps.cli.settings import check_password, check_redis, configurable
+from tutti.apps.cli.options import ExistingFile, FiniteRange, Folder, allow_module, as_json, print_json, with_client
+from tutti.apps.cli.settings import check_variables, configurable
 from tutti.apps.secrets import read_secret
 from tutti.core.errors import UserError
 
@@ -96,7 +97,7 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
 @click.option("--auth", is_flag=True, help="Ask for a token or an account on this machine too.")
 @click.option(
     "--audited",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Share of browsers' updates on public rows that are computed again (needs the extra 'audit').  "
     "[default: 0.1, with that extra]",
 )
@@ -109,7 +110,7 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
 )
 @click.option(
     "--heartbeat",
-    type=click.FloatRange(0.1, 3600),
+    type=FiniteRange(0.1, 3600),
     default=15.0,
     show_default=True,
     help="Seconds between signs of life of a node; one that is silent for three of them is disconnected.",
@@ -123,7 +124,7 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
 )
 @click.option(
     "--keep-days",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="After so many days only the final and the best model of a job that is over stay.  [default: never]",
 )
 @click.option(
@@ -202,9 +203,8 @@ def checked(settings: Mapping[str, Any]) -> None:
         raise click.UsageError("--redis is for coordinators that stand in for each other: give --standby too")
     for name in ("public_url", "replica_url"):
         _address(name, settings[name])
-    for name in ("database", "broker", "redis"):
-        check_password(name, settings[name])
-    check_redis(settings["redis"])
+    check_variables(up, os.environ)
+    check_addresses(settings)
     if settings["tls_cert"]:
         check_certificate(settings["tls_cert"])
     for secret in ("jwt_secret_file", "operator_token_file", "ledger_key_file"):

@@ -1,14 +1,15 @@
-"""Settings from the command line, the environment and a file, in this order; and what no coordinator may be set to."""
+"""Settings from the command line, the environment and a file, in this order."""
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
 
+from tutti.adapters import addresses
 from tutti.core.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -16,14 +17,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 OTHERWISE = {"data_dir": "TUTTI_COORDINATOR_DIR"}
 """Variables that are not called as their option is; TUTTI_DATA_DIR is where data sets lie."""
 
+NO_OPTIONS = ("CONFIG", "DATA_DIR", "LOG", "TOKEN", "TOKEN_FILE", "URL")
+"""Variables TUTTI_… that mean something, but no option of `tutti up`."""
+
 NOT_SETTINGS = frozenset({"config", "as_json", "until_eof", "help"})
 
 SETTINGS_FILE = "tutti.settings-file"
-
-WELL_KNOWN = frozenset(
-    ("guest", "postgres", "root", "admin", "tutti", "test", "secret", "password", "changeme", "change-me", "default")
-)
-"""Passwords that installers and examples use: whoever can reach a server that has one is in."""
 
 
 def configurable(command: F) -> F:
@@ -72,6 +71,15 @@ def _checked(ctx: click.Context, file: Path, table: Mapping[str, Any]) -> Iterat
         yield str(param.name), value
 
 
+def check_variables(command: click.Command, environment: Iterable[str]) -> None:
+    """Raise UserError for a variable that must be a misspelt setting: it would count for nothing, and nobody know."""
+    known = [str(param.envvar).removeprefix("TUTTI_") for param in settings_of(command)] + [*NO_OPTIONS]
+    for name in sorted(environment):
+        meant = name.removeprefix("TUTTI_")
+        if meant != name and meant not in known and (near := get_close_matches(meant, known, 1, 0.75)):
+            raise UserError(f"there is no setting {name}: is TUTTI_{near[0]} meant?")
+
+
 def settings_of(command: click.Command) -> list[click.Option]:
     """The options that are settings, in order."""
     return [p for p in command.params if isinstance(p, click.Option) and p.name not in NOT_SETTINGS]
@@ -99,38 +107,4 @@ def shown(value: Any) -> str:
     """A value without the password that an address may hold."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    if "://" not in text or "@" not in text:
-        return text
-    scheme, _, rest = text.partition("://")
-    who, _, where = rest.rpartition("@")
-    return f"{scheme}://{who.partition(':')[0]}{':***' if ':' in who else ''}@{where}"
-
-
-def check_password(name: str, url: str) -> None:
-    """Raise UserError for an address of another machine with a password that everybody knows."""
-    from tutti.apps.api.settings import is_loopback
-
-    try:
-        parts = urlsplit(url)
-        host, password = parts.hostname, parts.password
-    except ValueError as error:
-        raise UserError(f"--{name}: {error}") from None
-    if host and not is_loopback(host) and password is not None and password.lower() in WELL_KNOWN:
-        raise UserError(
-            f"--{name}: the password for {host} is one that everybody knows ({shown(url)}): give the server another"
-        )
-
-
-def check_redis(url: str) -> None:
-    """Raise UserError for what is no address of a Redis, and for one on another machine that lets everybody in."""
-    from tutti.apps.api.settings import is_loopback
-
-    parts = urlsplit(url)
-    if url and (parts.scheme not in ("redis", "rediss") or not parts.hostname):
-        raise UserError(f"--redis: expected an address such as rediss://:password@host:6379/0, came {shown(url)!r}")
-    if parts.hostname and not is_loopback(parts.hostname) and not parts.password:
-        raise UserError(
-            f"--redis: {parts.hostname} is another machine, and the address has no password: set one there "
-            "(`requirepass`), for whoever reaches it could speak as a coordinator"
-        )
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else addresses.shown(str(value))

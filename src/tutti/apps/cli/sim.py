@@ -9,7 +9,7 @@ import click
 
 from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
-from tutti.apps.cli.options import File, allow_module, as_json
+from tutti.apps.cli.options import File, FiniteRange, allow_module, as_json
 from tutti.apps.cli.replay import keep
 from tutti.apps.cli.sim_progress import SimProgress, metrics_of, score, told
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--lr", type=float, default=0.1, show_default=True, help="Learning rate of the nodes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same model.")
 @click.option("--normalize", is_flag=True, help="Scale columns by mean and deviation of all nodes' rows.")
-@click.option("--held-out", type=click.FloatRange(0, 1), help="Share of its rows that a node measures models on.")
+@click.option("--held-out", type=FiniteRange(0, 1), help="Share of its rows that a node measures models on.")
 @click.option("--evaluate-every", type=click.IntRange(1), default=1, show_default=True, help="Rounds between.")
 @click.option("--engine", default="auto", show_default=True, help="How it is computed (`tutti catalog engines`).")
 @click.option("--set", "more", multiple=True, metavar="FIELD=VALUE", help="Any other field, such as training.momentum.")
