@@ -255,7 +255,7 @@ class JobDriver:
         fold = await self._fold_of(opened)
         partials, gone = await self._kept.merge(job, self.aggregation, fold, updates)
         if gone:
-            await self._lose(gone)
+            await self._lose(gone, "the replica that kept it has not given its sum")
         if gone or not await self._add(fold, updates):
             return
         result = await self.aggregation.finish(fold, opened.candidates, await self._own_update(opened))
@@ -295,14 +295,10 @@ class JobDriver:
         if round is not None and (gone := self._kept.gone(round.accepted, self.aggregation.counted)):
             await self._lose(gone)
 
-    async def _lose(self, gone: Iterable[e.UpdateAccepted]) -> None:
+    async def _lose(self, gone: Iterable[e.UpdateAccepted], reason: str = "the replica that kept it is gone") -> None:
         for update in gone:
             self._kept.note(update.digest, None)
-            await self._command(
-                commands.LoseUpdate(
-                    node=update.node, reason="the replica that kept it is gone, or has not given its sum"
-                )
-            )
+            await self._command(commands.LoseUpdate(node=update.node, reason=reason))
 
     async def _add(self, fold: Fold, updates: Iterable[e.UpdateAccepted]) -> bool:
         """Add updates to a fold; False if one of them was lost, which is then asked for again."""
