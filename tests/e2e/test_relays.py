@@ -119,6 +119,18 @@ def test_any_replica_answers_whoever_may_ask(place):
     assert (made.status_code < 500, seen.status_code) == (True, 200)
 
 
+def test_a_relay_says_for_whom_it_asks(place):
+    """To the owner, which believes it: not what a caller says that is no load balancer (here: at 127.0.0.1)."""
+    claimed = AS_OPERATOR | {"X-Forwarded-For": "203.0.113.9"}
+    wish = {"uses": 1, "seconds": 60}
+    for caller in ("127.0.0.3", "127.0.0.1"):
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=caller), timeout=DEADLINE) as client:
+            made = client.post(f"{place.url(place.relay())}/api/v1/invites", json=wish, headers=claimed)
+            assert made.status_code == 201
+    listed = httpx.get(f"{place.url(place.relay())}/api/v1/audit?newest=true", headers=AS_OPERATOR, timeout=DEADLINE)
+    assert [each["entry"]["origin"] for each in listed.json()["items"][:2]] == ["203.0.113.9", "127.0.0.3"]
+
+
 def test_live_events_at_any_replica(place):
     address = place.url(place.relay()).replace("http", "ws") + "/ws"
     with connect(address, additional_headers=AS_OPERATOR) as socket, place.replicas.client() as client:

@@ -51,6 +51,9 @@ def test_compose_renders_with_all_that_it_promises(rendered: dict[str, Any]) -> 
         assert used <= KNOWN
         assert each["read_only"] is True
         assert each["cap_drop"] == ["ALL"]
+    assert {each["environment"]["TUTTI_TRUSTED_PROXIES"] for each in coordinators} == {
+        each["subnet"] for each in rendered["networks"]["default"]["ipam"]["config"]
+    }
     mounted = [volume for each in services.values() for volume in each.get("volumes", ())]
     files = [v.split(":")[0] for v in map(str, mounted) if v.startswith("/")]
     assert files

@@ -168,6 +168,7 @@ def test_other_doors_are_taken(monkeypatch, arguments: list[str]) -> None:
         (["--broker", "amqp://127.0.0.1/?coordinater=x"], "expected a broker's address such as amqps://"),
         (["--blobs", "/tmp/x"], "expected a bucket such as s3://"),
         (["--blobs", "s3://models?endpoint=http://127.0.0.1"], "Missing AccessKeyId"),
+        (["--trusted-proxy", "10.1.0.1/16"], "expected an address or a network such as 10.1.0.0/16"),
         (["--host", "300.1.1.1"], "cannot listen on '300.1.1.1'"),
     ],
 )

@@ -70,7 +70,8 @@ class CoordinatorSettings:
     models; what is not given is kept in the data directory. `broker` is an AMQP address by which nodes can come too.
     `standby`: wait while another coordinator owns the database; with `redis`, an address, work for it meanwhile.
     `public_url`: the address that nodes are given, if it is another's, such as a load balancer's; `replica_url`: the
-    one at which other replicas reach this one.
+    one at which other replicas reach this one; `trusted_proxies`: addresses and networks of load balancers and
+    replicas, who say whom they pass on.
     `keep_models`: how many of a job's newest models stay; `keep_days`: after how long only the final and the best one
     of a job that is over do.
     `audited`: the share of browsers' updates on public rows that are computed again, which takes wasmtime; None: a
@@ -88,6 +89,7 @@ class CoordinatorSettings:
     redis: str = ""
     public_url: str = ""
     replica_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
     auth: bool = False
@@ -148,6 +150,7 @@ async def serve(settings: CoordinatorSettings) -> None:
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             timeout_keep_alive=75,
             server_header=False,
+            forwarded_allow_ips=["127.0.0.1", *settings.trusted_proxies],
             lifespan="off",
         )
     )

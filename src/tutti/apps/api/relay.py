@@ -29,6 +29,7 @@ from tutti.apps.api.auth import with_headers
 from tutti.apps.api.blob_response import BlobResponse
 from tutti.apps.api.problems import problem
 from tutti.apps.api.replayed import ReplayedBody
+from tutti.apps.api.settings import is_loopback
 from tutti.apps.api.transfer import NodeBlobs, NodeSocket
 from tutti.core.errors import NotFound, StorageError
 from tutti.domain.events import Digest, NodeId
@@ -56,6 +57,7 @@ STILL_SECONDS = 5.0
 RELAYED = b"x-tutti-relayed"
 """Says that a request comes from a relay, and an answer that whoever was asked is none but a relay itself."""
 
+FORWARDED_FOR = b"x-forwarded-for"
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", RELAYED)
 )
@@ -282,7 +284,7 @@ class _Asked:
         if not address:
             return False
         method = self._scope["method"]
-        headers = [*_passed(self._scope["headers"]), (RELAYED.decode(), "1")]
+        headers = [*_passed(self._scope), (RELAYED.decode(), "1")]
         try:
             async with session.request(
                 method,
@@ -319,8 +321,13 @@ class _Asked:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _passed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers if name not in HOP_BY_HOP]
+def _passed(scope: Scope) -> list[tuple[str, str]]:
+    """The headers for the owner, which trusts us: for whom we ask is what we know, and not what the caller says."""
+    headers = [(name, value) for name, value in scope["headers"] if name not in HOP_BY_HOP and name != FORWARDED_FOR]
+    caller = scope["client"][0] if scope["client"] else ""
+    if not is_loopback(caller) or any(name == FORWARDED_FOR for name, _ in scope["headers"]):
+        headers.append((FORWARDED_FOR, caller.encode()))
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 class _RelayCollector(Collector):

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -50,6 +51,8 @@ class _Server:
 def check_addresses(settings: Mapping[str, Any]) -> None:
     """Raise UserError for what is no address, and for a server on another machine that lets everybody in."""
     _check_host(settings["host"], settings["port"])
+    for network in settings["trusted_proxies"]:
+        _check_network(network)
     for name in EXAMPLES:
         if settings[name]:
             _check_server(name, settings[name])
@@ -66,6 +69,13 @@ def _check_host(host: str, port: int) -> None:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host: cannot listen on {host!r}: {error}: expected an address of this machine") from None
+
+
+def _check_network(network: str) -> None:
+    try:
+        ip_network(network)
+    except ValueError as error:
+        raise UserError(f"--trusted-proxy: {error}: expected an address or a network such as 10.1.0.0/16") from None
 
 
 def _check_server(name: str, address: str) -> None:

@@ -92,6 +92,14 @@ until_eof = click.option("--until-eof", is_flag=True, hidden=True, help="End whe
     show_envvar=True,
     help="The address that nodes are given, such as a load balancer's.  [default: that of --host and --port]",
 )
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="NETWORK",
+    help="Load balancers, and with --redis other replicas: who called them (X-Forwarded-For) is who calls, for the "
+    "limit on wrong passwords and the audit log; may be repeated, such as 10.1.0.0/16.  [default: 127.0.0.1]",
+)
 @click.option("--tls-cert", type=ExistingFile, help="Certificate chain (PEM).")
 @click.option("--tls-key", type=ExistingFile, help="Its private key (PEM), if it is in another file.")
 @click.option("--auth", is_flag=True, help="Ask for a token or an account on this machine too.")
