@@ -117,6 +117,20 @@ async def test_replicas_go_to_different_owners_and_share_the_reward(place):
     assert sorted([(await place.worker_holds(a.worker)).free for a in job.attempts]) == [5, 6]
 
 
+async def test_who_has_committed_takes_other_work_and_shows_the_result_later(place):
+    """Also after the worker was killed and came back: both results are on its disk."""
+    await place.hire("ada")
+    shared = await place.submit("kmeans", 11, replicas=2)
+    await place.until_market(lambda: any(a.commitment for a in place.market.job(shared.id).attempts))
+    (other,) = await place.settled(await place.submit("pca", 5))
+    assert [a.worker for a in other.attempts] == ["ada"]
+    await place.kill("ada")
+    await place.hire("ada", tokens=0)
+    await place.hire("zoe")
+    (shared,) = await place.settled(shared)
+    assert [(a.worker, a.holds) for a in shared.attempts] == [("ada", True), ("zoe", True)]
+
+
 async def test_a_full_budget_is_refused_before_anything_is_recorded(place):
     before = place.core.journal.offset
     with pytest.raises(InsufficientFunds):

@@ -67,7 +67,11 @@ class Worker:
 
 @dataclass(slots=True, eq=False)
 class Market:
-    """Everything that is known. `busy`: which job and attempt each worker is at; `open`: jobs that are not settled."""
+    """Everything that is known. `open`: jobs that are not settled.
+
+    `busy`: which job and attempt each worker is at; `owes`: all those whose result it has not shown yet, also such as
+    only wait for the commitments of others, which keep nobody from other work.
+    """
 
     rules: Rules = RULES
     workers: dict[str, Worker] = field(default_factory=dict)
@@ -75,6 +79,7 @@ class Market:
     jobs: dict[str, ComputeJob] = field(default_factory=dict)
     coordinating: bool = True
     busy: dict[str, tuple[str, int]] = field(default_factory=dict)
+    owes: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
     open: dict[str, None] = field(default_factory=dict)
     locked: dict[str, int] = field(default_factory=dict)
     """Of each worker's stake, what is at risk with the jobs that are not settled."""
@@ -117,12 +122,22 @@ class Market:
         self._lock(job, +1)
         self._note(job, event)
         for attempt in before.attempts:
-            if self.busy.get(attempt.worker) == (job.id, attempt.number):
-                del self.busy[attempt.worker]
-        if not job.final:
-            self.busy |= {a.worker: (job.id, a.number) for a in job.live if a.holds is None and not a.result}
+            self._done(attempt.worker, (job.id, attempt.number))
+        for attempt in [] if job.final else job.live:
+            if attempt.holds is None and not attempt.result:
+                self.owes.setdefault(attempt.worker, set()).add((job.id, attempt.number))
+                if not attempt.commitment:
+                    self.busy[attempt.worker] = job.id, attempt.number
         if job.settled:
             self.open.pop(job.id, None)
+
+    def _done(self, worker: str, attempt: tuple[str, int]) -> None:
+        if self.busy.get(worker) == attempt:
+            del self.busy[worker]
+        if attempt in (owed := self.owes.get(worker, set())):
+            owed.discard(attempt)
+            if not owed:
+                del self.owes[worker]
 
     def _lock(self, job: ComputeJob, sign: int) -> None:
         for attempt in at_risk(job):

@@ -102,8 +102,8 @@ class MarketFloor:
                 self.measuring.forget(node)
                 if self.present.pop(node, None) is not None:
                     self.leases.left(node)
-                    if (busy := self.market.busy.get(node)) is not None:
-                        self.poke(busy[0])
+                    for job, _ in self.market.owes.get(node, ()):
+                        self.poke(job)
             case Said(node=node, message=Heartbeat(open=opened)) if node in self.present:
                 present = self.present[node]
                 present.open = opened
@@ -119,15 +119,15 @@ class MarketFloor:
                 pass
 
     def may_read(self, node: NodeId, digest: Digest) -> bool:
-        busy = self.market.busy.get(node)
-        return busy is not None and self.market.jobs[busy[0]].submitted.data == digest
+        return any(self.market.jobs[job].submitted.data == digest for job, _ in self.market.owes.get(node, ()))
 
     def update_limit(self, node: NodeId) -> int:
-        busy = self.market.busy.get(node)
-        if busy is None or busy[1] not in sealing.to_reveal(self.market.jobs[busy[0]], self.desk.rules):
-            return 0
-        self._uploads[busy] += 1
-        return LARGEST_RESULT if self._uploads[busy] <= UPLOADS_PER_ATTEMPT else 0
+        for each in self.market.owes.get(node, ()):
+            shows = each[1] in sealing.to_reveal(self.market.jobs[each[0]], self.desk.rules)
+            if shows and self._uploads[each] < UPLOADS_PER_ATTEMPT:
+                self._uploads[each] += 1
+                return LARGEST_RESULT
+        return 0
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -185,13 +185,13 @@ class MarketFloor:
         self._fabric.send(node, message)
 
     def _say_again(self, node: NodeId) -> None:
-        """A worker has come back: it may not know what it was given."""
-        if (busy := self.market.busy.get(node)) is None:
-            return
-        job, attempt = self.market.jobs[busy[0]], self.market.jobs[busy[0]].attempt(busy[1])
-        self.leases.touch(node, *busy)
-        self._say(node, _start(job, attempt))
-        self.poke(job.id)
+        """A worker has come back: it may not know what it was given. What it is at comes last: it drops no other."""
+        busy = self.market.busy.get(node)
+        for each in sorted(self.market.owes.get(node, ()), key=lambda owed: (owed == busy, owed)):
+            job, attempt = self.market.jobs[each[0]], self.market.jobs[each[0]].attempt(each[1])
+            self.leases.touch(node, *each)
+            self._say(node, _start(job, attempt))
+            self.poke(job.id)
 
     # -- what workers say ----------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class MarketFloor:
             case Computed():
                 await self._on_computed(node, message, blob)
             case Declined(job=job, attempt=attempt, reason=reason):
-                if self.market.busy.get(node) == (job, attempt):
+                if (job, attempt) in self.market.owes.get(node, ()):
                     await self.desk.do(job, j.Release(attempt=attempt, reason=f"{j.GIVEN_BACK}{reason}"))
             case Measured():
                 await self.measuring.hear(node, message)

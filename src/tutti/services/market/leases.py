@@ -31,7 +31,7 @@ class Leases:
 
     def touch(self, node: NodeId, job: str, attempt: int) -> None:
         """A sign of a worker's work, if it is that."""
-        if self._desk.market.busy.get(node) == (job, attempt):
+        if (job, attempt) in self._desk.market.owes.get(node, ()):
             self._heard[job, attempt] = self._desk.clock()
 
     def begin(self, job: str, attempt: int) -> bool:

@@ -6,6 +6,7 @@ that hides it is made from the node's secret: nothing else has to be kept.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ from tutti.wire.tables import Data, encode
 
 log = logging.getLogger(__name__)
 
+KEEP_SECONDS = 31 * 86_400
+"""For which a result waits on the disk when the end of its job, of at most 30 days, is never heard of."""
+
 Answer: TypeAlias = Callable[[int, int], bytes]
 """(seed, steps) -> the answer to a challenge (`tutti.core.challenge`)."""
 
@@ -47,7 +51,7 @@ Solve: TypeAlias = Callable[[Choice, Data, int], Mapping[str, Floats]]
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """The job at hand; `result` once there is one."""
+    """A job that was given; `result` once there is one, which waits until it may be shown."""
 
     asked: Compute
     activity: "asyncio.Task[None] | None" = None
@@ -73,7 +77,7 @@ class Worker:
     solve: Solve = solve_honestly
     cpu: Answer = challenge.answer
     gpu: Answer | None = None
-    held: Held | None = field(default=None, init=False)
+    held: dict[tuple[str, int], Held] = field(default_factory=dict, init=False)
     _tasks: TaskRunner | None = field(default=None, init=False)
     _measuring: "asyncio.Task[None] | None" = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(
@@ -94,12 +98,12 @@ class Worker:
             case Compute():
                 self._on_compute(message)
             case Show():
-                if self.held is not None and self.held.key == (message.job, message.attempt) and self.held.result:
-                    self._do(self.held, self._show(self.held))
+                held = self.held.get((message.job, message.attempt))
+                if held is not None and held.result:
+                    self._do(held, self._show(held))
             case Over():
                 log.info("compute job %s: over: %s", message.job, message.reason or f"earned {message.paid} tokens")
-                if self.held is not None and self.held.key == (message.job, message.attempt):
-                    self._drop()
+                self._drop((message.job, message.attempt))
                 self._file(message.job, message.attempt).unlink(missing_ok=True)
             case Measure():
                 self._measuring = asyncio.ensure_future(self._measure(message))
@@ -116,30 +120,33 @@ class Worker:
         await self.tasks.say(Measured(id=asked.id, answer=answer))
 
     def close(self) -> None:
-        self._drop()
+        for key in list(self.held):
+            self._drop(key)
         if self._measuring is not None:
             self._measuring.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _on_compute(self, asked: Compute) -> None:
-        held = self.held
-        if held is not None and held.key == (asked.job, asked.attempt):
+        held = self.held.get((asked.job, asked.attempt))
+        if held is not None:
             if held.result:
                 self._do(held, self._commit(held))
             return
-        self._drop()
-        for file in set(self.folder.glob("*.safetensors")) - {self._file(asked.job, asked.attempt)}:
-            file.unlink(missing_ok=True)  # of attempts whose end was never heard of
-        self.held = Held(asked)
-        self._do(self.held, self._work(self.held))
+        for key in [key for key in self.held if not self._file(*key).exists()]:
+            self._drop(key)  # the coordinator has given it up: it gives nothing else to who is at work
+        for file in self.folder.glob("*.safetensors"):
+            if file.stat().st_mtime < time.time() - KEEP_SECONDS:
+                file.unlink(missing_ok=True)
+        held = self.held[asked.job, asked.attempt] = Held(asked)
+        self._do(held, self._work(held))
 
     def _do(self, held: Held, work: Coroutine[None, None, None]) -> None:
         if held.activity is not None and not held.activity.done():
             held.activity.cancel()
         held.activity = asyncio.create_task(work)
 
-    def _drop(self) -> None:
-        held, self.held = self.held, None
+    def _drop(self, key: tuple[str, int]) -> None:
+        held = self.held.pop(key, None)
         if held is not None and held.activity is not None:
             held.activity.cancel()
 
