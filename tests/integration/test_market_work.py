@@ -117,6 +117,21 @@ async def test_replicas_go_to_different_owners_and_share_the_reward(place):
     assert sorted([(await place.worker_holds(a.worker)).free for a in job.attempts]) == [5, 6]
 
 
+async def test_a_client_is_told_why_nobody_takes_a_job(place):
+    async def trouble(**wish):
+        job = await place.submit(**wish)
+        await place.until_market(lambda: place.market.job(job.id).funded)
+        return place.floor.assigning.why_waiting(place.market.job(job.id))
+
+    assert await trouble() == "no worker is connected"
+    await place.hire("ada", 150)
+    nobody = "no connected worker can do it: ada"
+    assert await trouble(kind="kmeans", reward=50) == f"{nobody} has 150 tokens at stake, this needs 373"
+    assert await trouble(gpu=True) == f"{nobody} has no GPU that was measured"
+    await place.market.coordinate(False, "test")
+    assert "tutti market start" in await trouble()
+
+
 async def test_who_has_committed_takes_other_work_and_shows_the_result_later(place):
     """Also after the worker was killed and came back: both results are on its disk."""
     await place.hire("ada")

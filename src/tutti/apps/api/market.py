@@ -281,7 +281,7 @@ class MarketRoutes:
         return Answer(self._job(self._desk.job(job)))
 
     def _job(self, job: ComputeJob) -> ComputeJobView:
-        return job_view(job, self._floor.trouble.get(job.id, ""))
+        return job_view(job, self._floor.trouble.get(job.id) or self._floor.assigning.why_waiting(job))
 
     async def result(self, job: str) -> Answer[ResultView]:
         """The verified result of a job."""

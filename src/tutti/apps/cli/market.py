@@ -95,8 +95,8 @@ _list(
     "jobs",
     "List compute jobs, the newest first.",
     lambda client: list(client.market.jobs()),
-    ("job", "status", "client", "kind", "reward", "worker", "reason"),
-    "job_id status client_address kind reward worker_id reason",
+    ("job", "status", "client", "kind", "reward", "worker", "reason", "waits"),
+    "job_id status client_address kind reward worker_id reason trouble",
 )
 _list(
     "kinds",

@@ -7,7 +7,7 @@ that is left is told before, by measured speed. Of small jobs, some are drawn wi
 newcomers can earn one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ def why_not(worker: Worker, job: ComputeJob, slot: int, stake: int, rules: Rules
     if worker.owner == submitted.client:
         return "belongs to the client"
     if any((a.owner == worker.owner or a.worker == worker.name) and not a.lost for a in job.attempts):
-        return "its owner has had a part in this job"
+        return "has had a part in this job, or its owner has"
     work = workloads.build(submitted.kind).work(submitted.rows, submitted.columns)
     left = min(job.patience(rules), job.expires - now)
     if SPARE * work / (1e9 * worker.gflops) > left:
@@ -64,6 +64,28 @@ def demand(job: ComputeJob, slot: int, rules: Rules, now: float) -> tuple[object
     return str(s.kind), job.share(slot), s.gpu, s.client, s.rows, s.columns, left, owners
 
 
+def why_nobody(
+    market: Market, job: ComputeJob, slot: int, names: Iterable[str], stakes: Mapping[str, int], now: float
+) -> str:
+    """What most of these workers have against a slot; empty if one could do it, now or after other work."""
+    bond = _bond(market.rules, job, slot)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stake = stakes.get(name, 0)
+        why = why_not(market.workers[name], job, slot, stake, market.rules, now)
+        if not why and stake >= bond:
+            return ""
+        found.setdefault(why or f"has {stake} tokens at stake, this needs {bond}", []).append(name)
+    if not found:
+        return "no worker is connected"
+    most = max(found, key=lambda why: len(found[why]))
+    return f"no connected worker can do it: {found[most][0]} {most}"
+
+
+def _bond(rules: Rules, job: ComputeJob, slot: int) -> int:
+    return rules.bond(job.share(slot), workloads.build(job.submitted.kind).detection)
+
+
 def draw(
     market: Market,
     job: ComputeJob,
@@ -75,7 +97,7 @@ def draw(
 ) -> Drawn | None:
     """A worker of `free` for a slot, or none that can. `chance` gives numbers from 0 to 1 that nobody can foresee."""
     rules = market.rules
-    bond = rules.bond(job.share(slot), workloads.build(job.submitted.kind).detection)
+    bond = _bond(rules, job, slot)
     able: list[Worker] = []
     spares: list[int] = []
     for name in free:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tutti.core.errors import Conflict, TuttiError
 from tutti.domain.events import NodeId
 from tutti.domain.market import jobs as j
-from tutti.domain.market.assignment import Drawn, demand, draw
+from tutti.domain.market.assignment import Drawn, demand, draw, why_nobody
 from tutti.domain.market.jobs import ComputeJob
 from tutti.services.market.desk import MarketDesk
 from tutti.services.market.leases import Leases
@@ -44,6 +44,7 @@ class Assigning:
         self._present, self._drained, self._chance = present, drained, chance
         self.wake = asyncio.Event()
         """Set when somebody may be given work."""
+        self._hopeless: dict[object, str] = {}
 
     async def run(self) -> None:
         while True:
@@ -59,6 +60,7 @@ class Assigning:
 
     async def assign(self) -> int:
         """Give out what can be given out now, at most one slot of each job; returns how many."""
+        self._hopeless.clear()
         if not self._market.coordinating:
             return 0
         free: list[NodeId] | None = None  # nobody looks through thousands of nodes while no job waits
@@ -86,6 +88,19 @@ class Assigning:
             for _, _, found in drawn:
                 self._desk.reserved.pop(found.worker.name, None)
         return len(drawn)
+
+    def why_waiting(self, job: ComputeJob) -> str:
+        """Why a job gets no worker that it wants, if no other work is what all are busy with. Equal jobs share it."""
+        if not (slots := job.open_slots(self._desk.rules)):
+            return ""
+        if not self._market.coordinating:
+            return "no work is given out until `tutti market start`"
+        now = self._leases.time_of(job)
+        wanted = demand(job, slots[0], self._desk.rules, now)
+        if wanted not in self._hopeless:
+            workers = [node for node in self._present if node in self._market.workers]
+            self._hopeless[wanted] = why_nobody(self._market, job, slots[0], workers, self._desk.stakes, now)
+        return self._hopeless[wanted]
 
     def free(self) -> list[NodeId]:
         """Workers that are here and have nothing to do."""

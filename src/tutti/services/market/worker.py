@@ -86,6 +86,14 @@ class Worker:
 
     def begin(self, tasks: TaskRunner) -> None:
         self._tasks = tasks
+        log.info(
+            "offers its work for %d tokens at stake; if node:%s has fewer, an admin gives it some "
+            "(`tutti ledger mint node:%s %d --key …`), and until then it gets no work",
+            self.offer.stake,
+            self.name,
+            self.name,
+            self.offer.stake,
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
