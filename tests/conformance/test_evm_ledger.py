@@ -187,8 +187,10 @@ async def test_rounds_that_the_guardian_vetoed_are_not_owed(tmp_path, clock):
         l.Escrow(escrow="p", payer="s", amount=90, purpose="pool"),
         l.Distribute(escrow="p", payments={"bob": 10}),
     )
-    with pytest.raises(l.InsufficientFunds, match="later"):
+    with pytest.raises(l.InsufficientFunds, match=r"^10 tokens .* 'bob' from 20..-..-..T..:..:..\+00:00 on"):
         await ledger.post(Order("early", l.Claim(account="bob")))
+    with pytest.raises(l.InsufficientFunds, match="nothing is owed to 'eve'"):
+        await ledger.post(Order("never", l.Claim(account="eve")))
     await clock.later(501)
     await ledger.post(Order("wrong", l.Distribute(escrow="p", payments={"bob": 50, "eve": 5})))
 

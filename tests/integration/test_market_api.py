@@ -299,3 +299,12 @@ async def test_results_are_there_once_they_are_verified(http):
     job = (await http.post(f"{ROOT}/jobs", json=JOB)).json()["job_id"]
     assert (await http.get(f"{ROOT}/jobs/{job}/result")).status_code == 404
     assert (await http.post(f"{ROOT}/jobs/{job}/dispute", json={})).status_code == 409
+
+
+@pytest.mark.parametrize("to", ["0x123", f"0X{'7a' * 20}", f"0x{'7a' * 19}7g"])
+async def test_no_tokens_go_to_a_mistyped_address(http, to):
+    await http.post("/api/v1/ledger/mint", json={"to": "somebody", "amount": 1, "key": "some"})
+    moved = await http.post("/api/v1/ledger/accounts/somebody/transfer", json={"to": to, "amount": 1, "key": "moved"})
+    made = await http.post("/api/v1/ledger/mint", json={"to": to, "amount": 1, "key": "made"})
+    for answer in (moved, made):
+        assert (answer.status_code, "40 hex digits" in answer.json()["detail"]) == (422, True)

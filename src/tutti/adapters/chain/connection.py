@@ -109,7 +109,8 @@ class Chain:
     def _missing(self, name: str) -> str:
         return (
             f"there is no {NAMES[name]} at {self.to(name)} on chain {self.deployment.chain_id}: "
-            "deploy again (`tutti chain deploy`), or mend chain.json"
+            "mend chain.json, or, if that chain is gone with its tokens, begin anew elsewhere "
+            "(`tutti chain deploy --data-dir OTHER`)"
         )
 
     async def view(self, name: str, function: str, *arguments: Any) -> Any:

@@ -7,6 +7,7 @@ behind it is the journal of transactions, so that a claim needs nothing but this
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from hashlib import sha256
 
 import msgspec
@@ -177,9 +178,14 @@ class EvmLedger:
         valid = next(one for one in reversed(rounds) if one.valid_from <= now)
         total = valid.totals.get(address, 0)
         if total <= claimed:
-            later = rounds[-1].totals.get(address, 0) > claimed
-            why = "what is owed can be claimed later" if later else "what was owed has been claimed"
-            raise l.InsufficientFunds(f"nothing is owed to {name!r}: {why}")
+            later = next((one for one in rounds if one.totals.get(address, 0) > claimed), None)
+            if later is None:
+                raise l.InsufficientFunds(f"nothing is owed to {name!r}, or it has been claimed")
+            since = datetime.fromtimestamp(later.valid_from, UTC).isoformat(timespec="seconds")
+            raise l.InsufficientFunds(
+                f"{later.totals[address] - claimed} tokens can be claimed for {name!r} from {since} on: until then "
+                "the guardian can veto them"
+            )
         path = merkle.proof(valid.leaves(), valid.accounts().index(address))
         return Claimable(valid.number, address, total, claimed, path)
 

@@ -1,5 +1,6 @@
 """The ledger, and what nodes have earned: everything that is needed to check both."""
 
+import re
 from itertools import islice
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from fastapi import Depends, Query, Request
 from tutti.adapters.ledgers.signed import SignedLedger
 from tutti.apps.api.jobs import order_key, page_by_name
 from tutti.apps.api.schema import After, Answer, Api, Body, Limit, OrderKey
-from tutti.core.errors import Conflict
+from tutti.core.errors import Conflict, UserError
 from tutti.domain.contributions import Proof, prove
 from tutti.domain.ledger import Claim, Entry, Mint, Order, Transfer
 from tutti.domain.ledger.operations import AccountName, Amount, PeoplesKey
@@ -27,6 +28,8 @@ from tutti.services.views.ledger import (
     rewards_view,
     scored_view,
 )
+
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 
 
 class MintRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +89,7 @@ class LedgerRoutes:
         self, request: Request, name: str, wish: Annotated[TransferRequest, Depends(Body(TransferRequest))]
     ) -> Answer[BalanceView]:
         """Move tokens of an account to another; on a chain that may be an address, 0x and 40 hex digits."""
+        _check_address(wish.to)
         await self._ledger.post(
             Order(order_key(request, wish.key), Transfer(source=name, to=wish.to, amount=wish.amount))
         )
@@ -96,6 +100,7 @@ class LedgerRoutes:
         self, request: Request, wish: Annotated[MintRequest, Depends(Body(MintRequest))]
     ) -> Answer[BalanceView]:
         """Make new tokens, for instance for a sponsor of rewards."""
+        _check_address(wish.to)
         await self._ledger.post(Order(order_key(request, wish.key), Mint(to=wish.to, amount=wish.amount)))
         self._desk.poke()
         self._market.raise_stakes()
@@ -118,6 +123,12 @@ class LedgerRoutes:
     async def proof(self, job: str, round: int, node: str) -> Answer[Proof]:
         """That a node's update is among those of a round: a path to the root in the ledger."""
         return Answer(prove(self._desk.scored(job, round).contributions, node))
+
+
+def _check_address(account: str) -> None:
+    """Raises UserError for what was meant to be an address: tokens would be lost in an account that nobody has."""
+    if account[:2].lower() == "0x" and not _ADDRESS.fullmatch(account):
+        raise UserError(f"an address is 0x and 40 hex digits, and no other name begins with 0x; came {account!r}")
 
 
 def add_routes(api: Api, ledger: LedgerRoutes) -> None:

@@ -171,7 +171,7 @@ class Books:
                 return total | {f"owed:{name}": amount for name, amount in payments.items()}
             case o.Claim(account=name):
                 if (owed := self.of(f"owed:{name}")) == 0:
-                    raise InsufficientFunds(f"nothing is owed to {name!r}: what was owed has been claimed")
+                    raise InsufficientFunds(f"nothing is owed to {name!r}, or it has been claimed")
                 return _move(f"owed:{name}", f"free:{name}", owed)
             case o.Refund(escrow=escrow):
                 held = self._open_escrow(escrow, None)

@@ -149,11 +149,13 @@ class MarketFloor:
 
     async def _learn_stakes(self) -> None:
         """Ask the ledger, which may be a chain that does not answer yet."""
+        said = ""
         while True:
             try:
                 return await self.desk.refresh_stakes()
             except TuttiError as error:
-                log.error("the stakes of workers are not known yet: %s", error)
+                if str(error) != said:
+                    log.error("the stakes of workers are not known yet: %s", said := str(error))
                 await asyncio.sleep(RETRY_SECONDS)
 
     def poke(self, job_id: str = "") -> None:
