@@ -19,8 +19,8 @@ from tutti.domain.market import events as e
 from tutti.domain.market.rules import Rules
 from tutti.domain.market.sealing import Phase, copied, phase, to_judge, to_reveal
 
-GIVEN_BACK = "given back: "
-"""How the reason begins of an attempt that its worker could not do: it could not do it again."""
+AWAY = "disconnected for "
+"""How the reason begins of an attempt whose worker was away for too long."""
 
 
 class Status(StrEnum):
@@ -59,8 +59,11 @@ class Attempt:
 
     @property
     def lost(self) -> bool:
-        """Whether its worker was away or too slow, and no more: it may try again if no other can."""
-        return self.over and not self.commitment and not self.reason.startswith(GIVEN_BACK)
+        """Whether its worker was away, and no more: once it is back it may try again if no other can.
+
+        Who is here and silent may not: it would have all attempts.
+        """
+        return self.over and not self.commitment and self.reason.startswith(AWAY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

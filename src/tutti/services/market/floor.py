@@ -237,7 +237,7 @@ class MarketFloor:
                 await self._on_computed(node, message, blob)
             case Declined(job=job, attempt=attempt, reason=reason):
                 if (job, attempt) in self.market.owes.get(node, ()):
-                    await self.desk.do(job, j.Release(attempt=attempt, reason=f"{j.GIVEN_BACK}{reason}"))
+                    await self.desk.do(job, j.Release(attempt=attempt, reason=f"given back: {reason}"))
             case Measured():
                 await self.measuring.hear(node, message)
 

@@ -80,7 +80,7 @@ class Leases:
             ends.append((self.closes(job), f"no result within {job.submitted.seconds:g} s", True))
         if attempt.worker not in self._present:
             left = max(began, self._left.get(attempt.worker, self.started))
-            ends.append((left + rules.away, f"disconnected for {rules.away:g} s", False))
+            ends.append((left + rules.away, f"{j.AWAY}{rules.away:g} s", False))
         return min(ends)
 
     def due(self, job: ComputeJob) -> float:
