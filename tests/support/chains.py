@@ -106,7 +106,7 @@ class Process:
         world.lives += 1
         self.seat = Seat(name, world.lives)
         self.seen: dict[Seat, float] = {}
-        self.arrived: dict[tuple[int, int, str], tuple[str, int]] = {}
+        self.arrived: dict[tuple[int, int, str], tuple[str, str, int]] = {}
         self.chain = ChainMember(
             self.seat, Store(self, disk), self, verify=self._verify, roster=self._roster, clock=loop().time
         )
@@ -150,12 +150,12 @@ class Process:
                 self.seen[seat] = loop().time()
             case ("start", round, attempt, base):
                 update, weight = update_of(self.name, round, base)
-                said = ("submit", round, attempt, update, weight)
+                said = ("submit", round, attempt, base, update, weight)
                 loop().call_later(
                     self.world.rng.uniform(0.01, self.world.work_time), self.world.send, self, sender, said
                 )
-            case ("submit", round, attempt, update, weight):
-                self.arrived[round, attempt, sender] = update, weight
+            case ("submit", round, attempt, base, update, weight):
+                self.arrived[round, attempt, sender] = base, update, weight
 
     async def _hear(self, message: consensus.AnyMessage) -> None:
         with suppress(BadRecord):
@@ -237,8 +237,10 @@ class Process:
             for node in job.round.waiting_for:
                 if node not in here:
                     return await self._command(journal, c.Drop(node=node, reason="silent"))
-            for (round, attempt, node), (update, weight) in list(self.arrived.items()):
+            for (round, attempt, node), (base, update, weight) in list(self.arrived.items()):
                 del self.arrived[round, attempt, node]
+                if base != job.round.opened.model:
+                    continue  # made in a history that gave way: the signature, under another model, does not hold
                 submit = c.SubmitUpdate(
                     round=round, attempt=attempt, node=node, digest=update, weight=weight, metrics={}
                 )
