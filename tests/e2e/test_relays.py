@@ -1,8 +1,10 @@
 """Three coordinators behind nginx, all of which have nodes: relays that die, Redis that goes, live events at each."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,6 +28,7 @@ SPEC = {
 """Small updates travel with their messages, over Redis; `LARGE` ones are uploaded, and summed where they come in."""
 
 LARGE = {**SPEC, "model": "mlp:hidden=256", "name": "large"}
+ASKING = 4
 NODES = ("n0", "n1", "n5")
 """nginx leads each to another replica, by its name."""
 AS_OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
@@ -98,6 +101,16 @@ def check_disturbed(place: Place, undisturbed: tuple[dict, str], *losses) -> Non
     assert closed == [(round, [*NODES]) for round in range(1, SPEC["rounds"] + 2)]  # the last one measures
 
 
+def invited(url: str, over: threading.Event) -> list[int]:
+    """What somebody is answered who asks for one invitation after another, in two parts."""
+    statuses = []
+    while not over.is_set():
+        parts, headers = iter((b'{"uses"', b": 1}")), {**AS_OPERATOR, "content-type": "application/json"}
+        answer = httpx.post(f"{url}/api/v1/invites", content=parts, headers=headers, timeout=DEADLINE)
+        statuses.append(answer.status_code)
+    return statuses
+
+
 def test_the_nodes_are_spread(place):
     """Relays say how many they have."""
     for which in range(3):
@@ -148,7 +161,7 @@ def test_live_events_at_any_replica(place):
 
 def test_kill_a_relay_and_then_the_owner(place, undisturbed):
     """Of three replicas the last goes on alone, with all nodes."""
-    its, lost = place.replicas, list[int]()
+    its, lost, answers = place.replicas, list[int](), set[int]()
 
     def relay() -> None:
         lost.append(place.relay())
@@ -156,10 +169,20 @@ def test_kill_a_relay_and_then_the_owner(place, undisturbed):
         its.lose(lost[0])
 
     def owner() -> None:
-        lost.append(its.kill())
-        its.await_owner()
+        over = threading.Event()
+        (left,) = its.processes.keys() - {its.owner}
+        with ThreadPoolExecutor(ASKING) as pool:
+            asking = [pool.submit(invited, place.url(left), over) for _ in range(ASKING)]
+            try:
+                lost.append(its.kill())
+                its.await_owner()
+            finally:
+                over.set()
+        answers.update(status for each in asking for status in each.result())
 
     check_disturbed(place, undisturbed, relay, owner)
+    assert answers <= {201, 502, 503}, "a request hung, or was not sent whole, as the owner was lost"
+    assert 201 in answers
     for which in lost:
         its.start(which)
     for which in lost:
@@ -172,7 +195,7 @@ def test_redis_goes_and_comes_back(place, undisturbed):
     def gone() -> None:
         place.redis.close()
         relay = place.relay()
-        assert "Redis at redis://127.0.0.1" in place.until_ready(relay, 503)
+        assert "Redis at redis://:***@127.0.0.1" in place.until_ready(relay, 503)
         assert place.ready(place.replicas.owner).status_code == 200
         assert httpx.get(f"{place.url(relay)}/api/v1/status", headers=AS_OPERATOR, timeout=DEADLINE).status_code == 200
 
