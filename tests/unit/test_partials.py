@@ -31,7 +31,21 @@ def summed(some: list[Update]) -> Mean:
 
 
 def sent(acc: Mean) -> bytes:
-    return bytes(partials.encode(acc))
+    same = MEAN.zero(acc.layout, acc.max_updates, acc.max_weight)
+    room = partials.room_for(same)
+    MEAN.merge(same, acc)
+    return bytes(partials.encode(same, room))
+
+
+def test_sums_travel_as_they_were_made() -> None:
+    """In place: a copy of them would be twice as large as the model."""
+    acc = MEAN.zero(LAYOUT, COHORT, HEAVIEST)
+    room = partials.room_for(acc)
+    MEAN.add(acc, *updates(1))
+    assert partials.encode(acc, room) is room
+    assert bytes(room) == sent(summed(updates(1)))
+    assert np.shares_memory(acc.sums, np.frombuffer(room, np.uint8))
+    assert np.shares_memory(acc.maxima, np.frombuffer(room, np.uint8))
 
 
 @given(seed=st.integers(0, 2**32 - 1), cut=st.integers(1, COHORT - 1))

@@ -61,6 +61,8 @@ class Fold:
     facts: dict[NodeId, Metrics] = field(default_factory=dict)
     waiting: list[UpdateAccepted] = field(default_factory=list)
     examined: dict[Digest, Params] = field(default_factory=dict)  # until they are added
+    room: bytearray | None = None
+    """Where the sum is made, if it is to travel."""
     finished: bool = False
 
 
@@ -150,8 +152,9 @@ class Aggregation:
         return self._fold
 
     def beside(self, fold: Fold, cohort: int) -> Fold:
-        """An empty fold of the same attempt, which takes over what was looked at."""
-        return Fold(fold.key, self.strategy.reducer.zero(self.layout, cohort, self._max_weight), examined=fold.examined)
+        """An empty fold of the same attempt, to be `packed`, which takes over what was looked at."""
+        empty = self.strategy.reducer.zero(self.layout, cohort, self._max_weight)
+        return Fold(fold.key, empty, examined=fold.examined, room=partials.room_for(empty))
 
     @property
     def counted(self) -> Container[NodeId]:
@@ -215,10 +218,12 @@ class Aggregation:
             raise lost
 
     async def packed(self, fold: Fold) -> Buffer:
-        """The whole fold for somebody who goes on with it; it is used up."""
+        """The whole fold, which began `beside` another, for somebody who goes on with it; it is used up."""
+        assert fold.room is not None
+        room = fold.room
         async with self._lock:
             fold.finished = True
-            return await self._work(lambda: partials.encode(fold.accumulator))
+            return await self._work(lambda: partials.encode(fold.accumulator, room))
 
     async def merge(self, fold: Fold, updates: Sequence[UpdateAccepted], digest: Digest) -> None:
         """Add the sum of just these updates, none of which is in the fold yet, as another has packed and stored it.

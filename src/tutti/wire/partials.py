@@ -11,7 +11,8 @@ import numpy as np
 from blake3 import blake3
 
 from tutti.core.errors import UserError
-from tutti.core.params import Layout
+from tutti.core.fixedpoint import Sums
+from tutti.core.params import Layout, Vector
 from tutti.core.reduce import Mean
 from tutti.wire import tensors
 from tutti.wire.tensors import Data
@@ -24,11 +25,24 @@ class BadPartial(UserError):
     """Bytes that are not the sum that was asked for."""
 
 
-def encode(acc: Mean) -> bytearray:
-    """The bytes of an accumulator that is not finished."""
+def room_for(acc: Mean) -> bytearray:
+    """Bytes in which an empty accumulator makes its sum from now on, so that it need not be copied to travel."""
+    room, empty = bytearray(length(acc)), acc.maxima
+    acc.sums, acc.maxima = _arrays(memoryview(room), acc)
+    acc.maxima[:] = empty
+    return room
+
+
+def encode(acc: Mean, room: bytearray) -> bytearray:
+    """The room that an accumulator has, which is not finished, with what belongs before its sums."""
     fields = acc.count, acc.point.fraction_bits, acc.weight, acc.point.limit, _named(acc.layout)
-    sums, maxima = acc.sums.astype("<i8", copy=False), acc.maxima.astype("<f4", copy=False)
-    return bytearray().join((_HEADER.pack(MAGIC, *fields), sums.data, maxima.data))
+    _HEADER.pack_into(room, 0, MAGIC, *fields)
+    return room
+
+
+def _arrays(view: memoryview, like: Mean) -> tuple[Sums, Vector]:
+    sums = np.frombuffer(view, "<i8", like.layout.size, _HEADER.size)
+    return sums, np.frombuffer(view, "<f4", like.counters.size, _HEADER.size + sums.nbytes)
 
 
 def length(like: Mean) -> int:
@@ -51,8 +65,7 @@ def decode(data: Data, like: Mean) -> Mean:
         raise BadPartial("not a partial sum of this version")
     if layout != _named(like.layout) or (bits, limit) != (like.point.fraction_bits, like.point.limit):
         raise BadPartial("a partial sum for another model, or for a cohort of another size")
-    sums = np.frombuffer(view, "<i8", size, _HEADER.size)
-    maxima = np.frombuffer(view, "<f4", like.counters.size, _HEADER.size + 8 * size)
+    sums, maxima = _arrays(view, like)
     if not 1 <= count <= like.max_updates or not count <= weight <= count * like.max_weight:
         raise BadPartial(f"{count} updates cannot weigh {weight}")
     most = int(weight * limit) << bits  # below 2**63, as FixedPoint makes sure
