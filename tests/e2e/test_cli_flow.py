@@ -262,6 +262,8 @@ def test_what_nodes_earn_is_paid_explained_and_checked_without_trust(site):
     assert f"3 rounds of {job} are paid by the rule" in checked
     assert f"audits of {job}, committed to by {found['commitment'][:16]}…, are those that its secret drew" in checked
     assert found["commitment"] in site.ok("rewards", job)
+    assert "clinic-b" not in site.ok("rewards", job, "--node", "clinic-a")
+    assert site.tutti("rewards", job, "--node", "nobody").returncode == Exit.USAGE
     assert "of clinic-a is among those of round 2" in checked
     address = json.loads(site.ok("nodes", "show", "clinic-a", "--json"))["signs_as"]
     assert f"clinic-a: 3 updates, signed by {address}" in checked

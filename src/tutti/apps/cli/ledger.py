@@ -256,7 +256,7 @@ def rewards(
     if proof is not None and (number is None or node is None):
         raise click.UsageError("--proof needs --round and --node")
     if number is None:
-        _print_rewards(client, found, as_json)
+        _print_rewards(client, found, node, as_json)
         return
     scored = client.scored(found, number)
     earned = [each for each in scored.earned if node in (None, each.contribution.node)]
@@ -268,15 +268,19 @@ def rewards(
         _write_proof(client.proof(found, number, node), proof)
 
 
-def _print_rewards(client: "Client", job: str, as_json: bool) -> None:
+def _print_rewards(client: "Client", job: str, node: str | None, as_json: bool) -> None:
     found = client.rewards(job)
+    if node is not None and node not in found.earned:
+        from tutti.core.errors import NotFound
+
+        raise NotFound(f"no update of {node!r} was scored in {job}")
     if as_json:
         print_json(found)
         return
     state = "settled" if found.settled else found.unpaid or f"{len(found.waiting)} rounds wait to be scored"
     click.echo(f"{found.pool} tokens a round from {found.sponsor}; {len(found.scored)} rounds scored; {state}")
     click.echo(f"audits are drawn by a secret with the hash {found.commitment}\n")
-    click.echo(text.table(("node", "earned"), list(found.earned.items())))
+    click.echo(text.table(("node", "earned"), [each for each in found.earned.items() if node in (None, each[0])]))
 
 
 def _write_proof(proof: "Proof", file: Path) -> None:

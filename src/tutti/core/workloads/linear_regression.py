@@ -47,7 +47,7 @@ def linear_regression(ridge: Annotated[float, Meta(ge=1e-6, le=1e3)] = 1e-3) -> 
 def _admit(table: Table) -> None:
     check_finite(table, 2)
     if table.y is None:
-        raise BadTable("linear regression needs a target column")
+        raise BadTable("linear regression needs a target column: name it (--target), or have y in an NPZ file")
 
 
 def _shapes(table: Table) -> dict[str, tuple[int, ...]]:

@@ -49,7 +49,7 @@ def training(
     def admit(table: Table) -> None:
         check_finite(table, 1)
         if table.y is None:
-            raise BadTable("training needs a target column")
+            raise BadTable("training needs a target column: name it (--target), or have y in an NPZ file")
         if classes and not np.isin(table.y, np.arange(classes)).all():
             raise BadTable(
                 f"expected a class from 0 to {classes - 1} in each row, came {table.y.min()} to {table.y.max()}"

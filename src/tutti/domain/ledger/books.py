@@ -182,7 +182,10 @@ class Books:
         if amount == 0:
             raise InsufficientFunds(f"{name!r} has nothing that unbonds: unstake first")
         if at < due:
-            raise StillUnbonding(f"what {name!r} has unstaked can be withdrawn in {-(-(due - at) // 1000)} s")
+            seconds = -(-(due - at) // 1000)
+            raise StillUnbonding(
+                f"what {name!r} has unstaked can be withdrawn in {seconds} s ({seconds / 86_400:.1f} days)"
+            )
         return amount
 
     def _require_unbound(self, operation: AnyOperation, name: str, amount: int) -> None:

@@ -137,7 +137,7 @@ class MarketDesk:
 
     def client(self, name: str) -> e.ClientRegistered:
         if name not in self.market.clients:
-            raise NotFound(f"there is no client {name!r}: register it first (POST /api/v1/market/clients)")
+            raise NotFound(f"there is no client {name!r}: register it first (`tutti market client {name}`)")
         return self.market.clients[name]
 
     def job(self, job_id: str) -> ComputeJob:

@@ -22,12 +22,14 @@ def read_csv(text: bytes, target: str = "") -> Table:
     try:
         lines = text.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise BadTable(f"the table is not UTF-8 text: {error}") from None
+        raise BadTable(f"the table is neither an NPZ file nor UTF-8 text: {error}") from None
     names = [name.strip().strip('"') for name in lines[0].split(",")] if lines else []
     if not names or len(lines) < 2:
         raise BadTable(f"expected a line of column names and rows of numbers below it, came {len(lines)} lines")
     if len(names) > MOST_COLUMNS:
         raise BadTable(f"at most {MOST_COLUMNS} columns are taken, came {len(names)}")
+    if len(set(names)) < len(names):
+        raise BadTable(f"two columns have the name {next(name for name in names if names.count(name) > 1)!r}")
     if target and target not in names:
         raise BadTable(f"there is no column {target!r}; there are: {', '.join(names[:20])}")
     try:
