@@ -17,7 +17,7 @@ from tutti.domain.ledger import InsufficientFunds, Mint, Order, StillUnbonding
 from tutti.domain.market.events import WorkerRegistered
 from tutti.domain.market.jobs import Status
 from tutti.domain.market.rules import RULES
-from tutti.ports import Said
+from tutti.ports import Left, Said
 from tutti.services.market.desk import TABLES_OF_ONE, Who, Wish
 from tutti.services.market.judging import solve
 from tutti.testing import cheats
@@ -128,6 +128,10 @@ async def test_a_client_is_told_why_nobody_takes_a_job(place):
     nobody = "no connected worker can do it: ada"
     assert await trouble(kind="kmeans", reward=50) == f"{nobody} has 150 tokens at stake, this needs 373"
     assert await trouble(gpu=True) == f"{nobody} has no GPU that was measured"
+    job = next(reversed(place.market.market.jobs.values()))
+    assert place.floor.assigning.why_waiting(job).startswith(nobody)
+    place.floor.on(Left("ada", "test"))
+    assert place.floor.assigning.why_waiting(job) == "no worker is connected"
     await place.market.coordinate(False, "test")
     assert "tutti market start" in await trouble()
 

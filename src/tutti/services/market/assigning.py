@@ -18,6 +18,7 @@ from tutti.wire.messages import Registration
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
+REASONS_KEPT = 1000
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Assigning:
         self._present, self._drained, self._chance = present, drained, chance
         self.wake = asyncio.Event()
         """Set when somebody may be given work."""
-        self._hopeless: dict[object, str] = {}
+        self._hopeless: dict[object, str] = {}  # why nobody takes what is so wanted, until something changes
 
     async def run(self) -> None:
         while True:
@@ -96,8 +97,10 @@ class Assigning:
         if not self._market.coordinating:
             return "no work is given out until `tutti market start`"
         now = self._leases.time_of(job)
-        wanted = demand(job, slots[0], self._desk.rules, now)
+        wanted = demand(job, slots[0], self._desk.rules, now), len(self._present)
         if wanted not in self._hopeless:
+            if len(self._hopeless) >= REASONS_KEPT:
+                self._hopeless.clear()
             workers = [node for node in self._present if node in self._market.workers]
             self._hopeless[wanted] = why_nobody(self._market, job, slots[0], workers, self._desk.stakes, now)
         return self._hopeless[wanted]
