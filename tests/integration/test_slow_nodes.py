@@ -9,7 +9,7 @@ import pytest
 from tutti.core.codec import chosen, codecs
 from tutti.domain import events as e
 from tutti.domain import jobs
-from tutti.domain.pacing import LEAST, Tempo, less_work
+from tutti.domain.pacing import LEAST, SLOWER, Tempo, less_work, of_batch_and_steps
 from tutti.domain.spec import BadSpec, load_spec
 from tutti.domain.turns import DUE, FAST, NEW
 from tutti.sim import Federation, simulate
@@ -73,7 +73,7 @@ def test_slow_nodes_get_less_work_and_are_done_with_the_others(less_of: str) -> 
     assert max(waited) < 1.5 * median(waited)
     full, sizes = JOB["training"]["batch_size"], {n: u.metrics["batch_size"] for n, u in last_updates(paced).items()}
     shares = opened[-1].less if less_of == "batch" else {}
-    assert sizes == {node: max(1, round(shares.get(node, 1.0) * full)) for node in sizes}
+    assert sizes == {node: round(max(0.5, shares.get(node, 1.0)) * full) for node in sizes}
     again = run(world, cohort={**JOB["cohort"], "by_speed": True, "less_of": less_of})
     assert again.digest() == paced.digest()
     accuracy = [done.job.evaluations[JOB["rounds"]]["coordinator"]["accuracy"] for done in (plain, paced)]
@@ -87,6 +87,24 @@ def test_less_work_by_hand() -> None:
     assert less_work(["a", "b", "e"], known) == {"e": LEAST}  # its link is slow, not its machine
     assert less_work(["a"], known) == {}
     assert less_work(["a", "b", "z"], {**known, "z": Tempo(0, 90)}) == {}
+
+
+@pytest.mark.parametrize(
+    ("times", "beside_rows", "batch", "steps"),
+    [(3, 0.5, 0.5, 0.5), (1.5, 0.5, 0.5, 1.0), (1.5, 0.1, 0.63, 1.0), (9, 0, 0.5, 2 / 9)],
+)
+def test_a_node_with_a_cost_for_each_step_is_in_time_and_keeps_half_of_its_batch(
+    times: float, beside_rows: float, batch: float, steps: float
+) -> None:
+    """Its whole work takes `times` as long as the others'; a step costs so much of its full batch beside that."""
+    share = 1.0
+    for _ in range(60):
+        of_batch, of_steps = of_batch_and_steps(share)
+        took = times * of_steps * (beside_rows + of_batch) / (beside_rows + 1)
+        known = {**{f"n{number}": Tempo(1, 1) for number in range(4)}, "slow": Tempo(took, took, share)}
+        share = less_work([*known], known).get("slow", 1.0)
+    assert took <= SLOWER
+    assert (of_batch, of_steps) == pytest.approx((batch, steps), abs=0.01)
 
 
 def test_fast_nodes_are_asked_more_often_and_nobody_never() -> None:

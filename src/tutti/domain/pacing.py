@@ -13,6 +13,10 @@ from tutti.domain.events import NodeId
 LEAST = 0.1
 """Share of the work that everybody does, however slow."""
 
+LEAST_BATCH = 0.5
+"""Share of a batch that everybody keeps: a step costs something beside its rows, so that smaller batches save less and
+less time, and at last none. What is still too much is taken off the steps, to which time is proportional."""
+
 SLOWER = 1.2
 """By how much a node may be slower than the middle of the cohort and still do all of it."""
 
@@ -50,3 +54,13 @@ def less_work(cohort: Iterable[NodeId], known: Mapping[NodeId, Tempo]) -> dict[N
         if tempo.all_of_it > 0 and tempo.beside + tempo.all_of_it > SLOWER * middle:
             found[node] = round(max(LEAST, (middle - tempo.beside) / tempo.all_of_it), 3)
     return found
+
+
+def of_batch_and_steps(share: float) -> tuple[float, float]:
+    """What share of the rows in each batch, and of the steps, makes this share of the work, batches first.
+
+    Below LEAST_BATCH seconds are proportional to the share; above, `less_work` asks for too little of whom each step
+    costs beside its rows, and less so each time: m / (a/s + b) has its fixed point where a + b s = m.
+    """
+    batch = max(LEAST_BATCH, share)
+    return batch, share / batch

@@ -21,6 +21,7 @@ from tutti.core.registry import Choice
 from tutti.core.schedules import schedules
 from tutti.core.strategy import strategies
 from tutti.domain.events import Digest
+from tutti.domain.pacing import of_batch_and_steps
 from tutti.domain.spec import Metrics, mismatch
 from tutti.ports.blobs import Buffer
 from tutti.ports.training import Data, Examples, Report, Task, Trainer, Work, normalized
@@ -133,10 +134,8 @@ def _task(start: Start, batch_size: int, rows: int) -> Task:
     if start.share < 1:
         steps = training.epochs * -(-rows // batch_size)
         steps = min(steps, training.max_steps or steps)
-        if start.less_of == "batch":
-            batch_size = max(1, round(start.share * batch_size))
-        else:
-            steps = max(1, round(start.share * steps))
+        of_batch, of_steps = of_batch_and_steps(start.share) if start.less_of == "batch" else (1.0, start.share)
+        batch_size, steps = max(1, round(of_batch * batch_size)), max(1, round(of_steps * steps))
         training = msgspec.structs.replace(training, max_steps=steps)
     factor = schedules.build(training.lr_schedule)(start.round, start.rounds)
     return Task(training, start.seed, batch_size, training.lr * factor)

@@ -224,7 +224,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Start(Message, frozen=True, kw_only=True, tag="training:start"):
     """Work to do. `seed` is this node's own for this round; `settings` come from the strategy; `share` is how much of
-    its local work it should do, being slow: of its steps, or of each batch in as many steps, as `less_of` says.
+    its local work it should do, being slow: of its steps, or first of each batch, down to half, as `less_of` says.
 
     The node runs its half of `strategy`. `weights` is a model, or the strategy's whole state where nodes need it;
     `counted` is the newest round of this job in which an update of this node counted (0: none), from which it
