@@ -133,6 +133,18 @@ def test_every_value_that_the_chart_uses_exists_and_every_setting_too() -> None:
         assert yaml.safe_load("apiVersion:" + document.removeprefix("apiVersion:"))["kind"]
 
 
+def test_the_chart_spreads_its_replicas_and_lets_one_at_a_time_go() -> None:
+    """Rendered here by leaving the templates' words out: helm is not there."""
+    text = (DEPLOY / "helm" / "tutti" / "templates" / "statefulset.yaml").read_text()
+    replicas, budget = yaml.safe_load_all(re.sub(r"\{\{.*?\}\}", "x", text))
+    pods = replicas["spec"]["template"]
+    (spread,) = pods["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    for selector in (spread["labelSelector"], budget["spec"]["selector"], replicas["spec"]["selector"]):
+        assert selector["matchLabels"] == pods["metadata"]["labels"]
+    assert (budget["kind"], budget["spec"]["maxUnavailable"]) == ("PodDisruptionBudget", 1)
+
+
 def test_helm_renders_the_chart() -> None:
     """With the values that the notes ask for; where there is no helm, the test above is all that is tried."""
     if (helm := shutil.which("helm")) is None:
