@@ -135,8 +135,8 @@ class Entry:
         deadline = time.monotonic() + (0.0 if known else SUPERNODE_PATIENCE)
         while True:
             try:
-                found = await self._of_one_ring(await self._enrol_everywhere())
-                return (found, False) if found else (known, True)
+                found, first = await self._found()
+                return (known, True) if first else (found, False)
             except Unreachable as error:
                 if known:
                     log.warning("%s; joining through members of before", error)
@@ -156,10 +156,33 @@ class Entry:
             self._remember(peer.address for peer in ring.member.roster.alive)
             with contextlib.suppress(Unreachable, UnknownCall, Conflict):
                 known = ring.member.roster.alive
-                contacts = await self._of_one_ring(await self._enrol_everywhere(), known)
+                try:
+                    contacts, first = await self._found(known)
+                except Unreachable:  # then those who remember one another may begin without any
+                    contacts, first = (), not ring.member.joined and await self._comes_first_of_the_remembered()
                 ring.meet(*contacts)
-                if not contacts and not ring.member.joined:
+                if first and not ring.member.joined:
                     await found()
+
+    async def _found(self, known: Sequence[Peer] = ()) -> tuple[tuple[Peer, ...], bool]:
+        """Members of one ring, or who may begin it, as the supernodes say; and whether this one begins it.
+
+        Each supernode names the one that it heard of first; where they differ, those whom they name settle it.
+        """
+        contacts, chosen = await self._enrol_everywhere()
+        found = await self._of_one_ring(contacts, known)
+        return found, chosen and await self._comes_first(found)
+
+    async def _comes_first_of_the_remembered(self) -> bool:
+        """Also if everybody was killed, and no supernode is there: somebody begins."""
+        others = [peer_at(address) for address in self._remembered.peers if address != self.me.address]
+        return bool(others) and await self._comes_first(others)
+
+    async def _comes_first(self, others: Sequence[Peer]) -> bool:
+        """Whether none of them is in a ring, and none that waits for one as this member does has a smaller address."""
+        words = await asyncio.gather(*map(self._peers.is_member, others))
+        waiting = [peer.address for peer, word in zip(others, words, strict=True) if word is False]
+        return not any(words) and self.me.address == min((self.me.address, *waiting))
 
     async def _of_one_ring(self, contacts: Sequence[Peer], known: Sequence[Peer] = ()) -> tuple[Peer, ...]:
         """Those that are not of another ring; raises Conflict if none is left, or there are two to choose from."""
@@ -182,20 +205,24 @@ class Entry:
             log.error("the supernodes know another ring too, which stays apart: %s", _said(others))
         return tuple(peer for peer in contacts if peer not in others)
 
-    async def _enrol_everywhere(self) -> tuple[Peer, ...]:
-        """What the supernodes say that answer; raises Unreachable, or Conflict if one refuses this member."""
+    async def _enrol_everywhere(self) -> tuple[tuple[Peer, ...], bool]:
+        """Whom the supernodes name that answer, and whether one of them names nobody: this one shall begin.
+
+        Raises Unreachable, or Conflict if one refuses this member.
+        """
         answers = await asyncio.gather(*map(self._enrol, self._supernodes), return_exceptions=True)
-        found: dict[str, Peer] = {}
+        found, chosen = dict[str, Peer](), False
         for answer in answers:
             if isinstance(answer, BaseException):
                 if not isinstance(answer, Unreachable):
                     raise answer
             else:
                 found |= {peer.address: peer for peer in answer}
+                chosen = chosen or not answer
         if all(isinstance(answer, Unreachable) for answer in answers):
             reasons = "; ".join(map(str, answers))
             raise Unreachable(f"no supernode answers, and no member is known from before: {reasons}")
-        return tuple(found.values())
+        return tuple(found.values()), chosen
 
     async def _enrol(self, address: str) -> tuple[Peer, ...]:
         return tuple(map(peer_from, await _ask(address, self._tls, "enrol", PROTOCOL, peer_struct(self.me))))

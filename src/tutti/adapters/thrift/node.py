@@ -188,6 +188,16 @@ class ThriftPeers:
             return str(refused.reason)
         return ""
 
+    async def is_member(self, peer: Peer) -> bool | None:
+        """Whether it is in a ring; None if it cannot be reached, or refuses."""
+        try:
+            await self._call(peer, "ask", PROTOCOL, key_bytes(peer.id), None)
+        except compute_node.NotMember:
+            return False
+        except (Unreachable, UnknownCall, compute_node.Refused):
+            return None
+        return True
+
     async def missing(self, peer: Peer, digests: list[bytes]) -> list[bytes]:
         return list(await self._call(peer, "missing", digests))
 
