@@ -24,6 +24,7 @@ from tutti.sim.worlds.world import Purpose, World, rng_for
 from tutti.wire.messages import CoordinatorMessage, Registration
 
 LATER_SECONDS = 0.05
+SLOW_SECONDS = 600.0
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +48,16 @@ class _Unreadable(ScratchBlobs):
 class _Full(ScratchBlobs):
     async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
         raise StorageError("the store is full")
+
+
+class _Slow(ScratchBlobs):
+    async def put(self, data: Buffer, *, digest: Digest | None = None, sync: bool = True) -> Digest:
+        await asyncio.sleep(SLOW_SECONDS)
+        return await super().put(data, digest=digest, sync=sync)
+
+
+FAILING = ((1 / 3, (_Unreadable, ScratchBlobs)), (2 / 3, (ScratchBlobs, _Full)), (1, (ScratchBlobs, _Slow)))
+"""Up to which part of the relays whose store fails: where it keeps updates, and where sums go."""
 
 
 class Replicas:
@@ -114,8 +125,8 @@ class Replicas:
     def _born(self, name: str) -> _Process:
         share = self._world.faults.store
         fails = float(self._chance.random()) if share else 1.0
-        kept = _Unreadable if fails < share / 2 else ScratchBlobs
-        shared = _Full(self._blobs.root) if share / 2 <= fails < share else self._blobs
+        kept, store = next((kinds for most, kinds in FAILING if fails < share * most), (ScratchBlobs, ScratchBlobs))
+        shared = store(self._blobs.root)
         own = LayeredBlobs(kept(self._blobs.root.parent / name), self._blobs)
         journal = Journal(self._log, asyncio.get_running_loop().time)
         sums = RelaySums(journal, own, shared)

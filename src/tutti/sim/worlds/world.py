@@ -82,7 +82,8 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         relay: Seconds from one death of a relay to the next (a distribution); it is back after an `outage`, and its
             nodes connect to another replica.
         post: Share of what replicas tell each other that is lost; as much comes twice.
-        store: Share of relays whose store fails: of what they keep they can read nothing, or give no sum.
+        store: Share of relays whose store fails: of what they keep they can read nothing, or give no sum, or none in
+            time.
     """
 
     seed: Seed | None = None
