@@ -17,8 +17,10 @@ from tutti.adapters.thrift.client import Channel, UnknownCall
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, supernode, training_node
 from tutti.adapters.thrift.node import peer_at
 from tutti.apps.cli.exits import Exit
+from tutti.apps.ringclient import RingClient
 from tutti.ring.consensus import Fetch
 from tutti.ring.identifiers import Peer
+from tutti.services.views.ring import ring_lights
 from tutti.wire.thrift import MAX_FRAME
 
 
@@ -201,3 +203,43 @@ def test_nobody_there(tmp_path, taken):
     refused(Exit.USAGE, "HOST:PORT", "node", 5001, "127.0.0.1", 9091, "--seed", "nonsense", cwd=tmp_path)
     done = tutti("join", "thrift://nonsense", "--data", "digits", cwd=tmp_path)
     assert (done.returncode, "thrift://127.0.0.1:9091" in done.stderr) == (Exit.USAGE, True)
+
+
+def test_data_are_not_displaced_below_a_job(tmp_path, taken):
+    """Neither for a job that cannot be, nor for another unless somebody says so; then `ring show` says who waits."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    seed, member = ports
+    (tmp_path / "mine.csv").write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k % 2}\n" for k in range(40)))
+    train = ("train", "127.0.0.1", seed, "--rounds", 100_000, "--detach", "--data")
+    other = (*train, "csv:path=mine.csv,target=y", "--model")
+    with (
+        running("ring", "supernode", "--port", seed, cwd=tmp_path),
+        running("ring", "node", member, "127.0.0.1", seed, "--state-dir", "state", cwd=tmp_path),
+    ):
+        started = tutti("ring", *train, "digits", "--model", "linear", "--json", cwd=tmp_path)
+        assert started.returncode == 0, started.stderr
+        job = json.loads(started.stdout)["job"]
+        refused(Exit.USAGE, "there is no model 'nosuch'", *other, "nosuch", cwd=tmp_path)
+        refused(Exit.CONFLICT, f"the job {job} is not over and trains on 'digits'", *other, "linear", cwd=tmp_path)
+        assert asyncio.run(waits_on(member)) == []
+        replaced = tutti("ring", *other, "linear", "--replace", cwd=tmp_path)
+        assert replaced.returncode == 0, replaced.stderr
+        assert f"{job} on 'digits' waits for nodes: 1 are needed, 0 are ready" in asyncio.run(waits_on(member, 1))[0]
+
+
+async def waits_on(port: int, least: int = 0) -> list[str]:
+    """What the whole ring says of jobs that wait, once at least so many lights say so."""
+    client = RingClient(f"127.0.0.1:{port}")
+    try:
+        async with asyncio.timeout(DEADLINE):
+            async for views in client.watch():
+                found = [light.detail for light in ring_lights(views) if light.name == "jobs go on" and not light.ok]
+                if len(found) >= least:
+                    return found
+    finally:
+        await client.close()
+    return []

@@ -36,6 +36,8 @@ AT_ONCE = 8
 """Parts that are sent to one member at a time."""
 
 FAILED = (Unreachable, UnknownCall)
+OVER = ("completed", "stopped", "failed")
+"""A job with one of these changes no more."""
 
 
 class RingClient:
@@ -107,16 +109,28 @@ class RingClient:
         with _refused(f"{peer.address} refuses: "):
             return msgspec.json.decode(await self._peers.show(peer), type=RingView)
 
-    async def place(self, data: Data) -> Mapping[str, int]:
+    async def place(self, data: Data, *, replace: bool = False) -> Mapping[str, int]:
         """Divide the training rows among the members by consistent hashing; how many rows each got, by address.
 
-        The members copy them. What was placed on this ring before is given up. Raises Conflict, Unreachable.
+        The members copy them. What was placed on this ring before is given up. Raises Unreachable, and Conflict, also
+        if a job that is not over trains on other data, unless `replace`.
         """
+        if not replace:
+            await self._need_nobody_else(data.name)
         cut = await asyncio.to_thread(parts.cut, data)
         placement = Placement(data.name, parts.content(cut), time.time_ns() // 1000)
         owned = parts.owners(cut, await self.members())
         await asyncio.gather(*(self._place(peer, placement, mine) for peer, mine in owned.items()))
         return {peer.address: sum(len(part.rows) for part in mine) for peer, mine in owned.items()}
+
+    async def _need_nobody_else(self, dataset: str) -> None:
+        newest = max(await self.views(), key=lambda view: (view.generation, view.height), default=None)
+        for job in newest.jobs if newest else ():
+            if job.status not in OVER and job.dataset != dataset:
+                raise Conflict(
+                    f"the job {job.id} is not over and trains on {job.dataset!r}, which the members would give up for "
+                    f"{dataset!r}: wait until it is over, or say --replace"
+                )
 
     async def _place(self, owner: Peer, placement: Placement, mine: Sequence[parts.Cut]) -> None:
         """Who owns nothing is told too, so that it gives up what it has."""
@@ -179,7 +193,7 @@ class RingClient:
             view, rounds = await self.progress(job)
             if view != before:
                 yield view, rounds
-            if view.status in ("completed", "stopped", "failed"):
+            if view.status in OVER:
                 return
             before = view
             await asyncio.sleep(LOOK_EVERY)

@@ -11,7 +11,7 @@ from tutti.apps.cli import text
 from tutti.apps.cli.exits import JobNotDone
 from tutti.apps.cli.logs import log_to_stderr
 from tutti.apps.cli.options import ExistingFile, File, Folder, allow_module, as_json, print_json
-from tutti.apps.cli.run_job import check_writable, checked, job_options, put, spec_from
+from tutti.apps.cli.run_job import check_names, check_writable, checked, job_options, put, spec_from
 from tutti.apps.cli.serving import until_signalled
 from tutti.core.errors import UserError
 
@@ -162,6 +162,7 @@ def run_member(
 @click.option("--data", "source", help="What to divide among the members: letter, csv:path=…  [default: they hold it]")
 @job_options
 @click.option("--set", "more", multiple=True, metavar="FIELD=VALUE", help="Any other field, such as training.momentum.")
+@click.option("--replace", is_flag=True, help="Place the data even if a job trains on others, which it then lacks.")
 @click.option("--out", type=File, help="Write the final model to this safetensors file.")
 @click.option("--detach", is_flag=True, help="Submit the job, print its id, and do not wait.")
 @secured
@@ -172,6 +173,7 @@ def train(
     job_file: Path | None,
     source: str | None,
     more: tuple[str, ...],
+    replace: bool,
     out: Path | None,
     detach: bool,
     as_json: bool,
@@ -197,11 +199,17 @@ def train(
         check_writable(out)
     raw = spec_from(job_file, options, more)
     tls = _tls(host, {"tls_cert": tls_cert, "tls_key": tls_key, "tls_ca": tls_ca, "insecure": insecure})
-    _with_client(host, port, tls, lambda client: _train(client, raw, source, out, detach, as_json))
+    _with_client(host, port, tls, lambda client: _train(client, raw, source, replace, out, detach, as_json))
 
 
 async def _train(
-    client: "RingClient", raw: dict[str, Any], source: str | None, out: Path | None, detach: bool, as_json: bool
+    client: "RingClient",
+    raw: dict[str, Any],
+    source: str | None,
+    replace: bool,
+    out: Path | None,
+    detach: bool,
+    as_json: bool,
 ) -> None:
     import asyncio
 
@@ -214,7 +222,8 @@ async def _train(
     _defaults(raw, len(await client.members()))
     spec = checked(raw)
     if data is not None:
-        placed = await client.place(data)
+        check_names(spec)  # before anything is given up for it
+        placed = await client.place(data, replace=replace)
         holders = sum(1 for rows in placed.values() if rows)
         if not as_json:
             click.echo(f"placed {len(data.train)} rows at {holders} of {len(placed)} members")

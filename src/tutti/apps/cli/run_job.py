@@ -361,7 +361,7 @@ def _run_locally(raw: dict[str, Any], source: str | None, options: Mapping[str, 
     cohort.setdefault("wait", LOCAL_WAIT)
     spec = checked(raw)
     _check_source(spec.dataset, source)
-    _check_names(spec)
+    check_names(spec)
     with tempfile.TemporaryDirectory(prefix="tutti-") as folder, Federation(Path(folder)) as federation:
         if not ending.as_json:
             why = "as asked" if options["local"] else "no coordinator runs here"
@@ -413,7 +413,7 @@ def _check_source(dataset: str, source: str | None) -> None:
         )
 
 
-def _check_names(spec: "JobSpec") -> None:
+def check_names(spec: "JobSpec") -> None:
     """Say what the coordinator would say, without starting one."""
     from tutti.core.strategy import compose
     from tutti.ports.training import models

@@ -188,6 +188,13 @@ def ring_lights(views: Sequence[RingView]) -> tuple[Light, ...]:
     needed = min(list_length(len(views)) + 1, len(views))
     leaders = {view.leader for view in views}
     absent = absent_members(views)
+    waiting = [
+        f"{job.id} on {job.dataset!r} {job.reason}"
+        for view in views
+        if view.leader == view.address
+        for job in view.jobs
+        if job.status == "waiting" and job.reason
+    ]
     return (
         Light(name="everybody answers", ok=not absent, detail=", ".join(absent) or f"{len(views)} members"),
         Light(
@@ -210,6 +217,7 @@ def ring_lights(views: Sequence[RingView]) -> tuple[Light, ...]:
             ok=len(leaders) == 1 and "" not in leaders,
             detail=", ".join(sorted(leader or "nobody" for leader in leaders)),
         ),
+        Light(name="jobs go on", ok=not waiting, detail="; ".join(waiting) or "none waits for nodes"),
     )
 
 
