@@ -71,7 +71,9 @@ class Replicas:
         ready, _, _ = select.select([*lines], [], [], DEADLINE)
         assert ready, "nobody took over"
         self.owner = lines[ready[0]]
-        assert self.url in ready[0].readline()
+        line = ready[0].readline()
+        assert self.url in line
+        assert "join#" not in line, "what starts again and again fills no log with invitations"
 
     def await_standby(self, which: int) -> None:
         """Until it says for whom it works."""

@@ -120,6 +120,8 @@ def test_systemd_finds_no_fault(tmp_path: Path, unit: str) -> None:
     done = subprocess.run(verify, capture_output=True, text=True)
     said = [line for line in done.stderr.splitlines() if unit in line]
     assert said == []
+    (start,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
+    assert "LINK" not in start, "everybody on the machine sees the line of a process, and a link lets nodes in"
 
 
 def test_every_value_that_the_chart_uses_exists_and_every_setting_too() -> None:

@@ -50,7 +50,8 @@ NO_LEDGER = (
 class Ready:
     """A coordinator that answers: its address, a link for one node, and where the operator's token lies.
 
-    `broker_link` is that link by way of the broker, without the name and password that the node needs there.
+    There is no link from one that stands in for others. `broker_link` is that link by way of the broker, without the
+    name and password that the node needs there.
 
     No token is needed, and none is named, while it listens on loopback only and nobody has an account.
     """
@@ -442,10 +443,15 @@ async def _open_blobs(settings: CoordinatorSettings, folder: Path) -> "Directory
 
 
 async def _announce(core: "Coordinator", settings: CoordinatorSettings, port: int, token_file: Path | None) -> None:
-    url, token = settings.url(port), await core.members.invite(seconds=INVITE_SECONDS, by="tutti up")
+    if settings.on_ready is None:
+        return
+    url = settings.url(port)
+    if settings.standby:  # which starts and takes over again and again: its log shall not fill with invitations
+        settings.on_ready(Ready(url, "", token_file))
+        return
+    token = await core.members.invite(seconds=INVITE_SECONDS, by="tutti up")
     broker_link = f"{split_link(settings.broker)[0]}#{token}" if settings.broker else ""
-    if settings.on_ready is not None:
-        settings.on_ready(Ready(url, f"{url}/join#{token}", token_file, broker_link))
+    settings.on_ready(Ready(url, f"{url}/join#{token}", token_file, broker_link))
 
 
 # -- files and sockets ---------------------------------------------------------------------------------

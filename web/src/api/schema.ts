@@ -2579,7 +2579,7 @@ export interface components {
          *             weighting: `examples` weights an update by its number of examples, `equal` by 1.
          *             max_weight: The most that one update and its metrics may weigh; larger claims are cut to it.
          *             by_speed: Nodes that were slow get less local work, so as to be done with the middle of the cohort.
-         *             less_of: What they get less of: `steps`, or rows in each `batch`, of as many steps as the others take.
+         *             less_of: What they get less of: `steps`, or rows in each `batch`, down to half of them, and then steps.
          *             prefer_fast: Share of a round's places for nodes that answered fast, by machine and link; 0: all by chance.
          *             at_least_every: With `prefer_fast`, a node that has not been asked for so many rounds is asked before others.
          */

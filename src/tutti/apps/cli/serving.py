@@ -246,15 +246,21 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 def _announce(ready: "Ready", as_json: bool) -> None:
     token_file = ready.operator_token_file
     if as_json:
-        facts = {"url": ready.url, "join_link": ready.join_link, "token_file": token_file and str(token_file)}
+        facts = {"url": ready.url, "token_file": token_file and str(token_file)}
+        facts |= {"join_link": ready.join_link} if ready.join_link else {}
         facts |= {"broker_link": ready.broker_link} if ready.broker_link else {}
         click.echo(json.dumps(facts))
         return
     click.echo(f"coordinator  {ready.url}  (dashboard; API: {ready.url}/docs)")
-    click.echo(f"join link    {ready.join_link}")
+    if ready.join_link:
+        click.echo(f"join link    {ready.join_link}")
     if ready.broker_link:
         click.echo(f"broker link  {ready.broker_link}  (the same; put in the user and password of the node)")
-    click.echo("             for one node, within a day; `tutti invite` makes more")
+    click.echo(
+        "             for one node, within a day; `tutti invite` makes more"
+        if ready.join_link
+        else "join link    `tutti invite` makes one"
+    )
     if token_file is not None:
         click.echo(f"token file   {token_file}  (the operator's: give it to tutti with --token-file)")
         if ready.url.startswith("http:"):
@@ -262,7 +268,7 @@ def _announce(ready: "Ready", as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("link")
+@click.argument("link", envvar="TUTTI_LINK")
 @click.option("--data", "source", help=HOLDS)
 @click.option(
     "--worker", is_flag=True, help="Lend this machine to the compute market, too, or only: --data may be left out."
@@ -299,7 +305,8 @@ def join(
 
     Only makes outbound connections, and reconnects by itself. The secret that the link buys is kept, so the
     same command starts the node again, even with a link that is used up. LINK may also be the plain address of a
-    coordinator that was joined before. Ends at ctrl-C or SIGTERM.
+    coordinator that was joined before; the variable TUTTI_LINK does for it, which other users of the machine do not
+    see. Ends at ctrl-C or SIGTERM.
 
     \b
     Examples:

@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 OTHERWISE = {"data_dir": "TUTTI_COORDINATOR_DIR"}
 """Variables that are not called as their option is; TUTTI_DATA_DIR is where data sets lie."""
 
-NO_OPTIONS = ("CONFIG", "DATA_DIR", "LOG", "TOKEN", "TOKEN_FILE", "URL")
+NO_OPTIONS = ("CONFIG", "DATA_DIR", "LINK", "LOG", "TOKEN", "TOKEN_FILE", "URL")
 """Variables TUTTI_… that mean something, but no option of `tutti up`."""
 
 NOT_SETTINGS = frozenset({"config", "as_json", "until_eof", "help"})
