@@ -315,6 +315,50 @@ async def forced_alike(world: World) -> None:
     await world.run(4.0)
 
 
+async def all_killed(world: World, votes: int) -> None:
+    """Everybody is killed at once when so many have voted for a record; nobody who has not can look at it any more."""
+    for _ in range(20):
+        leader = leader_of(world)
+        others = [process for process in world.up if process is not leader]
+        world.links = {(leader.name, other.name): None for other in others[votes - 1 :]}
+        world.links |= {(other.name, leader.name): None for other in others}
+        with suppress(TimeoutError):
+            await world.until(lambda: len(voted(world)) == votes, 3.0)
+            record = voted(world)[0]
+            world.lost.add(record.digest)
+            assert {it.digest for it in voted(world)} == {record.digest}
+            for process in world.up:
+                process.crash()
+            break
+        world.links.clear()
+        await world.run(4.0)
+    assert not world.up
+    world.links.clear()
+    for name in world.names:
+        world.start(name)
+    await world.run(30.0)
+    assert height(world) > record.height, world.state()
+
+
+def voted(world: World) -> list[Record]:
+    """What was voted for after the newest record."""
+    promised = [disk.durable for disk in world.disks.values()]
+    return [said.vote.record for said in promised if said.vote is not None and said.height == height(world) - 1]
+
+
+async def all_killed_when_one_had_voted(world: World) -> None:
+    await all_killed(world, 1)
+
+
+async def all_killed_when_two_had_voted(world: World) -> None:
+    """Of three they are a majority: the record may be chosen. Of five they are not."""
+    await all_killed(world, 2)
+
+
+async def all_killed_when_three_had_voted(world: World) -> None:
+    await all_killed(world, 3)
+
+
 def after_all(schedule: Schedule, members: int, seed: int) -> World:
     """The schedule, and then everything is mended."""
 
@@ -340,6 +384,9 @@ PROVOKING = {
     restarted_half_way: (3,),
     forced_apart: (5,),
     forced_alike: (4,),
+    all_killed_when_one_had_voted: (3, 5),
+    all_killed_when_two_had_voted: (3, 5),
+    all_killed_when_three_had_voted: (5,),
 }
 """Each with how many members it may have."""
 
@@ -522,6 +569,20 @@ def reborn():
     return instead((consensus.Replica, "votes", votes))
 
 
+def rash():
+    """Who has not answered counts as one who has not voted."""
+
+    def bound(state, latest, promises):
+        return sum(vote is not None and vote.record == latest for vote in promises.values()) >= majority(state.order)
+
+    return instead((consensus.leader, "_may_be_chosen", bound))
+
+
+def bound():
+    """A leader does not find out that too few have voted for the record which it cannot get votes for."""
+    return instead((consensus.leader, "_may_be_chosen", lambda *_: True))
+
+
 MUTANTS = {
     forgetful: survived_by_the_restarted,
     back_to_zero: restarted_half_way,
@@ -536,6 +597,8 @@ MUTANTS = {
     impatient: forced_apart,
     undecided: forced_alike,
     reborn: survived_by_the_forgetful,
+    rash: survived,
+    bound: all_killed_when_one_had_voted,
 }
 """Each with the schedule that provokes it."""
 

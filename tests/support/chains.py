@@ -176,7 +176,7 @@ class Process:
     # -- verification: compute the model again ----------------------------------------------------------------
 
     async def _verify(self, record: Record, asked_for: float) -> str | None:
-        if self.name in self.world.unable:
+        if self.name in self.world.unable or record.digest in self.world.lost:
             return None
         try:
             events = job_events(record)
@@ -293,6 +293,8 @@ class World:
         self.wrong: set[str] = set()
         self.odd: set[str] = set()
         self.unable: set[str] = set()
+        self.lost: set[str] = set()
+        """Digests of records that nobody can look at any more: what they were made of is gone."""
         self.lied = self.forced = self.wiped = 0
         self.sides: dict[str, int] = {}
         self.links: dict[tuple[str, str], float | None] = {}

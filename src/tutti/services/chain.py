@@ -179,7 +179,7 @@ class ChainMember:
     async def _look_at(self, vote: Vote) -> None:
         """Until it is known whether the record is right, or another one came first."""
         began = self._clock()
-        while self.replica.verifying == vote:
+        while self._looks_at(vote.record):
             fault = await self._verify(vote.record, self._clock() - began)
             if fault is not None:
                 if fault:
@@ -187,6 +187,10 @@ class ChainMember:
                 await self.tell(Verified(vote, fault))
                 return
             await asyncio.sleep(TICK)
+
+    def _looks_at(self, record: Record) -> bool:
+        looked_at = self.replica.verifying
+        return looked_at is not None and looked_at.record == record
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         assert self._tasks is not None

@@ -3,12 +3,15 @@
 For every height one record is chosen by single-decree Paxos (Lamport, "Paxos made simple", 2001). Each vote is for a
 record in a ballot; a record that a majority of the committee has voted for in one ballot is chosen, and every later
 ballot can propose nothing else. Votes and promises are on disk before anybody hears of them. Members vote for a record
-only after their shell has verified it: for a round of training, by computing the model again.
+only after their shell has verified it: for a round of training, by computing the model again. Who has voted for it in
+an earlier ballot does so again without: after all were killed at once, the updates may be gone.
 
 **Who leads.** Ballot 0 of each height belongs to the first of `succession`, so an undisturbed round costs one
 exchange. The leader is heard every BEAT seconds. The member of rank i begins an election after i leases of silence.
 Nobody takes part in one who has heard the leader within the last lease: so that a leader is replaced, a majority must
-miss it. A leader that a majority does not answer stops leading: a minority does nothing.
+miss it. A leader that a majority does not answer stops leading: a minority does nothing. One that
+cannot get votes for the record of another asks everybody for a higher ballot: if it turns out that too few had voted
+for this record for it to be chosen, the leader is free to propose another.
 
 **Membership** is part of the records, and changes with them. The committee for height h + 1 is that of record h, which
 everybody who votes has: no view out of date can choose a second record. If a majority of it is lost, nothing happens
@@ -163,8 +166,9 @@ def _tick(state: Replica, now: float) -> Step:
 
 
 def _verified(state: Replica, vote: Vote, fault: str, now: float) -> Step:
-    if state.verifying != vote:
+    if state.verifying is None or state.verifying.record != vote.record:
         return state, ()
+    vote = state.verifying  # the ballot may be a later one by now
     state, answer = voter.verified(state, vote, fault)
     if vote.ballot.owner == state.me:
         return _received(state, answer, now)

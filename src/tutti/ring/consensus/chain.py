@@ -39,7 +39,7 @@ def adopted(state: Replica, records: tuple[Record, ...], now: float, *, by: str 
     """
     tip, before = records[-1], state.role
     chain = (*state.chain[: records[0].height], *records)
-    state = replace(state, chain=chain, verifying=None, wrong=frozenset(), staged=())
+    state = replace(state, chain=chain, verifying=None, wrong=frozenset(), stuck="", staged=())
     leader = state.order[0]
     state = remembering(state, Ballot(0, leader))
     if leader != state.me or more or not state.votes:

@@ -1,5 +1,6 @@
 """Who leads: is elected, proposes, counts votes, and gives up when too few answer."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -18,15 +19,19 @@ from tutti.ring.consensus.replica import (
     Replica,
     Send,
     Step,
-    Verify,
     header,
     remembering,
 )
+from tutti.ring.consensus.voter import looking_at
 from tutti.ring.record import Record, Seat, after, majority
 
 BEAT = 0.25
 PATIENCE = 3
 """Leases without answers of a majority after which a leader stops."""
+
+VOTING = 10
+"""Leases after which a leader that finishes what another began looks whether it must. Votes may take them: others fetch
+the updates first."""
 
 
 def lead_on(state: Replica, role: Leading, now: float) -> Step:
@@ -35,6 +40,8 @@ def lead_on(state: Replica, role: Leading, now: float) -> Step:
     missing = majority(state.order) - 1  # this member answers itself
     if missing and sorted(heard, reverse=True)[missing - 1] < now - PATIENCE * LEASE:
         return _follow(state, "a majority of the committee does not answer", now)
+    if role.proposal is not None and not role.told and now - role.since > VOTING * LEASE:
+        return elect(replace(state, stuck=role.proposal.digest), now)
     if now - role.beat_at < BEAT:
         return state, ()
     state = replace(state, role=replace(role, beat_at=now))
@@ -64,7 +71,7 @@ def stand_again(state: Replica, role: Electing, now: float) -> Step:
     """Unless so many have promised that it is what they voted for that is in the way: then let others stand."""
     if len(role.promises) < majority(state.order):
         return elect(state, now)
-    return replace(state, role=Following("", now + LEASE * len(state.order))), ()
+    return replace(state, stuck="", role=Following("", now + LEASE * len(state.order))), ()
 
 
 def on_promise(state: Replica, message: Promise, now: float) -> Step:
@@ -82,6 +89,9 @@ def _elected(state: Replica, now: float) -> Step:
     A majority's promises are enough, and any majority's will do. So who voted for a record that is wrong is not counted
     here: if the record is not chosen, others are a majority; if it is, no majority is without one who voted for it, and
     this member does not lead.
+
+    With more promises than that it may turn out that nothing was chosen. Then no vote binds. It is worth waiting for
+    them only if the votes could not be had: this comes after everybody was killed at once, and the updates with them.
     """
     role = state.role
     assert isinstance(role, Electing)
@@ -91,13 +101,28 @@ def _elected(state: Replica, now: float) -> Step:
     if len(promises) < majority(state.order):
         return state, ()
     votes = [vote for vote in promises.values() if vote is not None]
+    latest = max(votes, key=lambda vote: vote.ballot).record if votes else None
+    if latest is not None and not _may_be_chosen(state, latest, promises):
+        latest = None
+    elif latest is not None and latest.digest == state.stuck and len(role.promises) < len(state.order):
+        return state, ()
     acks = MappingProxyType(dict.fromkeys(role.promises, now))
-    state = replace(state, role=Leading(role.ballot, now, not votes, acks, beat_at=now))
+    state = replace(state, role=Leading(role.ballot, now, latest is None, acks, beat_at=now))
     beats = _beats(state, role.ballot)
-    if not votes:
+    if latest is None:
         return state, (*beats, Lead())
-    state, wishes = _proposing_again(state, max(votes, key=lambda vote: vote.ballot).record, now)
+    state, wishes = _proposing_again(state, latest, now)
     return state, (*beats, *wishes)
+
+
+def _may_be_chosen(state: Replica, latest: Record, promises: Mapping[str, Vote | None]) -> bool:
+    """Whether a majority may have voted for the record of the latest vote: those who say so, and who has not answered.
+
+    If not, nothing else was chosen either: in the ballot of that vote nothing else could be proposed that some earlier
+    ballot had not ruled out, and in a later one only those can have voted who have not answered, which is a minority.
+    """
+    others = sum(vote is None or vote.record != latest for vote in promises.values())
+    return len(state.order) - others >= majority(state.order)
 
 
 def on_nack(state: Replica, message: Nack, now: float) -> Step:
@@ -140,9 +165,8 @@ def _proposing_again(state: Replica, record: Record, now: float) -> Step:
     assert isinstance(role, Leading)
     if said is not None and said.record == record:
         return _proposing(state, record, now)
-    vote = Vote(role.ballot, record)
-    state = replace(state, verifying=vote, role=replace(role, proposal=record))
-    return state, (*_ask_for_votes(state), Verify(vote))
+    state, looks = looking_at(replace(state, role=replace(role, proposal=record)), Vote(role.ballot, record))
+    return state, (*_ask_for_votes(state), *looks)
 
 
 def _proposing(state: Replica, record: Record, now: float) -> Step:

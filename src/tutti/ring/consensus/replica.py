@@ -157,8 +157,9 @@ class Replica:
         me: Its address.
         chain: All records.
         durable: Promise and vote.
-        verifying: What the shell is looking at.
+        verifying: What the shell is looking at, in the ballot in which it was asked for last.
         wrong: Digests of records at this height that are wrong: this member or a majority has found them so.
+        stuck: Digest of a record at this height that this member has led for, and that did not get its votes in time.
         staged: Records of another chain, after those that both have: more of it must come before it is the better one.
         asked: Whom the shell has pointed to.
     """
@@ -169,6 +170,7 @@ class Replica:
     role: Following | Electing | Leading = Following()
     verifying: Vote | None = None
     wrong: frozenset[str] = frozenset()
+    stuck: str = ""
     staged: tuple[Record, ...] = ()
     asked: str = ""
 

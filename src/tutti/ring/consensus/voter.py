@@ -52,9 +52,20 @@ def on_accept(state: Replica, message: Accept, now: float) -> Step:
     if message.record.digest in state.wrong:
         again = Rejected(**header(state), ballot=vote.ballot, record=vote.record.digest, reason="as was said before")
         return state, (*wishes, Send(message.ballot.owner, again))
-    if state.verifying == vote or message.record.previous != message.tip:
+    if message.record.previous != message.tip:
         return state, wishes
-    return replace(state, verifying=vote), (*wishes, Verify(vote))
+    said = state.durable.vote
+    if said is not None and said.record == message.record:  # it was looked at then, and may not be able to be now
+        state = replace(remembering(state, vote.ballot, vote), verifying=None)
+        return state, (*wishes, Send(message.ballot.owner, _accepted(state, vote)))
+    state, looks = looking_at(state, vote)
+    return state, (*wishes, *looks)
+
+
+def looking_at(state: Replica, vote: Vote) -> Step:
+    """Have a record verified. Whoever is at it already goes on, in whatever ballot that was."""
+    under_way = state.verifying is not None and state.verifying.record == vote.record
+    return replace(state, verifying=vote), () if under_way else (Verify(vote),)
 
 
 def verified(state: Replica, vote: Vote, fault: str) -> tuple[Replica, Accepted | Nack | Rejected]:
