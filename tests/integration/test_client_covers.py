@@ -61,7 +61,8 @@ def call_everything(client: Client, url: str, folder, heard: set[tuple[str, str]
     assert client.why(job, 1).round == 1
     assert client.download(job, folder / "model.safetensors").stat().st_size
     assert [event.type for event in client.events_of("JobStopped", "JobCompleted")] == ["JobCompleted", "JobStopped"]
-    assert client.events(client.status().offset) == []
+    newest = client.status().offset
+    assert all(event.offset > newest for event in client.events(newest))  # scores may still come
 
     invitation = client.invite()
     client.check_invite(invitation.token)
