@@ -1,5 +1,6 @@
 """The IDL files, loaded; and the ring's values from and to its structs."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ MAX_LIST = 64
 DIGEST = 32
 """Bytes of a digest."""
 
+AHEAD = 86_400
+"""Lives are counted from the clock, in seconds. One so far ahead of the clock here is not believed: who is called dead
+in its latest possible life could not come back."""
+
 
 class BadValue(UserError):
     """A well-formed message says something that cannot be."""
@@ -44,9 +49,13 @@ def peer_struct(peer: Peer) -> Any:
 
 def peer_from(struct: Any) -> Peer:
     """Raises BadValue for an address or incarnation that none can have."""
-    if len(struct.address) > MAX_ADDRESS or struct.incarnation < 0:
+    if len(struct.address) > MAX_ADDRESS or struct.incarnation < 0 or not _has_begun(struct):
         raise BadValue(f"not a peer: address {struct.address[:80]!r}, incarnation {struct.incarnation}")
     return Peer(key_from(struct.id), struct.address, struct.incarnation)
+
+
+def _has_begun(struct: Any) -> bool:
+    return bool(struct.incarnation <= time.time() + AHEAD)
 
 
 def view_struct(view: View) -> Any:
@@ -61,12 +70,15 @@ def view_struct(view: View) -> Any:
 
 
 def view_from(struct: Any) -> View:
-    """Raises BadValue; lists are cut to what a member may say."""
+    """Raises BadValue; lists are cut to what a member may say, and lives that cannot be are left out."""
+    before = struct.predecessor
     return View(
         peer_from(struct.peer),
-        None if struct.predecessor is None else peer_from(struct.predecessor),
-        tuple(map(peer_from, struct.successors[:MAX_LIST])),
-        tuple(map(peer_from, struct.nearer[:MAX_LIST])),
-        EMPTY.merged(Claim(peer_from(claim.peer), claim.alive) for claim in struct.roster[: 2 * ROOM]),
+        peer_from(before) if before is not None and _has_begun(before) else None,
+        tuple(map(peer_from, filter(_has_begun, struct.successors[:MAX_LIST]))),
+        tuple(map(peer_from, filter(_has_begun, struct.nearer[:MAX_LIST]))),
+        EMPTY.merged(
+            Claim(peer_from(claim.peer), claim.alive) for claim in struct.roster[: 2 * ROOM] if _has_begun(claim.peer)
+        ),
         (struct.chain or b"")[:DIGEST].hex(),
     )
