@@ -45,6 +45,7 @@ class At:
     [
         ("127.0.0.1", "line 1: expected an address such as 127.0.0.1:5001, came '127.0.0.1'"),
         ("# all\n\na:1\nb:99999", "line 4: expected an address"),
+        ("# nobody", "it names nobody"),
         ("a:1\nb:2\na 1", "line 3: a:1 stands on line 1 already"),
     ],
 )
@@ -101,6 +102,7 @@ async def test_newcomers_join_through_those_who_answer(tmp_path):
 async def test_strangers_doubles_and_other_versions_are_refused(tmp_path):
     async with ring(tmp_path, 1) as (node,), At((node.peer.address,)) as at:
         for peer, protocol, reason in (
+            (peer_at("not an address"), PROTOCOL, "expected an address such as 127.0.0.1:5001, came 'not an address'"),
             (peer_at("127.0.0.1:9"), PROTOCOL, "127.0.0.1:9 is not among the 1 of the members file"),
             (peer_at(node.peer.address, 5), PROTOCOL, "another live process has"),
             (node.peer, PROTOCOL + 1, f"speaks protocol {PROTOCOL}, the caller {PROTOCOL + 1}"),

@@ -293,7 +293,7 @@ class ThriftPeers:
         channel = self._channels.get(peer.address)
         if channel is None:
             host, _, port = peer.address.rpartition(":")
-            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            if not is_address(peer.address):
                 raise Unreachable(f"expected an address such as 127.0.0.1:5001, came {peer.address!r}")
             channel = self._channels[peer.address] = Channel(training_node.TrainingNode, host, int(port), tls=self._tls)
         return await channel.call(name, *arguments, within=self._within)
@@ -307,6 +307,12 @@ def apart(one: str, other: str) -> bool:
 def peer_at(address: str, incarnation: int = 0) -> Peer:
     """The peer of an address: its identifier follows from it."""
     return Peer(identifier(address), address, incarnation)
+
+
+def is_address(text: str) -> bool:
+    """Whether it is a host and a port."""
+    host, _, port = text.rpartition(":")
+    return bool(host) and not any(map(str.isspace, host)) and port.isdecimal() and 0 < int(port) < 65536
 
 
 def require_version(protocol: int | None) -> None:
@@ -324,6 +330,8 @@ def genuine(struct: Any, members: Collection[str]) -> Peer:
     if struct is None:
         raise compute_node.Refused("the call does not say who calls")
     peer = peer_from(struct)
+    if not is_address(peer.address):
+        raise compute_node.Refused(f"expected an address such as 127.0.0.1:5001, came {peer.address!r}")
     if peer.id != identifier(peer.address):
         raise compute_node.Refused(f"the identifier {peer.id:x} is not that of {peer.address!r}")
     if members and peer.address not in members:

@@ -35,6 +35,8 @@ def parse_members(text: str) -> tuple[str, ...]:
         if address in found:
             raise BadMembers(f"members file, line {number}: {address} stands on line {found[address]} already")
         found[address] = number
+    if not found:
+        raise BadMembers("members file: it names nobody; leave --members out if any may join")
     return tuple(found)
 
 

@@ -150,7 +150,11 @@ def run_member(
         policy=policy,
         allow_modules=allow_modules,
         tls=_tls(host, tls),
-        on_ready=lambda address: _say(as_json, {"node": address}, f"member {address}; ctrl-C ends it"),
+        on_ready=lambda address: _say(
+            as_json,
+            {"node": address},
+            f"member {address} looks for its place; ctrl-C ends it",
+        ),
     )
     asyncio.run(until_signalled(run_ring_node(settings)))
 
@@ -273,7 +277,8 @@ async def _until_done(client: "RingClient", job: str, data: "Data | None", out: 
 def _line(job: "JobView", each: "RoundView") -> str:
     loss = each.metrics.get("loss")
     said = f"loss {loss:.4f}, " if loss is not None else ""
-    return f"round {each.round} of {job.rounds}: {said}{each.counted} of {each.cohort} nodes, {each.reason}"
+    which = f"round {each.round} of {job.rounds}" if each.task == "train" else f"after round {each.round - 1}"
+    return f"{which}: {said}{each.counted} of {each.cohort} nodes, {each.reason}"
 
 
 def _rows(source: str) -> "Data":

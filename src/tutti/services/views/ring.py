@@ -145,7 +145,7 @@ def lights(
     tip = chain.replica.tip
     degraded = tip is not None and tip.generation > 0
     return (
-        Light(name="joined", ok=member.joined, detail="" if member.joined else "looks for its place"),
+        Light(name="joined", ok=member.joined, detail="is in a ring" if member.joined else "looks for its place"),
         Light(name="one live successor", ok=bool(living) or alone, detail=f"{len(living)} are believed alive"),
         Light(
             name="ordered successor list",
