@@ -1,5 +1,6 @@
 """Three coordinators behind nginx, all of which have nodes: relays that die, Redis that goes, live events at each."""
 
+import asyncio
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 from websockets.sync.client import connect
@@ -142,6 +144,19 @@ def test_a_relay_says_for_whom_it_asks(place):
             assert made.status_code == 201
     listed = httpx.get(f"{place.url(place.relay())}/api/v1/audit?newest=true", headers=AS_OPERATOR, timeout=DEADLINE)
     assert [each["entry"]["origin"] for each in listed.json()["items"][:2]] == ["203.0.113.9", "127.0.0.3"]
+
+
+def test_relays_reach_the_owner_where_it_says_that_it_is(place):
+    async def written() -> str:
+        db = await asyncpg.connect(place.replicas.database)
+        try:
+            return await db.fetchval("SELECT url FROM events_owner")
+        finally:
+            await db.close()
+
+    assert asyncio.run(written()) == place.replicas.replica_url(place.replicas.owner)
+    asked = httpx.get(f"{place.url(place.relay())}/api/v1/status", headers=AS_OPERATOR, timeout=DEADLINE)
+    assert asked.status_code == 200
 
 
 def test_live_events_at_any_replica(place):

@@ -46,6 +46,10 @@ class Replicas:
     def client(self) -> Client:
         return Client(self.url, token=TOKEN)
 
+    def replica_url(self, which: int) -> str:
+        """Where the others reach it: another name than that of --host."""
+        return f"http://localhost:{self.ports[which]}"
+
     def start(self, which: int) -> None:
         data = self.folder / f"data{which}"
         if not data.exists():  # what its operator gives each of them
@@ -54,7 +58,7 @@ class Replicas:
             (data / "session-key").write_text(KEY)
             (data / "key-of-the-ledger").write_text(LEDGER_KEY)
         up = ["up", "--standby", "--port", str(self.ports[which]), "--data-dir", str(data)]
-        up += ["--ledger-key-file", str(data / "key-of-the-ledger")]
+        up += ["--ledger-key-file", str(data / "key-of-the-ledger"), "--replica-url", self.replica_url(which)]
         with (self.folder / f"log{which}").open("a") as log:
             self._read_to[which] = log.tell()
             self.processes[which] = subprocess.Popen(
