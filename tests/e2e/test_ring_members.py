@@ -66,6 +66,7 @@ def test_seeds_memory_and_mutual_tls(tmp_path: Path, processes):
     lives = {v.address: v.incarnation for v in asyncio.run(views_when(first, all_there(2), files))}
     refused = tutti("ring", "show", "127.0.0.1", first, cwd=tmp_path)
     assert (refused.returncode, "Traceback" in refused.stderr) == (Exit.UNREACHABLE, False), refused.stderr
+    assert "if it wants TLS, give --tls-cert" in refused.stderr
     remembered = tmp_path / str(second) / "ring.json"
     asyncio.run(views_when(first, lambda views: f"127.0.0.1:{first}" in remembered.read_text(), files))
     supernode.end(SIGKILL)

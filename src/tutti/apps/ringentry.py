@@ -132,7 +132,7 @@ class Entry:
         Raises Unreachable, and Conflict if it is refused, or if the supernodes know only another ring, or two.
         """
         known = tuple(peer_at(address) for address in self._remembered.peers if address != self.me.address)
-        deadline = time.monotonic() + (0.0 if known else SUPERNODE_PATIENCE)
+        deadline, said = time.monotonic() + (0.0 if known else SUPERNODE_PATIENCE), False
         while True:
             try:
                 found, first = await self._found()
@@ -144,6 +144,9 @@ class Entry:
                     return known, False
                 if time.monotonic() > deadline:
                     raise
+                if not said:
+                    log.warning("%s; asks again for %g s", error, SUPERNODE_PATIENCE)
+                said = True
             await asyncio.sleep(LOOK_EVERY)
 
     async def stay(self, ring: RingMember, found: Callable[[], Awaitable[None]]) -> None:

@@ -77,7 +77,8 @@ class Channel:
 
     async def _read(self, frames: Frames) -> None:
         """Hand answers to those who wait for them, until the connection ends."""
-        lost: Exception = Unreachable(f"{self._host}:{self._port} closed the connection")
+        hint = "" if self._tls else "; if it wants TLS, give --tls-cert, --tls-key and --tls-ca"
+        lost: Exception = Unreachable(f"{self._host}:{self._port} closed the connection{hint}")
         try:
             while (frame := await frames.read()) is not None:
                 message = decode(frame)

@@ -214,8 +214,11 @@ def ring_lights(views: Sequence[RingView]) -> tuple[Light, ...]:
         ),
         Light(
             name="one leader",
-            ok=len(leaders) == 1 and "" not in leaders,
-            detail=", ".join(sorted(leader or "nobody" for leader in leaders)),
+            ok=len(leaders) == 1 and leaders <= there.keys(),
+            detail=", ".join(
+                (leader or "nobody") + (" (gives no answer)" if leader and leader not in there else "")
+                for leader in sorted(leaders)
+            ),
         ),
         Light(name="jobs go on", ok=not waiting, detail="; ".join(waiting) or "none waits for nodes"),
     )
