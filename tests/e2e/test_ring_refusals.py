@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from support.commands import DEADLINE, ENVIRONMENT, background, running, tutti
+from support.ring_processes import free_port
 from tutti.adapters.thrift.client import Channel, UnknownCall
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, supernode, training_node
 from tutti.adapters.thrift.node import peer_at
@@ -205,14 +206,9 @@ def test_nobody_there(tmp_path, taken):
     assert (done.returncode, "thrift://127.0.0.1:9091" in done.stderr) == (Exit.USAGE, True)
 
 
-def test_data_are_not_displaced_below_a_job(tmp_path, taken):
+def test_data_are_not_displaced_below_a_job(tmp_path):
     """Neither for a job that cannot be, nor for another unless somebody says so; then `ring show` says who waits."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    seed, member = ports
+    seed, member = free_port(), free_port()
     (tmp_path / "mine.csv").write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k % 2}\n" for k in range(40)))
     train = ("train", "127.0.0.1", seed, "--rounds", 100_000, "--detach", "--data")
     other = (*train, "csv:path=mine.csv,target=y", "--model")
