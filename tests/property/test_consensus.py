@@ -194,6 +194,28 @@ async def test_whoever_has_lost_its_memory_is_seated_anew(world):
     assert world.forced == 0
 
 
+@scheduled(2)
+async def test_a_dead_leader_is_not_shown_as_one(world):
+    leader = leader_of(world)
+    (other,) = (process for process in world.up if process is not leader)
+    assert other.chain.fault == ""
+    leader.crash()
+    await world.run(5.0)
+    assert other.chain.leader == leader.name
+    assert f"{leader.name} was not heard for" in other.chain.fault
+
+
+@scheduled(3)
+async def test_a_record_that_gets_no_votes_is_shown(world):
+    leader = leader_of(world)
+    world.unable = {process.name for process in world.up if process is not leader}
+    await world.run(20.0)
+    assert all("has waited for votes" in process.chain.fault for process in world.up)
+    world.unable = set()
+    await world.run(5.0)
+    assert {process.chain.fault for process in world.up} == {""}
+
+
 # -- schedules in which one thing must not be forgotten -----------------------------------------------------------
 
 

@@ -60,6 +60,7 @@ def test_a_ring_in_order_is_well(count):
 def test_who_gives_no_answer_is_said_and_has_its_place_on_the_page():
     views = [replace(view, leader=EIGHT[1].address) for view in views_of(EIGHT[1:])]
     assert wrong(views) == ["everybody answers"]
+    assert wrong([replace(view, leader=EIGHT[0].address) for view in views]) == ["everybody answers", "one leader"]
     (absent,) = shown(views, "").absent
     assert (absent.address, int(absent.id, 16)) == (EIGHT[0].address, identifier(EIGHT[0].address))
 

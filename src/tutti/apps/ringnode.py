@@ -390,7 +390,7 @@ class RingNode:
         )
 
     async def reform(self) -> None:
-        if self.chain.leader and time.monotonic() - self.chain.leader_heard_at < 2 * WITHIN:
+        if not self.chain.fault:
             raise Conflict(f"the ring is led by {self.chain.leader}: there is nothing to force")
         await self.chain.reform()
 

@@ -39,6 +39,9 @@ TICK = 0.1
 UNHEARD = 3.0
 """Seconds without a leader after which a member asks others for records: it may be off the roster by now."""
 
+OVERDUE = 15.0
+"""Seconds after which a record should have its votes: more than a leader takes to find out that it cannot get them."""
+
 WAITING = 64
 """Messages that may wait for one member; more are lost, which the protocol bears."""
 
@@ -84,6 +87,7 @@ class ChainMember:
         self.leading = False
         self.term = 0
         """How often this member began to lead."""
+        self._unsettled: float | None = None
         self._turn = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._rng = Random(self.me)  # noqa: S311 - chooses whom to ask, guards nothing
@@ -148,6 +152,11 @@ class ChainMember:
             if records or after.durable != before.durable:
                 await asyncio.to_thread(self._store.save, records, after.durable)
             self.replica = after
+            unsettled = after.verifying is not None or after.durable.vote is not None
+            if records or not unsettled:
+                self._unsettled = None
+            if unsettled and self._unsettled is None:
+                self._unsettled = self._clock()
             if take_over is not None:
                 take_over()
             for wish in wishes:
@@ -259,6 +268,17 @@ class ChainMember:
     def leader(self) -> str:
         """Who leads, as far as is known; empty if nobody does."""
         return self.replica.leader
+
+    @property
+    def fault(self) -> str:
+        """Why nobody leads here, though somebody may be named; empty if all is well."""
+        if not self.leader:
+            return "nobody leads: no majority answers"
+        if (silent := self._clock() - self.leader_heard_at) > UNHEARD:
+            return f"{self.leader} was not heard for {silent:.0f} s"
+        if self._unsettled is not None and (waits := self._clock() - self._unsettled) > OVERDUE:
+            return f"{self.leader}, but record {self.height + 1} has waited for votes for {waits:.0f} s"
+        return ""
 
     @property
     def leader_heard_at(self) -> float:

@@ -152,7 +152,7 @@ def lights(
             ok=ahead == sorted(set(ahead)),
             detail="in order, without duplicates" if ahead == sorted(set(ahead)) else "out of order",
         ),
-        Light(name="leader", ok=bool(chain.leader), detail=chain.leader or "nobody leads: no majority answers"),
+        Light(name="leader", ok=not chain.fault, detail=chain.fault or chain.leader),
         Light(
             name="parts copied",
             ok=keeper is None or not keeper.uncopied,
