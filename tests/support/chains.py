@@ -482,14 +482,16 @@ class World:
     async def settle(self, limit: float = 120.0) -> None:
         """Until the job is over and all have the same chain, which must not take long once nothing fails.
 
-        A disk that was lost may have been the only voter's: then somebody has to force it.
+        A disk that was lost may have been the only voter's, or that of whose vote is needed beside one against: then a
+        light is BAD, and somebody has to force it.
         """
         end = self.now + limit
         while self.now < end:
             await self.run(0.5)
             if self.settled():
                 return
-            if self.wiped and end - self.now < limit / 2 and not any(p.chain.leading for p in self.up):
+            stuck = not any(process.chain.leading and not process.chain.fault for process in self.up)
+            if self.wiped and end - self.now < limit / 2 and stuck:
                 self.force(max(self.up, key=lambda process: process.chain.height))
                 await self.run(5.0)
         raise AssertionError(f"not settled: {self.state()}")
