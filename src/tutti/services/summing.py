@@ -84,10 +84,7 @@ class RelaySums:
     async def keeps(self, node: NodeId) -> bool:
         """The same, once this replica has read what it has heard of: its log may be a moment behind."""
         if not self.takes(node):
-            async with self._reading:
-                if self._journal.offset < self._heard:
-                    with suppress(TuttiError):
-                        await self._journal.load()
+            await self._catch_up()
         return self.takes(node)
 
     async def examine(self, node: NodeId, said: Submission) -> Examined | None:
@@ -95,6 +92,8 @@ class RelaySums:
         try:
             if not said.digest or not await self.keeps(node):
                 return None
+            if not self._is_open(said.job, said.round, said.attempt):  # it knows of the node's task in a round before
+                await self._catch_up()
             opened = self._opened(said.job, said.round, said.attempt)
             summed, fold = await self._fold(said.job, opened)
             if isinstance(fold.accumulator, Mean):
@@ -130,6 +129,13 @@ class RelaySums:
 
     # -- within ----------------------------------------------------------------------------------------------
 
+    async def _catch_up(self) -> None:
+        """Read what has been heard of: whoever is told of a round is told by letters that come after its news."""
+        async with self._reading:
+            if self._journal.offset < self._heard:
+                with suppress(TuttiError):
+                    await self._journal.load()
+
     def _look_at_jobs(self) -> None:
         for job in self._journal.jobs.values():
             if job.final:
@@ -141,11 +147,16 @@ class RelaySums:
                 if summed.aggregation.sums_in_parts:
                     self._jobs[job.id] = summed
 
-    def _opened(self, job_id: str, number: int, attempt: int) -> RoundOpened:
+    def _is_open(self, job_id: str, number: int, attempt: int) -> bool:
         job = self._journal.jobs.get(job_id)
-        round = job.round if job is not None and job_id in self._jobs else None
-        if round is None or (round.number, round.opened.attempt) != (number, attempt) or round.opened.task != "train":
+        opened = job.round.opened if job is not None and job.round and job_id in self._jobs else None
+        return opened is not None and (opened.round, opened.attempt, opened.task) == (number, attempt, "train")
+
+    def _opened(self, job_id: str, number: int, attempt: int) -> RoundOpened:
+        if not self._is_open(job_id, number, attempt):
             raise NotFound(f"round {number} of job {job_id!r} is not open here")
+        round = self._journal.jobs[job_id].round
+        assert round is not None
         return round.opened
 
     async def _fold(self, job_id: str, opened: RoundOpened) -> tuple[_Summed, Fold]:
