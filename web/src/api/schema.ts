@@ -3926,14 +3926,20 @@ export interface components {
         /**
          * RewardsView
          * @description A job's rewards. `earned`: by node, over all scored rounds; `unpaid`: why they are not paid yet, if so.
+         *
+         *         `commitment`: to the secret that draws the rounds that are audited; `secret`: itself, once all is settled.
          */
         RewardsView: {
+            /** @default  */
+            commitment?: string;
             earned: {
                 [key: string]: number;
             };
             job: string;
             pool: number;
             scored: number[];
+            /** @default  */
+            secret?: string;
             settled: boolean;
             sponsor: string;
             unpaid: string;
