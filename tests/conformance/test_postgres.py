@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from support.services import CUT, alone, database
-from tutti.adapters import postgres
+from tutti.adapters import addresses
 from tutti.adapters.accounts.postgres import PostgresAccounts
 from tutti.adapters.ledgers.postgres import PostgresEntries
 from tutti.adapters.logs.group import LogInUse
@@ -290,4 +290,5 @@ async def test_addresses_that_do_not_work(url, wrong, error, says):
 
 
 def test_a_password_is_not_shown():
-    assert postgres.shown("postgresql://me:secret@db:5433/tutti?password=secret") == "postgresql://me@db:5433/tutti"
+    shown = addresses.shown("postgresql://me:secret@db:5433/tutti?password=secret")
+    assert shown == "postgresql://me:***@db:5433/tutti?password=***"
