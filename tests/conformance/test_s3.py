@@ -233,6 +233,12 @@ async def test_a_wrong_key(url, monkeypatch):
         await S3Blobs.open(url)
 
 
+async def test_the_bucket_of_an_address_without_a_store_is_one_at_aws(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "what")
+    S3Blobs("s3://bucket/prefix?region=eu-central-1")
+
+
 async def test_a_store_that_does_not_answer(monkeypatch, url):
     with pytest.raises(StorageError, match="look after the store"):
         await S3Blobs.open("s3://bucket?endpoint=http://127.0.0.1:1")

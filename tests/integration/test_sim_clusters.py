@@ -154,5 +154,5 @@ def test_what_goes_wrong_with_a_node_is_said_and_costs_only_its_share(expected):
 @pytest.mark.parametrize(("name", "package"), [("dask", "distributed"), ("ray", "ray")])
 def test_an_engine_that_is_not_installed_says_how_to_install_it(federation, monkeypatch, name, package):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(UserError, match=rf"not installed: pip install 'tutti\[{name}\]'"):
+    with pytest.raises(UserError, match=rf"not installed: pip install '\.\[{name}\]'"):
         simulate(spec_of(), federation, engine=name)

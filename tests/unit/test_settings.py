@@ -234,6 +234,14 @@ def test_an_expired_certificate_is_refused_and_one_that_soon_will_be_is_named(tm
     assert "expires on 2030-01-02" in caplog.text
 
 
+@pytest.mark.parametrize("command", [["config", "show"], ["up"]])
+def test_a_certificate_without_its_key_is_refused(tmp_path: Path, capsys, command) -> None:
+    day = timedelta(days=1)
+    file = certificate(tmp_path / "bare.pem", datetime.now(UTC) - day, datetime.now(UTC) + 90 * day)
+    assert run([*command, "--tls-cert", str(file)]) == Exit.USAGE
+    assert "does not hold a certificate chain and its private key" in capsys.readouterr().err
+
+
 def test_a_coordinator_does_not_start_with_an_expired_certificate(tmp_path: Path, capsys) -> None:
     start = datetime(2020, 1, 1, tzinfo=UTC)
     file = certificate(tmp_path / "old.pem", start, start + timedelta(days=1))
@@ -259,8 +267,8 @@ def test_json_lines_have_the_ids_that_a_message_is_about() -> None:
 
 def test_audits_that_were_asked_for_and_cannot_be_are_an_error(caplog) -> None:
     assert [share_of_audits(asked, able=True) for asked in (None, 0.0, 1.0)] == [AUDITED, 0.0, 1.0]
-    with pytest.raises(UserError, match=r"expected wasmtime for --audited 1, it is not installed.*tutti\[audit\]"):
+    with pytest.raises(UserError, match=r"expected wasmtime for --audited 1, it is not installed.*\.\[audit\]"):
         share_of_audits(1.0, able=False)
     assert (share_of_audits(0.0, able=False), caplog.messages) == (0.0, [])
     assert share_of_audits(None, able=False) == 0.0
-    assert "no browser's update is computed again: wasmtime is not installed" in caplog.text
+    assert "no browser's update is computed again: wasmtime is missing" in caplog.text

@@ -26,7 +26,9 @@ def extra(name: str, what: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "tutti":
             raise
-        raise MissingExtra(f"{what} needs {error.name}, which is not installed: pip install 'tutti[{name}]'") from error
+        raise MissingExtra(
+            f"{what} needs {error.name}, which is not installed: pip install '.[{name}]' in Tutti's sources"
+        ) from error
 
 
 _listed: ContextVar[tuple[str, ...]] = ContextVar("_listed", default=())

@@ -56,7 +56,7 @@ def tracing(service: str) -> "Iterator[Tracer | None]":
     try:
         provider = _provider(service)
     except ImportError:
-        log.warning("the environment asks for traces: pip install 'tutti[otel]' to have them")
+        log.warning("the environment asks for traces: pip install '.[otel]' in Tutti's sources to have them")
         yield None
         return
     try:

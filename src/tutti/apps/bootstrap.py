@@ -311,11 +311,13 @@ def share_of_audits(asked: float | None, *, able: bool) -> float:
         return AUDITED if asked is None else asked
     if asked:
         raise UserError(
-            f"expected wasmtime for --audited {asked:g}, it is not installed: `pip install 'tutti[audit]'`, or start "
-            "with --audited 0, which computes no browser's update again"
+            f"expected wasmtime for --audited {asked:g}, it is not installed: pip install '.[audit]' in "
+            "Tutti's sources, or start with --audited 0, which computes no browser's update again"
         )
     if asked is None:
-        log.warning("no browser's update is computed again: wasmtime is not installed (`pip install 'tutti[audit]'`)")
+        log.warning(
+            "no browser's update is computed again: wasmtime is missing (pip install '.[audit]' in Tutti's sources)"
+        )
     return 0.0
 
 

@@ -1,6 +1,7 @@
-"""A coordinator's own certificate: whether it can be used today."""
+"""A coordinator's own certificate: whether it can be used today, and with this key."""
 
 import logging
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +10,15 @@ from tutti.core.errors import UserError
 log = logging.getLogger(__name__)
 
 SOON = timedelta(days=14)
+
+
+def check_key(certificate: Path, key: Path | None) -> None:
+    """Raise UserError where the private key, by default in the same file, is missing or another certificate's."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (ssl.SSLError, OSError) as error:
+        what = f"{certificate} does not hold a certificate chain and its private key, or --tls-key is another's"
+        raise UserError(f"{what} ({getattr(error, 'reason', None) or error})") from None
 
 
 def check_certificate(file: Path, now: datetime | None = None) -> None:

@@ -157,4 +157,4 @@ def _extra() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(f"the chain needs {error.name or error}: pip install 'tutti[chain]'") from None
+        raise UserError(f"the chain needs {error.name or error}: pip install '.[chain]' in Tutti's sources") from None

@@ -30,6 +30,7 @@ from tutti.ports.blobs import Buffer, Mapped, check_digest
 
 if TYPE_CHECKING:
     from obstore import GetResult
+    from obstore.store import S3Config
 
 MAPPED = 1 << 20
 """Bytes from which on a blob is read into a temporary file and mapped, so that memory stays bounded."""
@@ -179,6 +180,8 @@ class S3Blobs:
             return UserError(f"{what}: there is no such bucket: make it first")
         if FULL.search(str(error)):
             return StorageError(f"{what}: the store is full: raise its quota, or free some space")
+        if "RequestTimeTooSkewed" in str(error):
+            return StorageError(f"{what}: the store's clock is another: set this machine's clock right")
         if isinstance(error, PermissionDeniedError) or "403 Forbidden" in str(error):  # listing says it in words only
             keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what this key may do"
             return UserError(f"{what}: access denied ({_said(error)}): check {keys}")
@@ -193,13 +196,14 @@ def _store(url: str) -> S3Store:
     endpoint, region = options.pop("endpoint", None), options.pop("region", "us-east-1")
     if parts.scheme != "s3" or not parts.netloc or options or "@" in parts.netloc:
         raise UserError(f"expected a bucket such as s3://bucket/prefix?endpoint=https://host:9000, came {shown(url)!r}")
+    config: S3Config = {"region": region, "virtual_hosted_style_request": endpoint is None}
+    if endpoint is not None:  # else AWS itself
+        config["endpoint"] = endpoint
     try:
         return S3Store(
             parts.netloc,
             prefix=parts.path.strip("/") or None,
-            endpoint=endpoint,
-            region=region,
-            virtual_hosted_style_request=endpoint is None,
+            config=config,
             client_options={"allow_http": True, "timeout": "10m", "connect_timeout": "5s"},
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=20)},
         )

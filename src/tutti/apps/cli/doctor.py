@@ -126,6 +126,11 @@ def _examine_coordinator(link: str, token_file: Path | None, ca: Path | None) ->
             before = time.time()
             health = http.get("/health")
             after = time.time()
+            if health.status_code in (502, 503, 504):
+                said = f"who answers has no coordinator behind it (HTTP {health.status_code})"
+                advice = "start one, or wait until another has taken over"
+                yield Finding("answer", False, said, advice, Exit.UNREACHABLE)
+                return
             known = http.get("/openapi.json").json()["info"]
             title, version = known["title"], known["version"]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from tutti.apps.certificates import check_certificate
+from tutti.apps.certificates import check_certificate, check_key
 from tutti.apps.cli.addresses import check_addresses
 from tutti.apps.cli.logs import log_to_stderr
 from tutti.apps.cli.options import ExistingFile, FiniteRange, Folder, allow_module, as_json, print_json, with_client
@@ -215,21 +215,16 @@ def checked(settings: Mapping[str, Any]) -> None:
     check_addresses(settings)
     if settings["tls_cert"]:
         check_certificate(settings["tls_cert"])
+        check_key(settings["tls_cert"], settings["tls_key"])
     for secret in ("jwt_secret_file", "operator_token_file", "ledger_key_file"):
         if settings[secret]:
             read_secret(settings[secret])
 
 
 def _serve(settings: "CoordinatorSettings") -> None:
-    import ssl
-
     from tutti.apps.bootstrap import serve
 
-    try:
-        _run(serve(settings))
-    except ssl.SSLError as error:
-        what = f"{settings.tls_cert} does not hold a certificate chain and its private key, or --tls-key is another's"
-        raise UserError(f"{what} ({error.reason or error})") from None
+    _run(serve(settings))
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

@@ -124,7 +124,9 @@ def _get(store: "wasmtime.Store", its: Any, at: int, count: int) -> Floats:
 def compiled(code: str) -> "tuple[wasmtime.Engine, wasmtime.Module]":
     """Raises BadScript for what is no module, lacks what is called, or asks for anything."""
     if not runs_here():
-        raise BadScript("programs need wasmtime, which is not installed here: pip install 'tutti[audit]'")
+        raise BadScript(
+            "programs need wasmtime, which is not installed here: pip install '.[audit]' in Tutti's sources"
+        )
     import wasmtime
 
     config = wasmtime.Config()
