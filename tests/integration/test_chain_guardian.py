@@ -26,7 +26,7 @@ async def test_a_round_is_taken_back_by_a_command(tmp_path):
     ledger = EvmLedger(Chain.at(folder))
     await post(ledger, *FUND)
     assert await ledger.account("bob") == Account(owed=30)
-    with pytest.raises(l.InsufficientFunds, match="30 tokens can be claimed .* on: until then"):
+    with pytest.raises(l.InsufficientFunds, match=r"30 tokens can be claimed .* on: until then"):
         await ledger.post(Order("early", l.Claim(account="bob")))
     done = tutti("chain", "veto", 0, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -64,14 +64,14 @@ class ComputeNode:
 
     async def ask(self, protocol: int | None, key: bytes | None, asker: Any) -> Any:
         require_version(protocol)
-        view = await self._host.asked(key_from(key), None if asker is None else genuine(asker, self._members))
+        view = await self._host.asked(key_from(key), None if asker is None else reachable(asker, self._members))
         if view is None:
             raise compute_node.NotMember("this process has not joined the ring yet")
         return view_struct(view)
 
     async def tell(self, protocol: int | None, peer: Any) -> None:
         require_version(protocol)
-        await self._host.told(genuine(peer, self._members))
+        await self._host.told(reachable(peer, self._members))
 
     async def missing(self, digests: list[bytes] | None) -> list[bytes]:
         if len(digests or ()) > MAX_DIGESTS:
@@ -321,6 +321,13 @@ def require_version(protocol: int | None) -> None:
         raise compute_node.Refused(f"this member speaks protocol {PROTOCOL}, the caller {protocol}: use one version")
 
 
+def reachable(struct: Any, members: Collection[str]) -> Peer:
+    """A genuine caller that wants a place in the ring, so that others can call it; raises Refused."""
+    if struct is not None and not is_address(address := peer_from(struct).address):
+        raise compute_node.Refused(f"expected an address such as 127.0.0.1:5001, came {address!r}")
+    return genuine(struct, members)
+
+
 def genuine(struct: Any, members: Collection[str]) -> Peer:
     """A caller that is who it says; raises Refused.
 
@@ -330,8 +337,6 @@ def genuine(struct: Any, members: Collection[str]) -> Peer:
     if struct is None:
         raise compute_node.Refused("the call does not say who calls")
     peer = peer_from(struct)
-    if not is_address(peer.address):
-        raise compute_node.Refused(f"expected an address such as 127.0.0.1:5001, came {peer.address!r}")
     if peer.id != identifier(peer.address):
         raise compute_node.Refused(f"the identifier {peer.id:x} is not that of {peer.address!r}")
     if members and peer.address not in members:

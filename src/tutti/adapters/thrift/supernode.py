@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tutti.adapters.thrift.idl import compute_node, peer_struct
-from tutti.adapters.thrift.node import genuine, peer_at, require_version
+from tutti.adapters.thrift.node import peer_at, reachable, require_version
 from tutti.core.errors import UserError
 from tutti.ports.ring import Peers
 from tutti.ring.identifiers import Peer
@@ -58,7 +58,7 @@ class Supernode:
 
     async def enrol(self, protocol: int | None, peer: Any) -> list[Any]:
         require_version(protocol)
-        newcomer = genuine(peer, self._members)
+        newcomer = reachable(peer, self._members)
         address = newcomer.address
         async with self._turn:
             views = await self._views()
