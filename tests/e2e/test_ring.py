@@ -19,7 +19,7 @@ from tutti.adapters.fabrics.ring import node_of
 from tutti.apps.nodes import load_data
 from tutti.core.registry import Choice
 from tutti.ports.training import Data, Examples
-from tutti.services.views.ring import RingView
+from tutti.services.views.ring import RingView, ring_lights
 from tutti.sim.federation import Federation
 
 MEMBERS = 3
@@ -71,8 +71,8 @@ def spec_of(nodes: int) -> dict:
 
 
 def settled(views: list[RingView]) -> bool:
-    """One chain, all well, and every part of the data set owned by one member and copied to the others."""
-    well = all(light.ok for view in views for light in view.lights)
+    """One chain, all lights well, and every part of the data set owned by one member and copied to the others."""
+    well = all(light.ok for lights in (ring_lights(views), *(view.lights for view in views)) for light in lights)
     parts_there = sum(view.parts_owned for view in views) == min(parts.PARTS, ROWS)
     return well and parts_there and len({view.digest for view in views}) == 1
 
@@ -117,7 +117,7 @@ def test_a_ring_trains_to_the_model_of_a_hub_and_a_dead_leader_does_not_change_i
     }
     shown = command("ring", "show", host, port, cwd=ring.folder)
     assert shown.returncode == 0, shown.stderr
-    bad = [line for line in shown.stdout.splitlines() if "BAD" in line]
-    assert all("everybody answers" in line for line in bad)  # the dead is named until a record leaves it out
+    bad = [line for line in shown.stdout.splitlines() if "BAD" in line]  # by name, where pytest cuts the whole
+    assert not bad
     for member in ring.members.values():
         assert member.end(SIGTERM) == 0
