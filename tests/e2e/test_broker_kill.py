@@ -1,12 +1,12 @@
 """Nodes by way of a broker and a bucket: everything goes away in turn, and the model is that of the hub."""
 
-import socket
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 from support.commands import running, tutti
 from support.gateway import gateway
+from support.ports import free_port
 from support.rabbit import rabbit
 from support.services import S3_KEYS, bucket
 from tutti.adapters.blobs.s3 import S3Blobs
@@ -25,8 +25,7 @@ SPEC = {
 
 class Federation:
     def __init__(self, folder: Path, up: list[object], stack: ExitStack) -> None:
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self._folder, self._stack = folder, stack
         self._up = ["up", "--port", port, "--data-dir", folder / "data", *up]
         self._running: dict[str, ExitStack] = {}

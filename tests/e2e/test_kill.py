@@ -3,15 +3,15 @@
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from support.commands import running, tutti
+from support.ports import free_port
 from tutti.apps.client import Client
 from tutti.services.views import EventView, JobView
 from tutti.wire.messages import MAX_ATTACHED
@@ -35,8 +35,7 @@ class Federation:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.client = Client(f"http://127.0.0.1:{self.port}")
         self._running: dict[str, ExitStack] = {}
         self.pids: dict[str, int] = {}

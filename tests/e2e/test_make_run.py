@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from support.commands import DEADLINE, ENVIRONMENT
+from support.ports import free_port
 from support.services import S3_KEYS, bucket, coordinator_uid
 from tutti.adapters.blobs.s3 import S3Blobs
 from tutti.core.errors import NotFound
@@ -34,8 +34,7 @@ def table(rows: int = 90) -> bytes:
 @contextlib.contextmanager
 def made_to_run(folder: Path, options: str) -> Iterator[str]:
     """Its address, once it says how to train."""
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {**ENVIRONMENT, **S3_KEYS, "PEERS": "2", "PORT": str(port), "TUTTI_DATA_DIR": str(folder)}
     process = subprocess.Popen(
         ["make", "-s", "-o", ".venv/.installed", f"BIN={Path(sys.executable).parent}", "run", f"ARGS={options}"],

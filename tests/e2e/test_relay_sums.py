@@ -15,8 +15,9 @@ import pytest
 
 from support.certificates import certificate
 from support.commands import DEADLINE, running
+from support.ports import free_ports
 from support.redis import USER, redis_server
-from support.replicas import TOKEN, Replicas, free_ports, three
+from support.replicas import TOKEN, Replicas, three
 from tutti.apps.client import Client
 
 SPEC = {

@@ -15,8 +15,9 @@ import pytest
 from websockets.sync.client import connect
 
 from support.commands import DEADLINE, running, tutti
+from support.ports import free_ports
 from support.redis import USER, redis_server
-from support.replicas import TOKEN, Replicas, free_ports, three
+from support.replicas import TOKEN, Replicas, three
 
 SPEC = {
     "dataset": "digits",

@@ -13,7 +13,8 @@ import pytest
 import tutti
 from support.commands import background, running
 from support.commands import tutti as command
-from support.ring_processes import Ring, free_port, owned_rows
+from support.ports import free_port
+from support.ring_processes import Ring, owned_rows
 from tutti.adapters.datasets import parts
 from tutti.adapters.fabrics.ring import node_of
 from tutti.apps.nodes import load_data

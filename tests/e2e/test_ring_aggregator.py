@@ -8,7 +8,8 @@ from signal import SIGKILL
 
 from support.commands import running
 from support.gated import GATE, gated, installed, open_gate, rows
-from support.ring_processes import Ring, free_port
+from support.ports import free_port
+from support.ring_processes import Ring
 from tutti.adapters.fabrics.ring import SMALL, copies
 from tutti.apps.ringclient import RingClient
 from tutti.domain.spec import load_spec

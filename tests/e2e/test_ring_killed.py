@@ -7,7 +7,8 @@ from signal import SIGKILL
 
 from support.commands import running
 from support.commands import tutti as command
-from support.ring_processes import Ring, free_port
+from support.ports import free_port
+from support.ring_processes import Ring
 
 ROUNDS = 60
 

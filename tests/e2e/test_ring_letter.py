@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from support.commands import running, tutti
-from support.ring_processes import Ring, free_port, owned_rows
+from support.ports import free_port
+from support.ring_processes import Ring, owned_rows
 from support.shared_data import SHARED, needs
 from tutti.adapters.fabrics.ring import node_of
 from tutti.apps.nodes import load_data

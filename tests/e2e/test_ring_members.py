@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGKILL
@@ -11,19 +10,12 @@ import pytest
 
 from support.authority import certificate
 from support.commands import running, tutti
+from support.ports import free_ports
 from tutti.apps.cli.exits import Exit
 from tutti.apps.ringclient import RingClient
 from tutti.apps.ringentry import Tls
 
 DEADLINE = 120
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 async def views_when(port, condition, tls=None):

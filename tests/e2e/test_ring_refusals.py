@@ -5,7 +5,6 @@ import json
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGKILL
 
@@ -13,7 +12,7 @@ import msgspec
 import pytest
 
 from support.commands import DEADLINE, ENVIRONMENT, background, running, tutti
-from support.ring_processes import free_port
+from support.ports import free_port, free_ports
 from tutti.adapters.thrift.client import Channel, UnknownCall
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_struct, supernode, training_node
 from tutti.adapters.thrift.node import peer_at
@@ -58,12 +57,7 @@ def refused_to_another_version(which: str, said: str, *arguments: object, cwd: P
 @pytest.mark.parametrize("which", ["+", "-"])
 def test_another_version_is_refused_wherever_it_asks(tmp_path, which):
     """To join, by a supernode and by members of before; and as a client, of a supernode and of a member."""
-    ports = []
-    for _ in range(3):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    seed, member, newcomer = ports
+    seed, member, newcomer = free_ports(3)
     other = PROTOCOL + (1 if which == "+" else -1)
     said = f"speaks protocol {PROTOCOL}, the caller {other}: use one version"
     state = tmp_path / "newcomer"
@@ -95,12 +89,10 @@ def test_what_a_supernode_cannot_do(tmp_path, taken):
 def test_who_may_be_a_member(tmp_path, taken):
     members = tmp_path / "compute_node.txt"
     members.write_text(f"127.0.0.1,{taken}\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, stranger = free_ports(2)
     with running("ring", "supernode", "--port", port, "--members", members, cwd=tmp_path):
         state = ("--state-dir", tmp_path / "state")
-        refused(Exit.CONFLICT, "is not among the 1 of the members file", "node", 1 + taken % 60000, "127.0.0.1", port,
+        refused(Exit.CONFLICT, "is not among the 1 of the members file", "node", stranger, "127.0.0.1", port,
                 *state, cwd=tmp_path)  # fmt: skip
         refused(Exit.CONFLICT, "choose another port", "node", taken, "127.0.0.1", port, *state, cwd=tmp_path)
         refused(Exit.USAGE, "has no members yet", "show", "127.0.0.1", port, cwd=tmp_path)
@@ -108,13 +100,7 @@ def test_who_may_be_a_member(tmp_path, taken):
 
 def test_a_member_with_a_members_file_takes_nobody_else(tmp_path):
     """Also where the supernode has none; who is refused says so."""
-    with ExitStack() as stack:
-        ports = []
-        for _ in range(3):
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    seed, member, stranger = ports
+    seed, member, stranger = free_ports(3)
     members = tmp_path / "compute_node.txt"
     members.write_text(f"127.0.0.1:{member}\n")
     with (
@@ -155,12 +141,7 @@ async def noise(port: int) -> None:
 
 
 def test_strangers_do_a_member_no_harm(tmp_path, taken):
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    seed, member = ports
+    seed, member = free_ports(2)
     with running("ring", "supernode", "--port", seed, cwd=tmp_path):
         state = ("--state-dir", tmp_path / "member")
         with running("ring", "node", member, "127.0.0.1", seed, *state, cwd=tmp_path):
@@ -193,9 +174,7 @@ async def noise_at_supernode(port: int) -> None:
 
 
 def test_nobody_there(tmp_path, taken):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     refused(Exit.UNREACHABLE, "cannot reach", "show", "127.0.0.1", port, cwd=tmp_path)
     refused(Exit.UNREACHABLE, "no supernode answers", "node", taken, "127.0.0.2", port, "--state-dir", tmp_path,
             "--host", "127.0.0.2", cwd=tmp_path)  # fmt: skip
@@ -208,7 +187,7 @@ def test_nobody_there(tmp_path, taken):
 
 def test_data_are_not_displaced_below_a_job(tmp_path):
     """Neither for a job that cannot be, nor for another unless somebody says so; then `ring show` says who waits."""
-    seed, member = free_port(), free_port()
+    seed, member = free_ports(2)
     (tmp_path / "mine.csv").write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k % 2}\n" for k in range(40)))
     train = ("train", "127.0.0.1", seed, "--rounds", 100_000, "--detach", "--data")
     other = (*train, "csv:path=mine.csv,target=y", "--model")

@@ -16,7 +16,7 @@ from thrift.transport.TSocket import TServerSocket, TSocket
 from thrift.transport.TTransport import TFramedTransport, TFramedTransportFactory
 
 from support.commands import DEADLINE, running
-from support.ring_processes import free_port
+from support.ports import free_port
 from tutti.adapters.fabrics.ring import PROCESS, node_of
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, key_bytes, supernode, training_node
 from tutti.domain.spec import load_spec

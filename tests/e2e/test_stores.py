@@ -3,14 +3,14 @@
 import contextlib
 import secrets
 import shutil
-import socket
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from support.commands import running, tutti
+from support.ports import free_port
 from support.services import S3_KEYS, bucket, database
 from tutti.adapters.identities.ed25519 import Ed25519Key
 from tutti.adapters.ledgers.signed import SignedLedger
@@ -34,11 +34,6 @@ SPEC = {
 async def stores(monkeypatch):
     async with database() as url, bucket(monkeypatch) as place:
         yield {"--database": url, "--blobs": place}
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        return free.getsockname()[1]
 
 
 def trained(folder: Path, *options: object, interrupted: bool = False) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from support.certificates import certificate
+from support.ports import free_ports
 from support.redis import USER, redis_server
-from support.replicas import free_ports
 from tutti.adapters.posts.redis import RedisPost
 from tutti.core.errors import UserError
 from tutti.ports.post import PostLost

@@ -5,13 +5,13 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from support.browser import missing
+from support.ports import free_port
 from tutti.adapters.chain.connection import Chain, Deployment
 from tutti.adapters.chain.deploy import Rules, deploy
 from tutti.adapters.chain.embedded import EmbeddedChain
@@ -76,8 +76,7 @@ def hardhat(log: Path) -> Iterator[Hardhat]:
     """A node that answers; skipped where contracts/ is not installed, except in CI."""
     if shutil.which("npx") is None or not (CONTRACTS / "node_modules" / "hardhat").is_dir():
         missing("Hardhat (npm --prefix contracts ci)")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["npx", "hardhat", "node", "--hostname", "127.0.0.1", "--port", str(port)],

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.ports import free_port
 from support.services import missing
 
 STORE = Path(os.environ.get("TUTTI_SERVICES_DIR", "/var/tmp/tutti-services")) / "s3"  # of deploy/services.sh
@@ -20,8 +21,7 @@ class Gateway:
     """`url` stays the same, however often it is stopped and started again; the store behind it goes on."""
 
     def __init__(self, folder: Path) -> None:
-        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None

@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import shutil
-import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from math import isnan
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import yaml
 
+from support.ports import free_port
 from support.services import missing
 
 SCRAPE_SECONDS = 0.2
@@ -91,8 +91,7 @@ async def prometheus(
     further = {"job_name": "replicas", "authorization": {"credentials": others[1]}, "static_configs": [beside]}
     config["scrape_configs"].append({**scrape, **further})
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         program("prometheus"),
         f"--config.file={folder / 'prometheus.yml'}",

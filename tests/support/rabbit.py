@@ -10,14 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.ports import free_port
 from support.services import missing
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        return int(free.getsockname()[1])
 
 
 class Rabbit:

@@ -6,29 +6,23 @@ import re
 import secrets
 import select
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from support.commands import DEADLINE, ENVIRONMENT
+from support.ports import free_ports
 from support.services import S3_KEYS, bucket, database, missing, redis_url
 from tutti.apps.client import Client
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy/nginx.conf"
 TOKEN, KEY, LEDGER_KEY = secrets.token_urlsafe(32), secrets.token_hex(32), secrets.token_hex(32)
 WAITS = "this replica works for the owner"
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        free = [stack.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in range(count)]
-        return [each.getsockname()[1] for each in free]
 
 
 class Replicas:

@@ -1,7 +1,6 @@
 """A ring of real processes: a supernode and members, by their commands."""
 
 import asyncio
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,12 +15,6 @@ from tutti.adapters.thrift.node import peer_at
 from tutti.apps.ringclient import RingClient
 from tutti.ports.training import Data
 from tutti.services.views.ring import RingView
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

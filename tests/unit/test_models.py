@@ -277,7 +277,7 @@ def test_missing_framework_says_what_to_install() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60, capture_output=True, text=True
     )
     assert run.stdout.startswith("MissingExtra")
-    assert "pip install 'tutti[torch]'" in run.stdout
+    assert "pip install '.[torch]' in Tutti's sources" in run.stdout
 
 
 def test_our_own_missing_modules_are_our_fault() -> None:

@@ -1,7 +1,6 @@
 """A coordinator's own certificate: whether it can be used today, and with this key."""
 
 import logging
-import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +13,8 @@ SOON = timedelta(days=14)
 
 def check_key(certificate: Path, key: Path | None) -> None:
     """Raise UserError where the private key, by default in the same file, is missing or another certificate's."""
+    import ssl  # only here: the command line is asked for its help without it
+
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
     except (ssl.SSLError, OSError) as error:
