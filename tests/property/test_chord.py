@@ -60,12 +60,13 @@ def test_a_ring_from_one_member_up_and_down_again_always_finds_its_order(part):
         world = World(bits=rng.choice((4, 5, 6)))
         world.join(rng.randrange(1 << world.bits), None)
         for _ in range(STEPS):
-            churn(world, rng, guarded=not any_small(world))
+            churn(world, rng, guarded=not any_small(world), fingers=True)
             sizes.add(len(world.members))
             for member in world.members.values():
                 ahead = [member.after(peer.id) for peer in member.successors]
                 assert ahead == sorted(set(ahead)), f"seed {seed}"
                 assert 0 not in ahead, f"seed {seed}"
+                assert member.me.id not in member.roster.claims, f"seed {seed}: it counts itself twice"
         assert world.settle(40) is not None, f"seed {seed}"
     assert {1, R, R + 1, 2 * R} <= sizes
 

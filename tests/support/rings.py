@@ -227,11 +227,14 @@ def _inside(a: int, b: int, bits: int) -> int:
     return ((1 << (1 << bits)) - (1 << (a + 1))) | ((1 << b) - 1)
 
 
-def churn(world: World, rng: Random, *, guarded: bool = True) -> None:
-    """One random step. `guarded`: no failure breaks the assumptions of the proof."""
+def churn(world: World, rng: Random, *, guarded: bool = True, fingers: bool = False) -> None:
+    """One random step. `guarded`: no failure breaks the assumptions of the proof. `fingers`: they are fixed too."""
+    kinds, weights = ["fail", "join", "due", "ask", "hear"], [2, 2, 6, 6, 6]
+    if fingers:
+        kinds, weights = [*kinds, "finger"], [*weights, 3]
     for _ in range(20):
         ids = list(world.members)
-        kind = rng.choices(("fail", "join", "due", "ask", "hear"), (2, 2, 6, 6, 6))[0]
+        kind = rng.choices(kinds, weights)[0]
         id = rng.choice(ids)
         if kind == "fail":
             if len(ids) == 1 or not world.lists_with(id):
@@ -248,6 +251,8 @@ def churn(world: World, rng: Random, *, guarded: bool = True) -> None:
             if world.asks[id]:
                 continue
             world.due(id, Due(Task.STABILISE))
+        elif kind == "finger":
+            world.due(id, Due(Task.FINGER, key=(id + (1 << rng.randrange(world.bits))) % (1 << world.bits)))
         elif kind == "ask":
             if not world.asks[id]:
                 continue

@@ -175,8 +175,8 @@ def found(me: Peer, bits: int) -> Member:
 def _learn(member: Member, view: View) -> Step:
     """Merge what the answer says; whoever hears that it is dead takes a new incarnation, and says so to all."""
     accusation = view.roster.claims.get(member.me.id)
-    others = [claim for id, claim in view.roster.claims.items() if id != member.me.id]
-    member = _knowing(member, member.roster.merged([Claim(view.peer, True), *others]))
+    claims = (Claim(view.peer, True), *view.roster.claims.values())  # who answers may be this member itself
+    member = _knowing(member, member.roster.merged(claim for claim in claims if claim.peer.id != member.me.id))
     if accusation is None or not accusation.beats(Claim(member.me, True)):
         return member, ()
     member = replace(member, me=replace(member.me, incarnation=accusation.peer.incarnation + 1))
