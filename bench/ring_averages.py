@@ -4,6 +4,8 @@
 
 A round of ours is all of it: every member makes an update and gives it to three of the committee, who sum all updates
 before they vote, the record is on a majority of disks, and everybody has the new model. Training costs nothing.
+The first 20 rounds are not measured (none of them with --quick): as many models are kept, and from then on a new one is
+written into memory that an old one has left; on a virtual machine the first use of a page takes ten times as long.
 BENCH_HIVEMIND_PYTHON names an interpreter that has hivemind; its averager (as many processes, one group) then runs in
 the same way. `s` is the median of the rounds in seconds, `CPU s` what all processes together used for one, which other
 work on the machine changes less. `bare` is the limit of a round that goes over TCP, see _bare_averages.py; members on
@@ -32,11 +34,13 @@ from _ring import Ring, free_port, until
 from tutti.apps.ringclient import RingClient
 from tutti.domain.spec import load_spec
 from tutti.ports.training import Data, Examples
+from tutti.services.keeping import Keep
 
 ROWS = 400  # for each member, so that all get some
 
 
-async def ours(peers: int, floats: int, rounds: int) -> tuple[float, float | None]:
+async def ours(peers: int, floats: int, rounds: int, before: int) -> tuple[float, float | None]:
+    """Seconds of a round and CPU seconds of all processes for one, after so many `before`."""
     with tempfile.TemporaryDirectory() as folder:
         ring = Ring(Path(folder), environment=plugin(Path(folder)))
         client = RingClient(f"127.0.0.1:{ring.port}")
@@ -48,17 +52,17 @@ async def ours(peers: int, floats: int, rounds: int) -> tuple[float, float | Non
             placed = await client.place(_rows(peers))
             holders = sum(1 for rows in placed.values() if rows)
             await client.until_held("nowork", holders)
-            job = await client.submit(load_spec(_job(floats, rounds, holders)))
+            job = await client.submit(load_spec(_job(floats, before + rounds, holders)))
             members = [process.pid for process in ring.processes.values()]
             used: dict[int, float] = {}
             async for view, closed in client.follow(job):  # noqa: B007 - the last view is wanted
                 made = [each.closed_at for each in closed if each.status == "closed" and each.closed_at is not None]
-                if made:
+                if len(made) > before:
                     used.setdefault(len(made), cpu_seconds(members))
             assert view.status == "completed", view.reason
             one, last = min(used), max(used)  # they are one if the rounds were over between two looks
             cpu = (used[last] - used[one]) / (last - one) if last > one else None
-            return median(b - a for a, b in pairwise(made)), cpu
+            return median(b - a for a, b in pairwise(made[before:])), cpu
         finally:
             await client.close()
             ring.stop()
@@ -136,10 +140,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.peers, options.floats, options.rounds = "3", "1000", 2
+    before = 0 if options.quick else Keep().models
     rows = []
     for floats in map(int, options.floats.split(",")):
         for peers in map(int, options.peers.split(",")):
-            mine, used = asyncio.run(ours(peers, floats, options.rounds))
+            mine, used = asyncio.run(ours(peers, floats, options.rounds, before))
             limit, least = bare(peers, floats, options.rounds)
             theirs, theirs_used = hivemind(peers, floats, options.rounds) or (None, None)
             rows.append(

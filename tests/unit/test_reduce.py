@@ -48,6 +48,20 @@ def test_a_counter_may_fall_and_has_one_zero() -> None:
         assert not np.signbit(fold(reducer, order, ONE.delta.layout, 1)["seen"])
 
 
+def test_nothing_merged_with_nothing_and_then_something() -> None:
+    """The sums of an empty accumulator are not written yet: nobody may take them for something."""
+    whole, empty, one = (reducer.zero(ONE.delta.layout, 4, 2**20) for _ in range(3))
+    for acc in (whole, empty):
+        acc.sums[:] = 7
+    with pytest.raises(BadUpdate):
+        reducer.add(whole, Update(Params(ONE.delta.layout, np.full_like(ONE.delta.buffer, np.nan)), 1))
+    reducer.merge(whole, empty)
+    reducer.add(one, ONE)
+    reducer.merge(whole, one)
+    reducer.merge(whole, empty)
+    assert reducer.finish(whole).buffer.tolist() == ONE.delta.buffer.tolist()
+
+
 def test_merge_equals_adding() -> None:
     left, right, all_ = (reducer.zero(ONE.delta.layout, 4, 3) for _ in range(3))
     reducer.add(left, ONE)
@@ -201,7 +215,8 @@ def test_what_could_overflow_or_be_too_coarse_is_refused(updates: int, weight: i
 # -- the two implementations -------------------------------------------------------------------------
 
 
-def test_kernel_and_numpy_agree() -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_kernel_and_numpy_agree(anew: bool) -> None:
     kernels = pytest.importorskip("tutti.core._kernels", reason="built without a C compiler")
     rng = np.random.default_rng(5)
     size = 50_001
@@ -213,8 +228,8 @@ def test_kernel_and_numpy_agree() -> None:
     results = []
     for accumulate, threads in ((accumulate_numpy, ()), (kernels.accumulate, (1,)), (kernels.accumulate, (3,))):
         sums = np.arange(size)
-        clean = [accumulate(sums, deltas, scales, blocks, 256.0, *threads)]
-        clean.append(accumulate(sums, deltas[:3], scales[:3], blocks, 256.0, *threads))
+        clean = [accumulate(sums, deltas, scales, blocks, 256.0, anew, *threads)]
+        clean.append(accumulate(sums, deltas[:3], scales[:3], blocks, 256.0, False, *threads))
         results.append((clean, sums.tobytes()))
     assert results[0] == results[1] == results[2]
     assert results[0][0] == [False, True]

@@ -76,7 +76,7 @@ class MemberData:
             self._peers,
             kept.placement if kept else None,
             here,
-            have=self._have,
+            have=self._blobs.laid_down,
             save=self._save,
             forget=self._forget,
         )
@@ -139,12 +139,6 @@ class MemberData:
         if self.keeper is None:
             raise Conflict("this member has not joined the ring yet: try again")
         return self.keeper
-
-    async def _have(self, digest: Digest) -> bool:
-        if not self._blobs.has(digest):
-            return False
-        async with self._blobs.file(digest):  # on disk, then
-            return True
 
     def _save(self, placement: Placement, digests: Sequence[Digest]) -> None:
         partial = self._file.with_suffix(".tmp")

@@ -15,6 +15,7 @@ static const uint64_t MAGIC_BITS = UINT64_C(0x4338000000000000);
 
 typedef struct {
     uint64_t *sums; /* NULL: look at the values only */
+    int anew;       /* what is in the sums counts for nothing: a block is 0 before the first vector is added */
     const float *const *deltas;
     const double *scales;
     Py_ssize_t count;
@@ -67,9 +68,11 @@ static void *work(void *argument) {
     while ((index = atomic_fetch_add(&job->next, 1)) < job->block_count) {
         Block block = job->blocks[index];
         size_t size = (size_t)(block.stop - block.start);
+        uint64_t *sums = job->sums ? job->sums + block.start : NULL;
+        if (job->anew)
+            memset(sums, 0, size * sizeof *sums);
         for (Py_ssize_t k = 0; k < job->count; k++) {
             const float *values = job->deltas[k] + block.start;
-            uint64_t *sums = job->sums ? job->sums + block.start : NULL;
             if (sums ? add_scaled(sums, values, size, job->scales[k], job->limit) : within(values, size, job->limit))
                 continue;
             atomic_store(&job->beyond, 1);
@@ -117,8 +120,9 @@ static PyObject *all_within(PyObject *module, PyObject *arguments) {
 }
 
 PyDoc_STRVAR(accumulate_doc,
-             "accumulate(sums, deltas, scales, blocks, limit, threads=0) -> bool\n\n"
-             "Add rint(delta * scale) of every float32 delta to the int64 sums, in place, within the blocks.\n"
+             "accumulate(sums, deltas, scales, blocks, limit, anew=False, threads=0) -> bool\n\n"
+             "Add rint(delta * scale) of every float32 delta to the int64 sums, in place, within the blocks; anew: to 0\n"
+             "there, whatever the sums hold, which need not have been written then.\n"
              "A block of a delta that holds NaN or a magnitude above the limit adds nothing; the result says whether\n"
              "there was none. threads=0 means one for each CPU that this process may use.");
 
@@ -126,16 +130,19 @@ static PyObject *accumulate(PyObject *module, PyObject *arguments) {
     PyObject *object, *deltas, *scales, *blocks;
     float limit;
     Py_ssize_t threads = 0;
+    int anew = 0;
     Py_buffer sums;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "OOOOf|n:accumulate", &object, &deltas, &scales, &blocks, &limit, &threads) ||
+    if (!PyArg_ParseTuple(arguments, "OOOOf|pn:accumulate", &object, &deltas, &scales, &blocks, &limit, &anew,
+                          &threads) ||
         get_vector(object, &sums, sizeof(uint64_t), PyBUF_WRITABLE) < 0)
         return NULL;
     Py_ssize_t size = sums.len / (Py_ssize_t)sizeof(uint64_t);
     Vectors vectors = {0};
     PyObject *result = NULL;
     if (get_vectors(deltas, scales, size, &vectors) == 0) {
-        Job job = {.sums = sums.buf, .deltas = vectors.deltas, .scales = vectors.scales, .count = vectors.count};
+        Job job = {.sums = sums.buf, .anew = anew, .count = vectors.count};
+        job.deltas = vectors.deltas, job.scales = vectors.scales;
         result = run_blocks(&job, blocks, size, limit, threads);
     }
     release(&vectors);
@@ -146,12 +153,24 @@ static PyObject *accumulate(PyObject *module, PyObject *arguments) {
 enum { CHUNK = 1024 };
 static const int64_t LOW = (INT64_C(1) << 29) - 1, HALF = INT64_C(1) << 28, DOUBT = 4;
 
-/* Quotients in double precision; whether one of them may be rounded to the wrong float32 (see _settled). */
-FOR_EACH_CPU static int quotients(double *quotient, const int64_t *sums, size_t size, double divisor) {
+/* The nearest double, as a cast gives it, by operations that every CPU has for whole vectors: the halves are put into
+   the mantissas of doubles, which are exact, and only the last sum is rounded. */
+static inline double nearest(int64_t sum) {
+    uint64_t low = ((uint64_t)sum & 0xffffffff) | UINT64_C(0x4330000000000000);           /* 2^52 + low */
+    uint64_t high = ((uint64_t)sum >> 32) ^ UINT64_C(0x4530000080000000);                 /* 2^84 + 2^63 + high * 2^32 */
+    double lower, upper;
+    memcpy(&lower, &low, sizeof lower);
+    memcpy(&upper, &high, sizeof upper);
+    return (upper - (0x1p84 + 0x1p63 + 0x1p52)) + lower;
+}
+
+/* Quotients in double precision, each off by three roundings at most: of the sum, the inverse and the product. Whether
+   one of them may be rounded to the wrong float32 (see _settled). */
+FOR_EACH_CPU static int quotients(double *quotient, const int64_t *sums, size_t size, double inverse) {
     int64_t doubt = 0;
     for (size_t i = 0; i < size; i++) {
         int64_t bits;
-        quotient[i] = (double)sums[i] / divisor;
+        quotient[i] = nearest(sums[i]) * inverse;
         memcpy(&bits, quotient + i, sizeof bits);
         int64_t distance = (bits & LOW) - HALF;
         doubt |= (distance <= DOUBT) & (distance >= -DOUBT);
@@ -198,11 +217,11 @@ static PyObject *divide(PyObject *module, PyObject *arguments) {
     char *means = view.buf;
     size_t size = (size_t)view.len / sizeof(int64_t);
     Py_BEGIN_ALLOW_THREADS
-    double quotient[CHUNK], divisor = ldexp((double)total, fraction_bits);
+    double quotient[CHUNK], inverse = 1.0 / ldexp((double)total, fraction_bits);
     float mean[CHUNK];
     for (size_t start = 0; start < size; start += CHUNK) { /* upwards: a mean is written where sums were read already */
         size_t count = size - start < CHUNK ? size - start : CHUNK;
-        if (quotients(quotient, sums + start, count, divisor))
+        if (quotients(quotient, sums + start, count, inverse))
             for (size_t i = 0; i < count; i++)
                 quotient[i] = settled(quotient[i], sums[start + i], total, fraction_bits);
         for (size_t i = 0; i < count; i++)

@@ -9,6 +9,7 @@ def accumulate(
     scales: Sequence[float],
     blocks: NDArray[np.int64],
     limit: float,
+    anew: bool = False,
     threads: int = 0,
 ) -> bool: ...
 def all_within(values: NDArray[np.float32], blocks: NDArray[np.int64], limit: float, threads: int = 0) -> bool: ...

@@ -87,17 +87,24 @@ def blocks_of(spans: Sequence[slice]) -> Blocks:
 
 
 def accumulate_numpy(
-    sums: Sums, deltas: Sequence[Vector], scales: Sequence[float], blocks: Blocks, limit: float
+    sums: Sums,
+    deltas: Sequence[Vector],
+    scales: Sequence[float],
+    blocks: Blocks,
+    limit: float,
+    anew: bool = False,
 ) -> bool:
     """Add rint(delta * scale) of every delta to the sums, in place; False if a value was beyond the limit.
 
-    A block of a delta that holds NaN or a magnitude above the limit adds nothing. Since integers can be taken
+    `anew`: to 0 in the blocks, whatever the sums hold; they need not have been written. A block of a delta that holds NaN or a magnitude above the limit adds nothing. Since integers can be taken
     away again exactly, a second call with negated scales undoes the first.
     """
     scratch = np.empty(_BLOCK)
     clean = True
     for start, stop in blocks.tolist():
         part, shifted = sums[start:stop], scratch[: stop - start]
+        if anew:
+            part[:] = 0
         for delta, scale in zip(deltas, scales, strict=True):
             values = delta[start:stop]
             if not _within(values, limit):
@@ -147,7 +154,7 @@ divide = divide_numpy if _kernels is None else _kernels.divide
 
 _LOW = np.int64(2**29 - 1)  # the bits of a double that a float32 lacks
 _HALF = np.int64(2**28)
-_DOUBT = np.int64(4)  # a quotient of two roundings is off by at most two units in its last place
+_DOUBT = np.int64(4)  # a quotient of three roundings is off by at most three units in its last place
 
 
 def _settled(quotient: NDArray[np.float64], sums: Sums, total: int, fraction_bits: int) -> NDArray[np.float64]:

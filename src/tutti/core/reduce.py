@@ -104,7 +104,11 @@ def weighted_mean() -> Reducer:
 
 @dataclass(slots=True, eq=False)
 class Mean:
-    """The accumulator of `mean`: two models large. `sums` is 0 at the counters, whose indices `counters` holds."""
+    """The accumulator of `mean`: two models large.
+
+    `sums` is 0 at the counters, whose indices `counters` holds; it is written with the first update, and means nothing
+    while `count` is 0: to fill a large one with zeros before takes as long as to add an update.
+    """
 
     layout: Layout
     max_updates: int
@@ -131,7 +135,7 @@ def _zero(layout: Layout, max_updates: int, max_weight: int) -> Mean:
         point,
         blocks_of(averaged),
         counters,
-        np.zeros(layout.size, np.int64),
+        np.empty(layout.size, np.int64),
         np.full(counters.size, -np.inf, np.float32),
     )
 
@@ -182,9 +186,12 @@ def _add(acc: Mean, /, *updates: Update) -> None:
             raise BadUpdate(reason)
     deltas = [update.delta.buffer for update in updates]
     scales = [acc.point.scale(update.weight) for update in updates]
-    clean = accumulate(acc.sums, deltas, scales, acc.blocks, acc.point.limit)
+    if first := acc.count == 0:
+        acc.sums[acc.counters] = 0
+    clean = accumulate(acc.sums, deltas, scales, acc.blocks, acc.point.limit, first)
     if not (clean and all(_finite_counters(acc, update.delta) for update in updates)):
-        accumulate(acc.sums, deltas, [-scale for scale in scales], acc.blocks, acc.point.limit)
+        if not first:
+            accumulate(acc.sums, deltas, [-scale for scale in scales], acc.blocks, acc.point.limit)
         raise BadUpdate(next(filter(None, (_check(acc, update) for update in updates))))
     for delta in deltas:
         np.maximum(acc.maxima, delta[acc.counters] + np.float32(0), out=acc.maxima)  # + 0: there is one zero only
@@ -199,7 +206,10 @@ def _merge(acc: Mean, other: Mean) -> None:
         raise ValueError("only two accumulators of one layout and one fixed point format can be merged")
     if acc.count + other.count > acc.max_updates:
         raise BadUpdate(f"expected at most {acc.max_updates} updates, came {acc.count + other.count}")
-    acc.sums += other.sums
+    if acc.count and other.count:
+        acc.sums += other.sums
+    elif other.count:
+        acc.sums[:] = other.sums
     np.maximum(acc.maxima, other.maxima, out=acc.maxima)
     acc.count += other.count
     acc.weight += other.weight

@@ -1,6 +1,7 @@
 """The circle of identifiers, and who stands on it."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 
 BITS = 160
@@ -21,6 +22,7 @@ class Peer:
     incarnation: int = 0
 
 
+@lru_cache(maxsize=1024)
 def identifier(name: str | bytes, bits: int = BITS) -> int:
     """The place of an address or a key: the first `bits` bits of its SHA-256."""
     data = name.encode() if isinstance(name, str) else name

@@ -7,7 +7,7 @@ nobody is drawn more often than others, and when a member goes only its own plac
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 
 import msgspec
@@ -100,7 +100,8 @@ def begins(record: Record) -> bool:
     return bool(founder.address) and record == first(founder, record.body)
 
 
-def committee(roster: Sequence[str], seed: str) -> tuple[str, ...]:
+@lru_cache(maxsize=16)  # asked for with every message, and the same until the next record
+def committee(roster: tuple[str, ...], seed: str) -> tuple[str, ...]:
     """Who decides: the best k by rendezvous hash, best first, k being the largest odd number up to 5 and up to N."""
     size = min(LARGEST_COMMITTEE, len(roster))
     return tuple(sorted(roster, key=lambda address: _weight(seed, address))[: size - (size % 2 == 0)])

@@ -15,8 +15,10 @@ import numpy as np
 
 from tutti.core.codec import NONE, compressed, without_residual
 from tutti.core.errors import TuttiError, UserError
+from tutti.core.fixedpoint import all_within, blocks_of
 from tutti.core.local import Handed, Local, Request, Trained
 from tutti.core.params import Params
+from tutti.core.reduce import MAX_FLOAT
 from tutti.core.registry import Choice
 from tutti.core.schedules import schedules
 from tutti.core.strategy import strategies
@@ -152,7 +154,7 @@ def _delta(model: Params, trained: Params) -> Params:
 
 def check_finite(delta: Params) -> None:
     """Raise Diverged if a value is not finite."""
-    if not np.isfinite(delta.buffer).all():
+    if not all_within(delta.buffer, blocks_of([slice(0, delta.layout.size)]), MAX_FLOAT):
         bad, size = int((~np.isfinite(delta.buffer)).sum()), delta.layout.size
         raise Diverged(f"training diverged: {bad} of {size} values are not finite; lower the learning rate")
 

@@ -47,10 +47,18 @@ class HeldBlobs:
 
     @asynccontextmanager
     async def file(self, digest: Digest) -> AsyncIterator[Path]:
-        if (held := self._in_memory(digest)) is not None:
-            await self.disk.put(held, digest=digest, sync=False)
+        await self.laid_down(digest)
         async with self.disk.file(digest) as path:
             yield path
+
+    async def laid_down(self, digest: Digest) -> bool:
+        """Whether it is here; in the directory, from now on. Raises BadDigest."""
+        if self.disk.has(digest):
+            return True
+        if (held := self._in_memory(digest)) is None:
+            return False
+        await self.disk.put(held, digest=digest, sync=False)
+        return True
 
     async def delete(self, *digests: Digest) -> None:
         for digest in digests:
