@@ -96,8 +96,9 @@ def accumulate_numpy(
 ) -> bool:
     """Add rint(delta * scale) of every delta to the sums, in place; False if a value was beyond the limit.
 
-    `anew`: to 0 in the blocks, whatever the sums hold; they need not have been written. A block of a delta that holds NaN or a magnitude above the limit adds nothing. Since integers can be taken
-    away again exactly, a second call with negated scales undoes the first.
+    `anew`: to 0 in the blocks, whatever the sums hold; they need not have been written. A block of a delta that holds
+    NaN or a magnitude above the limit adds nothing. Since integers can be taken away again exactly, a second call with
+    negated scales undoes the first.
     """
     scratch = np.empty(_BLOCK)
     clean = True
