@@ -9,7 +9,7 @@ from signal import SIGKILL
 import pytest
 
 from support.authority import certificate
-from support.commands import running, tutti
+from support.commands import background, running, tutti
 from support.ports import free_ports
 from tutti.apps.cli.exits import Exit
 from tutti.apps.ringclient import RingClient
@@ -160,6 +160,8 @@ def test_join_by_link_and_go_on_without_a_majority(tmp_path: Path, processes):
     (survivor,) = members
     port = survivor.rpartition(":")[2]
     asyncio.run(views_when(port, lambda views: [view.address for view in views] == [survivor]))
+    with background("ring", "train", "127.0.0.1", port, *job, cwd=tmp_path) as waits:
+        assert "nobody leads the ring" in waits.stderr.readline()
 
     def forced(views):
         done = tutti("ring", "force-reform", "127.0.0.1", port, cwd=tmp_path)

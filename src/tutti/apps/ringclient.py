@@ -1,6 +1,7 @@
 """A client of a ring: places data, submits jobs and fetches results, through any of its members."""
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -26,11 +27,17 @@ from tutti.ring.identifiers import Peer
 from tutti.services.views import JobView, RoundView
 from tutti.services.views.ring import RingView
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 LOOK_EVERY = 0.2
 PATIENCE = 60.0
+
 """Seconds in which a ring that is between two leaders, or whose nodes load their data, must become ready."""
+
+SAID_AFTER = 3.0
+"""Seconds without a leader after which a client says that it waits: after a death there is another leader sooner."""
 
 AT_ONCE = 8
 """Parts that are sent to one member at a time."""
@@ -167,6 +174,8 @@ class RingClient:
     async def submit(self, spec: JobSpec) -> str:
         """The job's id. Asked again, also of other members, until one answers; the job is made once."""
         key, job = secrets.token_hex(16), msgspec.json.encode(spec)
+        now = asyncio.get_running_loop().time
+        began, said = now(), False
 
         async def ask(peer: Peer) -> str:
             return await self._peers.submit(peer, key, job)
@@ -176,6 +185,9 @@ class RingClient:
                 while True:
                     with suppress(training_node.NotNow), _refused("the ring refuses the job: "):
                         return await self._any(ask)
+                    if not said and now() - began > SAID_AFTER:
+                        log.warning("nobody leads the ring at the moment; asking for %g s more", PATIENCE - SAID_AFTER)
+                        said = True
                     await asyncio.sleep(LOOK_EVERY)
         except TimeoutError:
             raise Unreachable("nobody leads the ring: a majority of its committee does not answer") from None
