@@ -33,7 +33,6 @@ T = TypeVar("T")
 
 LOOK_EVERY = 0.2
 PATIENCE = 60.0
-
 """Seconds in which a ring that is between two leaders, or whose nodes load their data, must become ready."""
 
 SAID_AFTER = 3.0
