@@ -106,6 +106,12 @@ WRONG = {
     "an address of somebody else": (["up", "--port", "0", "--host", "192.0.2.1"], 2, "192.0.2.1"),
     "a port that is none": (["up", "--port", "70000"], 2, "70000"),
     "a model file that is none": (["predict", str(EXAMPLES / "job.toml"), str(EXAMPLES / "digits.csv")], 2, "job.toml"),
+    "work that ends never": (["market", "submit", "a", "pca", "--reward", "1", "--within", "nan"], 2, "'--within'"),
+    "work that ends at once": (["market", "submit", "a", "pca", "--reward", "1", "--within", "-5"], 2, "1<=x"),
+    "a dispute for ever": (["market", "submit", "a", "pca", "--reward", "1", "--window", "inf"], 2, "'--window'"),
+    "a chain that is none": (["chain", "deploy", "--rpc", "nonsense"], 2, "such as http://127.0.0.1:8545"),
+    "a chain at no port": (["chain", "deploy", "--rpc", "http://127.0.0.1:x"], 2, "such as http://127.0.0.1:8545"),
+    "a data directory in a file": (["up", "--data-dir", str(EXAMPLES / "job.toml" / "data")], 6, "Not a directory"),
     "a catalog of nothing": (["catalog", "horses"], 2, "'horses'"),
 }
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from tutti.apps.cli.catalog import described
 from tutti.core import codec
 from tutti.core.codec import AUTO, NONE, RESIDUAL, BadCode, chosen, codecs, compressed
 from tutti.core.compress._reference import REFERENCES
@@ -202,3 +203,11 @@ def test_a_job_names_a_codec_that_there_is(name, error):
     with pytest.raises(error):
         check_composition(load_spec({"dataset": "digits", "model": "linear", "codec": name}))
     check_composition(load_spec({"dataset": "digits", "model": "linear", "codec": "auto"}))
+
+
+def test_the_catalog_lists_all_that_a_job_can_name() -> None:
+    listed = described("codecs")
+    assert listed.keys() == {AUTO.name, *NAMES}
+    assert "mildest" in listed[AUTO.name]["description"]
+    for name in listed:
+        codec.check(Choice(name))

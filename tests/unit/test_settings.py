@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tutti.adapters import addresses
-from tutti.apps.bootstrap import AUDITED, share_of_audits
+from tutti.apps.bootstrap import AUDITED, check_data_folder, data_folder, share_of_audits
 from tutti.apps.certificates import check_certificate
 from tutti.apps.cli.app import run
 from tutti.apps.cli.exits import Exit
 from tutti.apps.cli.logs import JsonLines
 from tutti.apps.secrets import read_jwt_secret
-from tutti.core.errors import UserError
+from tutti.core.errors import StorageError, UserError
 
 STANDBY = [
     "--standby",
@@ -189,6 +189,37 @@ def test_a_misspelt_variable_is_refused(monkeypatch, capsys, command: list[str])
     monkeypatch.setenv("TUTTI_PRT", "9000")
     assert run(command) == Exit.USAGE
     assert "there is no setting TUTTI_PRT: is TUTTI_PORT meant?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["REDIS", "BLOBS", "BROKER", "DATABASE"])
+def test_an_address_that_is_called_as_in_other_programs_is_refused(monkeypatch, capsys, name: str) -> None:
+    monkeypatch.setenv(f"TUTTI_{name}_URL", "redis://127.0.0.1:6379/0")
+    assert run(["config", "show"]) == Exit.USAGE
+    assert f"there is no setting TUTTI_{name}_URL: is TUTTI_{name} meant?" in capsys.readouterr().err
+
+
+def test_a_variable_that_has_no_use_is_refused_as_its_option_is(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TUTTI_REDIS", "redis://127.0.0.1:6379/0")
+    assert run(["config", "show"]) == Exit.USAGE
+    assert "--redis is for coordinators that stand in for each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["file/data", "/proc/data", "/dev/null"])
+def test_a_data_directory_that_cannot_be_one_is_refused_in_the_words_of_the_start(capsys, place: str) -> None:
+    Path("file").touch()
+    with pytest.raises(StorageError) as refused:
+        data_folder(Path(place))
+    for command in (["config", "show"], ["up"]):
+        assert run([*command, "--data-dir", place]) == Exit.STORAGE
+        assert capsys.readouterr().err == f"tutti: {refused.value}\n"
+
+
+def test_looking_at_a_data_directory_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_data_folder(tmp_path / "a" / "b")
+    (tmp_path / "there").mkdir(0o750)
+    check_data_folder(tmp_path / "there")
+    assert [each.name for each in tmp_path.iterdir()] == ["there"]
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o750
 
 
 @pytest.mark.parametrize("secret", ["", "changeme", "secret" * 3, "0" * 64])

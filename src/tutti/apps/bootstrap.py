@@ -4,11 +4,14 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 import secrets
 import signal
 import socket
+import stat
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -491,12 +494,30 @@ def _reachable(host: str) -> str:
 
 
 def data_folder(folder: Path) -> Path:
-    try:
+    """The data directory, made if it is not there, and its owner's only; raises StorageError."""
+    with _usable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
+    return folder
+
+
+def check_data_folder(folder: Path) -> None:
+    """Raise what `data_folder` would; nothing stays of the attempt."""
+    with _usable(folder):
+        if folder.is_dir():
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode))  # only its owner may
+        elif folder.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        else:
+            Path(tempfile.mkdtemp(dir=next(each for each in folder.absolute().parents if each.exists()))).rmdir()
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageError(f"cannot use the data directory {folder}: {error.strerror}") from None
-    return folder
 
 
 def operator_token(settings: CoordinatorSettings) -> tuple[Path, str]:

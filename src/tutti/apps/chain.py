@@ -51,13 +51,15 @@ def open_chain(folder: Path, core: "Coordinator") -> "OnChain | None":
 async def deploy_chain(data_dir: Path, rpc: str, rules: Mapping[str, Any]) -> "Deployment":
     """Deploy the contracts for a coordinator that does not run, and write where they are to its data directory.
 
-    Raises Conflict if it has a chain or a ledger that is in use, Unavailable if no node answers.
+    Raises UserError for what is no address, Conflict if it has a chain or a ledger that is in use, Unavailable if no
+    node answers.
     """
     with _extra():
-        from tutti.adapters.chain.connection import open_rpc
+        from tutti.adapters.chain.connection import check_rpc, open_rpc
         from tutti.adapters.chain.deploy import Rules, deploy
         from tutti.adapters.chain.wallets import Wallets
 
+    check_rpc(rpc)
     folder = data_folder(data_dir)
     _no_other_ledger(folder)
     for name in ("admin", "guardian"):

@@ -8,10 +8,12 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
+from tutti.adapters.addresses import shown
 from tutti.adapters.chain.contracts import NAMES, SYSTEM, Function, contract, explain
 from tutti.adapters.chain.journal import Sent
 from tutti.adapters.chain.rpc import HttpRpc, Rpc, RpcRefused
@@ -157,8 +159,21 @@ class Chain:
         return int((await self.rpc.call("eth_getBlockByNumber", "pending", False))["timestamp"], 16)
 
 
+def check_rpc(rpc: str) -> None:
+    """Raise UserError for what is neither a node's address nor the word for the embedded chain."""
+    try:
+        parts = urlsplit(rpc)
+        known = rpc == EMBEDDED or (parts.scheme in ("http", "https") and bool(parts.hostname))
+        parts.port  # noqa: B018  # raises for what is no number
+    except ValueError:
+        known = False
+    if not known:
+        raise UserError(f"expected a node's address such as http://127.0.0.1:8545 or {EMBEDDED!r}, came {shown(rpc)!r}")
+
+
 def open_rpc(rpc: str, folder: Path, clock: Callable[[], float] = time.time) -> Rpc:
-    """The node at a URL, or the embedded chain of a data directory."""
+    """The node at a URL, or the embedded chain of a data directory; raises UserError for what is neither."""
+    check_rpc(rpc)
     if rpc != EMBEDDED:
         return HttpRpc(rpc)
     from tutti.adapters.chain.embedded import EmbeddedChain

@@ -41,9 +41,14 @@ def catalog(kind: str | None, as_json: bool) -> None:
 
 
 def described(kind: str) -> Mapping[str, Mapping[str, Any]]:
+    from tutti.core.codec import AUTO
     from tutti.core.registry import describe
 
-    return describe(registry(kind))
+    found = describe(registry(kind))
+    if kind != "codecs":
+        return found
+    chosen = "Chosen by each node: the mildest of none, fp16, int8 and int4 that its link needs."
+    return {AUTO.name: {"description": chosen}, **found}  # no codec itself, but a job names it like one
 
 
 def registry(kind: str) -> "Registry[Any]":

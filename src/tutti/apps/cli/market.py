@@ -9,11 +9,15 @@ import click
 
 from tutti.apps.cli import market_demo, text
 from tutti.apps.cli.exits import JobNotDone
-from tutti.apps.cli.options import ExistingFile, as_json, print_json, with_client
+from tutti.apps.cli.options import ExistingFile, FiniteRange, as_json, print_json, with_client
 
 if TYPE_CHECKING:
     from tutti.apps.client import Client
     from tutti.services.views.market import ComputeJobView
+
+
+MONTH = 30 * 86_400
+"""Seconds: the longest that a compute job may take, or be disputed."""
 
 
 @click.group()
@@ -132,9 +136,15 @@ def register(client: "Client", name: str, balance: int, as_json: bool) -> None:
 @click.option("--code", type=ExistingFile, help="Of kind `script`: the program, WebAssembly as text or compiled.")
 @click.option("--replicas", type=click.IntRange(1, 9), default=1, show_default=True, help="Workers that do it alike.")
 @click.option("--gpu", is_flag=True, help="Only by workers whose GPU was measured.")
-@click.option("--within", "seconds", type=float, default=3600.0, show_default=True, help="Seconds until it fails.")
 @click.option(
-    "--window", type=float, default=0.0, show_default=True, help="Seconds in which the result can be disputed."
+    "--within", "seconds", type=FiniteRange(1, MONTH), default=3600.0, show_default=True, help="Seconds until it fails."
+)
+@click.option(
+    "--window",
+    type=FiniteRange(0, MONTH),
+    default=0.0,
+    show_default=True,
+    help="Seconds in which the result can be disputed.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--key", default="", help="A name for this very wish: repeated with it, it is the same job.")
@@ -196,7 +206,9 @@ def _program(file: Path) -> str:
 @click.option("--rounds", type=click.IntRange(1, 10_000), default=5, show_default=True)
 @click.option("--reward", type=click.IntRange(1), required=True, help="Tokens for each update.")
 @click.option("--epochs", type=click.IntRange(1, 1000), default=1, show_default=True, help="Of each update.")
-@click.option("--lr", type=float, default=0.5, show_default=True, help="Learning rate, up to 1.")
+@click.option(
+    "--lr", type=FiniteRange(0, 1, min_open=True), default=0.5, show_default=True, help="Learning rate, up to 1."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True)
 @click.option("--key", default="", help="A name for this very wish: repeated with it, nothing is paid twice.")
 @as_json

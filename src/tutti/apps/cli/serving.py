@@ -202,7 +202,9 @@ def _address(name: str, given: str) -> str:
 
 
 def checked(settings: Mapping[str, Any]) -> None:
-    """Raise what is wrong with settings that are well-formed one by one; nothing is opened or made."""
+    """Raise what is wrong with settings that are well-formed one by one; no store is opened, and nothing made."""
+    from tutti.apps.bootstrap import check_data_folder
+
     if settings["tls_key"] and not settings["tls_cert"]:
         raise click.UsageError("--tls-key needs --tls-cert")
     if settings["standby"] and not (settings["database"] and settings["blobs"]):
@@ -219,6 +221,7 @@ def checked(settings: Mapping[str, Any]) -> None:
     for secret in ("jwt_secret_file", "operator_token_file", "ledger_key_file"):
         if settings[secret]:
             read_secret(settings[secret])
+    check_data_folder(settings["data_dir"])
 
 
 def _serve(settings: "CoordinatorSettings") -> None:

@@ -76,7 +76,10 @@ def check_variables(command: click.Command, environment: Iterable[str]) -> None:
     known = [str(param.envvar).removeprefix("TUTTI_") for param in settings_of(command)] + [*NO_OPTIONS]
     for name in sorted(environment):
         meant = name.removeprefix("TUTTI_")
-        if meant != name and meant not in known and (near := get_close_matches(meant, known, 1, 0.75)):
+        if meant == name or meant in known:
+            continue
+        bare = meant.removesuffix("_URL")  # what many programs call their addresses
+        if near := [bare] if bare in known else get_close_matches(meant, known, 1, 0.75):
             raise UserError(f"there is no setting {name}: is TUTTI_{near[0]} meant?")
 
 
