@@ -1,5 +1,6 @@
 """A coordinator on PostgreSQL and S3: `kill -9`, its data directory lost, and the same model as on embedded stores."""
 
+import asyncio
 import contextlib
 import secrets
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import running, tutti
+from support.commands import DEADLINE, running, tutti
 from support.ports import free_port
 from support.services import S3_KEYS, bucket, database
 from tutti.adapters.identities.ed25519 import Ed25519Key
@@ -17,6 +18,7 @@ from tutti.adapters.ledgers.signed import SignedLedger
 from tutti.adapters.ledgers.sqlite import SqliteEntries
 from tutti.apps.bootstrap import CoordinatorSettings, coordinator
 from tutti.apps.client import Client
+from tutti.core.errors import UserError
 from tutti.domain.ledger import Mint, Order
 
 SPEC = {
@@ -78,6 +80,23 @@ def test_stores_that_do_not_answer_end_the_start_with_a_reason(tmp_path, stores)
     assert (no_bucket.returncode, "make it first" in no_bucket.stderr) == (2, True)
     assert "secret" not in no_database.stderr
     assert "Traceback" not in no_database.stderr + no_bucket.stderr
+
+
+async def test_a_standby_with_another_ledger_key_says_so_at_its_start(tmp_path, stores):
+    """And not when it takes over: nobody looks then."""
+    for name in ("ours", "other"):
+        (tmp_path / name).write_text(secrets.token_hex(32))
+    owner = CoordinatorSettings(
+        data_dir=tmp_path / "a", database=stores["--database"], ledger_key_file=tmp_path / "ours"
+    )
+    other = replace(owner, standby=True, blobs=stores["--blobs"], ledger_key_file=tmp_path / "other")
+    async with coordinator(owner, 0, "a token"), asyncio.timeout(DEADLINE):
+        with pytest.raises(UserError, match=r"founded with the key .* give every coordinator the same"):
+            async with coordinator(replace(other, data_dir=tmp_path / "b"), 0, "a token"):
+                pass
+    with pytest.raises(UserError, match="founded with the key"):
+        async with coordinator(replace(owner, ledger_key_file=tmp_path / "other"), 0, "a token"):
+            pass
 
 
 async def test_files_that_a_database_leaves_unread_are_told_of(tmp_path, stores, caplog):

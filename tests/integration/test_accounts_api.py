@@ -275,10 +275,14 @@ async def test_tampered_expired_and_foreign_access_tokens(here):
     token = (await here.grant("ada"))["access_token"]
     claims = jwt.decode(token, options={"verify_signature": False})
     head, body, signature = token.split(".")
+    key = here.app.state.identify._key
+    async with here.call({"authorization": f"Bearer {jwt.encode(claims, key, 'HS256')}"}) as ada:
+        assert (await ada.get("/api/v1/jobs")).status_code == 200
     bad = [
         f"{head}.{body}.{signature[:-4]}AAAA",
         jwt.encode(claims, "another key that is long enough to be one", "HS256"),
         jwt.encode(claims, None, "none"),
+        jwt.encode({**claims, "iat": claims["iat"] + 60}, key, "HS256"),  # of a former owner, whose clock was ahead
         "a.b.c",
         "tutti_nonsense",
         "",

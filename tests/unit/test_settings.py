@@ -16,7 +16,7 @@ from tutti.apps.bootstrap import AUDITED, check_data_folder, data_folder, share_
 from tutti.apps.certificates import check_certificate
 from tutti.apps.cli.app import run
 from tutti.apps.cli.exits import Exit
-from tutti.apps.cli.logs import JsonLines
+from tutti.apps.cli.logs import JsonLines, last_line
 from tutti.apps.secrets import read_jwt_secret
 from tutti.core.errors import StorageError, UserError
 
@@ -283,6 +283,40 @@ def test_a_coordinator_does_not_start_with_an_expired_certificate(tmp_path: Path
 def line_of(message: str, *arguments: object, **more: object) -> dict[str, object]:
     record = logging.LogRecord("tutti.x", logging.INFO, "f", 1, message, arguments, None)
     return dict(json.loads(JsonLines().format(record)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--data-dir", "/dev/null"], Exit.STORAGE, "cannot use the data directory /dev/null: File exists"),
+        (["--host", "300.1.1.1"], Exit.USAGE, "--host: cannot listen on '300.1.1.1'"),
+        (["--tls-key", "c.toml"], Exit.USAGE, "--tls-key needs --tls-cert"),
+        (["--port", "70000"], Exit.USAGE, "Invalid value for '--port': 70000"),
+    ],
+)
+def test_why_a_program_ends_is_a_line_of_its_log(monkeypatch, capsys, arguments, code, message) -> None:
+    Path("c.toml").write_text('log-format = "json"\n')
+    assert run(["up", *arguments, "--config", "c.toml"]) == code
+    (said,) = capsys.readouterr().err.splitlines()
+    line = json.loads(said)
+    assert line["message"].startswith(message)
+    assert line.keys() == line_of("m").keys()
+    assert (line["level"], line["logger"]) == ("ERROR", "tutti")
+    monkeypatch.setenv("TUTTI_LOG_FORMAT", "json")
+    assert run(["join", "hello", "--data", "digits"]) == Exit.USAGE
+    assert "join link" in json.loads(capsys.readouterr().err)["message"]
+    assert run(["join", "hello", "--data", "digits", "--log-format", "text"]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith("tutti: ")
+
+
+def test_a_mistake_of_ours_ends_a_log_with_how_it_came_to_it() -> None:
+    try:
+        raise ZeroDivisionError("so")
+    except ZeroDivisionError as error:
+        line = json.loads(last_line("ours, 100%", error))
+    assert line["message"] == "ours, 100%"
+    assert line["error"].startswith("Traceback")
+    assert line["error"].endswith("ZeroDivisionError: so")
 
 
 def test_json_lines_have_the_ids_that_a_message_is_about() -> None:

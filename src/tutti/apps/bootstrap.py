@@ -249,6 +249,8 @@ async def coordinator(
     clock = core.clock
     chain = open_chain(folder, core)
     signed = None if chain else _signed_ledger(settings, folder, clock)
+    if signed is not None:
+        await signed.check_key()
     ledger: Ledger = signed or chain.ledger  # type: ignore[union-attr]  # there is one of the two
     desk = RewardDesk(core.journal, blobs, core.workbench, ledger, clock, _audit_key(settings, folder))
     market = MarketDesk(core.journal, blobs, ledger, clock)

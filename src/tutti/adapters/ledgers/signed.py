@@ -13,7 +13,7 @@ from typing import Protocol, Self, TypeAlias
 import msgspec
 
 from tutti.adapters.identities.ed25519 import Ed25519Key, verify
-from tutti.core.errors import Conflict, StorageError
+from tutti.core.errors import Conflict, StorageError, UserError
 from tutti.domain.ledger import Account, Books, Entry, Found, Order, Totals, check, seal, verify_chain
 from tutti.domain.ledger.chain import START
 from tutti.domain.ledger.operations import UNBONDING, as_chosen
@@ -99,6 +99,23 @@ class SignedLedger:
             raise
         self._writer = asyncio.create_task(self._write_all())
         return self
+
+    async def check_key(self) -> None:
+        """Raise UserError if what is there was founded with another key, which could not go on with it; else as `open`.
+
+        For whoever may have to open it later. What is not there yet is not founded.
+        """
+        await self._entries.open()
+        try:
+            founding = await self._entries.read(-1, 1)
+        finally:
+            await self._entries.close()
+        for theirs in (each.operation.public_key for each in founding if isinstance(each.operation, Found)):
+            if theirs != self._key.public:
+                raise UserError(
+                    f"the ledger {self._entries.where} was founded with the key {theirs[:16]}…, came "
+                    f"{self._key.public[:16]}…: give every coordinator the same --ledger-key-file"
+                )
 
     async def post(self, order: Order) -> Receipt:
         check(order)

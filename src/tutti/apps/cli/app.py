@@ -31,7 +31,10 @@ from tutti.apps.cli import (
     world,
 )
 from tutti.apps.cli.exits import Exit, exit_for
+from tutti.apps.cli.logs import LOG_FORMAT, last_line
 from tutti.core.errors import TuttiError
+
+BUG = "this is a mistake of Tutti, not yours; please report it"
 
 
 class InOrder(click.Group):
@@ -96,10 +99,14 @@ ring.ring.add_command(ring_verify.verify)
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; whatever goes wrong is said in one line, unless it is our fault."""
+    noted = dict[str, str]()
     try:
-        return int(cli.main(args, prog_name="tutti", standalone_mode=False) or Exit.OK)
+        return int(cli.main(args, prog_name="tutti", standalone_mode=False, obj=noted) or Exit.OK)
     except click.ClickException as error:
-        error.show()
+        if noted.get(LOG_FORMAT) == "json":
+            click.echo(last_line(error.format_message()), err=True)
+        else:
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
@@ -107,16 +114,19 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has had enough
         return Exit.OK
     except Exception as error:
-        return _report(error)
+        return _report(error, as_json=noted.get(LOG_FORMAT) == "json")
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, *, as_json: bool) -> int:
     code = exit_for(error)
-    if code is Exit.BUG and not isinstance(error, TuttiError):
+    ours = code is Exit.BUG and not isinstance(error, TuttiError)
+    if as_json:
+        click.echo(last_line(BUG if ours else str(error), error if ours else None), err=True)
+    elif ours:
         import traceback
 
         traceback.print_exc()
-        click.echo("tutti: this is a mistake of Tutti, not yours; please report it with the lines above", err=True)
+        click.echo(f"tutti: {BUG} with the lines above", err=True)
     else:
         click.echo(f"tutti: {error}", err=True)
     return code

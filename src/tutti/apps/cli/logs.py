@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 
 from tutti.core.errors import UserError
 
+LOG_FORMAT = "tutti.log-format"
+"""Under which a command notes for `run` how its log is written."""
+
 _PLACE = re.compile(r"(?:(job|round|node) )?%[-+ #0]*\d*(?:\.\d+)?[a-zA-Z]")
 """A place for an argument in a message of ours, and the word before it that says what it is."""
 
@@ -26,6 +29,12 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def last_line(message: str, error: BaseException | None = None) -> str:
+    """Why a program ends, as its log's last line of JSON; with `error`, how it came to that."""
+    came = None if error is None else (type(error), error, error.__traceback__)
+    return JsonLines().format(logging.LogRecord("tutti", logging.ERROR, "", 0, message, None, came))
 
 
 def ids_of(record: logging.LogRecord) -> dict[str, object]:

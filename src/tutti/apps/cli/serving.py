@@ -14,7 +14,7 @@ import click
 
 from tutti.apps.certificates import check_certificate, check_key
 from tutti.apps.cli.addresses import check_addresses
-from tutti.apps.cli.logs import log_to_stderr
+from tutti.apps.cli.logs import LOG_FORMAT, log_to_stderr
 from tutti.apps.cli.options import ExistingFile, FiniteRange, Folder, allow_module, as_json, print_json, with_client
 from tutti.apps.cli.settings import check_variables, configurable
 from tutti.apps.secrets import read_secret
@@ -28,8 +28,17 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 HOLDS = "What this node trains on, such as digits:part=0/4; `sessions` for parts of tables that others upload."
 
+
+def _remember(ctx: click.Context, param: click.Parameter, form: str) -> str:
+    """For whoever says why the program ended, be it that another option is wrong."""
+    ctx.ensure_object(dict)[LOG_FORMAT] = form
+    return form
+
+
 log_format = click.option(
     "--log-format",
+    is_eager=True,
+    callback=_remember,
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
