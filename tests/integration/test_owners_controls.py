@@ -1,16 +1,18 @@
 """What whoever runs a coordinator can say: maintenance, how many jobs an organisation may have, how much is kept."""
 
 import asyncio
+import json
 import threading
 from pathlib import Path
 
 import pytest
 
 from support.faults import Saboteur
-from support.served import BEARER, OPEN_TO_THE_NETWORK, app_of, caller
+from support.served import BEARER, OPEN_TO_THE_NETWORK, TOKEN, app_of, caller, served
 from support.worlds import World, toy_spec
 from tutti.adapters.accounts.argon2 import Argon2Passwords
 from tutti.adapters.accounts.memory import MemoryAccounts
+from tutti.apps.cli.app import run
 from tutti.core.errors import Conflict
 from tutti.domain.events import JobArchived
 from tutti.domain.jobs import Job, replay
@@ -205,4 +207,35 @@ async def test_what_is_kept_of_a_job(tmp_path: Path) -> None:
     world.later = 31 * DAY
     await keeper.clear()
     assert set(await keeper.store.digests()) == {job.model, best} - {None}
+    await world.close()
+
+
+async def test_the_command_for_quotas_does_what_the_docs_show(tmp_path: Path, capsys) -> None:
+    world = World(tmp_path)
+    await world.up()
+    accounts = Accounts(MemoryAccounts(), Argon2Passwords(memory=64, passes=1), world.core.clock)
+    app = app_of(world, OPEN_TO_THE_NETWORK, accounts)
+    async with caller(app, BEARER) as operator:
+        for name, where in (("ada", "home"), ("zoe", "Ward")):
+            person = {"name": name, "password": PASSWORD, "organisation": where, "role": "admin"}
+            assert (await operator.post("/auth/signup", json=person)).status_code == 201
+    (tmp_path / "token").write_text(TOKEN)
+    async with served(app) as url:
+
+        async def tutti(*arguments: str) -> tuple[int, str]:
+            there = ["--url", url, "--token-file", str(tmp_path / "token")]
+            code = await asyncio.to_thread(run, ["quotas", *arguments, *there])
+            said = capsys.readouterr()
+            return code, said.out or said.err
+
+        shown = (Path(__file__).parents[2] / "docs" / "operations.md").read_text().split("$ tutti quotas ")[1:]
+        assert len(shown) == 2
+        for command, _, output in (each.partition("\n") for each in shown):
+            assert await tutti(*command.split()) == (0, output.partition("```")[0])
+        assert await tutti("set", "Ward", "--jobs", "any", "--stored", "0") == (0, "Ward: jobs any, stored 0\n")
+        (ward, home) = json.loads((await tutti("show", "--json"))[1])
+        assert ward["quota"] == {"jobs": None, "nodes": None, "node_hours": 500.0, "stored": 0}
+        assert home["quota"]["jobs"] is None
+        for bad in (["Ward"], ["Ward", "--jobs", "-1"], ["Ward", "--node-hours", "nan"], ["Wart", "--jobs", "1"]):
+            assert (await tutti("set", *bad))[0] == 2, bad
     await world.close()

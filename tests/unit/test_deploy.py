@@ -120,8 +120,32 @@ def test_systemd_finds_no_fault(tmp_path: Path, unit: str) -> None:
     done = subprocess.run(verify, capture_output=True, text=True)
     said = [line for line in done.stderr.splitlines() if unit in line]
     assert said == []
-    (start,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
+    start = start_of(text)
     assert "LINK" not in start, "everybody on the machine sees the line of a process, and a link lets nodes in"
+    handed_over = dict(re.findall(r"^LoadCredential=([^:]+):(/etc/tutti/.*)$", text, re.MULTILINE))
+    assert "/etc/tutti" not in start, "root may keep it to itself, and the process is not root's"
+    assert set(re.findall(r"\$\{CREDENTIALS_DIRECTORY\}/(\S+)", start)) == handed_over.keys()
+    assert all(Path(file).name == name for name, file in handed_over.items())
+
+
+def start_of(unit: str) -> str:
+    (start,) = re.findall(r"^ExecStart=((?:.*\\\n)*.*)$", unit, re.MULTILINE)
+    return str(start).replace("\\\n", "")
+
+
+def test_the_coordinator_of_systemd_starts_with_the_secrets_that_its_unit_tells_how_to_make(tmp_path: Path) -> None:
+    """As far as its settings go; `systemd` hands the files over."""
+    text = (DEPLOY / "systemd" / "tutti-coordinator.service").read_text()
+    (making,) = re.findall(r"^#   (umask .*)$", text, re.MULTILINE)
+    subprocess.run(making.replace("/etc/tutti", str(tmp_path)), shell=True, check=True)
+    (tmp_path / "coordinator.toml").write_text("port = 9000\n")
+    arguments = start_of(text).replace("${CREDENTIALS_DIRECTORY}", str(tmp_path)).split()[2:]
+    show = [sys.executable, "-m", "tutti.apps.cli", "config", "show", *arguments, "--json"]
+    done = subprocess.run(show, capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr
+    found = {each["setting"]: each["value"] for each in json.loads(done.stdout)}
+    assert (found["port"], found["ledger-key-file"]) == ("9000", str(tmp_path / "ledger-key"))
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.glob("*-*")} == {0o600}
 
 
 def test_every_value_that_the_chart_uses_exists_and_every_setting_too() -> None:
