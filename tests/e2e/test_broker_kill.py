@@ -100,7 +100,7 @@ async def test_the_same_model_as_by_the_hub_whoever_is_killed(tmp_path, monkeypa
 
 
 def test_a_broker_that_does_not_answer_ends_the_start_with_a_reason(tmp_path):
-    ended = tutti("up", "--broker", "amqp://me:secret@127.0.0.1:1/", cwd=tmp_path)
+    ended = tutti("up", "--port", free_port(), "--broker", "amqp://me:secret@127.0.0.1:1/", cwd=tmp_path)
     assert (ended.returncode, "does not answer" in ended.stderr) == (3, True)
     refused = tutti("join", "amqp://me:secret@127.0.0.1:1/#token", "--data", "digits", "--name", "n", cwd=tmp_path)
     assert (refused.returncode, "does not answer" in refused.stderr) == (3, True)

@@ -131,15 +131,20 @@ def test_refusals_say_why_and_leave_no_trace(bad: Update, reason: str) -> None:
     assert reducer.finish(acc).buffer.tobytes() == expected.buffer.tobytes()
 
 
-def test_a_bad_block_behind_good_ones_is_taken_back() -> None:
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_bad_block_behind_good_ones_is_taken_back(before: int) -> None:
     values = np.full(60_000, 0.25, np.float32)
     acc = reducer.zero(Params.from_arrays({"w": values}).layout, 8, 10)
     broken = values.copy()
     broken[50_000] = np.nan
+    good = Update(Params.from_arrays({"w": values}), 4)
+    for _ in range(before):
+        reducer.add(acc, good)
     with pytest.raises(BadUpdate, match=r"\[50000\]"):
-        reducer.add(acc, Update(Params.from_arrays({"w": values}), 4), Update(Params.from_arrays({"w": broken}), 3))
-    assert not acc.sums.any()
-    assert acc.count == acc.weight == 0
+        reducer.add(acc, good, Update(Params.from_arrays({"w": broken}), 3))
+    assert (acc.count, acc.weight) == (before, 4 * before)
+    reducer.add(acc, Update(Params.from_arrays({"w": 3 * values}), 4))
+    assert np.unique(reducer.finish(acc).buffer).tolist() == [[0.75], [0.5]][before]
 
 
 def test_values_at_the_limit_and_subnormals_are_fine() -> None:
