@@ -4,8 +4,9 @@
 
 A round of ours is all of it: every member makes an update and gives it to three of the committee, who sum all updates
 before they vote, the record is on a majority of disks, and everybody has the new model. Training costs nothing.
-The first 20 rounds are not measured (none of them with --quick): as many models are kept, and from then on a new one is
-written into memory that an old one has left; on a virtual machine the first use of a page takes ten times as long.
+`first s` is that of the first 20 rounds, `s` of those after them: so many models are kept, and from then on a new one
+is written into memory that an old one has left; on a virtual machine the first use of a page takes ten times as long.
+The peer makes as many rounds in all (with --quick there are no first ones).
 BENCH_HIVEMIND_PYTHON names an interpreter that has hivemind; its averager (as many processes, one group) then runs in
 the same way. `s` is the median of the rounds in seconds, `CPU s` what all processes together used for one, which other
 work on the machine changes less. `bare` is the limit of a round that goes over TCP, see _bare_averages.py; members on
@@ -39,8 +40,8 @@ from tutti.services.keeping import Keep
 ROWS = 400  # for each member, so that all get some
 
 
-async def ours(peers: int, floats: int, rounds: int, before: int) -> tuple[float, float | None]:
-    """Seconds of a round and CPU seconds of all processes for one, after so many `before`."""
+async def ours(peers: int, floats: int, rounds: int, before: int) -> tuple[float | None, float, float | None]:
+    """Seconds of one of the first rounds, so many `before` the others; of one of those, and CPU seconds for it."""
     with tempfile.TemporaryDirectory() as folder:
         ring = Ring(Path(folder), environment=plugin(Path(folder)))
         client = RingClient(f"127.0.0.1:{ring.port}")
@@ -62,7 +63,8 @@ async def ours(peers: int, floats: int, rounds: int, before: int) -> tuple[float
             assert view.status == "completed", view.reason
             one, last = min(used), max(used)  # they are one if the rounds were over between two looks
             cpu = (used[last] - used[one]) / (last - one) if last > one else None
-            return median(b - a for a, b in pairwise(made[before:])), cpu
+            took = [b - a for a, b in pairwise(made)]
+            return median(took[:before]) if before else None, median(took[before:]), cpu
         finally:
             await client.close()
             ring.stop()
@@ -144,13 +146,14 @@ def main() -> None:
     rows = []
     for floats in map(int, options.floats.split(",")):
         for peers in map(int, options.peers.split(",")):
-            mine, used = asyncio.run(ours(peers, floats, options.rounds, before))
+            first, mine, used = asyncio.run(ours(peers, floats, options.rounds, before))
             limit, least = bare(peers, floats, options.rounds)
-            theirs, theirs_used = hivemind(peers, floats, options.rounds) or (None, None)
+            theirs, theirs_used = hivemind(peers, floats, before + options.rounds) or (None, None)
             rows.append(
                 {
                     "peers": peers,
                     "floats": floats,
+                    "first s": first,
                     "s": mine,
                     "CPU s": used,
                     "bare s": limit,
@@ -158,6 +161,7 @@ def main() -> None:
                     "s / bare": mine / limit,
                     "hivemind s": theirs,
                     "hivemind CPU s": theirs_used,
+                    "hivemind / first s": None if theirs is None or first is None else theirs / first,
                     "hivemind / s": None if theirs is None else theirs / mine,
                     "hivemind / bare": None if theirs is None else theirs / limit,
                 }
