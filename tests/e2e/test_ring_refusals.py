@@ -128,6 +128,7 @@ async def noise(port: int) -> None:
     channel = Channel(training_node.TrainingNode, "127.0.0.1", port)
     for reason, name, *arguments in (
         ("is not that of '10.0.0.9:1'", "tell", PROTOCOL, forged),
+        ("expected an address", "tell", PROTOCOL, peer_struct(peer_at("a..b:80"))),
         ("is said to be of '10.0.0.8:1'", "agree", PROTOCOL, stranger, said),
         ("digest", "store", bytes(32), 4, 0, b"data"),
         ("within the blob", "store", bytes(32), 4, 3, b"data"),

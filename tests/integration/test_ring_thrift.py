@@ -6,6 +6,7 @@ import ssl
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from blake3 import blake3
@@ -18,13 +19,15 @@ from thrift.transport.TTransport import TFramedTransport
 from support.authority import certificate, ip
 from support.thrift_nodes import Running, in_order, ring
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
+from tutti.adapters.thrift.frames import Frames
 from tutti.adapters.thrift.idl import CHUNK, PROTOCOL, compute_node, key_bytes, peer_struct, supernode
-from tutti.adapters.thrift.node import MAX_UPLOADS, peer_at
+from tutti.adapters.thrift.node import MAX_UPLOADS, ThriftPeers, peer_at
 from tutti.adapters.thrift.server import PortTaken
 from tutti.adapters.thrift.tls import BadCertificate, client_context, server_context
 from tutti.core.errors import NotFound, UserError
 from tutti.ring.identifiers import Peer, identifier
-from tutti.wire.thrift import MAX_FRAME
+from tutti.services.ring import RingMember
+from tutti.wire.thrift import MAX_FRAME, Kind, decode, encode
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "stock_thrift"))
 from tutti_ring.compute_node import ComputeNode as Stock
@@ -145,6 +148,71 @@ async def test_a_forged_caller_is_refused(tmp_path):
         assert "is not that of 'h:1'" in refused.value.reason
         assert node.ring.member.roster.alive == ()
         await channel.close()
+
+
+@pytest.mark.parametrize("address", ["a..b:80", f"{'x' * 64}:80", "a\0b:80"])
+async def test_an_address_that_no_resolver_takes_is_refused_and_cannot_be_reached(tmp_path, address):
+    """Looked up, it raises what is no OSError; members tell one another whom they have heard of."""
+    host = address.removesuffix(":80")
+    async with asyncio.timeout(TIMEOUT), ring(tmp_path, 2) as nodes:
+        channel = Channel(compute_node.ComputeNode, "127.0.0.1", nodes[0].port)
+        for call in (("tell",), ("ask", key_bytes(5))):
+            with pytest.raises(compute_node.Refused) as refused:
+                await channel.call(*call[:1], PROTOCOL, *call[1:], peer_struct(peer_at(address)), within=TIMEOUT)
+            assert "expected an address such as 127.0.0.1:5001" in refused.value.reason
+        await channel.close()
+        with pytest.raises(Unreachable, match="cannot reach"):
+            await Channel(compute_node.ComputeNode, host, 80).call("missing", [], within=TIMEOUT)
+        await in_order(nodes)
+
+
+class Nothing:
+    """An answer without any field."""
+
+    thrift_spec: ClassVar = {}
+
+
+class Half:
+    """An answer whose View lacks its fields."""
+
+    thrift_spec: ClassVar = {0: (12, "success", Nothing, False)}
+
+    def __init__(self):
+        self.success = Nothing()
+
+
+@pytest.mark.parametrize("answer", [Nothing(), Half()])
+async def test_an_answer_that_is_none_ends_nobody(answer):
+    """To whoever asks, such a member is as good as dead."""
+
+    async def serve(frames):
+        while (frame := await frames.read()) is not None:
+            message = decode(frame)
+            await frames.write(encode(message.name, Kind.REPLY, message.seqid, answer))
+            answered.set()
+
+    answered, serving = asyncio.Event(), set()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Frames(lambda frames: serving.add(loop.create_task(serve(frames)))), "127.0.0.1", 0
+    )
+    port, peers = server.sockets[0].getsockname()[1], ThriftPeers(within=TIMEOUT)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            member = RingMember(peer_at("127.0.0.1:1"), peers, (peer_at(f"127.0.0.1:{port}"),), every=0.01)
+            running = asyncio.create_task(member.run())
+            for _ in range(2):  # it asks again
+                await answered.wait()
+                answered.clear()
+            assert not running.done()
+            running.cancel()
+            with pytest.raises(Unreachable, match="gave no answer to 'missing'"):
+                await peers.missing(peer_at(f"127.0.0.1:{port}"), [])
+            await asyncio.wait([running])
+    finally:
+        await peers.close()
+        await asyncio.wait(serving)
+        server.close()
 
 
 async def test_a_port_in_use_and_a_dead_address_are_said(tmp_path):

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutti.adapters.thrift.idl import BadValue, compute_node, key_from, peer_from, peer_struct, view_from, view_struct
+from tutti.adapters.thrift.idl import (
+    BadValue,
+    compute_node,
+    is_address,
+    key_from,
+    peer_from,
+    peer_struct,
+    view_from,
+    view_struct,
+)
 from tutti.ring.identifiers import Peer
 from tutti.ring.member import View
 from tutti.ring.roster import EMPTY, Claim
@@ -16,7 +25,25 @@ PEER = compute_node.Peer(b"i" * 20, "host:1", 7)
 CALL = b"".join(encode("tell", Kind.CALL, 5, compute_node.ComputeNode.tell_args(1, PEER)))[LENGTH:]
 HEAD = CALL[:16]
 
-peers = st.builds(Peer, st.integers(0, 2**160 - 1), st.text(max_size=20), st.integers(0, 2**30))
+ids, lives = st.integers(0, 2**160 - 1), st.integers(0, 2**30)
+peers = st.builds(
+    Peer, ids, st.builds("{}:{}".format, st.text("abcü", min_size=1, max_size=20), st.integers(1, 65535)), lives
+)
+fillers = st.builds(Peer, ids, st.just(""), lives)
+NO_ADDRESSES = (
+    "",
+    "a",
+    ":80",
+    "a:",
+    "a:0",
+    "a:65536",
+    "a b:80",
+    "a\tb:80",
+    "a..b:80",
+    ".a:80",
+    f"{'x' * 64}:80",
+    "a\0:80",
+)
 
 
 def test_a_call_has_the_bytes_of_the_specification():
@@ -49,7 +76,7 @@ def test_a_call_has_the_bytes_of_the_specification():
     assert (arguments.protocol, arguments.peer.id, arguments.peer.incarnation) == (1, b"i" * 20, 7)
 
 
-@given(peers, st.lists(peers, max_size=5), st.lists(peers, max_size=5))
+@given(peers, st.lists(peers | fillers, max_size=5), st.lists(peers, max_size=5))
 def test_views_go_there_and_back(peer, successors, others):
     roster = EMPTY.heard(*others[1:]).lost(others[0]) if others else EMPTY
     view = View(peer, None, tuple(successors), tuple(others), roster)
@@ -135,3 +162,20 @@ def test_what_others_have_heard_of_lives_that_cannot_be_is_left_out():
     forged, real = Peer(3, "a:1", 2**63 - 1), Peer(4, "b:1", 2)
     said = View(Peer(5, "c:1", 1), forged, (forged, real), (forged,), EMPTY.merged([Claim(forged, False)]))
     assert view_from(view_struct(said)) == View(Peer(5, "c:1", 1), None, (real,))
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_addresses_that_none_can_have_are_left_out_of_what_others_have_heard(address):
+    """Some of them end the process that looks them up, were they believed."""
+    assert not is_address(address)
+    nobody, real, me = Peer(3, address, 2), Peer(4, "b:1", 2), Peer(5, "c:1", 1)
+    said = View(me, nobody, (nobody, real), (nobody, real), EMPTY.heard(nobody, real))
+    after = (nobody, real) if not address else (real,)  # which fills a list up
+    assert view_from(view_struct(said)) == View(me, None, after, (real,), EMPTY.heard(real))
+    with pytest.raises(BadValue, match="not a member"):
+        view_from(view_struct(View(nobody, None, ())))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[fe80::1%eth0]:65535", "a.example.org.:80", "bücher.example:80"])
+def test_addresses_are_a_host_that_can_be_looked_up_and_a_port(address):
+    assert is_address(address)

@@ -8,9 +8,12 @@ from tutti.adapters.thrift.frames import Frames
 from tutti.core.errors import TuttiError, UserError
 from tutti.wire.thrift import LENGTH, MAX_FRAME, BadFrame, Buffer, Kind, Message, decode, encode
 
+SUCCESS = 0
+"""The number of the field of a call's result that is not an exception."""
+
 
 class Unreachable(TuttiError):
-    """No answer in time: the process is dead, the network is cut, or it does not speak this protocol.
+    """No answer in time, or none that can be read: the process is dead, the network is cut, or it speaks otherwise.
 
     `refused`: nobody listens there.
     """
@@ -45,13 +48,16 @@ class Channel:
                 message = await self._exchange(seqid, frame)
         except TimeoutError:
             raise Unreachable(f"{self._host}:{self._port} gave no answer to {name!r} within {within:g} s") from None
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:  # resolvers raise ValueError for hosts that cannot be
             unreachable = Unreachable(f"cannot reach {self._host}:{self._port}: {error}")
             unreachable.refused = isinstance(error, ConnectionRefusedError)
             raise unreachable from None
         finally:
             self._waiting.pop(seqid, None)
-        return _outcome(message, result_of)
+        try:
+            return _outcome(message, result_of)
+        except BadFrame as error:
+            raise Unreachable(f"{self._host}:{self._port} gave no answer to {name!r}: {error}") from None
 
     async def close(self) -> None:
         reading, self._reading = self._reading, None
@@ -102,7 +108,8 @@ class Channel:
                 future.set_exception(reason)
 
 
-def _outcome(message: Message, result_of: type) -> Any:
+def _outcome(message: Message, result_of: Any) -> Any:
+    """What was answered; raises what was thrown, UnknownCall, and BadFrame if neither is there."""
     if message.kind is Kind.EXCEPTION:
         failure = message.struct(ApplicationException)
         raise UnknownCall(f"{message.name!r}: {failure.message or 'refused without a reason'}")
@@ -110,7 +117,11 @@ def _outcome(message: Message, result_of: type) -> Any:
     for _, name, *_ in result.thrift_spec.values():
         if name != "success" and (thrown := getattr(result, name)) is not None:
             raise thrown
-    return getattr(result, "success", None)
+    if SUCCESS not in result_of.thrift_spec:  # a call that returns nothing
+        return None
+    if result.success is None:
+        raise BadFrame(f"{result_of.__name__} has neither a result nor an exception")
+    return result.success
 
 
 class ApplicationException:

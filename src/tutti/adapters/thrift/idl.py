@@ -58,6 +58,26 @@ def _has_begun(struct: Any) -> bool:
     return bool(struct.incarnation <= time.time() + AHEAD)
 
 
+def is_address(text: str) -> bool:
+    """Whether it is a host that a resolver takes, and a port."""
+    host, _, port = text.rpartition(":")
+    if not host.isprintable() or " " in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        return False
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:  # a label is empty, or longer than 63 letters
+        return False
+
+
+def _can_be(struct: Any) -> bool:
+    return is_address(struct.address) and _has_begun(struct)
+
+
+def _can_follow(struct: Any) -> bool:
+    """Also an entry without an address, which only fills a successor list up."""
+    return _has_begun(struct) and (not struct.address or is_address(struct.address))
+
+
 def view_struct(view: View) -> Any:
     return compute_node.View(
         peer_struct(view.peer),
@@ -70,15 +90,17 @@ def view_struct(view: View) -> Any:
 
 
 def view_from(struct: Any) -> View:
-    """Raises BadValue; lists are cut to what a member may say, and lives that cannot be are left out."""
+    """Raises BadValue; lists are cut to what a member may say, and addresses and lives that cannot be are left out."""
     before = struct.predecessor
+    if not is_address(struct.peer.address):
+        raise BadValue(f"not a member: address {struct.peer.address[:80]!r}")
     return View(
         peer_from(struct.peer),
-        peer_from(before) if before is not None and _has_begun(before) else None,
-        tuple(map(peer_from, filter(_has_begun, struct.successors[:MAX_LIST]))),
-        tuple(map(peer_from, filter(_has_begun, struct.nearer[:MAX_LIST]))),
+        peer_from(before) if before is not None and _can_be(before) else None,
+        tuple(map(peer_from, filter(_can_follow, struct.successors[:MAX_LIST]))),
+        tuple(map(peer_from, filter(_can_be, struct.nearer[:MAX_LIST]))),
         EMPTY.merged(
-            Claim(peer_from(claim.peer), claim.alive) for claim in struct.roster[: 2 * ROOM] if _has_begun(claim.peer)
+            Claim(peer_from(claim.peer), claim.alive) for claim in struct.roster[: 2 * ROOM] if _can_be(claim.peer)
         ),
         (struct.chain or b"")[:DIGEST].hex(),
     )

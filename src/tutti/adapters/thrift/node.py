@@ -15,6 +15,7 @@ from tutti.adapters.thrift.idl import (
     PROTOCOL,
     BadValue,
     compute_node,
+    is_address,
     key_bytes,
     key_from,
     peer_from,
@@ -307,12 +308,6 @@ def apart(one: str, other: str) -> bool:
 def peer_at(address: str, incarnation: int = 0) -> Peer:
     """The peer of an address: its identifier follows from it."""
     return Peer(identifier(address), address, incarnation)
-
-
-def is_address(text: str) -> bool:
-    """Whether it is a host and a port."""
-    host, _, port = text.rpartition(":")
-    return bool(host) and not any(map(str.isspace, host)) and port.isdecimal() and 0 < int(port) < 65536
 
 
 def require_version(protocol: int | None) -> None:
