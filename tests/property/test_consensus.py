@@ -69,6 +69,43 @@ def test_the_same_seed_gives_the_same_trace():
     assert faulty(7).trace != faulty(8).trace
 
 
+CALM = 15.0
+"""Seconds within which a ring at rest has one leader again, once nothing fails: a few leases for each who may lead."""
+
+
+@pytest.mark.parametrize("seed", range(SCHEDULES // 2))
+def test_a_ring_at_rest_has_one_leader_again_once_nothing_fails(seed):
+    """No record comes then that would make up for what was promised meanwhile."""
+
+    async def schedule(world: World) -> None:
+        world.begin()
+        await world.settle()
+        records = height(world)
+        await world.disturb(world.rng.uniform(2.0, 20.0), crashes=seed % 4 == 0)
+        assert seed % 4 == 0 or height(world) == records, "it was not at rest"
+        world.mend()
+        await world.until(world.calm, CALM)
+        await world.run(5.0)
+        assert world.calm(), world.state()
+
+    play(schedule, World(seed, Random(seed).choice([2, 3, 3, 4, 5, 8]), rounds=1))
+
+
+@pytest.mark.parametrize("members", [3, 5, 8])
+def test_a_member_that_stands_still_deposes_nobody(members):
+    async def schedule(world: World) -> None:
+        leader = leader_of(world)
+        term, second = leader.chain.term, leader.chain.replica.order[1]
+        for _ in range(6):
+            await world.stand_still(second, 1.6)
+            await world.run(0.7)
+        assert (leader.chain.leading, leader.chain.term) == (True, term)
+        await world.settle()
+        check(world)
+
+    joined(schedule, members)
+
+
 Schedule = Callable[[World], Awaitable[None]]
 
 
@@ -221,6 +258,11 @@ async def test_a_record_that_gets_no_votes_is_shown(world):
 
 async def at_random(world: World) -> None:
     await world.misbehave(8.0, harsh=True)
+
+
+async def disturbed(world: World) -> None:
+    """In the middle of rounds, members stand still, and what leaders and candidates say is late."""
+    await world.disturb(12.0, crashes=True)
 
 
 async def away(world: World) -> None:
@@ -396,6 +438,7 @@ def after_all(schedule: Schedule, members: int, seed: int) -> World:
 
 PROVOKING = {
     at_random: (3, 4, 5),
+    disturbed: (3, 5),
     away: (3,),
     cut_off: (5,),
     survived: (3,),

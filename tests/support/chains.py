@@ -296,6 +296,8 @@ class World:
         self.lost: set[str] = set()
         """Digests of records that nobody can look at any more: what they were made of is gone."""
         self.lied = self.forced = self.wiped = 0
+        self.still: set[str] = set()
+        """Who stands still."""
         self.sides: dict[str, int] = {}
         self.links: dict[tuple[str, str], float | None] = {}
         """Seconds that messages of agreement take from one to another, where that is fixed; None: for ever."""
@@ -434,6 +436,46 @@ class World:
                 case 8:
                     self.wipe(name)
             await self.run(self.rng.uniform(0.05, 0.6 if harsh else 1.2))
+
+    async def disturb(self, seconds: float, *, crashes: bool) -> None:
+        """Agreement alone is disturbed: members stand still or are cut off, messages are late; the roster stays.
+
+        With crashes it does not, and there are new records.
+        """
+        end = self.now + seconds
+        while self.now < end:
+            some = self.rng.sample(self.names, self.rng.randint(1, len(self.names)))
+            match self.rng.randrange(5 if crashes else 4):
+                case 0 | 1:
+                    for name in some:
+                        if self.processes[name].up and name not in self.still:
+                            self.work(self.processes[name], self.stand_still(name, self.rng.uniform(0.8, 4.0)))
+                case 2:
+                    fate = self.rng.choice([None, 0.4, 1.2, 2.5])
+                    self.links |= {(one, other): fate for one in some for other in self.names}
+                case 3:
+                    self.links = {}
+                case 4:
+                    self.processes[some[0]].crash()
+                    self.start(some[0])
+            await self.run(self.rng.uniform(0.05, 2.0))
+        await self.until(lambda: not self.still)
+
+    async def stand_still(self, name: str, seconds: float) -> None:
+        """As by SIGSTOP: what comes has to wait, and the member first notices that time has passed."""
+        self.still.add(name)
+        async with self.processes[name].chain._turn:
+            await asyncio.sleep(seconds)
+        self.still.remove(name)
+
+    def calm(self) -> bool:
+        """One leads, everybody says so, and nobody would refuse it its vote."""
+        leading = [process for process in self.up if process.chain.leading]
+        if len(leading) != 1 or any(process.chain.fault for process in self.up):
+            return False
+        name, role = leading[0].name, leading[0].chain.replica.role
+        promised = [process.disk.durable.promised for process in self.up]
+        return {process.chain.leader for process in self.up} == {name} and max(promised) <= role.ballot
 
     def force(self, process: Process) -> None:
         """Somebody says that the others are lost."""

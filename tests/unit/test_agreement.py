@@ -10,12 +10,15 @@ from tutti.ring.consensus import (
     Accept,
     Append,
     Ballot,
+    Beat,
     Durable,
     Event,
     Follow,
     Lead,
     Leading,
+    Nack,
     Prepare,
+    Promise,
     Propose,
     Received,
     Rejected,
@@ -25,6 +28,7 @@ from tutti.ring.consensus import (
     Verify,
     Vote,
 )
+from tutti.ring.consensus.messages import HIGHEST
 from tutti.ring.record import Record, Seat, after, first, succession
 
 NAMES = ("a:1", "b:1", "c:1")
@@ -184,3 +188,91 @@ def test_to_be_outvoted_is_no_opinion_on_the_record(three):
     leader.hear(odd, Rejected, 0.4)
     assert isinstance(leader.told[-1], Follow)
     assert leader.replica.wrong == frozenset()
+
+
+# -- a leader of whom somebody has promised more ----------------------------------------------------------------
+
+
+def refused(leader: Member, other: Member, now: float) -> None:
+    """The other stands still for a while, promises itself a ballot, and refuses what the leader says."""
+    leader.tell(Tick(), now)
+    other.tell(Tick(), now)
+    other.hear(leader, Beat, now)
+    leader.hear(other, Nack, now)
+
+
+def test_a_leader_asks_for_a_ballot_above_that_of_a_member_that_stood_still(three):
+    leader, second, third = three
+    refused(leader, second, 2.0)
+    leader.tell(Tick(), 2.3)
+    second.hear(leader, Beat, 2.3)
+    leader.hear(second, Nack, 2.3)  # of a beat that was on its way: that ballot has been outbid
+    second.hear(leader, Prepare, 2.4)
+    assert leader.replica.durable.promised == Ballot(0, leader.replica.me)  # nothing before a majority has
+    leader.hear(second, Promise, 2.4)
+    ballot = Ballot(2, leader.replica.me)
+    assert isinstance(leader.replica.role, Leading)
+    assert (leader.replica.role.ballot, leader.replica.durable.promised) == (ballot, ballot)
+    third.hear(leader, Beat, 2.5)
+    assert {member.replica.leader for member in three} == {leader.replica.me}
+    assert leader.told == []  # to the shell nothing has happened
+    leader.tell(Propose(SEATS, b"A"), 2.6)
+    second.hear(leader, Accept, 2.7)
+    second.find("", 2.7)
+    leader.hear(second, consensus.Accepted, 2.8)
+    assert [record.body for record in leader.appended] == [b"A"]
+
+
+def test_what_was_proposed_meanwhile_is_proposed_again_in_the_higher_ballot(three):
+    leader, second, third = three
+    refused(leader, second, 2.0)
+    third.hear(leader, Prepare, 2.1)
+    leader.tell(Propose(SEATS, b"A"), 2.1)
+    third.hear(leader, Accept, 2.2)
+    leader.hear(third, Nack, 2.2)  # it has promised this leader more: that does not count against it
+    leader.hear(third, Promise, 2.3)
+    assert leader.said(third, Accept).ballot == leader.replica.role.ballot == Ballot(2, leader.replica.me)
+    third.hear(leader, Accept, 2.4)
+    third.find("", 2.4)
+    leader.hear(third, consensus.Accepted, 2.5)
+    assert [record.body for record in leader.appended] == [b"A"]
+
+
+def test_while_votes_are_collected_nobody_makes_a_leader_collect_them_anew(three):
+    leader, second, third = three
+    leader.tell(Propose(SEATS, b"A"), 1.9)
+    refused(leader, second, 2.0)
+    assert not [wish for wish in leader.sent if isinstance(wish.message, Prepare)]
+    third.hear(leader, Accept, 2.1)
+    third.find("", 2.1)
+    leader.hear(third, consensus.Accepted, 2.2)
+    assert [record.body for record in leader.appended] == [b"A"]
+
+
+def test_a_leader_gives_up_when_its_promises_tell_of_votes_for_another(three):
+    """Another may have had its record chosen meanwhile."""
+    leader, second, third = three
+    elected(second, third, 5.0)
+    second.tell(Propose(SEATS, b"of the other"), 5.1)
+    third.hear(second, Accept, 5.1)
+    third.find("", 5.1)
+    leader.tell(Tick(), 2.0)  # it stood still itself, and knows nothing of that
+    third.hear(leader, Beat, 5.2)
+    leader.hear(third, Nack, 5.2)
+    third.hear(leader, Prepare, 7.0)
+    leader.hear(third, Promise, 7.0)
+    assert leader.replica.leader == ""
+    assert leader.told == [Follow("another has led meanwhile")]
+
+
+def test_no_ballot_is_above_the_highest(three):
+    """It can be nobody's but a broken member's; a record ends it."""
+    _, second, third = three
+    header = consensus.header(third.replica)
+    second.tell(Received(Beat(**header, ballot=Ballot(HIGHEST, third.replica.me))), 0.1)
+    second.tell(Tick(), 9.0)
+    assert second.replica.durable.promised.number == HIGHEST
+    assert not [wish for wish in second.sent if isinstance(wish.message, Prepare)]
+    above = msgspec.msgpack.encode(Beat(**header, ballot=Ballot(HIGHEST + 1, third.replica.me)))
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(above, type=consensus.AnyMessage)

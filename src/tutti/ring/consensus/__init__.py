@@ -9,9 +9,10 @@ an earlier ballot does so again without: after all were killed at once, the upda
 **Who leads.** Ballot 0 of each height belongs to the first of `succession`, so an undisturbed round costs one
 exchange. The leader is heard every BEAT seconds. The member of rank i begins an election after i leases of silence.
 Nobody takes part in one who has heard the leader within the last lease: so that a leader is replaced, a majority must
-miss it. A leader that a majority does not answer stops leading: a minority does nothing. One that
-cannot get votes for the record of another asks everybody for a higher ballot: if it turns out that too few had voted
-for this record for it to be chosen, the leader is free to propose another.
+miss it. A leader that a majority does not answer stops leading: a minority does nothing. One that hears that somebody
+has promised more, such as a member that stood still and missed it, asks for a ballot above that, and leads on
+meanwhile. One that cannot get votes for the record of another asks everybody for a higher ballot: if it turns out that
+too few had voted for this record for it to be chosen, the leader is free to propose another.
 
 **Membership** is part of the records, and changes with them. The committee for height h + 1 is that of record h, which
 everybody who votes has: no view out of date can choose a second record. If a majority of it is lost, nothing happens

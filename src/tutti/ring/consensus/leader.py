@@ -7,7 +7,19 @@ from types import MappingProxyType
 import msgspec
 
 from tutti.ring.consensus.chain import adopted
-from tutti.ring.consensus.messages import Accept, Accepted, Ballot, Beat, Commit, Nack, Prepare, Promise, Rejected, Vote
+from tutti.ring.consensus.messages import (
+    HIGHEST,
+    Accept,
+    Accepted,
+    Ballot,
+    Beat,
+    Commit,
+    Nack,
+    Prepare,
+    Promise,
+    Rejected,
+    Vote,
+)
 from tutti.ring.consensus.replica import (
     LEASE,
     Electing,
@@ -57,14 +69,19 @@ def _beats(state: Replica, ballot: Ballot) -> tuple[Instruction, ...]:
 
 def elect(state: Replica, now: float) -> Step:
     """Promise oneself a ballot that is higher than any heard of, and ask the others for the same."""
+    if state.durable.promised.number >= HIGHEST:  # nobody can stand any more: only a REFORM helps
+        return replace(state, role=Following("", now)), ()
     ballot = Ballot(state.durable.promised.number + 1, state.me)
     mine = MappingProxyType({state.me: state.durable.vote})
     state = replace(remembering(state, ballot, state.durable.vote), role=Electing(ballot, now, mine))
     if len(state.order) == 1:
         return _elected(state, now)
-    return state, tuple(
-        Send(other, Prepare(**header(state), ballot=ballot)) for other in state.order if other != state.me
-    )
+    return state, _prepare(state, ballot)
+
+
+def _prepare(state: Replica, ballot: Ballot) -> tuple[Instruction, ...]:
+    asked = Prepare(**header(state), ballot=ballot)
+    return tuple(Send(other, asked) for other in state.order if other != state.me)
 
 
 def stand_again(state: Replica, role: Electing, now: float) -> Step:
@@ -76,6 +93,8 @@ def stand_again(state: Replica, role: Electing, now: float) -> Step:
 
 def on_promise(state: Replica, message: Promise, now: float) -> Step:
     role = state.role
+    if isinstance(role, Leading) and role.higher is not None and message.ballot == role.higher.ballot:
+        return _promised_more(state, role, role.higher, message, now)
     if not isinstance(role, Electing) or message.ballot != role.ballot:
         return state, ()
     promises = MappingProxyType({**role.promises, message.sender: message.vote})
@@ -131,9 +150,51 @@ def on_nack(state: Replica, message: Nack, now: float) -> Step:
     if isinstance(role, Following) or message.promised <= role.ballot:
         return state, ()
     if isinstance(role, Leading):
-        return _opposed(state, message.sender, "outvoted", now)
+        if role.higher is not None and message.promised <= role.higher.ballot:
+            return state, ()
+        return _outvoted(state, message, now)
     promised = max(state.durable.promised, Ballot(message.promised.number, ""))  # the number: the promise is another's
     return _follow(remembering(state, promised, state.durable.vote), "outvoted", now)
+
+
+def _outvoted(state: Replica, message: Nack, now: float) -> Step:
+    """A member that stood still, say, missed this leader, and has promised itself a ballot that nobody else wants.
+
+    It would refuse this one until the next record. So ask for a ballot above: whoever hears this leader promises it.
+
+    Not while votes are being collected: a record that is chosen ends it as well, and with a member that stands again
+    and again the votes would never be complete. Until a majority has promised, this ballot holds, here too.
+    """
+    state, wishes = _opposed(state, message.sender, "outvoted", now)
+    role = state.role
+    if not isinstance(role, Leading) or role.proposal is not None or message.promised.number >= HIGHEST:
+        return state, wishes
+    ballot = Ballot(message.promised.number + 1, state.me)
+    return replace(state, role=replace(role, higher=Electing(ballot, now))), _prepare(state, ballot)
+
+
+def _promised_more(state: Replica, role: Leading, higher: Electing, message: Promise, now: float) -> Step:
+    """Lead on in the higher ballot, once a majority has promised it.
+
+    Nothing that was voted for below `role.ballot` can be chosen, or this member would not be free to propose. Votes
+    since then that are not for its own proposal are of another's lead, and that record may have been chosen.
+    """
+    promises = MappingProxyType({**higher.promises, message.sender: message.vote})
+    acks = MappingProxyType({**role.acks, message.sender: now})
+    role = replace(role, acks=acks, higher=replace(higher, promises=promises))
+    state = replace(state, role=role)
+    if len(promises) + 1 < majority(state.order):  # this member promises when the others have
+        return state, ()
+    votes = [vote for vote in (*promises.values(), state.durable.vote) if vote is not None]
+    if any(vote.ballot >= role.ballot and vote.record != role.proposal for vote in votes):
+        return _follow(state, "another has led meanwhile", now)
+    role = replace(role, ballot=higher.ballot, higher=None, against=frozenset(), beat_at=now)
+    state = replace(remembering(state, role.ballot, state.durable.vote), role=role)
+    beats = _beats(state, role.ballot)
+    if role.proposal is None:
+        return state, beats
+    state, wishes = _proposing(state, role.proposal, now)
+    return state, (*beats, *wishes)
 
 
 def _opposed(state: Replica, sender: str, reason: str, now: float) -> Step:

@@ -1,16 +1,19 @@
 """What members say to one another to agree on the next record."""
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
 from tutti.ring.record import Record
 
+HIGHEST = 2**62
+"""The number that no ballot exceeds. One more at each election is far from it: who says such a number is broken."""
+
 
 class Ballot(msgspec.Struct, frozen=True, order=True, array_like=True):
     """Ballots are ordered by number, then by who owns them. Number 0 is the unelected leader's."""
 
-    number: int = 0
+    number: Annotated[int, msgspec.Meta(ge=0, le=HIGHEST)] = 0
     owner: str = ""
 
 

@@ -121,6 +121,7 @@ class Leading:
         acks: When each member of the committee last answered.
         votes, against: Who has voted for `proposal`, and who will not in this ballot.
         rejected: Who of the latter finds it wrong.
+        higher: The ballot it asks for since somebody has promised more than `ballot`, and who else has promised it.
     """
 
     ballot: Ballot
@@ -131,6 +132,7 @@ class Leading:
     votes: frozenset[str] = frozenset()
     against: frozenset[str] = frozenset()
     rejected: frozenset[str] = frozenset()
+    higher: Electing | None = None
     beat_at: float = float("-inf")
 
 
