@@ -276,3 +276,11 @@ def test_no_ballot_is_above_the_highest(three):
     above = msgspec.msgpack.encode(Beat(**header, ballot=Ballot(HIGHEST + 1, third.replica.me)))
     with pytest.raises(msgspec.ValidationError):
         msgspec.msgpack.decode(above, type=consensus.AnyMessage)
+
+
+def test_acks_are_noted_of_members_only(three):
+    leader, second, _ = three
+    header = consensus.header(second.replica)
+    for sender in (second.replica.me, "evil:9"):
+        leader.tell(Received(consensus.Ack(**{**header, "sender": sender})), 0.1)
+    assert dict(leader.replica.role.acks) == {second.replica.me: 0.1}

@@ -186,7 +186,8 @@ def _received(state: Replica, message: AnyMessage, now: float) -> Step:
             return state, chain.records_for(state, message.sender, message.known)
     if state.tip is None or message.tip != state.tip.digest:
         return chain.catch_up(state, message)
-    if message.sender not in state.order and not isinstance(message, Beat | Ack):
+    hearers = state.tip.addresses if isinstance(message, Ack) else state.order
+    if message.sender not in hearers:
         return state, ()
     match message:
         case Beat(ballot=ballot):
