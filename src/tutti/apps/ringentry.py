@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from tutti.adapters.blobs.sink import sync_directory
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_from, peer_struct, supernode
 from tutti.adapters.thrift.node import ThriftPeers, apart, peer_at
@@ -113,7 +115,11 @@ class Remembered(msgspec.Struct, frozen=True):
 
 
 class Entry:
-    """A member's way into its ring; `me` is what it is called in this life. Raises StorageError."""
+    """A member's way into its ring. Raises StorageError.
+
+    Attributes:
+        me: What it is called in this life, also after it has been taken for dead.
+    """
 
     def __init__(
         self, file: Path, address: str, supernodes: tuple[str, ...], peers: ThriftPeers, tls: ssl.SSLContext | None
@@ -121,10 +127,13 @@ class Entry:
         self._file, self._supernodes, self._peers, self._tls = file, supernodes, peers, tls
         self.apart: tuple[str, ...] = ()
         """Members of another ring in use, which the supernodes know too."""
-        before = _recall(file)
-        self._remembered = msgspec.structs.replace(before, incarnation=before.incarnation + 1)
-        self._remember(())
-        self.me = peer_at(address, self._remembered.incarnation)
+        self._remembered = _recall(file)
+        self.live_on(peer_at(address, self._remembered.incarnation + 1))
+
+    def live_on(self, me: Peer) -> None:
+        """Begin this life, once it is on disk: it must be later than any that anybody has been told of."""
+        self._write(Remembered(me.incarnation, self._remembered.peers))
+        self.me = me
 
     async def contacts(self) -> tuple[tuple[Peer, ...], bool]:
         """Members to join through, and whether this one begins the ring; waits a moment for a supernode to come.
@@ -240,13 +249,21 @@ class Entry:
     def _remember(self, known: Iterable[str]) -> None:
         """The cache of peers: who is known now, and who was."""
         peers = tuple(dict.fromkeys((*known, *self._remembered.peers)))[:REMEMBERED]
-        self._remembered = Remembered(self._remembered.incarnation, peers)
+        if peers != self._remembered.peers:
+            self._write(Remembered(self._remembered.incarnation, peers))
+
+    def _write(self, remembered: Remembered) -> None:
         partial = self._file.with_suffix(".tmp")
         try:
-            partial.write_bytes(msgspec.json.encode(self._remembered))
+            with partial.open("wb") as file:
+                file.write(msgspec.json.encode(remembered))
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(self._file)
+            sync_directory(self._file.parent)
         except OSError as error:
             raise StorageError(f"cannot write {self._file}: {error.strerror or error}") from None
+        self._remembered = remembered
 
 
 def _said(chains: Mapping[Peer, str]) -> str:

@@ -33,7 +33,7 @@ from tutti.apps.bootstrap import steady_clock
 from tutti.apps.nodes import read_policy, sole_use, trainers
 from tutti.apps.ringdata import MemberData
 from tutti.apps.ringentry import LOOK_EVERY, WITHIN, Entry, Tls, contexts
-from tutti.core.errors import Conflict, NotFound, StorageError, UserError
+from tutti.core.errors import Conflict, NotFound, UserError
 from tutti.core.registry import Choice
 from tutti.domain.events import Digest, NodeId
 from tutti.domain.policy import Policy
@@ -110,7 +110,6 @@ class RingNode:
         self._server = Server(training_node.TrainingNode, handler, tls=server_tls)
         self._store = SqliteChain(folder / "chain.sqlite")
         self._entry = Entry(folder / "ring.json", self.address, settings.supernodes, self._peers, tls)
-        self.me = self._entry.me
         self.voices = ThriftVoices(self.me, self._peers)
         self.voices.lost = self._on_lost
         self._seats = Seats(self._peers, time.monotonic, members)
@@ -145,6 +144,14 @@ class RingNode:
 
     # -- life ----------------------------------------------------------------------------------------------
 
+    @property
+    def me(self) -> Peer:
+        return self._entry.me
+
+    def _live_on(self, me: Peer) -> None:
+        self._entry.live_on(me)
+        self.voices.me, self.chain.seat = me, Seat(me.address, me.incarnation)
+
     async def run(self) -> None:
         await self._placed.load()
         await self.chain.load()
@@ -155,6 +162,7 @@ class RingNode:
         if contacts and not first:
             self.chain.let_go()
         self.ring = RingMember(self.me, self._peers, contacts, founds=first)
+        self.ring.on_life = self._live_on
         self._placed.join(self.ring)
         chain = asyncio.create_task(self.chain.run(founds=first and not contacts))
         ring = asyncio.create_task(self.ring.run())
@@ -172,6 +180,8 @@ class RingNode:
             done, _ = await asyncio.wait((chain, ring, *others), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # none of them ends but by an error
+        except BaseExceptionGroup as failed:  # the first failure ended it, the others followed
+            raise _first_of(failed) from None
         finally:
             for tasks in (others, (chain, ring)):  # a leader resigns while its chain still runs
                 for task in tasks:
@@ -260,21 +270,26 @@ class RingNode:
             await core.stop()
 
     async def _until_deposed(self, core: Coordinator, log_of_chain: ChainLog, term: int) -> None:
-        """Look after the sessions and the roster until another leads."""
+        """Look after the sessions and the roster until another leads.
+
+        Raises StorageError, with which this process ends: who cannot record anything must let another lead.
+        """
         fabric = self._fabric
         assert fabric is not None
-        while self.chain.leading and self.chain.term == term:
+        while self.chain.leading and self.chain.term == term and log_of_chain.lost is None:
             if core.background.failed.done():
                 raise core.background.failed.result()
             fabric.end_silent()
             tip = self.chain.replica.tip
             between = all(job.round is None for job in core.jobs.values() if not job.final)
             if tip is not None and between and not log_of_chain.busy and tip.roster != self._roster():
-                with contextlib.suppress(StorageError):
+                with contextlib.suppress(LostLead):
                     await log_of_chain.flush()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):
                     await self.chain.until(lambda chain: not chain.leading or chain.term != term)
+        if log_of_chain.lost is not None and not isinstance(log_of_chain.lost, LostLead):
+            raise log_of_chain.lost
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -378,7 +393,7 @@ class RingNode:
 
     def view(self) -> RingView:
         return ring_view(
-            self.me if self.ring is None else self.ring.member.me,
+            self.me,
             None if self.ring is None else self.ring.member,
             self.chain,
             self.agreed.jobs,
@@ -393,6 +408,10 @@ class RingNode:
         if not self.chain.fault:
             raise Conflict(f"the ring is led by {self.chain.leader}: there is nothing to force")
         await self.chain.reform()
+
+
+def _first_of(failed: BaseException) -> BaseException:
+    return _first_of(failed.exceptions[0]) if isinstance(failed, BaseExceptionGroup) else failed
 
 
 def _warm_up() -> None:

@@ -43,6 +43,8 @@ class RingMember:
         bits: int = BITS,
     ) -> None:
         self.member = found(me, bits) if founds or not seeds else Member(me, bits=bits)
+        self.on_life: Callable[[Peer], None] = lambda me: None
+        """Writes down a new incarnation. Nobody has been told of it yet; if this raises, nothing has happened."""
         self._seeds, self._peers, self._every = seeds, peers, every
         self._strangers: list[Peer] = []
         self._rng = Random(me.address)  # noqa: S311 - chooses whom to ask, guards nothing
@@ -113,8 +115,11 @@ class RingMember:
     async def _do(self, event: Event) -> Found | None:
         """Carry out an event and everything that follows from it; what a look-up found, if it was one."""
         before = self.member
-        self.member, wishes = handle(self.member, event)
-        if self.member is not before:
+        after, wishes = handle(before, event)
+        if after.me != before.me:
+            self.on_life(after.me)
+        self.member = after
+        if after is not before:
             async with self._changed:
                 self._changed.notify_all()
         async with asyncio.TaskGroup() as group:

@@ -119,7 +119,8 @@ class ChainLog:
         self._chain, self._agreed = chain, agreed
         self._waiting: list[Recorded] = []
         self._size = 0
-        self._lost: StorageError | None = None
+        self.lost: StorageError | None = None
+        """Why nothing more is recorded; None while it is."""
         self._given_up = asyncio.Event()
         self._turn = asyncio.Lock()
         self._versions: Counter[str] = Counter(agreed.versions)
@@ -134,8 +135,8 @@ class ChainLog:
             raise UserError(f"what the members of a ring agree on at a time may have {LARGEST} bytes, this has {size}")
         if self._size + size > LARGEST:
             await self.flush()
-        if self._lost is not None:
-            raise self._lost
+        if self.lost is not None:
+            raise self.lost
         if version != self._versions[stream]:
             raise conflict(stream, version, self._versions[stream])
         recorded = [Recorded(self._offset + n, stream, version + n, event) for n, event in enumerate(stored, start=1)]
@@ -153,8 +154,8 @@ class ChainLog:
         async with self._turn:
             if upto is not None and len(self._agreed.recorded) >= upto:
                 return  # it went with somebody else's
-            if self._lost is not None:
-                raise self._lost
+            if self.lost is not None:
+                raise self.lost
             body: Body = tuple((recorded.stream, recorded.event) for recorded in self._waiting)
             size = self._size
             try:
@@ -172,7 +173,7 @@ class ChainLog:
 
     def give_up(self, reason: StorageError) -> None:
         """This leadership is over: nothing more is recorded. The first reason counts."""
-        self._lost = self._lost or reason
+        self.lost = self.lost or reason
         self._given_up.set()
 
     async def _propose(self, body: bytes) -> None:
@@ -183,8 +184,8 @@ class ChainLog:
             await asyncio.wait((given_up, proposal), return_when=asyncio.FIRST_COMPLETED)
             if proposal.done():
                 return proposal.result()
-            assert self._lost is not None
-            raise self._lost
+            assert self.lost is not None
+            raise self.lost
         finally:
             given_up.cancel()
             proposal.cancel()
