@@ -41,6 +41,12 @@ SAID_AFTER = 3.0
 AT_ONCE = 8
 """Parts that are sent to one member at a time."""
 
+FAILED_FOR = 60.0
+"""Seconds for which a member that failed is asked after all others: one that is frozen takes ten for each answer."""
+
+SAME = 10
+"""Looks at a job that shows nothing new, after which another member is asked: the one that was may be cut off."""
+
 FAILED = (Unreachable, UnknownCall)
 OVER = ("completed", "stopped", "failed")
 """A job with one of these changes no more."""
@@ -53,6 +59,7 @@ class RingClient:
         self._address, self._tls = address, contexts(tls)[1]
         self._peers = ThriftPeers(within=10.0, tls=self._tls)
         self._members: tuple[Peer, ...] = ()
+        self._turns: dict[str, float] = {}  # by address, when it was put last, or for how long it is
         self.note = ""
         """What is not as usual, though the ring can be asked."""
 
@@ -92,9 +99,11 @@ class RingClient:
             return tuple(map(peer_at, {address, *view.known}))
 
     async def _members_by_others(self) -> tuple[Peer, ...]:
-        for peer in self._members:
-            with suppress(Unreachable):
+        for peer in self._in_turn(self._members):
+            try:
                 return await self._members_at(peer.address)
+            except Unreachable:
+                self._put_last(peer, FAILED_FOR)
         return ()
 
     async def views(self) -> list[RingView]:
@@ -171,25 +180,30 @@ class RingClient:
             ) from None
 
     async def submit(self, spec: JobSpec) -> str:
-        """The job's id. Asked again, also of other members, until one answers; the job is made once."""
+        """The job's id. All members are asked, again and again, until one takes it; the job is made once."""
         key, job = secrets.token_hex(16), msgspec.json.encode(spec)
         now = asyncio.get_running_loop().time
-        began, said = now(), False
+        began, said, reason = now(), False, "no member answers"
 
         async def ask(peer: Peer) -> str:
-            return await self._peers.submit(peer, key, job)
+            nonlocal reason
+            try:
+                return await self._peers.submit(peer, key, job)
+            except training_node.NotNow as later:
+                reason = f"{peer.address}: {later.reason}"
+                raise
 
         try:
             async with asyncio.timeout(PATIENCE):
                 while True:
                     with suppress(training_node.NotNow), _refused("the ring refuses the job: "):
-                        return await self._any(ask)
+                        return await self._any(ask, passing=(training_node.NotNow,))
                     if not said and now() - began > SAID_AFTER:
                         log.warning("nobody leads the ring at the moment; asking for %g s more", PATIENCE - SAID_AFTER)
                         said = True
                     await asyncio.sleep(LOOK_EVERY)
         except TimeoutError:
-            raise Unreachable("nobody leads the ring: a majority of its committee does not answer") from None
+            raise Unreachable(f"the ring took no job within {PATIENCE:g} s: {reason}") from None
 
     async def progress(self, job: str) -> tuple[JobView, list[RoundView]]:
         """Raises NotFound if no member knows the job."""
@@ -198,15 +212,19 @@ class RingClient:
         return msgspec.json.decode(found, type=JobView), msgspec.json.decode(rounds, type=list[RoundView])
 
     async def follow(self, job: str) -> AsyncIterator[tuple[JobView, list[RoundView]]]:
-        """The job as it changes, to its end; whichever members die meanwhile."""
-        before = None
+        """The job as it changes, to its end; whichever members die meanwhile, or are cut off from the others."""
+        before, reached, same = None, (False, 0, False), 0
         while True:
             view, rounds = await self.progress(job)
-            if view != before:
+            if view != before and (far := _reached(view, rounds)) >= reached:
+                before, reached, same = view, far, 0
                 yield view, rounds
+            else:
+                same += 1
+                if same % SAME == 0:
+                    self._put_last(self._in_turn(self._members)[0])
             if view.status in OVER:
                 return
-            before = view
             await asyncio.sleep(LOOK_EVERY)
 
     async def model(self, digest: str) -> memoryview:
@@ -214,24 +232,55 @@ class RingClient:
         return await collect(self._peers, [peer.address for peer in await self.members()], digest)
 
     async def reform(self) -> None:
-        """Make the member with the longest chain go on without a majority; raises Conflict if there is a leader."""
-        views = await self.views()
-        best = max(views, key=lambda view: (view.generation, view.height))
+        """Make the member with the longest chain go on without a majority.
+
+        Raises Conflict if there is a leader, NotFound if there is no such member.
+        """
+        best = max(await self.views(), key=lambda view: (view.generation, view.height), default=None)
+        if best is None:
+            raise NotFound(f"no member of the ring at {self._address} answers: start one, and force the ring then")
         with _refused():
             await self._peers.reform(peer_at(best.address))
 
     async def _any(self, ask: Callable[[Peer], Awaitable[T]], passing: tuple[type[Exception], ...] = ()) -> T:
-        """What the first member answers that can be reached, of those known before or else of those there now."""
-        last: Exception = NotFound(f"the ring at {self._address} has no members")
-        for members in (self._members, None):
-            for peer in members if members is not None else await self.members():
+        """What the first member answers that can be reached, of those known before or else of those there now.
+
+        Others are asked after what is in `passing` too; it is raised if nobody has a better answer.
+        """
+        passed: Exception | None = None
+        failed: Exception = NotFound(f"the ring at {self._address} has no members")
+        asked = set[Peer]()
+        for anew in (False, True):
+            try:
+                members = await self.members() if anew else self._members
+            except (*FAILED, NotFound) as error:
+                failed = error
+                break
+            for peer in self._in_turn(members):
+                if peer in asked and passed is not None:  # the ring is there: who failed will not do better at once
+                    continue
+                asked.add(peer)
                 try:
                     return await ask(peer)
-                except Exception as error:
-                    if not isinstance(error, FAILED + passing):
-                        raise
-                    last = error
-        raise last
+                except passing as error:
+                    self._put_last(peer)
+                    passed = error
+                except FAILED as error:
+                    self._put_last(peer, FAILED_FOR)
+                    failed = error
+        raise passed or failed
+
+    def _in_turn(self, members: Sequence[Peer]) -> list[Peer]:
+        return sorted(members, key=lambda peer: self._turns.get(peer.address, 0.0))
+
+    def _put_last(self, peer: Peer, seconds: float = 0.0) -> None:
+        """Ask this member after the others, and for so long also after those that are put last meanwhile."""
+        self._turns[peer.address] = asyncio.get_running_loop().time() + seconds
+
+
+def _reached(view: JobView, rounds: Sequence[RoundView]) -> tuple[bool, int, bool]:
+    """How far the job is in this view: of two members', the one that shows less is older."""
+    return view.status in OVER, len(rounds), bool(rounds) and rounds[-1].status != "open"
 
 
 @contextmanager
