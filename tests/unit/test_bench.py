@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.browser import CHROMIUM, missing
+from support.ports import NOT_GIVEN_OUT
 from support.services import need_servers
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -48,6 +49,11 @@ MINUTES = {"tables.py"}
 
 def test_none_is_forgotten():
     assert {path.name for path in BENCH.glob("[a-z]*.py")} == set(SMALL) | MINUTES
+
+
+def test_members_of_a_ring_listen_where_the_system_takes_no_port_for_a_connection():
+    drawn = [sys.executable, "-c", "import _ring; print(_ring.free_port())"]
+    assert int(subprocess.run(drawn, cwd=BENCH, capture_output=True, check=True).stdout) in NOT_GIVEN_OUT
 
 
 @pytest.mark.parametrize("script", SMALL)
