@@ -21,7 +21,7 @@ from support.thrift_nodes import Running, in_order, ring
 from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.frames import Frames
 from tutti.adapters.thrift.idl import CHUNK, PROTOCOL, compute_node, key_bytes, peer_struct, supernode
-from tutti.adapters.thrift.node import MAX_UPLOADS, ThriftPeers, peer_at
+from tutti.adapters.thrift.node import IDLE, MAX_UPLOADS, ThriftPeers, peer_at
 from tutti.adapters.thrift.server import PortTaken
 from tutti.adapters.thrift.tls import BadCertificate, client_context, server_context
 from tutti.core.errors import NotFound, UserError
@@ -137,6 +137,26 @@ async def test_many_calls_share_one_connection(tmp_path):
         assert {view.peer.address for view in await asyncio.gather(*calls)} == {node.peer.address}
         assert len(node.server._connections) == 1
         await channel.close()
+
+
+async def test_connections_that_nobody_uses_are_closed(tmp_path):
+    """Strangers may make up any number of callers, to whom a member answers."""
+    now = 0.0
+    async with asyncio.timeout(TIMEOUT), ring(tmp_path / "a", 1) as (used,), ring(tmp_path / "b", 1) as (idle,):
+        peers = ThriftPeers(within=TIMEOUT, clock=lambda: now)
+        for peer in (*(peer_at(f"127.0.0.1:{port}") for port in range(1, 6)), idle.peer, used.peer):
+            await peers.tell(peer, used.peer)
+        connections = [*idle.server._connections, *used.server._connections]
+        now = TIMEOUT + IDLE
+        assert await peers.missing(used.peer, [bytes(32)]) == [bytes(32)]
+        assert len(peers._channels) == 7
+        now += 1
+        assert await peers.missing(used.peer, [bytes(32)]) == [bytes(32)]
+        assert [*peers._channels] == [used.peer.address]
+        closed, kept = connections
+        await asyncio.wait([closed])
+        assert used.server._connections == {kept}
+        await peers.close()
 
 
 async def test_a_forged_caller_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,6 +41,9 @@ WINDOW = 8
 """Parts of a blob that are on their way to a member at a time."""
 
 MAX_DIGESTS = 4096
+
+IDLE = 60.0
+"""Seconds after which a channel that nobody uses is closed: members come and go, and strangers make addresses up."""
 
 
 class Host(Protocol):
@@ -138,15 +142,18 @@ class ThriftPeers:
 
     Args:
         within: Seconds for one call. A peer that takes longer counts as dead.
+        clock: Seconds, of a clock that does not go back.
 
     Attributes:
         chain: The ring of this member, as in a View. To it, members of another ring in use are as good as dead.
     """
 
-    def __init__(self, *, within: float = 1.0, tls: ssl.SSLContext | None = None) -> None:
-        self._within, self._tls = within, tls
+    def __init__(
+        self, *, within: float = 1.0, tls: ssl.SSLContext | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._within, self._tls, self._clock = within, tls, clock
         self.chain: Callable[[], str] = lambda: ""
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[str, tuple[Channel, float]] = {}  # and since when unused; the longest first
         self._refusals: dict[str, str] = {}
 
     async def ask(self, peer: Peer, key: int, asker: Peer | None) -> View | None:
@@ -237,7 +244,7 @@ class ThriftPeers:
             raise failed.exceptions[0] from None
 
     async def close(self) -> None:
-        for channel in self._channels.values():
+        for channel, _ in [*self._channels.values()]:
             await channel.close()
 
     # -- training: these raise Unreachable, UnknownCall, compute_node.Refused, training_node.NotNow ----------
@@ -291,13 +298,30 @@ class ThriftPeers:
         await self._call(peer, "reform", PROTOCOL)
 
     async def _call(self, peer: Peer, name: str, *arguments: Any) -> Any:
-        channel = self._channels.get(peer.address)
-        if channel is None:
-            host, _, port = peer.address.rpartition(":")
-            if not is_address(peer.address):
-                raise Unreachable(f"expected an address such as 127.0.0.1:5001, came {peer.address!r}")
-            channel = self._channels[peer.address] = Channel(training_node.TrainingNode, host, int(port), tls=self._tls)
+        await self._close_idle()
+        if peer.address in self._channels:
+            channel, _ = self._channels.pop(peer.address)
+        else:
+            channel = self._channel(peer.address)
+        self._channels[peer.address] = channel, self._clock()
         return await channel.call(name, *arguments, within=self._within)
+
+    def _channel(self, address: str) -> Channel:
+        if not is_address(address):
+            raise Unreachable(f"expected an address such as 127.0.0.1:5001, came {address!r}")
+        host, _, port = address.rpartition(":")
+        return Channel(training_node.TrainingNode, host, int(port), tls=self._tls)
+
+    async def _close_idle(self) -> None:
+        """Those on which no call can be under way any more."""
+        before = self._clock() - IDLE - self._within
+        while self._channels:
+            address, (channel, used_at) = next(iter(self._channels.items()))
+            if used_at >= before:
+                return
+            del self._channels[address]
+            self._refusals.pop(address, None)
+            await channel.close()
 
 
 def apart(one: str, other: str) -> bool:
