@@ -218,6 +218,20 @@ async def test_a_wrong_sum_is_never_agreed_on(world):
     assert world.lied > 0
 
 
+@scheduled(3, rounds=8)
+async def test_nothing_is_kept_for_strangers_and_for_those_who_went(world):
+    leader, *others = sorted(world.up, key=lambda process: not process.chain.leading)
+    for number in range(100):
+        await leader.chain.heard(consensus.Fetch(sender=f"10.9.9.{number}:5001", generation=0, height=-1, tip=""))
+    assert set(leader.chain._queues) == {process.name for process in others}
+    others[0].crash()
+    await world.run(15.0)
+    assert set(leader.chain._queues) == {others[1].name}
+    world.mend()  # who comes back is told everything all the same
+    await world.settle()
+    check(world)
+
+
 @scheduled(3, rounds=30)
 async def test_whoever_has_lost_its_memory_is_seated_anew(world):
     leader = leader_of(world)

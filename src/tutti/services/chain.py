@@ -21,6 +21,7 @@ from tutti.ring.consensus import (
     Leading,
     Propose,
     Received,
+    Records,
     Reform,
     Replica,
     Seek,
@@ -41,6 +42,9 @@ UNHEARD = 3.0
 
 OVERDUE = 15.0
 """Seconds after which a record should have its votes: more than a leader takes to find out that it cannot get them."""
+
+IDLE = 10.0
+"""Seconds after which a member to whom there is nothing to say has no queue any more."""
 
 WAITING = 64
 """Messages that may wait for one member; more are lost, which the protocol bears."""
@@ -174,6 +178,8 @@ class ChainMember:
 
     def _carry_out(self, wish: consensus.Instruction) -> None:
         match wish:
+            case Send(to, Records()) if not self._knows(to):
+                log.debug("not sending records to %s: it is not known to be of the ring", to)
             case Send(to, message):
                 self._say(to, message)
             case Verify(vote):
@@ -212,9 +218,22 @@ class ChainMember:
         if new:
             self._spawn(self._deliver(to))
 
+    def _knows(self, address: str) -> bool:
+        """Whether it is a member, or may be one soon: who joins is in the ring first, and asks for the chain again."""
+        tip = self.replica.tip
+        return tip is not None and (address in tip.addresses or any(seat.address == address for seat in self._roster()))
+
     async def _deliver(self, to: str) -> None:
+        queue = self._queues[to]
         while True:
-            message = await self._queues[to].get()
+            try:
+                async with asyncio.timeout(IDLE):
+                    message = await queue.get()
+            except TimeoutError:
+                if queue.empty():
+                    del self._queues[to]
+                    return
+                continue
             try:
                 await self._voices.agree(to, message)
             except TuttiError as error:  # it is lost, as messages may be
