@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -35,7 +37,7 @@ async def member(tmp_path):
 
 async def test_a_blob_is_given_and_taken_without_a_copy(member):
     address, blobs = member
-    assert handover.near(address)
+    assert await handover.near(address)
     blob = handover.sealed(BLOB)
     await handover.give(address, DIGEST, blob)
     await handover.give(address, DIGEST, blob)
@@ -65,16 +67,16 @@ async def test_what_is_wrong_is_refused(member):
     assert not blobs.has(DIGEST)
 
 
-@pytest.mark.parametrize("packet", [b"G", b"X" + bytes(32), b"T" + bytes(5), b"G" + bytes(32)])
-async def test_packets_that_mean_nothing_are_answered(member, packet):
+@pytest.mark.parametrize("packet", [b"G", b"X" + bytes(32), b"T" + bytes(5), b"T" + bytes(32), b"G" + bytes(32)])
+async def test_packets_that_cannot_be_done_are_answered(member, packet):
     address, _ = member
-    answer, file = await asyncio.to_thread(handover._exchange, address, packet, None)
+    answer, file = await asyncio.to_thread(handover._exchange, address, packet, None, handover.WITHIN)
     assert answer.startswith(b"-")
     assert file is None
 
 
 async def test_nobody_is_near_where_nobody_listens():
-    assert not handover.near("192.0.2.1:5001")
+    assert not await handover.near("192.0.2.1:5001")
     assert await handover.take("192.0.2.1:5001", DIGEST) is None
     blob = handover.sealed(BLOB)
     with pytest.raises(OSError, match="refused"):
@@ -107,3 +109,38 @@ async def test_a_silent_connection_is_closed(member, monkeypatch):
     connection.settimeout(30.0)
     assert await asyncio.to_thread(connection.recv, 10) == b""
     connection.close()
+
+
+async def test_a_frozen_member_holds_up_a_fetch_for_a_moment_and_nothing_else(tmp_path):
+    """Its name is there, and nobody accepts."""
+    frozen = f"127.0.0.1:{os.getpid()}"
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(handover._NAME + frozen)
+        listener.listen()
+        async with asyncio.timeout(handover.WITHIN / 2):
+            takes = [asyncio.create_task(handover.take(frozen, DIGEST)) for _ in range(4)]
+            await asyncio.sleep(0)
+            await asyncio.to_thread(bytes)
+            assert not any(take.done() for take in takes)
+            assert await asyncio.gather(*takes) == [None] * 4
+
+
+class Vanishing(DirectoryBlobs):
+    """Deletes each blob just before its file is opened."""
+
+    def path(self, digest):
+        place = super().path(digest)
+        place.unlink()
+        return place
+
+
+async def test_a_blob_that_is_deleted_meanwhile_is_said_to_be_gone(tmp_path):
+    blobs, address = HeldBlobs(Vanishing(tmp_path)), f"127.0.0.1:{os.getpid()}"
+    serving = handover.Handover(address, blobs)
+    serving.start()
+    await blobs.put(BLOB)
+    packet = b"T" + bytes.fromhex(DIGEST)
+    answer, file = await asyncio.to_thread(handover._exchange, address, packet, None, handover.WITHIN)
+    assert (answer[:1], file) == (b"-", None)
+    await serving.close()

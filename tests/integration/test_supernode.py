@@ -9,7 +9,8 @@ from tutti.adapters.thrift.client import Channel
 from tutti.adapters.thrift.idl import PROTOCOL, compute_node, peer_from, peer_struct, supernode
 from tutti.adapters.thrift.node import ThriftPeers, peer_at
 from tutti.adapters.thrift.server import Server
-from tutti.adapters.thrift.supernode import GRACE, BadMembers, Supernode, parse_members
+from tutti.adapters.thrift.supernode import FRESH, GRACE, BadMembers, Supernode, parse_members
+from tutti.services.ring import RingMember
 
 WITHIN = 30
 
@@ -120,3 +121,40 @@ async def test_a_supernode_that_starts_again_finds_the_members_of_its_file(tmp_p
             contacts = await at.enrol(peer_at("127.0.0.1:9"))
         assert set(contacts) == {node.peer for node in nodes}
         await in_order(nodes)  # it is gone, and nothing happened
+
+
+class Answers:
+    """ports.ring.Peers: those answer that are `here`; `asked` is who was asked."""
+
+    def __init__(self, *here) -> None:
+        self.here = {peer.address: RingMember(peer, self) for peer in here}
+        self.asked = []
+
+    async def ask(self, peer, key, asker):
+        self.asked.append(peer.address)
+        await asyncio.sleep(0)
+        there = self.here.get(peer.address)
+        return None if there is None else await there.asked(key, asker)
+
+    async def tell(self, peer, me):
+        pass
+
+
+async def test_those_who_enrol_within_a_moment_wait_for_a_silent_host_once():
+    names = [f"10.0.0.1:{port}" for port in range(1, 9)]
+    peers, clock = Answers(peer_at(names[0])), [0.0]
+    handler = Supernode(peers, lambda: clock[0], (*names, "10.0.0.9:1"))
+
+    async def contacts(name, life=0):
+        return [
+            peer_from(contact).address for contact in await handler.enrol(PROTOCOL, peer_struct(peer_at(name, life)))
+        ]
+
+    assert await asyncio.gather(*map(contacts, names)) == [[]] + [names[:1]] * 7
+    assert peers.asked.count("10.0.0.9:1") == 1
+    clock[0] += FRESH
+    assert await asyncio.gather(*map(contacts, names)) == [[]] + [names[:1]] * 7
+    assert peers.asked.count("10.0.0.9:1") == 2
+    peers.here.clear()  # killed, and started again at once: it is no other process
+    peers.here[names[1]] = RingMember(peer_at(names[1]), peers)
+    assert await contacts(names[0], life=1) == [names[1]]

@@ -17,8 +17,11 @@ import mmap
 import os
 import socket
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from struct import Struct
+from typing import TypeVar
 
 from blake3 import blake3
 
@@ -33,8 +36,12 @@ LARGE = 1 << 20
 SILENT = 1.0
 """Seconds for which a connection may say nothing."""
 
-WITHIN = 30.0
-"""Seconds for an answer: the other side reads the whole blob first."""
+WITHIN, SOON = 30.0, 2.0
+"""Seconds for an answer to G, for which the other side reads the whole blob first, and for one to T."""
+
+_asking, _asked = ThreadPoolExecutor(16, "tutti-asks"), ThreadPoolExecutor(16, "tutti-asked")
+"""Threads that wait for others: who is frozen must not hold up those in which votes are saved, and two members that ask
+much of one another must still hear what they are asked."""
 
 _PACKET = 1024
 _CREDENTIALS = Struct("3i")
@@ -43,6 +50,8 @@ _CREDENTIALS = Struct("3i")
 _NAME = "\0tutti-ring/"
 POSSIBLE = sys.platform == "linux"
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if POSSIBLE else 0
+
+T = TypeVar("T")
 
 
 class NotHandedOver(TuttiError):
@@ -69,12 +78,12 @@ def sealed(data: Buffer) -> Sealed:
     return Sealed(file)
 
 
-def near(address: str) -> bool:
+async def near(address: str) -> bool:
     """Whether the member of this address is on this machine."""
     if not POSSIBLE:
         return False
     try:
-        _connected(address).close()
+        (await _waiting(_asking, lambda: _connected(address))).close()
     except OSError:
         return False
     return True
@@ -82,7 +91,7 @@ def near(address: str) -> bool:
 
 async def give(address: str, digest: Digest, blob: Sealed) -> None:
     """Have the member hold the blob; raises OSError if there is none here, NotHandedOver."""
-    answer, file = await asyncio.to_thread(_exchange, address, b"G" + bytes.fromhex(digest), blob.file)
+    answer, file = await _waiting(_asking, lambda: _exchange(address, b"G" + bytes.fromhex(digest), blob.file, WITHIN))
     if file is not None:
         os.close(file)
     if answer[:1] != b"+":
@@ -94,7 +103,7 @@ async def take(address: str, digest: Digest) -> memoryview | None:
     if not POSSIBLE:
         return None
     try:
-        answer, file = await asyncio.to_thread(_exchange, address, b"T" + bytes.fromhex(digest), None)
+        answer, file = await _waiting(_asking, lambda: _exchange(address, b"T" + bytes.fromhex(digest), None, SOON))
     except OSError:
         return None
     if file is None:
@@ -144,10 +153,10 @@ class Handover:
         with connection, contextlib.suppress(OSError):
             if _user(connection) != os.getuid():
                 return
-            request, file = await asyncio.to_thread(_receive, connection)
+            request, file = await _waiting(_asked, lambda: _receive(connection))
             try:
                 answer, given = await self._outcome(request[:1], request[1:].hex(), file)
-            except (TuttiError, ValueError) as error:
+            except (TuttiError, ValueError, OSError) as error:  # as if it was deleted just now
                 answer, given = b"-" + str(error).encode()[: _PACKET - 1], None
             finally:
                 if file is not None:
@@ -174,6 +183,10 @@ class Handover:
         return b"+", None
 
 
+async def _waiting(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+
 def _mapped(file: int, digest: Digest) -> memoryview:
     """The bytes of a file, which stay when it is closed; raises CorruptBlob."""
     size = os.fstat(file).st_size
@@ -183,12 +196,12 @@ def _mapped(file: int, digest: Digest) -> memoryview:
     return view
 
 
-def _exchange(address: str, request: bytes, file: int | None) -> tuple[bytes, int | None]:
+def _exchange(address: str, request: bytes, file: int | None, within: float) -> tuple[bytes, int | None]:
     """Raises OSError."""
     with _connected(address) as connection:
         if _user(connection) != os.getuid():
             raise ConnectionRefusedError("a process of another user listens there")
-        connection.settimeout(WITHIN)
+        connection.settimeout(within)
         _send(connection, request, file)
         return _receive(connection)
 

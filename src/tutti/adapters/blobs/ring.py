@@ -185,7 +185,7 @@ class _Parcel:
 
     async def handed_over(self, address: str) -> bool:
         """Whether the member has it now; False if it has to be sent."""
-        if len(self.data) < handover.LARGE or not await asyncio.to_thread(handover.near, address):
+        if len(self.data) < handover.LARGE or not await handover.near(address):
             return False
         async with self._turn:
             if self._sealed is None:
