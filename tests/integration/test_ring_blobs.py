@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from support.thrift_nodes import ring
 from tutti.adapters.blobs.directory import DirectoryBlobs
-from tutti.adapters.blobs.held import HeldBlobs
+from tutti.adapters.blobs.held import SPARE, HeldBlobs
 from tutti.adapters.blobs.ring import HolderAway, RingBlobs
 from tutti.adapters.thrift.idl import CHUNK
 from tutti.core.errors import CorruptBlob, NotFound
@@ -77,3 +77,14 @@ async def test_nobody_has_it_and_somebody_is_away(tmp_path):
         await others[1].stop()
         with pytest.raises(HolderAway):
             await blobs.read("a" * 64)
+
+
+async def test_updates_that_were_fetched_stay_here(tmp_path):
+    """A vote reads each of them twice: once to have it, and once to sum it up."""
+    updates = [os.urandom(1000) for _ in range(2 * SPARE)]
+    async with holders(tmp_path, 1) as (blobs, (other,)):
+        digests = [await other.blobs.put(update) for update in updates]
+        for digest in digests:
+            await blobs.obtain_update(digest)
+        await other.stop()
+        assert [bytes(await blobs.read(digest)) for digest in digests] == updates

@@ -1,8 +1,9 @@
-"""Whole members of a ring, in this process, on real sockets and disks: false suspicion, and a disk that fails."""
+"""Whole members of a ring, in this process, on real sockets and disks: suspicions, a full disk, and what is kept."""
 
 import asyncio
 import contextlib
 import json
+import os
 import sqlite3
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -22,9 +23,12 @@ from tutti.core.errors import StorageError
 from tutti.domain.policy import Policy
 from tutti.domain.spec import load_spec
 from tutti.ports import LinkLost
+from tutti.ports.ring import Placement
 from tutti.ring.identifiers import Peer
 from tutti.ring.record import Seat
+from tutti.services import leftovers
 from tutti.services.ring import RingMember
+from tutti.wire import tensors
 
 WITHIN = 60
 JOB = {"name": "toy", "dataset": "digits", "model": "linear", "rounds": 1, "evaluation": {"nodes": False}}
@@ -150,3 +154,24 @@ async def test_a_leader_that_cannot_write_ends_and_another_leads(members):
     await asyncio.wait(led, return_when=asyncio.FIRST_COMPLETED)
     for task in led:
         task.cancel()
+
+
+async def test_late_updates_go_and_parts_that_are_named_stay(members, monkeypatch):
+    """Who places parts names them first, sends them, and names them again: that may take longer than two looks."""
+    monkeypatch.setattr(leftovers, "SWEEP_SECONDS", 0.01)
+    await members.start(1)
+    (node,) = members.nodes
+    late, part, other = (os.urandom(100) for _ in range(3))
+    placement = Placement("toy", "c" * 64, 1)
+    assert await node.keep(placement, [tensors.digest(part)]) == [tensors.digest(part)]
+    for blob in (part, late):
+        await node._here.hold(tensors.digest(blob), blob)
+    await _gone(node, late)
+    assert await node.keep(placement, [tensors.digest(part)]) == []
+    await node.keep(Placement("toy", "d" * 64, 2), [tensors.digest(other)])  # that one gives way
+    await _gone(node, part)
+
+
+async def _gone(node: RingNode, blob: bytes) -> None:
+    while node._here.has(tensors.digest(blob)):  # noqa: ASYNC110 - no event tells of it
+        await asyncio.sleep(0)

@@ -322,11 +322,13 @@ def signed(key, digest, weight, base, number=1):
     return msgspec.structs.replace(its, signature=key.sign(digest_of("toy-1", digest, its)).hex())
 
 
-def verifier_of(blobs, before, here, others=enough):
+def verifier_of(blobs, before, here, others=enough, obtain=None):
     """Of member c, which knows the keys of a and b; `here` tells which blobs it has."""
     keys = {node: KEYS[node].public for node in "ab"}
     own = ("c", KEYS["x"].public)
-    return Verifier(blobs, here, lambda: before, others, keys=lambda: keys, own=own, verify=verify)
+    return Verifier(
+        blobs, obtain or blobs.read, here, lambda: before, others, keys=lambda: keys, own=own, verify=verify
+    )
 
 
 async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_path):
@@ -368,7 +370,13 @@ async def test_a_member_votes_only_for_the_model_that_it_computes_itself(tmp_pat
     for blob, _ in updates.values():
         await blobs.put(blob)
     assert await verifier_of(FullDisk(tmp_path), before, blobs.has).fault(proposed) is None
-    assert await verifier.fault(proposed) == ""
+    obtained = []
+
+    async def obtain(digest):
+        obtained.append(digest)
+
+    assert await verifier_of(blobs, before, blobs.has, obtain=obtain).fault(proposed) == ""
+    assert obtained == [tensors.digest(blob) for blob, _ in updates.values()]
     assert right in await blobs.digests()
     for others, said in ((enough, None), (too_few, "")):  # it was given none of the updates
         assert await verifier_of(blobs, before, lambda _: False, others).fault(proposed, asked_for=0.0) == said

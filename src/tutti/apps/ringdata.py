@@ -54,6 +54,10 @@ class MemberData:
         self.keeper: Keeper | None = None
         self.data: Data | None = None
         self.changed = asyncio.Event()
+        self.wanted: frozenset[Digest] = frozenset()
+        """The shelf, and what is said to come: who places parts names them first, and they may take a while."""
+        self._placement = ""
+        self._turn = asyncio.Lock()
 
     async def load(self) -> None:
         """Data of the member's own; raises UserError."""
@@ -62,14 +66,16 @@ class MemberData:
 
     def join(self, ring: RingMember) -> None:
         """Raises StorageError for a shelf that cannot be read."""
-        if self._own is not None:
-            return
         try:
             kept = msgspec.json.decode(self._file.read_bytes(), type=Kept) if self._file.exists() else None
         except (OSError, msgspec.MsgspecError) as error:
             raise StorageError(
                 f"cannot read {self._file}: {error}; remove it, and others send its parts anew"
             ) from None
+        if kept is not None:
+            self.wanted, self._placement = frozenset(kept.digests), kept.placement.content
+        if self._own is not None:
+            return
         here = tuple(digest for digest in kept.digests if self._blobs.has(digest)) if kept else ()
         self.keeper = Keeper(
             ring,
@@ -128,7 +134,11 @@ class MemberData:
         self.changed.set()
 
     async def keep(self, placement: Placement, digests: Sequence[Digest]) -> list[Digest]:
-        return await self._shelf().keep(placement, digests)
+        async with self._turn:
+            lacking = await self._shelf().keep(placement, digests)
+            same = self._placement == placement.content
+            self._placement, self.wanted = placement.content, (self.wanted if same else frozenset()).union(digests)
+        return lacking
 
     async def kept(self, digests: Sequence[Digest]) -> tuple[list[Digest], tuple[Peer, ...]]:
         return self._shelf().kept(digests)
@@ -149,4 +159,10 @@ class MemberData:
             raise StorageError(f"cannot write {self._file}: {error.strerror or error}") from None
 
     async def _forget(self, digests: set[Digest]) -> None:
+        self.wanted -= digests
         await self._blobs.delete(*digests)
+
+    async def delete_unwanted(self, digests: set[Digest]) -> None:
+        """Delete these, but none that is wanted here; what is being looked for is here or not."""
+        async with self._turn:
+            await self._blobs.delete(*(digests - self.wanted))

@@ -48,6 +48,7 @@ from tutti.ring.member import Member, View
 from tutti.ring.record import Record, Seat
 from tutti.services.chain import BadRecord, ChainMember, LostLead
 from tutti.services.coordinator import Coordinator
+from tutti.services.leftovers import Leftovers
 from tutti.services.node import NodeRuntime
 from tutti.services.ring import RingMember
 from tutti.services.seats import Seats
@@ -126,6 +127,7 @@ class RingNode:
         self.agreed.forgotten = self._forget
         self._verifier = Verifier(
             self._blobs,
+            self._blobs.obtain_update,
             self._here.has,
             lambda: self.agreed.jobs,
             self._others_do,
@@ -139,6 +141,9 @@ class RingNode:
         self._node: NodeRuntime | None = None
         self._placed = MemberData(
             folder, settings.data, self._here, self._peers, lambda: self._node is not None and self._node.busy
+        )
+        self._leftovers = Leftovers(
+            self._here.digests, self._needed, lambda: self.agreed.jobs, self._placed.delete_unwanted
         )
         self._tidying: set[asyncio.Task[None]] = set()
 
@@ -170,6 +175,7 @@ class RingNode:
             self._lead(),
             self._train(),
             self._placed.run(),
+            self._leftovers.sweep(),
             self._entry.stay(self.ring, self._begin),
             self._seats.run(self.ring),
         )
@@ -226,6 +232,11 @@ class RingNode:
         others = [address for address in committee if address != self.address]
         given = await self._blobs.given(others, updates, silent=SILENT - asked_for)
         return enough_without(self.address, committee, given)
+
+    def _needed(self) -> set[Digest]:
+        """What the jobs need, to which a leader has added what waits to be agreed on, and what clients have placed."""
+        leading = set() if self.core is None else self.core.keeper.needed()
+        return self.agreed.needed() | leading | self._placed.wanted
 
     def _forget(self, digests: set[Digest]) -> None:
         if digests:

@@ -45,6 +45,7 @@ class Verifier:
 
     Args:
         blobs: Gets what is not here from other members.
+        obtain: Has an update here from now on, until its round is closed; raises NotFound.
         here: Whether a blob is here already.
         jobs: Those jobs, by id.
         others_do: Whether enough others vote for a record with these updates (`enough_without`), so many seconds after
@@ -57,6 +58,7 @@ class Verifier:
     def __init__(
         self,
         blobs: BlobStore,
+        obtain: Callable[[Digest], Awaitable[object]],
         here: Callable[[Digest], bool],
         jobs: Callable[[], dict[str, Job]],
         others_do: Callable[[Sequence[Digest], float], Awaitable[bool]],
@@ -65,7 +67,8 @@ class Verifier:
         own: tuple[NodeId, PublicKey],
         verify: Verify,
     ) -> None:
-        self._blobs, self._here, self._jobs, self._others_do = blobs, here, jobs, others_do
+        self._blobs, self._obtain = blobs, obtain
+        self._here, self._jobs, self._others_do = here, jobs, others_do
         self._keys, self._own, self._verify = keys, own, verify
         self._unable = ""
 
@@ -123,7 +126,8 @@ class Verifier:
         sums = Aggregation(job.spec, self._blobs)
         await sums.restore(job.model, job.state, job.rounds_done)
         fold = sums.begin((opened.round, opened.attempt), len(opened.cohort))
-        await self._have(*(update.digest for update in accepted))
+        for update in accepted:
+            await self._obtain(update.digest)
         await sums.add(fold, accepted)
         result = await sums.finish(fold, opened.candidates)
         if result.counted != closed.counted:

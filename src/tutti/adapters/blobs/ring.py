@@ -81,16 +81,23 @@ class RingBlobs:
         """None: what a leader does not know of yet may be an update of the open round. Members tidy up by record."""
         return []
 
-    async def obtain(self, digest: Digest) -> None:
-        """Have the blob here; raises NotFound if no member has it, HolderAway if one may, CorruptBlob."""
+    async def obtain(self, digest: Digest, *, spare: bool = True) -> None:
+        """Have the blob here; raises NotFound if no member has it, HolderAway if one may, CorruptBlob.
+
+        One that is not `spare` stays until it is deleted, whatever else is fetched.
+        """
         if self.here.has(digest):
             return
         for address in self._holders():
             with suppress(CorruptBlob):
                 if (mapped := await handover.take(address, digest)) is not None:
-                    await self.here.hold(digest, mapped, spare=True)
+                    await self.here.hold(digest, mapped, spare=spare)
                     return
-        await self.here.hold(digest, await collect(self._peers, self._holders(), digest), spare=True)
+        await self.here.hold(digest, await collect(self._peers, self._holders(), digest), spare=spare)
+
+    async def obtain_update(self, digest: Digest) -> None:
+        """As `obtain`; it is read more than once until its round is closed, and deleted then."""
+        await self.obtain(digest, spare=False)
 
     async def spread(self, digest: Digest, data: Buffer, to: list[str], copies: int) -> int:
         """Store a blob at so many of the members that can be reached, the first ones; how many have it then."""
