@@ -22,7 +22,7 @@ from tutti.adapters.thrift.client import Channel, UnknownCall, Unreachable
 from tutti.adapters.thrift.frames import Frames
 from tutti.adapters.thrift.idl import CHUNK, PROTOCOL, compute_node, key_bytes, peer_struct, supernode
 from tutti.adapters.thrift.node import IDLE, MAX_UPLOADS, ThriftPeers, peer_at
-from tutti.adapters.thrift.server import PortTaken
+from tutti.adapters.thrift.server import PortTaken, Server
 from tutti.adapters.thrift.tls import BadCertificate, client_context, server_context
 from tutti.core.errors import NotFound, UserError
 from tutti.ring.identifiers import Peer, identifier
@@ -242,6 +242,20 @@ async def test_a_port_in_use_and_a_dead_address_are_said(tmp_path):
     with pytest.raises(Unreachable, match="cannot reach"):
         await Channel(compute_node.ComputeNode, "127.0.0.1", node.port).call("missing", [], within=TIMEOUT)
     assert await node.peers.ask(peer_at("no-port"), 1, None) is None
+
+
+async def test_an_ipv6_address_is_reached_with_brackets_and_without():
+    class Handler:
+        async def members(self, protocol):
+            return []
+
+    server = Server(supernode.Supernode, Handler())
+    port = await server.start("::1", 0)
+    for host in ("::1", "[::1]"):
+        channel = Channel(supernode.Supernode, host, port)
+        assert await channel.call("members", PROTOCOL, within=TIMEOUT) == []
+        await channel.close()
+    await server.close()
 
 
 # -- rings that live -----------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Channel:
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        _, self._frames = await loop.create_connection(Frames, self._host, self._port, ssl=self._tls)
+        _, self._frames = await loop.create_connection(Frames, self._host.strip("[]"), self._port, ssl=self._tls)
         self._reading = asyncio.create_task(self._read(self._frames))
 
     async def _read(self, frames: Frames) -> None:
