@@ -84,8 +84,10 @@ async def observed(world: World, tmp_path: Path, broker: BrokerFabric, replicas:
     ):
         await asked.until_all_have_values(['up{job="tutti"} == 1'])
         await world.finished(await world.core.submit(toy_spec(2)))
-        await asked.until_all_have_values(dashboard_expressions() + alert_operands())
         await asked.until_all_have_values(['sum(tutti_exclusions_total{reason="drained"}) == 4'])
+        await world.finished(await world.core.submit(toy_spec(2)))  # a rate is of what grows between two scrapes
+        await asked.until_all_have_values(dashboard_expressions() + alert_operands())
+        await asked.until_all_have_values(['sum(tutti_exclusions_total{reason="drained"}) == 8'])
         await asked.until_all_have_values(['sum(tutti_update_bytes_total{codec="none"}) > 0'])
         await asked.until_all_have_values(["tutti_log_lease_seconds > 2", "tutti_log_owner == 1"])
         await asked.until_all_have_values(["sum(tutti_relay_linked) == 2", "sum(tutti_redis_up) == 2"])
