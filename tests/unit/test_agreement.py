@@ -201,6 +201,14 @@ def refused(leader: Member, other: Member, now: float) -> None:
     leader.hear(other, Nack, now)
 
 
+def agreed(leader: Member, voter: Member, now: float) -> None:
+    """The voter hears the leader's proposal, finds it right, and its vote makes the record."""
+    voter.hear(leader, Accept, now)
+    voter.find("", now)
+    leader.hear(voter, consensus.Accepted, now + 0.1)
+    assert [record.body for record in leader.appended] == [b"A"]
+
+
 def test_a_leader_asks_for_a_ballot_above_that_of_a_member_that_stood_still(three):
     leader, second, third = three
     refused(leader, second, 2.0)
@@ -217,10 +225,7 @@ def test_a_leader_asks_for_a_ballot_above_that_of_a_member_that_stood_still(thre
     assert {member.replica.leader for member in three} == {leader.replica.me}
     assert leader.told == []  # to the shell nothing has happened
     leader.tell(Propose(SEATS, b"A"), 2.6)
-    second.hear(leader, Accept, 2.7)
-    second.find("", 2.7)
-    leader.hear(second, consensus.Accepted, 2.8)
-    assert [record.body for record in leader.appended] == [b"A"]
+    agreed(leader, second, 2.7)
 
 
 def test_what_was_proposed_meanwhile_is_proposed_again_in_the_higher_ballot(three):
@@ -232,10 +237,7 @@ def test_what_was_proposed_meanwhile_is_proposed_again_in_the_higher_ballot(thre
     leader.hear(third, Nack, 2.2)  # it has promised this leader more: that does not count against it
     leader.hear(third, Promise, 2.3)
     assert leader.said(third, Accept).ballot == leader.replica.role.ballot == Ballot(2, leader.replica.me)
-    third.hear(leader, Accept, 2.4)
-    third.find("", 2.4)
-    leader.hear(third, consensus.Accepted, 2.5)
-    assert [record.body for record in leader.appended] == [b"A"]
+    agreed(leader, third, 2.4)
 
 
 def test_while_votes_are_collected_nobody_makes_a_leader_collect_them_anew(three):
@@ -243,10 +245,7 @@ def test_while_votes_are_collected_nobody_makes_a_leader_collect_them_anew(three
     leader.tell(Propose(SEATS, b"A"), 1.9)
     refused(leader, second, 2.0)
     assert not [wish for wish in leader.sent if isinstance(wish.message, Prepare)]
-    third.hear(leader, Accept, 2.1)
-    third.find("", 2.1)
-    leader.hear(third, consensus.Accepted, 2.2)
-    assert [record.body for record in leader.appended] == [b"A"]
+    agreed(leader, third, 2.1)
 
 
 def test_a_leader_gives_up_when_its_promises_tell_of_votes_for_another(three):

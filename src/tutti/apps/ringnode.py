@@ -320,10 +320,9 @@ class RingNode:
                     runtime.result()
             finally:
                 self._node = None
-                changed.cancel()
-                while not runtime.done():  # one whose session is just failing, as with this member's lead, goes on
-                    runtime.cancel()
-                    await asyncio.wait((runtime,), timeout=LOOK_EVERY)
+                for task in (runtime, changed):
+                    task.cancel()
+                await asyncio.wait((runtime, changed))
 
     def _runtime(self, data: Data) -> NodeRuntime:
         return NodeRuntime(

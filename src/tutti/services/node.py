@@ -8,6 +8,7 @@ counts; the owner's policy counts more.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -133,12 +134,11 @@ class NodeRuntime:
                         await self._obey(message)
                 raise LinkLost("the coordinator closed the connection")
         except BaseExceptionGroup as failed:  # the first failure ended the session, the others followed from it
-            try:
+            with suppress(asyncio.CancelledError):  # a group that ends by an error may leave its own
                 await asyncio.sleep(0)
-            except asyncio.CancelledError:  # a group that ends by an error may leave its own cancellation behind
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # one from outside, which the group took while it ended
+                raise asyncio.CancelledError from None
             raise failed.exceptions[0] from None
 
     def _registration(self) -> Registration:
